@@ -1,0 +1,33 @@
+# make quickstart   train, deploy and predict on real digits, on this machine (about a minute after the install)
+# make test         the test suite; make test-slow adds the checks that take minutes
+# make check        lint and format
+# make clean        remove .venv and what the tools left behind
+
+PYTHON ?= python3
+BIN = .venv/bin
+INSTALLED = .venv/.installed
+
+.PHONY: quickstart test test-slow check clean
+
+quickstart: $(INSTALLED)
+	$(BIN)/python -m jobs.quickstart
+
+test: $(INSTALLED)
+	$(BIN)/python -m pytest
+
+test-slow: $(INSTALLED)
+	$(BIN)/python -m pytest -m slow
+
+check: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+# Built when it is missing or the requirements changed.
+$(INSTALLED): setup.cfg constraints.txt pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test,notebooks]'
+	touch $@
+
+clean:
+	rm -rf .venv .pytest_cache .ruff_cache *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,60 @@
+"""The one entry point of the managed PyTorch containers: training, and the four functions of serving.
+
+    python source/entry_point.py --train DATA_DIR --model-dir MODEL_DIR --arch resnet34 --epochs 3
+
+In a training container the arguments come as hyperparameters and the directories from SM_* variables; in a serving
+container the toolkit calls `model_fn` once in each worker, then `input_fn`, `predict_fn` and `output_fn` for each
+request (https://sagemaker.readthedocs.io/en/v2/frameworks/pytorch/using_pytorch.html).
+"""
+
+import sys
+
+from fastmaker import content, preprocess
+
+
+def main(argv=None):
+    from fastmaker import training
+
+    return training.main(training.parse_args(argv))
+
+
+def model_fn(model_dir, context):
+    """The bundle in `model_dir` as a `serving.Model`, on this worker's GPU if it has one."""
+    import torch
+
+    from fastmaker import serving
+
+    gpu = context.system_properties.get("gpu_id") if torch.cuda.is_available() else None
+    torch.set_num_threads(serving.threads_per_worker())
+    model = serving.load(model_dir, "cpu" if gpu is None else f"cuda:{gpu}")
+    _decode_text_here()
+    return model
+
+
+def input_fn(body, content_type):
+    """A request body as `content.Images`. Raises a `content.RequestError`, which is answered with its status."""
+    return content.decode(body, content_type)
+
+
+def predict_fn(request, model):
+    """`content.Images` -> `content.Answer`."""
+    try:
+        return content.Answer(model.predict(request.images), request.single)
+    except preprocess.ImageError as error:
+        raise content.BadRequest(str(error)) from None
+
+
+def output_fn(answer, accept):
+    """The answer's bytes and their content type."""
+    return content.encode(answer, accept)
+
+
+def _decode_text_here():
+    """Let `content` decode text: the toolkit does it before input_fn, and answers bytes that are not UTF-8 with 500."""
+    from sagemaker_inference import content_types
+
+    content_types.UTF8_TYPES.clear()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

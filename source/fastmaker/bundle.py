@@ -1,0 +1,182 @@
+"""The model directory: what training leaves in /opt/ml/model and serving starts from.
+
+    model.pth    the state_dict of the pure torch network
+    model.json   everything else that an answer depends on (`ModelInfo`)
+    code/        entry_point.py and this package, so that an endpoint needs nothing else
+
+No pickled code anywhere: model.pth is read with ``weights_only=True``. This module is the only one that knows the
+file names.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+import platform
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+import torchvision
+from torch import nn
+
+from fastmaker import __version__, networks, preprocess
+
+STATE_FILE = "model.pth"
+INFO_FILE = "model.json"
+CODE_DIR = "code"
+FORMAT = 1
+TASKS = ("classification",)
+
+
+class BundleError(ValueError):
+    """A model directory that cannot be used; the message names the file, the key and what was expected."""
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """What stands in model.json."""
+
+    task: str  # one of TASKS
+    architecture: str  # one of networks.ARCHITECTURES
+    labels: tuple[str, ...]  # in the order of the network's outputs
+    image_mode: str  # one of preprocess.IMAGE_MODES: what each image is converted to
+    image_size: tuple[int, int]  # (height, width) in pixels
+    resize_method: str  # one of preprocess.RESIZE_METHODS
+    mean: tuple[float, ...]  # one for each channel, for pixels scaled to 0..1
+    std: tuple[float, ...]
+    metrics: dict[str, float] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
+    format: int = FORMAT
+    state_sha256: str = ""  # of model.pth
+
+    @property
+    def channels(self) -> int:
+        return 3 if self.image_mode == "RGB" else 1
+
+
+def save(model_dir: str | os.PathLike, network: nn.Module, info: ModelInfo) -> ModelInfo:
+    """Write a complete bundle into `model_dir` and return the `ModelInfo` as written.
+
+    model.json comes last: a directory without it is no bundle. Raises BundleError if the network's keys are not
+    those of `info.architecture`.
+    """
+    model_dir = Path(model_dir)
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
+    state = {name: torch.as_tensor(tensor).as_subclass(torch.Tensor) for name, tensor in state.items()}
+    _fill(_empty_network(info), state, model_dir / STATE_FILE)
+    model_dir.mkdir(parents=True, exist_ok=True)
+    (model_dir / INFO_FILE).unlink(missing_ok=True)
+    torch.save(state, model_dir / STATE_FILE)
+    _save_code(model_dir / CODE_DIR)
+    info = dataclasses.replace(info, versions=_versions() | info.versions, state_sha256=_sha256(model_dir / STATE_FILE))
+    partial = model_dir / (INFO_FILE + ".partial")
+    partial.write_text(json.dumps(dataclasses.asdict(info), indent=2, ensure_ascii=False) + "\n", "utf-8")
+    partial.rename(model_dir / INFO_FILE)
+    return info
+
+
+def load(model_dir: str | os.PathLike) -> tuple[nn.Module, ModelInfo]:
+    """The network, in eval mode on the CPU, and its `ModelInfo`. Raises BundleError."""
+    info = load_info(model_dir)
+    path = Path(model_dir) / STATE_FILE
+    if not path.is_file():
+        raise BundleError(f"{path}: missing; a bundle holds {STATE_FILE}, {INFO_FILE} and {CODE_DIR}/")
+    if _sha256(path) != info.state_sha256:
+        raise BundleError(f"{path}: its SHA-256 is not the state_sha256 of {INFO_FILE}; it was altered or cut short")
+    network = _empty_network(info)
+    _fill(network, torch.load(path, map_location="cpu", weights_only=True), path)
+    return network.eval(), info
+
+
+def load_info(model_dir: str | os.PathLike) -> ModelInfo:
+    """Read and check model.json. Raises BundleError."""
+    path = Path(model_dir) / INFO_FILE
+    try:
+        values = json.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        raise BundleError(f"{path}: missing; is {model_dir} a model directory that fastmaker wrote?") from None
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise BundleError(f"{path}: not JSON: {error}") from None
+    if not isinstance(values, dict):
+        raise BundleError(f"{path}: expected one JSON object, found {type(values).__name__}")
+    return _checked(values, path)
+
+
+def _checked(values: dict, path: Path) -> ModelInfo:
+    def check(key: str, good: bool, expected: str) -> None:
+        if not good:
+            raise BundleError(f"{path}: {key!r} is {json.dumps(values.get(key))[:80]}; expected {expected}")
+
+    def is_list(key: str, kind: type | tuple[type, ...], length: int | None = None) -> bool:
+        items = values.get(key)
+        return (
+            isinstance(items, list)
+            and all(isinstance(item, kind) and not isinstance(item, bool) for item in items)
+            and (length is None or len(items) == length)
+        )
+
+    check("format", isinstance(values.get("format"), int), f"a whole number, {FORMAT} or less")
+    if values["format"] > FORMAT:
+        raise BundleError(
+            f"{path}: 'format' is {values['format']}, newer than {FORMAT}, the newest that fastmaker {__version__}"
+            " reads; use a newer fastmaker"
+        )
+    for key, allowed in {
+        "task": TASKS,
+        "architecture": networks.ARCHITECTURES,
+        "image_mode": preprocess.IMAGE_MODES,
+        "resize_method": preprocess.RESIZE_METHODS,
+    }.items():
+        check(key, values.get(key) in allowed, f"one of {', '.join(allowed)}")
+    channels = 3 if values["image_mode"] == "RGB" else 1
+    check("labels", is_list("labels", str) and len(values["labels"]) > 1, "a list of two or more strings")
+    check("image_size", is_list("image_size", int, 2) and min(values["image_size"]) > 0, "[height, width]")
+    check("mean", is_list("mean", (int, float), channels), f"a list of {channels} numbers")
+    check(
+        "std",
+        is_list("std", (int, float), channels) and 0 not in values["std"],
+        f"{channels} numbers, none 0",
+    )
+    check("state_sha256", isinstance(values.get("state_sha256"), str), "a string of 64 hexadecimal digits")
+    names = {f.name for f in dataclasses.fields(ModelInfo)}
+    known = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items() if name in names}
+    return ModelInfo(**known)
+
+
+def _empty_network(info: ModelInfo) -> nn.Module:
+    return networks.empty_classifier(info.architecture, len(info.labels), info.channels)
+
+
+def _fill(network: nn.Module, state: dict[str, torch.Tensor], path: Path) -> None:
+    try:
+        network.load_state_dict(state, strict=True, assign=True)
+    except (RuntimeError, AttributeError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise BundleError(f"{path}: the weights do not fit the architecture in {INFO_FILE}: {reason}") from None
+
+
+def _save_code(code_dir: Path) -> None:
+    """Put the entry point and this package beside the weights, less requirements.txt: serving installs nothing."""
+    source = Path(__file__).resolve().parent.parent
+    shutil.rmtree(code_dir, ignore_errors=True)
+    shutil.copytree(source / "fastmaker", code_dir / "fastmaker", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy2(source / "entry_point.py", code_dir)
+
+
+def _versions() -> dict[str, str]:
+    return {
+        "fastmaker": __version__,
+        "torch": torch.__version__,
+        "torchvision": torchvision.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()

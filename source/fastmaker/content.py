@@ -1,0 +1,261 @@
+"""What goes over the wire: content types in, accept types out, and the HTTP errors.
+
+Request bodies and answers are those of SageMaker's InvokeEndpoint
+(https://docs.aws.amazon.com/sagemaker/latest/APIReference/API_runtime_InvokeEndpoint.html); nothing here needs a
+server.
+"""
+
+import base64
+import binascii
+import csv
+import io
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+from fastmaker import preprocess
+
+try:
+    from sagemaker_inference.errors import BaseInferenceToolkitError
+except ImportError:  # the training image and a notebook do without the inference toolkit
+
+    class BaseInferenceToolkitError(Exception):
+        """Stands in for the toolkit's class of the same name, with its signature."""
+
+        def __init__(self, status_code: int, message: str, phrase: str):
+            self.status_code, self.message, self.phrase = status_code, message, phrase
+            super().__init__(status_code, message, phrase)
+
+
+class RequestError(BaseInferenceToolkitError):
+    """The request cannot be answered: an HTTP status of 4xx and one line that says why.
+
+    Only subclasses of the toolkit's error keep their status; it answers 500 for everything else.
+    """
+
+    status = 400
+
+    def __init__(self, message: str):
+        # TorchServe counts characters where it sends bytes: anything but ASCII in the phrase breaks its protocol.
+        line = " ".join(message.split()).encode("ascii", "backslashreplace").decode("ascii")[:500]
+        super().__init__(self.status, line, line)
+
+    def __str__(self) -> str:
+        return self.message
+
+
+class BadRequest(RequestError):
+    """400: the body is not what its Content-Type says."""
+
+
+class UnsupportedContentType(RequestError):
+    """415: a Content-Type that is not in `DECODERS`."""
+
+    status = 415
+
+
+class NotAcceptable(RequestError):
+    """406: an Accept that names nothing in `ENCODERS`."""
+
+    status = 406
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The answer for one image: float32 probabilities (n_labels,) that add up to 1."""
+
+    probabilities: np.ndarray
+    labels: Sequence[str]
+
+    @property
+    def index(self) -> int:
+        return int(self.probabilities.argmax())
+
+    @property
+    def label(self) -> str:
+        return self.labels[self.index]
+
+    def as_object(self) -> dict:
+        """The JSON answer; `predictions` repeats the index for clients written for published examples."""
+        top = np.argsort(-self.probabilities, kind="stable")[:5]
+        return {
+            "label": self.label,
+            "index": self.index,
+            "probability": float(self.probabilities[self.index]),
+            "top": [{"label": self.labels[i], "probability": float(self.probabilities[i])} for i in top],
+            "predictions": self.index,
+        }
+
+
+@dataclass(frozen=True)
+class Images:
+    """What a request holds: its images, and whether the client asked about one image or about a list."""
+
+    images: list[Image.Image]
+    single: bool
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A prediction for each image of a request."""
+
+    predictions: list[Prediction]
+    single: bool
+
+
+def decode(body: bytes | None, content_type: str | None) -> Images:
+    """The images in a request body. Raises UnsupportedContentType or BadRequest."""
+    media_type = (content_type or "").split(";")[0].strip().lower()
+    decoder = DECODERS.get(media_type) or (_decode_image if media_type.startswith("image/") else None)
+    if decoder is None:
+        named = repr(media_type) if media_type else "missing"
+        raise UnsupportedContentType(f"Content-Type is {named}; accepted: image/*, {', '.join(DECODERS)}")
+    if not body:
+        raise BadRequest(f"the body is empty; expected {media_type}")
+    if isinstance(body, str):  # a server that decoded text already
+        body = body.encode("utf-8")
+    try:
+        return decoder(bytes(body))
+    except preprocess.ImageError as error:
+        raise BadRequest(str(error)) from None
+
+
+def encode(answer: Answer, accept: str | None) -> tuple[bytes, str]:
+    """The answer in the first media type of the Accept header that can be had, and that type.
+
+    Quality values are honoured; ``*/*`` or nothing gives application/json. Raises NotAcceptable.
+    """
+    for media_type in _wanted(accept):
+        if media_type in ("*/*", "application/*"):
+            media_type = "application/json"
+        elif media_type == "text/*":
+            media_type = "text/csv"
+        if media_type in ENCODERS:
+            return ENCODERS[media_type](answer), media_type
+    raise NotAcceptable(f"Accept is {accept!r}; a classification can be had as {', '.join(ENCODERS)}")
+
+
+def _wanted(accept: str | None) -> list[str]:
+    """The media types of an Accept header, the most wanted first (RFC 9110, section 12.5.1)."""
+    wanted = []
+    for choice in (accept or "*/*").split(","):
+        media_type, *parameters = (part.strip().lower() for part in choice.split(";"))
+        quality = next((p[2:] for p in parameters if p.startswith("q=")), "1")
+        try:
+            wanted.append((float(quality), media_type))
+        except ValueError:
+            wanted.append((0.0, media_type))
+    return [media_type for quality, media_type in sorted(wanted, key=lambda pair: -pair[0]) if quality > 0]
+
+
+def _decode_image(body: bytes) -> Images:
+    return Images([preprocess.decode(body)], single=True)
+
+
+def _decode_npy(body: bytes) -> Images:
+    array = _read_npy(body)
+    if array.ndim == 4:
+        if not len(array):
+            raise BadRequest(f"the array holds no images: its shape is {array.shape}")
+        return Images([preprocess.from_array(image) for image in array], single=False)
+    return Images([preprocess.from_array(array)], single=True)
+
+
+def _read_npy(body: bytes) -> np.ndarray:
+    """A uint8 array in NumPy's format, its header checked before any memory is taken; never unpickled."""
+    stream = io.BytesIO(body)
+    try:
+        version = np.lib.format.read_magic(stream)
+        read_header = {
+            (1, 0): np.lib.format.read_array_header_1_0,
+            (2, 0): np.lib.format.read_array_header_2_0,
+        }[version]
+        shape, fortran_order, dtype = read_header(stream)
+    except (ValueError, KeyError, SyntaxError) as error:
+        raise BadRequest(f"the body is no .npy array: {error}") from None
+    if dtype != np.uint8:
+        raise BadRequest(f"expected a uint8 array (H, W), (H, W, 3) or (N, H, W, 3), got {dtype} {shape}")
+    data = body[stream.tell() :]
+    if int(np.prod(shape, dtype=object)) != len(data):
+        raise BadRequest(f"the array's shape {shape} does not fit the {len(data):,} bytes that follow its header")
+    return np.frombuffer(data, np.uint8).reshape(shape, order="F" if fortran_order else "C")
+
+
+def _decode_json(body: bytes) -> Images:
+    instances = _parse_json(body, "the body")
+    instances = instances.get("instances") if isinstance(instances, dict) else None
+    if not isinstance(instances, list) or not instances:
+        raise BadRequest('expected {"instances": [{"b64": "..."}, ...]} with at least one instance')
+    return Images([_from_base64(item, f"instance {i}") for i, item in enumerate(instances)], single=False)
+
+
+def _decode_jsonlines(body: bytes) -> Images:
+    lines = [line for line in body.splitlines() if line.strip()]
+    if not lines:
+        raise BadRequest('expected one {"b64": "..."} a line, got no line')
+    items = [_parse_json(line, f"line {i}") for i, line in enumerate(lines, 1)]
+    return Images([_from_base64(item, f"line {i}") for i, item in enumerate(items, 1)], single=False)
+
+
+def _parse_json(text: bytes, where: str) -> object:
+    try:
+        return json.loads(text.decode("utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise BadRequest(f"{where} is not JSON: {error}") from None
+
+
+def _from_base64(item: object, where: str) -> Image.Image:
+    if not isinstance(item, dict) or not isinstance(item.get("b64"), str):
+        raise BadRequest(f'{where}: expected {{"b64": "<a base64 encoded image>"}}')
+    try:
+        data = base64.b64decode(item["b64"], validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise BadRequest(f"{where}: not base64: {error}") from None
+    try:
+        return preprocess.decode(data)
+    except preprocess.ImageError as error:
+        raise BadRequest(f"{where}: {error}") from None
+
+
+def _encode_json(answer: Answer) -> bytes:
+    objects = [prediction.as_object() for prediction in answer.predictions]
+    return json.dumps(objects[0] if answer.single else objects, ensure_ascii=False).encode("utf-8")
+
+
+def _encode_jsonlines(answer: Answer) -> bytes:
+    lines = (json.dumps(prediction.as_object(), ensure_ascii=False) for prediction in answer.predictions)
+    return "".join(line + "\n" for line in lines).encode("utf-8")
+
+
+def _encode_csv(answer: Answer) -> bytes:
+    """label,index,probability: a line an image, no header."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    for p in answer.predictions:
+        writer.writerow([p.label, p.index, repr(float(p.probabilities[p.index]))])
+    return text.getvalue().encode("utf-8")
+
+
+def _encode_npy(answer: Answer) -> bytes:
+    """float32 (n_labels,) for one image, (N, n_labels) for several."""
+    probabilities = np.stack([prediction.probabilities for prediction in answer.predictions])
+    stream = io.BytesIO()
+    np.save(stream, probabilities[0] if answer.single else probabilities, allow_pickle=False)
+    return stream.getvalue()
+
+
+DECODERS: dict[str, Callable[[bytes], Images]] = {
+    "application/x-image": _decode_image,
+    "application/x-npy": _decode_npy,
+    "application/json": _decode_json,
+    "application/jsonlines": _decode_jsonlines,
+}
+ENCODERS: dict[str, Callable[[Answer], bytes]] = {
+    "application/json": _encode_json,
+    "application/jsonlines": _encode_jsonlines,
+    "text/csv": _encode_csv,
+    "application/x-npy": _encode_npy,
+}

@@ -1,0 +1,311 @@
+"""A channel directory -> labelled images -> fastai DataLoaders.
+
+`read` finds out which of these layouts a directory has, says what it found, and refuses the rest:
+
+    idx             MNIST's raw files, plain or .gz: train-images-idx3-ubyte and train-labels-idx1-ubyte, t10k-... to
+                    validate
+    label regex     image files anywhere below; the first group of --label-regex, searched in the file name, is the
+                    label
+    labels.csv      with a header; columns: file name, label
+    class folders   <class>/<image>, or train/<class>/<image> with valid/<class>/<image>
+
+Only `dataloaders` needs fastai.
+"""
+
+import csv
+import gzip
+import os
+import re
+import zlib
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from fastmaker import preprocess
+
+VALID_FOLDERS = ("valid", "val", "validation")
+# More unreadable images than this share of all are a broken download rather than a few bad files.
+MAX_UNREADABLE = 0.1
+# Normalisation for pixels in 0..1: ImageNet's statistics for colour, MNIST's for gray, as fastai has them.
+STATISTICS = {"RGB": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)), "L": ((0.1307,), (0.3081,))}
+
+
+class DataError(ValueError):
+    """The data cannot be trained on; the message says what was looked for and what was found."""
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Labelled images: paths or uint8 arrays (H, W), their labels, and which of them validate."""
+
+    layout: str
+    images: Sequence[Path] | np.ndarray
+    labels: Sequence[str]
+    is_valid: Sequence[bool]
+    skipped: tuple[str, ...] = ()  # unreadable files, each with the reason
+
+    @property
+    def classes(self) -> list[str]:
+        return sorted(set(self.labels))
+
+    def summary(self) -> str:
+        n_valid = sum(self.is_valid)
+        return (
+            f"found {self.layout}: {len(self.labels) - n_valid} images to train, {n_valid} to validate,"
+            f" {len(self.classes)} classes ({', '.join(self.classes[:5])}{', ...' if len(self.classes) > 5 else ''})"
+            + (f"; {len(self.skipped)} unreadable images skipped" if self.skipped else "")
+        )
+
+
+def read(
+    train_dir: str | os.PathLike,
+    valid_dir: str | os.PathLike | None = None,
+    label_regex: str | None = None,
+    valid_pct: float = 0.2,
+    seed: int = 42,
+) -> Samples:
+    """The samples of a channel directory, every image file opened once to see that it can be read.
+
+    Without images set apart for validation (`valid_dir`, a valid folder, t10k files), `valid_pct` of each class
+    validates, drawn with `seed`. Raises DataError.
+    """
+    train_dir = Path(train_dir)
+    if not train_dir.is_dir():
+        raise DataError(f"{train_dir} is no directory")
+    pattern = compile_regex(label_regex)
+    layout, train, valid = _find(train_dir, pattern)
+    if valid_dir is not None:
+        if valid:
+            raise DataError(f"{train_dir} has validation images of its own; do not give {valid_dir} as well")
+        layout, valid, _ = _find(Path(valid_dir), pattern)
+    if layout == "idx":
+        return _checked(_samples(layout, train, valid, (), valid_pct, seed))
+    n_files = len(train) + len(valid)
+    train, bad_train = _readable(train)
+    valid, bad_valid = _readable(valid)
+    skipped = (*bad_train, *bad_valid)
+    if len(skipped) > MAX_UNREADABLE * n_files:
+        raise DataError(
+            f"{len(skipped)} of {n_files} images in {train_dir} cannot be read (more than a tenth): "
+            + "; ".join(skipped[:3])
+        )
+    return _checked(_samples(layout, train, valid, skipped, valid_pct, seed))
+
+
+def dataloaders(
+    samples: Samples,
+    image_mode: str,
+    image_size: tuple[int, int],
+    resize_method: str,
+    batch_size: int,
+    augment: bool,
+    workers: int,
+    device: str | None = None,
+):
+    """fastai DataLoaders of (image, class): float32 (N, C, H, W), normalised with STATISTICS, and int64 (N,)."""
+    from fastai.vision.all import (
+        CategoryBlock,
+        DataBlock,
+        ImageBlock,
+        IndexSplitter,
+        ItemGetter,
+        Normalize,
+        PILImage,
+        PILImageBW,
+        Resize,
+        aug_transforms,
+    )
+
+    block = DataBlock(
+        blocks=(ImageBlock(PILImage if image_mode == "RGB" else PILImageBW), CategoryBlock(vocab=samples.classes)),
+        get_x=ItemGetter(0),
+        get_y=ItemGetter(1),
+        splitter=IndexSplitter(np.flatnonzero(samples.is_valid)),
+        item_tfms=Resize(image_size, method=resize_method),
+        batch_tfms=[*(aug_transforms() if augment else []), Normalize.from_stats(*STATISTICS[image_mode])],
+    )
+    items = list(zip(samples.images, samples.labels, strict=True))
+    return block.dataloaders(items, bs=batch_size, num_workers=workers, device=device)
+
+
+def compile_regex(label_regex: str | None) -> re.Pattern | None:
+    if label_regex is None:
+        return None
+    try:
+        pattern = re.compile(label_regex)
+    except re.error as error:
+        raise DataError(f"--label-regex {label_regex!r} is no regular expression: {error}") from None
+    if not pattern.groups:
+        raise DataError(f"--label-regex {label_regex!r} has no group; its first group is the label, as in '^(.+)_\\d+'")
+    return pattern
+
+
+# A layout's content before it is split: (image, label) pairs.
+Pairs = list[tuple[Path | np.ndarray, str]]
+
+
+def _find(folder: Path, pattern: re.Pattern | None) -> tuple[str, Pairs, Pairs]:
+    """(layout, pairs to train, pairs to validate)"""
+    if not folder.is_dir():
+        raise DataError(f"{folder} is no directory")
+    if pattern:
+        return "label regex", _by_regex(folder, pattern), []
+    if _idx_file(folder, "train-images-idx3-ubyte"):
+        return "idx", _by_idx(folder, "train"), _by_idx(folder, "t10k")
+    if (folder / "labels.csv").is_file():
+        return "labels.csv", _by_csv(folder), []
+    if (folder / "train").is_dir():
+        valid = next((folder / name for name in VALID_FOLDERS if (folder / name).is_dir()), None)
+        return "class folders", _by_folder(folder / "train"), _by_folder(valid) if valid else []
+    if _folders(folder):
+        return "class folders", _by_folder(folder), []
+    raise DataError(
+        f"{folder} has no layout that is known. Looked for: MNIST idx files, labels.csv, class folders"
+        " (<class>/<image> or train/<class>/<image>), or a --label-regex for file names. Found: " + _listing(folder)
+    )
+
+
+def _by_regex(folder: Path, pattern: re.Pattern) -> Pairs:
+    files = _image_files(folder)
+    if not files:
+        raise DataError(f"{folder} holds no image file. Found: {_listing(folder)}")
+    pairs = []
+    for file in files:
+        match = pattern.search(file.name)
+        if not match or not match.group(1):
+            raise DataError(f"--label-regex {pattern.pattern!r} finds no label in the file name {file.name!r}")
+        pairs.append((file, match.group(1)))
+    return pairs
+
+
+def _by_csv(folder: Path) -> Pairs:
+    path = folder / "labels.csv"
+    with open(path, newline="", encoding="utf-8-sig") as file:
+        rows = [row for row in csv.reader(file) if row]
+    if len(rows) < 2 or any(len(row) < 2 for row in rows):
+        raise DataError(f"{path}: expected a header and two columns, file name and label")
+    pairs = []
+    for number, (name, label, *_) in enumerate(rows[1:], 2):
+        file = next((f for f in (folder / name, folder / "images" / name) if f.is_file()), None)
+        if file is None:
+            raise DataError(f"{path}, line {number}: there is no file {name!r} in {folder}")
+        if not label:
+            raise DataError(f"{path}, line {number}: {name!r} has no label")
+        pairs.append((file, label))
+    return pairs
+
+
+def _by_folder(folder: Path) -> Pairs:
+    pairs = []
+    for class_folder in _folders(folder):
+        files = _image_files(class_folder)
+        if not files:
+            raise DataError(f"class {class_folder.name!r} is empty: {class_folder} holds no image file")
+        pairs += [(file, class_folder.name) for file in files]
+    if not pairs:
+        raise DataError(f"{folder} holds no class folder. Found: {_listing(folder)}")
+    return pairs
+
+
+def _by_idx(folder: Path, part: str) -> Pairs:
+    images, labels = _idx_file(folder, f"{part}-images-idx3-ubyte"), _idx_file(folder, f"{part}-labels-idx1-ubyte")
+    if images is None and part == "t10k":
+        return []
+    if labels is None:
+        raise DataError(f"{folder} holds {part}-images-idx3-ubyte but no {part}-labels-idx1-ubyte")
+    pixels, numbers = _read_idx(images, 3), _read_idx(labels, 1)
+    if len(pixels) != len(numbers):
+        raise DataError(f"{images} holds {len(pixels)} images, {labels} {len(numbers)} labels")
+    return list(zip(pixels, map(str, numbers), strict=True))
+
+
+def _idx_file(folder: Path, name: str) -> Path | None:
+    return next((f for f in (folder / name, folder / f"{name}.gz") if f.is_file()), None)
+
+
+def _read_idx(path: Path, dimensions: int) -> np.ndarray:
+    """The uint8 array of an idx file: magic 0, 0, 8, dimensions; then big-endian sizes; then the bytes."""
+    try:
+        data = path.read_bytes()
+        data = gzip.decompress(data) if path.suffix == ".gz" else data
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"{path} cannot be unpacked: {error}") from None
+    header = 4 + 4 * dimensions
+    if data[:4] != bytes((0, 0, 8, dimensions)) or len(data) < header:
+        raise DataError(f"{path} is no idx file of uint8 with {dimensions} dimensions")
+    shape = np.frombuffer(data[4:header], ">u4")
+    if len(data) != header + shape.prod(dtype=np.int64):
+        raise DataError(f"{path} is cut short: its header says {'x'.join(map(str, shape))}")
+    return np.frombuffer(data[header:], np.uint8).reshape(shape)
+
+
+def _image_files(folder: Path) -> list[Path]:
+    extensions = Image.registered_extensions()
+    files = (f for f in folder.rglob("*") if f.suffix.lower() in extensions and f.is_file())
+    return sorted(f for f in files if not any(part.startswith(".") for part in f.relative_to(folder).parts))
+
+
+def _folders(folder: Path) -> list[Path]:
+    return sorted(f for f in folder.iterdir() if f.is_dir() and not f.name.startswith((".", "__")))
+
+
+def _listing(folder: Path) -> str:
+    names = sorted(f.name + ("/" if f.is_dir() else "") for f in folder.iterdir())
+    return ", ".join(names[:8]) + (f", ... ({len(names)} entries)" if len(names) > 8 else "") or "nothing"
+
+
+def _readable(pairs: Pairs) -> tuple[Pairs, list[str]]:
+    """The pairs whose image file decodes, and a line for each that does not."""
+    with ThreadPoolExecutor() as pool:  # Pillow's decoders release the interpreter lock
+        problems = list(pool.map(_problem, (file for file, _ in pairs)))
+    good = [pair for pair, problem in zip(pairs, problems, strict=True) if problem is None]
+    return good, [problem for problem in problems if problem is not None]
+
+
+def _problem(file: Path) -> str | None:
+    try:
+        preprocess.decode(file.read_bytes())
+    except (preprocess.ImageError, OSError) as error:
+        return f"{file}: {error}"
+    return None
+
+
+def _samples(layout: str, train: Pairs, valid: Pairs, skipped: tuple[str, ...], valid_pct: float, seed: int) -> Samples:
+    if valid:
+        is_valid = [False] * len(train) + [True] * len(valid)
+    else:
+        is_valid = _split([label for _, label in train], valid_pct, seed)
+    images, labels = zip(*train, *valid, strict=True)
+    return Samples(layout, images, labels, is_valid, skipped)
+
+
+def _split(labels: Sequence[str], valid_pct: float, seed: int) -> list[bool]:
+    """Of each class `valid_pct` to validate: at least one image, and at least one left to train."""
+    random = np.random.default_rng(seed)
+    labels = np.asarray(labels)
+    is_valid = np.zeros(len(labels), bool)
+    for label in np.unique(labels):
+        members = random.permutation(np.flatnonzero(labels == label))
+        n_valid = min(max(1, round(valid_pct * len(members))), len(members) - 1)
+        is_valid[members[:n_valid]] = True
+    return is_valid.tolist()
+
+
+def _checked(samples: Samples) -> Samples:
+    train = Counter(label for label, valid in zip(samples.labels, samples.is_valid, strict=True) if not valid)
+    if len(samples.classes) < 2:
+        raise DataError(
+            f"there is one class only: {samples.classes[0]!r} ({len(samples.labels)} images); a classifier needs two."
+            " Where file names carry the label, give --label-regex"
+        )
+    unseen = [label for label in samples.classes if not train[label]]
+    if unseen:
+        raise DataError(f"no training image for {', '.join(map(repr, unseen[:5]))}, which the validation images have")
+    if not any(samples.is_valid):
+        raise DataError("no image is left to validate: every class has a single image")
+    return samples

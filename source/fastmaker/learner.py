@@ -1,0 +1,149 @@
+"""DataLoaders -> a fitted fastai Learner -> a bundle.
+
+`save_bundle` also takes a Learner that a notebook made with ``vision_learner``: it reads from the Learner all that an
+answer depends on, and refuses what the bundle cannot reproduce exactly.
+"""
+
+import os
+import sys
+import time
+
+import torch
+import torchvision.models
+from fastai.vision.all import (
+    Callback,
+    CrossEntropyLossFlat,
+    IntToFloatTensor,
+    LabelSmoothingCrossEntropyFlat,
+    Learner,
+    Normalize,
+    Resize,
+    accuracy,
+    error_rate,
+    vision_learner,
+)
+
+from fastmaker import bundle, networks
+
+PROGRESS_SECONDS = 10.0
+
+
+class MetricLog(Callback):
+    """Prints what ``metric_definitions`` read: a line of name=value after each epoch, and progress in between."""
+
+    order = 60  # after the Recorder
+
+    def before_fit(self):
+        self.started = self.last_print = time.perf_counter()
+
+    def before_epoch(self):
+        self.epoch_started, self.images = time.perf_counter(), 0
+
+    def after_batch(self):
+        if not self.training:
+            return
+        self.images += len(self.yb[0])
+        now = time.perf_counter()
+        if now - self.last_print > PROGRESS_SECONDS:
+            self.last_print = now
+            print(f"epoch {self.epoch + 1}/{self.n_epoch}: batch {self.iter + 1}/{self.n_iter}", flush=True)
+
+    def after_train(self):
+        self.rate = self.images / (time.perf_counter() - self.epoch_started)
+
+    def after_epoch(self):
+        recorder = self.learn.recorder
+        values = dict(zip(recorder.metric_names[1:-1], recorder.values[-1], strict=False))
+        line = " ".join(f"{name}={value:.6f}" for name, value in values.items())
+        print(f"epoch={self.epoch + 1} {line} images_per_second={self.rate:.1f}", flush=True)
+
+
+def create(dls, architecture: str, image_mode: str, pretrained: bool) -> Learner:
+    """A Learner for `dls`: ``vision_learner`` for torchvision's architectures, a plain Learner around our convnet.
+
+    Raises ValueError if the pretrained weights cannot be had.
+    """
+    n_in = 3 if image_mode == "RGB" else 1
+    metrics = [accuracy, error_rate]
+    if architecture == "convnet":
+        learn = Learner(dls, networks.convnet(dls.c, n_in), loss_func=CrossEntropyLossFlat(), metrics=metrics)
+        learn.arch = networks.convnet
+        return learn
+    arch = getattr(torchvision.models, architecture)
+    try:
+        return vision_learner(dls, arch, pretrained=pretrained, n_in=n_in, normalize=False, metrics=metrics)
+    except OSError as error:  # urllib's errors are OSErrors
+        raise ValueError(
+            f"the pretrained weights of {architecture} cannot be downloaded ({error}); use --pretrained false, or put"
+            f" the file into {torch.hub.get_dir()}/checkpoints"
+        ) from None
+
+
+def fit(learn: Learner, epochs: int, lr: float, fine_tune: bool) -> None:
+    """`epochs` of one-cycle training; `fine_tune` first trains the new head for one epoch."""
+    if fine_tune:
+        learn.fine_tune(epochs, base_lr=lr)
+    else:
+        learn.fit_one_cycle(epochs, lr_max=lr)
+
+
+def save_bundle(learn: Learner, model_dir: str | os.PathLike, metrics: dict[str, float] | None = None):
+    """Write the bundle of a fitted `learn` into `model_dir` and return its `ModelInfo`.
+
+    Raises bundle.BundleError if the Learner has an architecture, a transform or a loss that the bundle cannot
+    reproduce.
+    """
+    return bundle.save(model_dir, learn.model, describe(learn, metrics))
+
+
+def describe(learn: Learner, metrics: dict[str, float] | None = None) -> bundle.ModelInfo:
+    """What `learn.predict` does to an image, as a `ModelInfo`. Raises bundle.BundleError."""
+    architecture = getattr(getattr(learn, "arch", None), "__name__", type(learn.model).__name__)
+    if architecture not in networks.ARCHITECTURES:
+        raise bundle.BundleError(
+            f"the Learner's architecture is {architecture}; expected one of {', '.join(networks.ARCHITECTURES)}"
+        )
+    if not isinstance(learn.loss_func, (CrossEntropyLossFlat, LabelSmoothingCrossEntropyFlat)):
+        raise bundle.BundleError(
+            f"the Learner's loss is {type(learn.loss_func).__name__}; expected a cross entropy over one label an image"
+        )
+    resize = _only(learn.dls.valid.after_item.fs, Resize)
+    if resize is None:
+        raise bundle.BundleError("the Learner's item transforms hold no Resize; expected Resize(size, method=...)")
+    if resize.pad_mode != "reflection" or resize.mode != 2:
+        raise bundle.BundleError("the Learner's Resize has another pad_mode or resample than fastai's default")
+    size = tuple(int(n) for n in reversed(resize.size))  # fastai keeps (width, height)
+    _check_batch_transforms(learn.dls.valid.after_batch.fs)
+    mode = learn.dls.valid_ds[0][0].mode
+    channels = 3 if mode == "RGB" else 1
+    normalize = _only(learn.dls.valid.after_batch.fs, Normalize)
+    mean, std = (normalize.mean, normalize.std) if normalize else (torch.zeros(channels), torch.ones(channels))
+    return bundle.ModelInfo(
+        task="classification",
+        architecture=architecture,
+        labels=tuple(map(str, learn.dls.vocab)),
+        image_mode=mode,
+        image_size=size,
+        resize_method=str(resize.method),
+        mean=tuple(mean.flatten().tolist()),
+        std=tuple(std.flatten().tolist()),
+        metrics=metrics or {},
+        versions={"fastai": sys.modules["fastai"].__version__},
+    )
+
+
+def _check_batch_transforms(transforms) -> None:
+    for transform in transforms:
+        if isinstance(transform, IntToFloatTensor) and transform.div != 255.0:
+            raise bundle.BundleError(f"the Learner divides pixels by {transform.div}; expected 255")
+        # Whatever acts on validation batches as well would change the answer.
+        if getattr(transform, "split_idx", None) == 0 or isinstance(transform, (IntToFloatTensor, Normalize)):
+            continue
+        if getattr(transform, "size", None) is not None:
+            raise bundle.BundleError(
+                f"the Learner's {type(transform).__name__} resizes validation batches; expected the size in Resize"
+            )
+
+
+def _only(transforms, kind: type):
+    return next((transform for transform in transforms if type(transform) is kind), None)

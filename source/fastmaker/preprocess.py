@@ -1,0 +1,118 @@
+"""Image bytes -> tensor: the one place that decodes, resizes, crops and normalises for serving.
+
+Each step does the arithmetic of fastai's validation pipeline (``PILImage.create``, ``Resize``, ``ToTensor``,
+``IntToFloatTensor``, ``Normalize``), so that serving sees the very tensor that ``learn.predict`` sees.
+"""
+
+import io
+import os
+import warnings
+
+import numpy as np
+import torch
+from PIL import Image
+from torchvision.transforms import functional
+
+IMAGE_MODES = ("RGB", "L")
+RESIZE_METHODS = ("crop", "pad", "squish")
+DEFAULT_MAX_PIXELS = 64_000_000
+
+
+class ImageError(ValueError):
+    """The bytes or the array are no image that can be used; the message says why in one line."""
+
+
+def max_pixels() -> int:
+    """The largest width x height accepted: FASTMAKER_MAX_PIXELS, by default 64,000,000."""
+    return int(os.environ.get("FASTMAKER_MAX_PIXELS", DEFAULT_MAX_PIXELS))
+
+
+def decode(data: bytes) -> Image.Image:
+    """An encoded image, of any format and mode that Pillow reads, as a loaded Pillow image (the first frame).
+
+    Like ``fastai.vision.core.load_image``: EXIF orientation is not applied. Raises ImageError for bytes that are
+    empty, no image, truncated, or an image of more than `max_pixels` pixels.
+    """
+    if not data:
+        raise ImageError("the image is empty (0 bytes)")
+    limit = max_pixels()
+    Image.MAX_IMAGE_PIXELS = limit  # Pillow's own guard warns above this and refuses twice as much
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            image = Image.open(io.BytesIO(data))
+            if image.width * image.height <= limit:
+                image.load()
+    except Image.DecompressionBombError:
+        raise ImageError(f"the image has more than {limit:,} pixels") from None
+    except Image.UnidentifiedImageError:
+        raise ImageError(f"the {len(data):,} bytes are no image that Pillow can read") from None
+    except Exception as error:  # a damaged file makes Pillow's decoders raise almost anything
+        raise ImageError(f"the image is damaged or truncated: {_first_line(error)}") from None
+    if image.width * image.height > limit:
+        raise ImageError(f"the image is {image.width}x{image.height}; at most {limit:,} pixels are accepted")
+    return image
+
+
+def from_array(array: np.ndarray) -> Image.Image:
+    """A uint8 array (H, W) or (H, W, 3) as a Pillow image. Raises ImageError for any other."""
+    if array.dtype != np.uint8 or array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] != 3):
+        raise ImageError(f"expected a uint8 array (H, W) or (H, W, 3), got {array.dtype} {array.shape}")
+    if 0 in array.shape:
+        raise ImageError(f"the array is empty: its shape is {array.shape}")
+    if array.shape[0] * array.shape[1] > max_pixels():
+        raise ImageError(
+            f"the array is {array.shape[1]}x{array.shape[0]}; at most {max_pixels():,} pixels are accepted"
+        )
+    return Image.fromarray(np.ascontiguousarray(array))
+
+
+def to_tensor(image: Image.Image, mode: str, size: tuple[int, int], method: str) -> torch.Tensor:
+    """A Pillow image -> uint8 (C, H, W), C = 3 for mode RGB and 1 for L, (H, W) = `size` in pixels."""
+    try:
+        image = resize(image.convert(mode), size, method)
+    except (ValueError, OSError, OverflowError, SystemError) as error:
+        raise ImageError(
+            f"a {image.mode} image of {image.width}x{image.height} cannot be made {mode} {size[1]}x{size[0]}:"
+            f" {_first_line(error)}"
+        ) from None
+    pixels = np.asarray(image)
+    if pixels.ndim == 2:
+        pixels = pixels[:, :, None]
+    return torch.from_numpy(pixels.transpose(2, 0, 1).copy())
+
+
+def resize(image: Image.Image, size: tuple[int, int], method: str) -> Image.Image:
+    """``fastai.vision.augment.Resize`` as it acts on validation images: bilinear, centred, reflection padding.
+
+    `size` is (height, width) in pixels. crop fills it and cuts what stands over, pad fits the whole image in and
+    mirrors its edges, squish ignores the aspect ratio.
+    """
+    height, width = size
+    if method == "squish":
+        return image.resize((width, height), Image.Resampling.BILINEAR)
+    choose = max if method == "pad" else min
+    scale = choose(image.width / width, image.height / height)
+    window = int(scale * width), int(scale * height)
+    left = int(0.5 * (image.width - window[0]))
+    top = int(0.5 * (image.height - window[1]))
+    right, bottom = left + window[0], top + window[1]
+    image_width, image_height = image.size
+    inside = max(left, 0), max(top, 0), min(right, image_width), min(bottom, image_height)
+    margins = [max(-left, 0), max(-top, 0), max(right - image_width, 0), max(bottom - image_height, 0)]
+    image = image.crop(inside)
+    if any(margins):
+        image = functional.pad(image, margins, padding_mode="reflect")
+    return image.resize((width, height), Image.Resampling.BILINEAR)
+
+
+def normalise(batch: torch.Tensor, mean: torch.Tensor, std: torch.Tensor) -> torch.Tensor:
+    """uint8 (N, C, H, W) -> float32 (N, C, H, W): scaled to 0..1, then (x - mean) / std per channel.
+
+    `mean` and `std` are float32 (1, C, 1, 1).
+    """
+    return (batch.float().div_(255.0) - mean) / std
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,68 @@
+"""The pictures and figures of a run, for people: metrics.json, history.csv, and PNGs that a browser shows."""
+
+import csv
+import json
+import os
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+
+PICTURES = ("curves.png", "confusion_matrix.png", "top_losses.png")
+
+
+def write(learn, output_dir: str | os.PathLike, metrics: dict[str, float]) -> list[Path]:
+    """Write the report of a fitted classifier into `output_dir` and return the files written."""
+    matplotlib.use("Agg")
+    from fastai.vision.all import ClassificationInterpretation
+    from matplotlib import pyplot
+
+    output_dir = Path(output_dir)
+    output_dir.mkdir(parents=True, exist_ok=True)
+    (output_dir / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
+    recorder = learn.recorder
+    names, values = list(recorder.metric_names[:-1]), np.asarray(recorder.values, dtype=float)
+    losses, epoch_ends = list(recorder.losses), list(recorder.iters)
+    _write_history(names, values, output_dir / "history.csv")
+
+    with learn.no_bar(), learn.no_logging(), learn.removed_cbs(learn.cbs.filter(lambda cb: cb.name == "metric_log")):
+        interpretation = ClassificationInterpretation.from_learner(learn)  # predicts, which resets the Recorder
+        pictures = {
+            "curves.png": lambda: _plot_curves(names[1:], values, losses, epoch_ends),
+            "confusion_matrix.png": lambda: _plot_confusion_matrix(interpretation),
+            "top_losses.png": lambda: interpretation.plot_top_losses(9, figsize=(10, 10)),
+        }
+        for name, plot in pictures.items():
+            plot()
+            pyplot.savefig(output_dir / name, dpi=100, bbox_inches="tight")
+            pyplot.close("all")
+    return [output_dir / name for name in ("metrics.json", "history.csv", *PICTURES)]
+
+
+def _write_history(names: list[str], values: np.ndarray, path: Path) -> None:
+    """A line an epoch: its number, the losses and the metrics."""
+    with open(path, "w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(names)
+        writer.writerows([epoch, *row] for epoch, row in enumerate(values.tolist(), 1))
+
+
+def _plot_curves(names: list[str], values: np.ndarray, losses: list[float], epoch_ends: list[int]) -> None:
+    from matplotlib import pyplot
+
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 4))
+    left.plot(losses, color="#9ecae1", label="train, each batch")
+    left.plot(epoch_ends, values[:, 1], "o-", color="#d94801", label="valid, each epoch")
+    left.set(title="Loss", xlabel="batch", ylim=(0, None))
+    left.legend()
+    epochs = range(1, len(values) + 1)
+    for name, column in zip(names[2:], values[:, 2:].T, strict=True):
+        right.plot(epochs, column, "o-", label=f"{name} {column[-1]:.4f}")
+    right.set(title="Validation metrics", xlabel="epoch", ylim=(0, 1.05))
+    right.legend()
+    figure.tight_layout()
+
+
+def _plot_confusion_matrix(interpretation) -> None:
+    size = min(5 + 0.3 * len(interpretation.vocab), 20)
+    interpretation.plot_confusion_matrix(figsize=(size, size))
