@@ -46,7 +46,7 @@ class MetricLog(Callback):
         now = time.perf_counter()
         if now - self.last_print > PROGRESS_SECONDS:
             self.last_print = now
-            print(f"epoch {self.epoch + 1}/{self.n_epoch}: batch {self.iter + 1}/{self.n_iter}", flush=True)
+            _log(f"epoch {self.epoch + 1}/{self.n_epoch}: batch {self.iter + 1}/{self.n_iter}")
 
     def after_train(self):
         self.rate = self.images / (time.perf_counter() - self.epoch_started)
@@ -55,7 +55,12 @@ class MetricLog(Callback):
         recorder = self.learn.recorder
         values = dict(zip(recorder.metric_names[1:-1], recorder.values[-1], strict=False))
         line = " ".join(f"{name}={value:.6f}" for name, value in values.items())
-        print(f"epoch={self.epoch + 1} {line} images_per_second={self.rate:.1f}", flush=True)
+        _log(f"epoch={self.epoch + 1} {line} images_per_second={self.rate:.1f}")
+
+
+def _log(line: str) -> None:
+    sys.stdout.write(line + "\n")  # one write: the training toolkit shows each write as a line
+    sys.stdout.flush()
 
 
 def create(dls, architecture: str, image_mode: str, pretrained: bool) -> Learner:

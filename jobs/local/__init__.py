@@ -1,0 +1,14 @@
+"""Local mode of the SageMaker Python SDK without Docker: AWS's own toolkits, as processes on this machine.
+
+from jobs.local import ProcessSession
+estimator = PyTorch(..., instance_type="local", sagemaker_session=ProcessSession())
+"""
+
+
+def __getattr__(name):
+    # The SDK takes seconds to import, and the process that runs a training job does without it.
+    if name == "ProcessSession":
+        from jobs.local.session import ProcessSession
+
+        return ProcessSession
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,144 @@
+"""`ProcessSession`: the SageMaker Python SDK's LocalSession, on processes in place of Docker."""
+
+import logging
+import os
+import sys
+import time
+from pathlib import Path
+
+import boto3
+from sagemaker.local import LocalSession
+from sagemaker.session import Session, _check_job_status
+
+from jobs.local import client, endpoint, training
+
+logger = logging.getLogger(__name__)
+
+POLL_SECONDS = 0.2
+DEFAULT_REGION = "us-west-2"
+# The SDK reports each call to AWS unless its configuration says not to.
+NO_TELEMETRY = {"SchemaVersion": "1.0", "SageMaker": {"PythonSDK": {"Modules": {"TelemetryOptOut": True}}}}
+
+
+class ProcessSession(LocalSession):
+    """A session for instance types ``local`` and ``local_gpu`` that needs neither Docker nor an AWS account.
+
+        session = ProcessSession()
+        PyTorch(..., instance_type="local", sagemaker_session=session).fit({"train": "file:///data"})
+
+    Takes LocalSession's arguments, and `home`, where state is kept (FASTMAKER_HOME, by default ~/.fastmaker). Code goes
+    to containers straight from its directory; `disable_local_code=True` sends it through S3, as on AWS. S3 is reached
+    at `s3_endpoint_url` or AWS_ENDPOINT_URL_S3, or is AWS's; nothing else leaves this machine.
+    """
+
+    def __init__(self, boto_session=None, *, home: str | os.PathLike | None = None, s3_endpoint_url=None, **kwargs):
+        self._home = Path(home).absolute() if home else None
+        boto_session = boto_session or boto3.Session()
+        if boto_session.region_name is None:
+            boto_session = boto3.Session(region_name=DEFAULT_REGION)
+        super().__init__(boto_session, s3_endpoint_url=s3_endpoint_url, **kwargs)
+
+    def _initialize(self, boto_session, sagemaker_client, sagemaker_runtime_client, **kwargs):
+        super()._initialize(boto_session, sagemaker_client, sagemaker_runtime_client, **kwargs)
+        self.sagemaker_client = client.SageMaker(self._region_name, self._home, self._job_environment)
+        self.sagemaker_runtime_client = client.SageMakerRuntime(self._home)
+        self.sagemaker_config = _merged(self.sagemaker_config or {}, NO_TELEMETRY)
+        local = {"local_code": not self._disable_local_code, **((self.config or {}).get("local") or {})}
+        self.config = {**(self.config or {}), "local": local}
+
+    # What the SDK would ask AWS for.
+
+    def default_bucket(self):
+        """The bucket given to the session, or a name that no AWS account can own; made where S3 is local."""
+        if self._default_bucket is None:
+            name = self._default_bucket_name_override or f"sagemaker-{self._region_name}-{client.ACCOUNT}"
+            if self._s3_endpoint():
+                self.create_bucket_for_not_exist_error(name, self._region_name, self.s3_resource)
+            self._default_bucket = name
+        return self._default_bucket
+
+    def expand_role(self, role):
+        return role if "/" in role else f"arn:aws:iam::{client.ACCOUNT}:role/{role}"
+
+    def get_caller_identity_arn(self):
+        return f"arn:aws:iam::{client.ACCOUNT}:role/local"
+
+    def account_id(self):
+        return client.ACCOUNT
+
+    def _get_account_id_if_default_bucket(self, bucket):
+        return None
+
+    # Waiting, with what happens shown as it happens.
+
+    def logs_for_job(self, job_name, wait=False, poll=POLL_SECONDS, log_type="All", timeout=None):
+        """Print the job's log, until it ends if `wait`. Ctrl-C stops the job."""
+        try:
+            description = self._follow(job_name, wait)
+        except KeyboardInterrupt:
+            print(f"stopping training job {job_name}", flush=True)
+            self.sagemaker_client.stop_training_job(job_name)
+            self._follow(job_name, wait=True)
+            raise
+        if wait:
+            _check_job_status(job_name, description, "TrainingJobStatus")
+
+    def wait_for_job(self, job, poll=POLL_SECONDS, timeout=None):
+        """Wait for a training job without its log. Raises UnexpectedStatusException if it fails."""
+        while (description := self.describe_training_job(job))["TrainingJobStatus"] not in training.FINAL:
+            time.sleep(POLL_SECONDS)
+        _check_job_status(job, description, "TrainingJobStatus")
+        return description
+
+    def wait_for_endpoint(self, endpoint_name, poll=POLL_SECONDS, live_logging=False):
+        """Wait until the endpoint's models answer. Ctrl-C ends what was started."""
+        try:
+            # The SDK's own waiting decides what counts as success; only its pace is ours.
+            return Session.wait_for_endpoint(self, endpoint_name, POLL_SECONDS, live_logging=False)
+        except KeyboardInterrupt:
+            endpoint.interrupt(self.sagemaker_client.endpoints, endpoint_name)
+            raise
+
+    def _follow(self, job_name: str, wait: bool) -> dict:
+        """Print what the log gained until the job ends; returns the job's description."""
+        log = training.container(self.sagemaker_client.training_jobs, job_name).log
+        position = 0
+        while True:
+            description = self.describe_training_job(job_name)
+            if log.exists():
+                with open(log, "rb") as file:
+                    file.seek(position)
+                    new = file.read()
+                position += len(new)
+                sys.stdout.write(new.decode("utf-8", "replace"))
+                sys.stdout.flush()
+            if not wait or description["TrainingJobStatus"] in training.FINAL:
+                return description
+            time.sleep(POLL_SECONDS)
+
+    def _s3_endpoint(self) -> str | None:
+        return self.s3_endpoint_url or os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+
+    def _job_environment(self) -> dict[str, str]:
+        """The caller's environment with this session's region, S3 endpoint and credentials, for the job's own process.
+
+        Credentials go from process to process and are written nowhere.
+        """
+        env = dict(os.environ) | {"AWS_REGION": self._region_name, "AWS_DEFAULT_REGION": self._region_name}
+        if url := self._s3_endpoint():
+            env["AWS_ENDPOINT_URL_S3"] = url
+        credentials = self.boto_session._session._credentials  # what was given or resolved; never asks the network
+        if credentials is not None and credentials.method == "explicit":
+            env["AWS_ACCESS_KEY_ID"], env["AWS_SECRET_ACCESS_KEY"] = credentials.access_key, credentials.secret_key
+            if credentials.token:
+                env["AWS_SESSION_TOKEN"] = credentials.token
+        return env
+
+
+def _merged(base: dict, over: dict) -> dict:
+    """`base` with the values of `over` put in at every depth."""
+    merged = dict(base)
+    for key, value in over.items():
+        inner = merged.get(key)
+        merged[key] = _merged(inner, value) if isinstance(inner, dict) and isinstance(value, dict) else value
+    return merged

@@ -1,0 +1,36 @@
+"""Starts the PyTorch serving toolkit in a container's directory: ``python torchserve_launcher.py`` with SAGEMAKER_*.
+
+The toolkit was written for one server a machine. Here its configuration file goes into the container's tree rather than
+/etc, and its own server is found by the pid file that TorchServe leaves in TMPDIR rather than by a search of the whole
+machine, which gives up when there are two.
+"""
+
+import os
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+sys.path.pop(0)  # this folder, whose module names are ours alone
+
+import psutil
+from sagemaker_pytorch_serving_container import serving, torchserve
+
+START_SECONDS = 30.0
+
+
+def server_process() -> psutil.Process:
+    """TorchServe's Java process, once it has started."""
+    pid_file = Path(tempfile.gettempdir(), ".model_server.pid")
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline:
+        if pid_file.is_file() and (text := pid_file.read_text().strip()):
+            return psutil.Process(int(text))
+        time.sleep(0.05)
+    raise RuntimeError(f"TorchServe did not start within {START_SECONDS:.0f} s")
+
+
+if __name__ == "__main__":
+    torchserve.TS_CONFIG_FILE = os.path.join(os.environ["SAGEMAKER_BASE_DIR"], "ts.properties")
+    torchserve._retrieve_ts_server_process = server_process
+    serving.main()

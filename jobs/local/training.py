@@ -1,0 +1,345 @@
+"""Training jobs: ``python -m jobs.local.training JOB_DIRECTORY`` runs one, in a process of its own.
+
+That process outlives the one that called ``fit``, so that the job can be described, waited for and stopped from
+anywhere. The order of events and the places of files are those of a training job on AWS
+(https://docs.aws.amazon.com/sagemaker/latest/dg/your-algorithms-training-algo-running-container.html).
+"""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+from datetime import datetime, timezone
+from pathlib import Path
+
+import psutil
+
+from jobs.local import storage
+from jobs.local.container import Container, ContainerError, copy_tree, pack, session_processes, stop_processes, unpack
+from jobs.local.store import Store
+
+KIND = "training-jobs"
+STOP_GRACE_SECONDS = 120  # https://docs.aws.amazon.com/sagemaker/latest/APIReference/API_StopTrainingJob.html
+MAX_REASON = 1024  # the longest FailureReason that DescribeTrainingJob gives
+HOST = "127.0.0.1"  # the toolkit resolves host names; loopback addresses need no set-up
+FINAL = ("Completed", "Failed", "Stopped")
+
+
+def refusal(request: dict) -> str | None:
+    """Why the CreateTrainingJob `request` cannot be run here, or None."""
+    resources = request["ResourceConfig"]
+    if resources.get("InstanceType") not in ("local", "local_gpu"):
+        return f"the instance type is {resources.get('InstanceType')!r}; a ProcessSession runs local and local_gpu"
+    if resources.get("InstanceCount", 1) != 1:
+        return f"InstanceCount is {resources['InstanceCount']}; a ProcessSession trains on 1 host"
+    if "TrainingImage" not in request["AlgorithmSpecification"]:
+        return "AlgorithmSpecification names no TrainingImage; algorithms from the marketplace do not run locally"
+    if "sagemaker_program" not in request.get("HyperParameters", {}):
+        return "the request names no entry_point; a ProcessSession runs PyTorch's script mode, not the image itself"
+    mode = request["AlgorithmSpecification"].get("TrainingInputMode", "File")
+    for channel in request.get("InputDataConfig", ()):
+        name, source = channel["ChannelName"], channel["DataSource"]
+        if channel.get("InputMode", mode) == "Pipe":
+            return f"channel {name!r}: input mode Pipe cannot be had locally; use File or FastFile"
+        if channel.get("CompressionType", "None") != "None":
+            return f"channel {name!r}: CompressionType {channel['CompressionType']} cannot be had locally"
+        if source.get("S3DataSource", {}).get("S3DataType", "S3Prefix") != "S3Prefix":
+            return f"channel {name!r}: S3DataType {source['S3DataSource']['S3DataType']} cannot be had locally"
+        uri = _uri(channel)
+        if uri is None:
+            return f"channel {name!r}: expected an S3DataSource, or a FileDataSource of local mode"
+        try:
+            storage.check(uri)
+        except storage.StorageError as error:
+            return f"channel {name!r}: {error}"
+    return None
+
+
+def start(store: Store, request: dict, arn: str, env: dict[str, str]) -> None:
+    """Record the job and start the process that runs it. Raises FileExistsError if the name is taken."""
+    name = request["TrainingJobName"]
+    now = _now()
+    output = request["OutputDataConfig"].get("S3OutputPath") or f"file://{store.folder}"
+    description = {
+        **{key: value for key, value in request.items() if key != "Tags"},
+        "OutputDataConfig": {**request["OutputDataConfig"], "S3OutputPath": output},
+        "TrainingJobArn": arn,
+        "ModelArtifacts": {"S3ModelArtifacts": storage.join(output, name, "output", "model.tar.gz")},
+        "TrainingJobStatus": "InProgress",
+        "SecondaryStatus": "Starting",
+        "SecondaryStatusTransitions": [_transition("Starting", "Starting the training job", now)],
+        "StoppingCondition": request.get("StoppingCondition", {"MaxRuntimeInSeconds": 86400}),
+        "CreationTime": now,
+        "LastModifiedTime": now,
+    }
+    record = {"description": description, "tags": request.get("Tags", [])}
+    directory = store.create(name, record)
+    root = Path(__file__).resolve().parents[2]
+    with open(directory / "supervisor.log", "ab") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "jobs.local.training", str(directory)],
+            cwd=root,
+            env=env,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+    _supervisors.append(process)
+    with store.changing(name) as record:
+        record["supervisor"] = {"pid": process.pid, "created": psutil.Process(process.pid).create_time()}
+
+
+_supervisors: list[subprocess.Popen] = []
+
+
+def describe(store: Store, name: str) -> dict:
+    """The job as DescribeTrainingJob answers it; a job whose processes have died is Failed. Raises KeyError."""
+    record = store.read(name)
+    if record["description"]["TrainingJobStatus"] not in FINAL and not _running(record):
+        record = store.read(name)  # it may have ended while we looked
+        if record["description"]["TrainingJobStatus"] not in FINAL:
+            container(store, name).stop(0)
+            with store.changing(name) as record:
+                reason = "InternalServerError: the process that ran the job has died"
+                _finish(record["description"], "Failed", reason)
+    return record["description"]
+
+
+def stop(store: Store, name: str) -> None:
+    """Ask the job to stop: its processes get SIGTERM, and SIGKILL after STOP_GRACE_SECONDS. Raises KeyError."""
+    with store.changing(name) as record:
+        if record["description"]["TrainingJobStatus"] in FINAL:
+            return
+        _enter(record["description"], "Stopping", "Stopping the training job", status="Stopping")
+    for process in _processes(record)[:1]:
+        process.send_signal(signal.SIGTERM)
+
+
+def container(store: Store, name: str) -> Container:
+    return Container(store.directory(name) / "algo-1")
+
+
+def _running(record: dict) -> bool:
+    supervisor = record.get("supervisor")
+    if supervisor is None:  # being started this moment
+        return (_now() - record["description"]["CreationTime"]).total_seconds() < 10
+    return bool(_processes(record))
+
+
+def _processes(record: dict):
+    supervisor = record.get("supervisor")
+    return session_processes(supervisor["pid"], supervisor["created"]) if supervisor else []
+
+
+class Stopped(Exception):
+    """The job was asked to stop, or ran too long; the argument is the SecondaryStatus."""
+
+
+class Job:
+    """One run of a training job, from its record to its artefacts."""
+
+    def __init__(self, directory: Path):
+        self.name = directory.name
+        self.store = Store(directory.parent.parent, KIND)
+        self.request = self.store.read(self.name)["description"]
+        self.container = container(self.store, self.name)
+        self.stop_requested = False
+
+    def run(self) -> None:
+        """Everything from Downloading to a final status; whatever goes wrong becomes the FailureReason."""
+        signal.signal(signal.SIGTERM, self._request_stop)
+        try:
+            self._enter("Downloading", "Downloading input data")
+            self.container.create()
+            self._stage()
+            self._enter("Training", "Training in progress", TrainingStartTime=_now())
+            self._train()
+            self._enter("Uploading", "Uploading the model")
+            self._upload()
+            self._finish("Completed")
+        except Stopped as stopped:
+            self._upload()
+            self._finish("Stopped", secondary=str(stopped))
+        except (ContainerError, storage.StorageError) as error:
+            self._finish("Failed", f"ClientError: {error}")
+        except AlgorithmError as error:
+            self._finish("Failed", f"AlgorithmError: {error}")
+
+    def _stage(self) -> None:
+        config = self.container.root / "input" / "config"
+        channels = {}
+        for channel in self.request.get("InputDataConfig", ()):
+            name = channel["ChannelName"]
+            storage.link_or_download(_uri(channel), self.container.root / "input" / "data" / name)
+            channels[name] = {
+                "TrainingInputMode": "File",
+                "S3DistributionType": channel["DataSource"]
+                .get("S3DataSource", {})
+                .get("S3DataDistributionType", "FullyReplicated"),
+                "RecordWrapperType": channel.get("RecordWrapperType", "None"),
+            }
+            self._raise_if_stopped()
+        hyperparameters = dict(self.request.get("HyperParameters", {}))
+        code = self._stage_code(json.loads(hyperparameters.get("sagemaker_submit_directory", '""')))
+        hyperparameters["sagemaker_submit_directory"] = json.dumps(str(code))
+        group = {"instance_group_name": "homogeneousCluster", "instance_type": "local", "hosts": [HOST]}
+        files = {
+            "hyperparameters.json": hyperparameters,
+            "inputdataconfig.json": channels,
+            "resourceconfig.json": {
+                "current_host": HOST,
+                "hosts": [HOST],
+                "network_interface_name": "lo",
+                "current_instance_type": "local",
+                "current_group_name": group["instance_group_name"],
+                "instance_groups": [group],
+            },
+        }
+        for name, content in files.items():
+            (config / name).write_text(json.dumps(content))
+
+    def _stage_code(self, uri: str) -> Path:
+        code = self.container.root / "code"
+        if not uri:
+            raise ContainerError("the request names no source directory (sagemaker_submit_directory)")
+        source = storage.fetch(uri, self.container.root / "tmp" / "sourcedir.tar.gz")
+        if source.is_dir():
+            copy_tree(source, code)
+        elif tarfile.is_tarfile(source):
+            code.mkdir()
+            unpack(source, code)
+        else:
+            raise ContainerError(f"{uri} is neither a directory nor an archive of source code")
+        return code
+
+    def _environment(self) -> dict[str, str]:
+        region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION", "")
+        extra = {
+            "SAGEMAKER_TRAINING_MODULE": "sagemaker_pytorch_container.training:main",
+            "TRAINING_JOB_NAME": self.name,
+            "TRAINING_JOB_ARN": self.request["TrainingJobArn"],
+            "AWS_REGION": region,
+            "CURRENT_HOST": HOST,
+        }
+        if self.request["ResourceConfig"]["InstanceType"] == "local":
+            extra["CUDA_VISIBLE_DEVICES"] = ""
+        return self.container.environment(extra | self.request.get("Environment", {}))
+
+    def _train(self) -> None:
+        self.container.install_requirements(self.container.root / "code", self._environment())
+        self._raise_if_stopped()
+        process = self.container.start([sys.executable, "-m", "sagemaker_training.cli.train"], self._environment())
+        deadline = time.monotonic() + self.request["StoppingCondition"]["MaxRuntimeInSeconds"]
+        while process.poll() is None:
+            if self.stop_requested or time.monotonic() > deadline:
+                self.container.stop(STOP_GRACE_SECONDS)
+                raise Stopped("Stopped" if self.stop_requested else "MaxRuntimeExceeded")
+            time.sleep(0.1)
+        self.container.stop(STOP_GRACE_SECONDS)  # what the script left running
+        if process.returncode:
+            raise AlgorithmError(self._failure(process.returncode))
+
+    def _failure(self, status: int) -> str:
+        """What the toolkit wrote to output/failure, else how the process ended."""
+        try:
+            text = (self.container.root / "output" / "failure").read_text("utf-8", "replace").strip()
+        except FileNotFoundError:
+            text = ""
+        ended = f"killed by signal {-status}" if status < 0 else f"exit code {status}"
+        return f"{text or self.container.last_line()}, {ended}"
+
+    def _upload(self) -> None:
+        """What the job leaves: output/model.tar.gz of /opt/ml/model, output/output.tar.gz of /opt/ml/output/data."""
+        artifacts = self.request["ModelArtifacts"]["S3ModelArtifacts"].rpartition("/")[0]
+        folders = {"model.tar.gz": "model", "output.tar.gz": "output/data"}
+        for archive, folder in folders.items():
+            if archive == "output.tar.gz" and not any((self.container.root / folder).iterdir()):
+                continue
+            packed = self.container.root / "tmp" / archive
+            pack(self.container.root / folder, packed)
+            storage.put(packed, storage.join(artifacts, archive))
+            packed.unlink()
+
+    def _metrics(self) -> list[dict]:
+        """The last value of each metric definition in the log (FinalMetricDataList)."""
+        log = self.container.log.read_text("utf-8", "replace") if self.container.log.exists() else ""
+        metrics = []
+        for definition in self.request["AlgorithmSpecification"].get("MetricDefinitions", ()):
+            found = [m for m in re.finditer(definition["Regex"], log) if m.groups()]
+            if found:
+                metrics.append({"MetricName": definition["Name"], "Value": float(found[-1][1]), "Timestamp": _now()})
+        return metrics
+
+    def _enter(self, secondary: str, message: str, **values) -> None:
+        self._raise_if_stopped()
+        with self.store.changing(self.name) as record:
+            _enter(record["description"], secondary, message, **values)
+
+    def _finish(self, status: str, reason: str | None = None, secondary: str | None = None) -> None:
+        metrics = self._metrics()
+        with self.store.changing(self.name) as record:
+            record["description"]["FinalMetricDataList"] = metrics
+            _finish(record["description"], status, reason, secondary)
+
+    def _request_stop(self, number, frame) -> None:
+        self.stop_requested = True
+
+    def _raise_if_stopped(self) -> None:
+        if self.stop_requested:
+            raise Stopped("Stopped")
+
+
+class AlgorithmError(Exception):
+    """The training script failed."""
+
+
+def _enter(description: dict, secondary: str, message: str, status: str | None = None, **values) -> None:
+    now = _now()
+    transitions = description["SecondaryStatusTransitions"]
+    transitions[-1]["EndTime"] = now
+    transitions.append(_transition(secondary, message, now))
+    description.update(values, SecondaryStatus=secondary, LastModifiedTime=now)
+    if status:
+        description["TrainingJobStatus"] = status
+
+
+def _finish(description: dict, status: str, reason: str | None = None, secondary: str | None = None) -> None:
+    if reason:
+        description["FailureReason"] = reason[:MAX_REASON]
+    _enter(description, secondary or status, reason or f"Training job {status.lower()}", status=status)
+    ended = description["LastModifiedTime"]
+    started = description.get("TrainingStartTime", ended)
+    seconds = max(1, round((ended - started).total_seconds()))
+    description.update(TrainingEndTime=ended, TrainingTimeInSeconds=seconds, BillableTimeInSeconds=seconds)
+
+
+def _transition(status: str, message: str, now: datetime) -> dict:
+    return {"Status": status, "StartTime": now, "StatusMessage": message}
+
+
+def _uri(channel: dict) -> str | None:
+    source = channel["DataSource"]
+    return source.get("S3DataSource", {}).get("S3Uri") or source.get("FileDataSource", {}).get("FileUri")
+
+
+def _now() -> datetime:
+    return datetime.now(timezone.utc)
+
+
+def main() -> None:
+    job = Job(Path(sys.argv[1]))
+    try:
+        job.run()
+    except BaseException as error:  # a fault of ours must still end the job, with its reason
+        stop_processes(job.container.processes, 0)
+        job._finish("Failed", f"InternalServerError: {type(error).__name__}: {error}")
+        raise
+
+
+if __name__ == "__main__":
+    main()
