@@ -1,0 +1,74 @@
+"""What the job scripts share in talking to a person: one-line errors, tables, pictures with their answers."""
+
+import contextlib
+import json
+import sys
+from collections.abc import Iterator, Sequence
+
+from PIL import Image, ImageDraw, ImageFont
+
+
+@contextlib.contextmanager
+def errors_as_one_line() -> Iterator[None]:
+    """Bad usage and failed jobs end the script with one line on stderr; a fault of ours keeps its traceback."""
+    from botocore.exceptions import BotoCoreError, ClientError
+    from sagemaker.exceptions import UnexpectedStatusException
+
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        fail(error, 2)
+    except (ClientError, BotoCoreError, UnexpectedStatusException, NotImplementedError) as error:
+        fail(error, 1)
+    except KeyboardInterrupt:
+        fail("interrupted", 130)
+
+
+def fail(error: object, status: int) -> None:
+    line = " ".join(str(error).split("\nTraceback")[0].split())
+    print(f"error: {line}", file=sys.stderr)
+    sys.exit(status)
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """Columns as wide as their content; numbers to the right."""
+    cells = [[str(cell) for cell in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(header, *cells, strict=True)]
+    numeric = [all(isinstance(row[i], (int, float)) for row in rows) for i in range(len(header))]
+
+    def line(row: Sequence[str]) -> str:
+        padded = (c.rjust(w) if n else c.ljust(w) for c, w, n in zip(row, widths, numeric, strict=True))
+        return "  ".join(padded).rstrip()
+
+    return "\n".join([line(header), "  ".join("-" * width for width in widths), *map(line, cells)])
+
+
+def as_json(rows: Sequence[dict]) -> str:
+    """A JSON object a line."""
+    return "\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
+
+
+def captioned(image: Image.Image, caption: str, size: int = 224) -> Image.Image:
+    """A square of `size` pixels with the image in it and the caption below."""
+    band = 28
+    card = Image.new("RGB", (size, size + band), "white")
+    image = image.convert("RGB")
+    scale = min(size / image.width, size / image.height)
+    shape = max(1, round(image.width * scale)), max(1, round(image.height * scale))
+    resample = Image.Resampling.LANCZOS if scale < 1 else Image.Resampling.NEAREST
+    card.paste(image.resize(shape, resample), ((size - shape[0]) // 2, (size - shape[1]) // 2))
+    draw, font = ImageDraw.Draw(card), ImageFont.load_default(15)
+    while caption and draw.textlength(caption, font) > size - 8:
+        caption = caption[:-2] + "…"
+    draw.text((size / 2, size + band / 2), caption, "black", font, anchor="mm")
+    return card
+
+
+def contact_sheet(cards: Sequence[Image.Image], columns: int) -> Image.Image:
+    """The cards, all of one size, row by row."""
+    width, height = cards[0].size
+    rows = -(-len(cards) // columns)
+    sheet = Image.new("RGB", (columns * width, rows * height), "white")
+    for i, card in enumerate(cards):
+        sheet.paste(card, (i % columns * width, i // columns * height))
+    return sheet

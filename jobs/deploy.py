@@ -1,0 +1,112 @@
+"""Deploy a model to an endpoint: ``python -m jobs.deploy --model JOB_OR_MODEL [--endpoint-name NAME]``."""
+
+import argparse
+import tarfile
+from pathlib import Path
+from urllib.parse import urlparse
+
+from jobs import console, session
+
+# What a bundle holds; the model directory itself is the business of source/fastmaker/bundle.py.
+BUNDLE_FILES = ("model.json", "model.pth", "code/entry_point.py")
+
+
+def parse_args(argv=None):
+    parser = argparse.ArgumentParser(
+        prog="python -m jobs.deploy",
+        description="Deploy a trained model to a real-time endpoint.",
+        epilog="example: python -m jobs.deploy --model fastmaker-2026-01-31-12-00-00-000 --endpoint-name pets",
+    )
+    session.add_arguments(parser)
+    parser.add_argument("--model", required=True, help="a training job, a model directory, a model.tar.gz or its URI")
+    parser.add_argument("--endpoint-name", help="(default: made from the time)")
+    parser.add_argument("--instance-count", type=int, default=1, help="(default: %(default)s)")
+    parser.add_argument("--env", action="append", default=[], metavar="NAME=VALUE", help="for the container")
+    args = parser.parse_args(argv)
+    if bad := [pair for pair in args.env if "=" not in pair]:
+        parser.error(f"--env {bad[0]!r}: expected NAME=VALUE")
+    if args.instance_count < 1:
+        parser.error("--instance-count: expected 1 or more")
+    return args
+
+
+def main(args) -> str:
+    """Deploy; returns the endpoint's name."""
+    sagemaker_session = session.session(args.instance_type, args.backend)
+    model = model_for(model_archive(args.model, sagemaker_session), args, sagemaker_session)
+    print(f"deploying {args.model} to {args.instance_count} x {args.instance_type}", flush=True)
+    predictor = model.deploy(args.instance_count, args.instance_type, endpoint_name=args.endpoint_name)
+    name = predictor.endpoint_name
+    print(f"\nendpoint: {name}")
+    print(f"next:     python -m jobs.predict --endpoint {name} IMAGE ...")
+    print(f"to end:   python -m jobs.cleanup --endpoint {name}")
+    return name
+
+
+def model_for(model_data: str, args, sagemaker_session):
+    """The SDK's PyTorchModel of a bundle, which brings its own code and so needs no repacking."""
+    from sagemaker.pytorch import PyTorchModel
+
+    return PyTorchModel(
+        model_data=model_data,
+        role=args.role,
+        entry_point=None,
+        env={"SAGEMAKER_PROGRAM": "entry_point.py", **dict(pair.split("=", 1) for pair in args.env)},
+        sagemaker_session=sagemaker_session,
+        **session.INFERENCE_VERSION,
+    )
+
+
+def model_archive(model: str, sagemaker_session) -> str:
+    """The URI of the model.tar.gz that `model` means; a directory is packed beside itself.
+
+    Raises ValueError if it is no bundle.
+    """
+    if urlparse(model).scheme == "s3":
+        return model
+    path = Path(urlparse(model).path if model.startswith("file://") else model).expanduser()
+    if path.is_dir():
+        return f"file://{_packed(path.resolve())}"
+    if not path.is_file():
+        path = _archive_of_job(model, sagemaker_session)
+        if path is None:
+            raise ValueError(f"{model}: no such training job, model directory or model.tar.gz")
+    try:
+        with tarfile.open(path) as tar:
+            _check_files(path, {name.removeprefix("./") for name in tar.getnames()})
+    except tarfile.TarError as error:
+        raise ValueError(f"{path} is no model.tar.gz: {error}") from None
+    return f"file://{path.resolve()}"
+
+
+def _archive_of_job(name: str, sagemaker_session) -> Path | None:
+    from botocore.exceptions import ClientError
+
+    try:
+        description = sagemaker_session.describe_training_job(name)
+    except ClientError:
+        return None
+    if description["TrainingJobStatus"] != "Completed":
+        raise ValueError(f"training job {name} is {description['TrainingJobStatus']}; it has no model to deploy")
+    return Path(urlparse(description["ModelArtifacts"]["S3ModelArtifacts"]).path)
+
+
+def _packed(folder: Path) -> Path:
+    _check_files(folder, {str(path.relative_to(folder)) for path in folder.rglob("*")})
+    archive = folder.with_name(folder.name + ".tar.gz")
+    print(f"packing {folder} into {archive}", flush=True)
+    with tarfile.open(archive, "w:gz", compresslevel=1) as tar:
+        for path in sorted(folder.iterdir()):
+            tar.add(path, path.name)
+    return archive
+
+
+def _check_files(where: Path, names: set[str]) -> None:
+    if missing := [name for name in BUNDLE_FILES if name not in names]:
+        raise ValueError(f"{where} is no bundle: it lacks {', '.join(missing)}")
+
+
+if __name__ == "__main__":
+    arguments = parse_args()
+    with console.errors_as_one_line():
+        main(arguments)

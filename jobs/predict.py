@@ -1,0 +1,108 @@
+"""Ask an endpoint about images: ``python -m jobs.predict --endpoint NAME IMAGE_OR_FOLDER ...`` (``-`` is stdin)."""
+
+import argparse
+import io
+import json
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from PIL import Image
+
+from jobs import console, session
+
+CLIENTS = 4  # requests under way at once
+
+
+def parse_args(argv=None):
+    parser = argparse.ArgumentParser(
+        prog="python -m jobs.predict",
+        description="Ask an endpoint about images.",
+        epilog="example: python -m jobs.predict --endpoint pets cat.jpg photos/ --save answers/",
+    )
+    session.add_arguments(parser, instances=False)
+    parser.add_argument("--endpoint", help="its name (default: the only one that is in service)")
+    parser.add_argument("images", nargs="+", help="image files, folders of them, or - for an image on stdin")
+    parser.add_argument("--json", action="store_true", help="print a JSON object an image in place of a table")
+    parser.add_argument("--save", type=Path, metavar="FOLDER", help="write each image with its answer on it as a PNG")
+    return parser.parse_args(argv)
+
+
+def main(args) -> list[dict]:
+    """Predict; returns a row for each image: `image`, and the answer or `error`."""
+    inputs = list(_inputs(args.images))
+    sagemaker_session = session.session(backend=args.backend)
+    endpoint = args.endpoint or _only_endpoint(sagemaker_session)
+    with ThreadPoolExecutor(CLIENTS) as pool:
+        answers = pool.map(lambda pair: ask(sagemaker_session, endpoint, pair[1]), inputs)
+        rows = [{"image": name, **answer} for (name, _), answer in zip(inputs, answers, strict=True)]
+    print(console.as_json(rows) if args.json else _table(rows))
+    if args.save:
+        _save(args.save, inputs, rows)
+    return rows
+
+
+def ask(sagemaker_session, endpoint: str, image: bytes) -> dict:
+    """The endpoint's answer for an encoded image, or ``{"error": why}`` if the model refuses it."""
+    from botocore.exceptions import ClientError
+
+    runtime = sagemaker_session.sagemaker_runtime_client
+    try:
+        answer = runtime.invoke_endpoint(
+            EndpointName=endpoint, ContentType="application/x-image", Accept="application/json", Body=image
+        )
+    except ClientError as error:
+        if error.response["Error"]["Code"] != "ModelError":
+            raise
+        return {"error": error.response["OriginalMessage"].splitlines()[0]}
+    return json.loads(answer["Body"].read())
+
+
+def _inputs(names: list[str]):
+    """(name, bytes) of each image that `names` mean."""
+    extensions = Image.registered_extensions()
+    for name in names:
+        path = Path(name)
+        if name == "-":
+            yield "stdin", sys.stdin.buffer.read()
+        elif path.is_dir():
+            files = sorted(f for f in path.rglob("*") if f.suffix.lower() in extensions and f.is_file())
+            if not files:
+                raise ValueError(f"{name}: the folder holds no image")
+            yield from ((str(file), file.read_bytes()) for file in files)
+        else:
+            yield name, path.read_bytes()
+
+
+def _only_endpoint(sagemaker_session) -> str:
+    found = sagemaker_session.sagemaker_client.list_endpoints(StatusEquals="InService")["Endpoints"]
+    if len(found) != 1:
+        names = ", ".join(e["EndpointName"] for e in found) or "none; deploy one with python -m jobs.deploy"
+        raise ValueError(f"--endpoint NAME is needed: in service are {names}")
+    return found[0]["EndpointName"]
+
+
+def _table(rows: list[dict]) -> str:
+    cells = [[row["image"], row.get("label", "-"), _probability(row), row.get("error", "")] for row in rows]
+    header = ["image", "label", "probability", "error"]
+    wide = 4 if any("error" in row for row in rows) else 3
+    return console.table(header[:wide], [row[:wide] for row in cells])
+
+
+def _probability(row: dict) -> str:
+    return f"{row['probability']:.4f}" if "probability" in row else "-"
+
+
+def _save(folder: Path, inputs: list[tuple[str, bytes]], rows: list[dict]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, ((name, data), row) in enumerate(zip(inputs, rows, strict=True)):
+        if "error" not in row:
+            card = console.captioned(Image.open(io.BytesIO(data)), f"{row['label']} {_probability(row)}", 320)
+            card.save(folder / f"{number:04}-{Path(name).stem}.png")
+    print(f"\nsaved: {folder}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    arguments = parse_args()
+    with console.errors_as_one_line():
+        main(arguments)

@@ -1,0 +1,33 @@
+"""An instance type and a backend -> the SageMaker session to use. The only place that asks which it is."""
+
+import os
+
+# The SDK says at each call that version 3 exists; these scripts are written for version 2.
+os.environ.setdefault("SAGEMAKER_SUPPRESS_V2_WARNING", "1")
+
+LOCAL_TYPES = ("local", "local_gpu")
+BACKENDS = ("process", "docker")
+# The newest images that SDK v2 knows (https://github.com/aws/deep-learning-containers/blob/master/available_images.md).
+TRAINING_VERSION = {"framework_version": "2.8.0", "py_version": "py312"}
+INFERENCE_VERSION = {"framework_version": "2.6.0", "py_version": "py312"}
+
+
+def add_arguments(parser, instances: bool = True) -> None:
+    """The arguments that say where a job runs."""
+    if instances:
+        parser.add_argument("--instance-type", default="local", help="local or local_gpu (default: %(default)s)")
+        parser.add_argument("--role", default="local", help="IAM role; local instances need none")
+    parser.add_argument("--backend", choices=BACKENDS, default="process", help="of local types (default: %(default)s)")
+
+
+def session(instance_type: str = "local", backend: str = "process"):
+    """Raises ValueError for an instance type that cannot be had."""
+    if instance_type not in LOCAL_TYPES:
+        raise ValueError(f"--instance-type {instance_type!r}: expected one of {', '.join(LOCAL_TYPES)}")
+    if backend == "docker":
+        from sagemaker.local import LocalSession
+
+        return LocalSession()
+    from jobs.local import ProcessSession
+
+    return ProcessSession()

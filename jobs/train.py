@@ -1,0 +1,139 @@
+"""Train a model: ``python -m jobs.train --data DIRECTORY_OR_URI [--instance-type local] [hyperparameters]``.
+
+Whatever is not an argument of this script goes to source/entry_point.py as a hyperparameter:
+
+    python -m jobs.train --data pets/images --label-regex '^(.+)_[0-9]+.jpg$' --arch resnet34 --epochs 5
+"""
+
+import argparse
+import subprocess
+import sys
+import tarfile
+import tempfile
+from pathlib import Path
+from urllib.parse import urlparse
+
+from jobs import console, session
+
+SOURCE = Path(__file__).resolve().parents[1] / "source"
+METRIC_DEFINITIONS = [
+    {"Name": "train:loss", "Regex": r"train_loss=([0-9.]+)"},
+    {"Name": "valid:loss", "Regex": r"valid_loss=([0-9.]+)"},
+    {"Name": "valid:accuracy", "Regex": r"accuracy=([0-9.]+)"},
+    {"Name": "train:images_per_second", "Regex": r"images_per_second=([0-9.]+)"},
+]
+
+
+def parse_args(argv=None):
+    parser = argparse.ArgumentParser(
+        prog="python -m jobs.train",
+        description="Train a model with source/entry_point.py as a SageMaker training job.",
+        epilog="Every other --name value is a hyperparameter; `python source/entry_point.py --help` lists them. "
+        "example: python -m jobs.train --data digits --arch convnet --epochs 5",
+    )
+    session.add_arguments(parser)
+    parser.add_argument("--data", required=True, help="a directory, file:// or s3:// URI: the channel `train`")
+    parser.add_argument("--valid", help="likewise: the channel `valid`")
+    parser.add_argument("--job-name", help="(default: made from the time)")
+    parser.add_argument("--output", help="file:// or s3:// URI for artefacts (default: in FASTMAKER_HOME)")
+    parser.add_argument("--report", default="reports", help="where the pictures go, by job (default: %(default)s)")
+    args, rest = parser.parse_known_args(argv)
+    args.hyperparameters = _pairs(parser, rest)
+    return args
+
+
+def main(args) -> str:
+    """Run the job; returns its name."""
+    channels = {"train": _channel(args.data), **({"valid": _channel(args.valid)} if args.valid else {})}
+    _check(channels, args.hyperparameters)
+    sagemaker_session = session.session(args.instance_type, args.backend)
+
+    estimator = estimator_for(args, sagemaker_session)
+    estimator.fit(channels, job_name=args.job_name)
+    job = estimator.latest_training_job.name
+    description = sagemaker_session.describe_training_job(job)
+    metrics = description.get("FinalMetricDataList", [])
+    print()
+    print(console.table(["metric", "value"], [[m["MetricName"], round(m["Value"], 4)] for m in metrics]))
+    print(f"\nmodel:  {estimator.model_data}")
+    if report := fetch_report(estimator.model_data, Path(args.report) / job, sagemaker_session):
+        print(f"report: {report}")
+    print(f"next:   python -m jobs.deploy --model {job}")
+    return job
+
+
+def estimator_for(args, sagemaker_session):
+    """The SDK's PyTorch estimator for these arguments."""
+    from sagemaker.pytorch import PyTorch
+
+    return PyTorch(
+        entry_point="entry_point.py",
+        source_dir=str(SOURCE),
+        role=args.role,
+        instance_count=1,
+        instance_type=args.instance_type,
+        hyperparameters=args.hyperparameters,
+        metric_definitions=METRIC_DEFINITIONS,
+        base_job_name="fastmaker",
+        output_path=args.output,
+        sagemaker_session=sagemaker_session,
+        disable_profiler=True,
+        debugger_hook_config=False,
+        **session.TRAINING_VERSION,
+    )
+
+
+def fetch_report(model_data: str, folder: Path, sagemaker_session) -> Path | None:
+    """Unpack the job's output.tar.gz into `folder`; None if the job left none."""
+    from sagemaker.s3 import S3Downloader
+
+    uri = model_data.rpartition("/")[0] + "/output.tar.gz"
+    with tempfile.TemporaryDirectory() as scratch:
+        archive = Path(urlparse(uri).path)
+        if uri.startswith("s3://"):
+            S3Downloader.download(uri, scratch, sagemaker_session=sagemaker_session)
+            archive = Path(scratch, "output.tar.gz")
+        if not archive.is_file():
+            return None
+        with tarfile.open(archive) as tar:
+            tar.extractall(folder, filter="data")
+    return folder
+
+
+def _channel(data: str) -> str:
+    if urlparse(data).scheme in ("s3", "file"):
+        return data
+    path = Path(data).expanduser()
+    if not path.is_dir():
+        raise ValueError(f"{data}: expected a directory, or a URI that begins with s3:// or file://")
+    return f"file://{path.resolve()}"
+
+
+def _check(channels: dict[str, str], hyperparameters: dict[str, str]) -> None:
+    """Let the entry point check its arguments, and data that lies on this machine, before a job starts."""
+    if any(uri.startswith("s3://") for uri in channels.values()):
+        return
+    arguments = [word for name, value in hyperparameters.items() for word in (f"--{name}", value)]
+    folders = [word for name, uri in channels.items() for word in (f"--{name}", urlparse(uri).path)]
+    command = [sys.executable, str(SOURCE / "entry_point.py"), *arguments, *folders, "--check-only", "true"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        lines = [line for line in done.stderr.splitlines() if line.strip()]
+        raise ValueError(lines[-1] if lines else f"the entry point's check ended with status {done.returncode}")
+
+
+def _pairs(parser, words: list[str]) -> dict[str, str]:
+    """``--name value ...`` as a dict."""
+    pairs = {}
+    words = [part for word in words for part in (word.split("=", 1) if word.startswith("--") else [word])]
+    for name, value in zip(words[::2], [*words[1::2], None], strict=False):
+        if not name.startswith("--") or value is None or value.startswith("--"):
+            parser.error(f"expected hyperparameters as --name value, got {' '.join(words)!r}")
+        pairs[name[2:]] = value
+    return pairs
+
+
+if __name__ == "__main__":
+    arguments = parse_args()
+    with console.errors_as_one_line():
+        main(arguments)
