@@ -1,4 +1,4 @@
-"""List what the jobs made on this machine, and delete it: ``python -m jobs.cleanup [--endpoint NAME | --all --yes]``."""
+"""List what the jobs made on this machine, and delete it: ``python -m jobs.cleanup --all --yes``."""
 
 import argparse
 import time

@@ -32,17 +32,9 @@ def main(args) -> None:
         write_digits(folder)
 
         started = time.perf_counter()
-        words = [
-            "--data",
-            str(folder / "train"),
-            "--arch",
-            "convnet",
-            "--epochs",
-            str(args.epochs),
-            "--batch-size",
-            "32",
-        ]
-        job = train.main(train.parse_args([*words, "--report", str(folder / "reports")]))
+        places = ["--data", str(folder / "train"), "--report", str(folder / "reports")]
+        hyperparameters = ["--arch", "convnet", "--epochs", str(args.epochs), "--batch-size", "32"]
+        job = train.main(train.parse_args([*places, *hyperparameters]))
         seconds["train"] = time.perf_counter() - started
 
         started = time.perf_counter()
