@@ -19,7 +19,7 @@ from jobs.local.container import Container, ContainerError, copy_tree, unpack
 from jobs.local.store import Store
 
 KIND = "endpoints"
-STOP_GRACE_SECONDS = 5
+DRAIN_SECONDS = 5  # for the answers under way when other servers take over; one that is deleted gets none
 PROBE_SECONDS = 5
 # Below the ports that the kernel gives to outgoing connections, so that none is taken between choice and use.
 PORTS = range(20000, 32000)
@@ -202,7 +202,7 @@ def _take_over(store: Store, name: str, servers: list[dict]) -> None:
         if config := record.pop("next_config", None):
             description["EndpointConfigName"] = config["EndpointConfigName"]
             description["ProductionVariants"] = _summaries(config)
-    _stop(store, name, old)
+    _stop(store, name, old, DRAIN_SECONDS)
 
 
 def _failed_to_start(store: Store, name: str, reason: str) -> None:
@@ -232,9 +232,9 @@ def _roll_back(store: Store, name: str, reason: str) -> None:
     _stop(store, name, new)
 
 
-def _stop(store: Store, name: str, servers: list[dict]) -> None:
+def _stop(store: Store, name: str, servers: list[dict], grace_seconds: float = 0) -> None:
     for server in servers:
-        _container(store, name, server).stop(STOP_GRACE_SECONDS)
+        _container(store, name, server).stop(grace_seconds)
 
 
 def all_workers_ready(port: int) -> bool:
