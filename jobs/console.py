@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import sys
 from collections.abc import Iterator, Sequence
 
@@ -16,6 +17,9 @@ def errors_as_one_line() -> Iterator[None]:
 
     try:
         yield
+    except BrokenPipeError:  # whoever read our output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     except (ValueError, OSError) as error:
         fail(error, 2)
     except (ClientError, BotoCoreError, UnexpectedStatusException, NotImplementedError) as error:

@@ -105,4 +105,4 @@ def _save(folder: Path, inputs: list[tuple[str, bytes]], rows: list[dict]) -> No
 if __name__ == "__main__":
     arguments = parse_args()
     with console.errors_as_one_line():
-        main(arguments)
+        sys.exit(any("error" in row for row in main(arguments)))

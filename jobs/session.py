@@ -1,9 +1,12 @@
 """An instance type and a backend -> the SageMaker session to use. The only place that asks which it is."""
 
+import logging
 import os
 
 # The SDK says at each call that version 3 exists; these scripts are written for version 2.
 os.environ.setdefault("SAGEMAKER_SUPPRESS_V2_WARNING", "1")
+# Its remarks about configuration files that are not there would go to stdout, among the answers.
+logging.getLogger("sagemaker.config").setLevel(logging.WARNING)
 
 LOCAL_TYPES = ("local", "local_gpu")
 BACKENDS = ("process", "docker")

@@ -45,8 +45,8 @@ def parse_args(argv=None):
 def main(args) -> str:
     """Run the job; returns its name."""
     channels = {"train": _channel(args.data), **({"valid": _channel(args.valid)} if args.valid else {})}
-    _check(channels, args.hyperparameters)
     sagemaker_session = session.session(args.instance_type, args.backend)
+    _check(channels, args.hyperparameters)
 
     estimator = estimator_for(args, sagemaker_session)
     estimator.fit(channels, job_name=args.job_name)

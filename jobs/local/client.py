@@ -212,7 +212,7 @@ class SageMaker:
         keys = ("EndpointName", "EndpointArn", "CreationTime", "LastModifiedTime", "EndpointStatus")
         return _page("Endpoints", endpoints, keys, request)
 
-    def list_tags(self, ResourceArn):
+    def list_tags(self, ResourceArn, **request):
         kind, _, name = ResourceArn.rpartition(":")[2].partition("/")
         stores = {"training-job": self.training_jobs, "endpoint": self.endpoints}
         stores |= {"model": self.models, "endpoint-config": self.endpoint_configs}

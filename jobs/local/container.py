@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 import tarfile
+import tempfile
 import time
 from pathlib import Path
 
@@ -40,17 +41,19 @@ class Container:
     def __init__(self, root: Path):
         self.root = root
         self.log = root / "container.log"
+        self.tmp = root / "tmp"
         self._process_file = root / "process.json"
 
     def create(self) -> None:
         """Make the tree that the SageMaker platform makes before it starts a container."""
-        for folder in ("input/config", "input/data", "model", "output/data", "tmp"):
+        for folder in ("input/config", "input/data", "model", "output/data"):
             (self.root / folder).mkdir(parents=True, exist_ok=True)
+        self.tmp.symlink_to(tempfile.mkdtemp(prefix="fastmaker-", dir=_short_temporary_folder()))
 
     def environment(self, extra: dict[str, str]) -> dict[str, str]:
         """What the container's processes see: `extra` over what is passed on from the caller."""
         env = {k: v for k, v in os.environ.items() if any(fnmatch.fnmatchcase(k, name) for name in PASSED_ON)}
-        env |= {"SAGEMAKER_BASE_DIR": str(self.root), "TMPDIR": str(self.root / "tmp"), "PYTHONUNBUFFERED": "1"}
+        env |= {"SAGEMAKER_BASE_DIR": str(self.root), "TMPDIR": os.path.realpath(self.tmp), "PYTHONUNBUFFERED": "1"}
         overlay = [str(path) for path in self.root.glob("overlay/lib/python*/site-packages")]
         if overlay:
             env["PYTHONPATH"] = os.pathsep.join(overlay)
@@ -104,9 +107,19 @@ class Container:
             return []
         return session_processes(first["pid"], first["created"])
 
+    def alive(self) -> bool:
+        """Whether the process that was started is still there; what it started may outlive it."""
+        running = self.processes()
+        return bool(running) and running[0].pid == json.loads(self._process_file.read_text())["pid"]
+
     def stop(self, grace_seconds: float) -> None:
         """SIGTERM, then SIGKILL to what is left after `grace_seconds`; returns when nothing runs."""
         stop_processes(self.processes, grace_seconds)
+
+    def close(self, grace_seconds: float = 0) -> None:
+        """Stop what runs and remove the temporary files; logs and results stay."""
+        self.stop(grace_seconds)
+        shutil.rmtree(os.path.realpath(self.tmp), ignore_errors=True)
 
     def last_line(self) -> str:
         """The last line of the log that says something."""
@@ -174,6 +187,12 @@ def pack(folder: Path, archive: Path) -> None:
 def copy_tree(source: Path, target: Path) -> None:
     """Copy a source directory, less what Python compiled."""
     shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__", ".git", ".venv"), dirs_exist_ok=True)
+
+
+def _short_temporary_folder() -> str:
+    """TorchServe keeps its sockets in TMPDIR, and the path of a socket has no more than 104 bytes."""
+    folder = tempfile.gettempdir()
+    return folder if len(folder) <= 60 else "/tmp"
 
 
 def _send(process: psutil.Process, number: int) -> None:

@@ -5,6 +5,7 @@ No process watches over an endpoint: whoever describes or invokes it looks at it
 
 import http.client
 import json
+import os
 import random
 import socket
 import sys
@@ -128,9 +129,11 @@ def start_server(container: Container, model: dict, instance_type: str, ports: d
     container.create()
     root, model_dir = container.root, container.root / "model"
     if uri := _model_uri(model):
-        source = storage.fetch(uri, root / "tmp" / "model.tar.gz")
+        source = storage.fetch(uri, container.tmp / "model.tar.gz")
         copy_tree(source, model_dir) if source.is_dir() else unpack(source, model_dir)
     env = dict(model.get("Environment", {}))
+    if program := env.get("SAGEMAKER_PROGRAM"):
+        env["SAGEMAKER_PROGRAM"] = Path(program).name  # local mode leaves its path, as it was on the user's machine
     submitted = env.get("SAGEMAKER_SUBMIT_DIRECTORY", "")
     if submitted.startswith("file://") and not (model_dir / "code").exists():
         copy_tree(storage.local_path(submitted), model_dir / "code")
@@ -157,7 +160,7 @@ def start_server(container: Container, model: dict, instance_type: str, ports: d
                 **({"TS_DEFAULT_RESPONSE_TIMEOUT": timeout} if timeout else {}),
                 "LOG_LOCATION": str(root / "logs"),
                 "METRICS_LOCATION": str(root / "logs"),
-                "TEMP": str(root / "tmp"),
+                "TEMP": os.path.realpath(container.tmp),
                 **env,
             }
         ),
@@ -170,10 +173,12 @@ def _looked_after(store: Store, name: str) -> dict:
     status = record["description"]["EndpointStatus"]
     if status in ("Creating", "Updating"):
         _look_at_new_servers(store, name, record)
-    if status in ("InService", "Updating"):
-        dead = next((s for s in record["servers"] if not _container(store, name, s).processes()), None)
-        if dead:
-            _fail(store, name, f"the server of {Path(dead['folder']).name} has died")
+        record = store.read(name)
+    for server in record["servers"] if status in ("InService", "Updating") else ():
+        # A server that was replaced since we read the record is dead for a good reason.
+        if not _container(store, name, server).alive() and server in store.read(name)["servers"]:
+            _fail(store, name, f"the server of {Path(server['folder']).name} has died")
+            break
     return store.read(name)
 
 
@@ -234,7 +239,7 @@ def _roll_back(store: Store, name: str, reason: str) -> None:
 
 def _stop(store: Store, name: str, servers: list[dict], grace_seconds: float = 0) -> None:
     for server in servers:
-        _container(store, name, server).stop(grace_seconds)
+        _container(store, name, server).close(grace_seconds)
 
 
 def all_workers_ready(port: int) -> bool:
@@ -261,7 +266,7 @@ def _why_not_starting(container: Container) -> str | None:
     log = container.log_tail(2000)
     if any(sign in log for sign in LOAD_FAILED):
         return "the model could not be loaded: " + (_exception_in(log) or "see the log")
-    if not container.processes():
+    if not container.alive():
         return "the server ended before the model was loaded: " + (_exception_in(log) or container.last_line())
     return None
 

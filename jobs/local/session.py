@@ -20,6 +20,13 @@ DEFAULT_REGION = "us-west-2"
 NO_TELEMETRY = {"SchemaVersion": "1.0", "SageMaker": {"PythonSDK": {"Modules": {"TelemetryOptOut": True}}}}
 
 
+class Interrupted(KeyboardInterrupt, Exception):
+    """Ctrl-C, after what it interrupted was stopped.
+
+    An Exception as well, because the SDK's fit and deploy return in a ``finally``, which swallows a KeyboardInterrupt.
+    """
+
+
 class ProcessSession(LocalSession):
     """A session for instance types ``local`` and ``local_gpu`` that needs neither Docker nor an AWS account.
 
@@ -53,9 +60,14 @@ class ProcessSession(LocalSession):
         if self._default_bucket is None:
             name = self._default_bucket_name_override or f"sagemaker-{self._region_name}-{client.ACCOUNT}"
             if self._s3_endpoint():
-                self.create_bucket_for_not_exist_error(name, self._region_name, self.s3_resource)
+                self._make_bucket(name)
             self._default_bucket = name
         return self._default_bucket
+
+    def _make_bucket(self, name: str) -> None:
+        if name not in {bucket["Name"] for bucket in self.s3_client.list_buckets()["Buckets"]}:
+            region = {"CreateBucketConfiguration": {"LocationConstraint": self._region_name}}
+            self.s3_client.create_bucket(Bucket=name, **({} if self._region_name == "us-east-1" else region))
 
     def expand_role(self, role):
         return role if "/" in role else f"arn:aws:iam::{client.ACCOUNT}:role/{role}"
@@ -79,7 +91,7 @@ class ProcessSession(LocalSession):
             print(f"stopping training job {job_name}", flush=True)
             self.sagemaker_client.stop_training_job(job_name)
             self._follow(job_name, wait=True)
-            raise
+            raise Interrupted from None
         if wait:
             _check_job_status(job_name, description, "TrainingJobStatus")
 
@@ -97,7 +109,7 @@ class ProcessSession(LocalSession):
             return Session.wait_for_endpoint(self, endpoint_name, POLL_SECONDS, live_logging=False)
         except KeyboardInterrupt:
             endpoint.interrupt(self.sagemaker_client.endpoints, endpoint_name)
-            raise
+            raise Interrupted from None
 
     def _follow(self, job_name: str, wait: bool) -> dict:
         """Print what the log gained until the job ends; returns the job's description."""

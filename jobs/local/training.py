@@ -19,7 +19,7 @@ from pathlib import Path
 import psutil
 
 from jobs.local import storage
-from jobs.local.container import Container, ContainerError, copy_tree, pack, session_processes, stop_processes, unpack
+from jobs.local.container import Container, ContainerError, copy_tree, pack, session_processes, unpack
 from jobs.local.store import Store
 
 KIND = "training-jobs"
@@ -63,9 +63,11 @@ def start(store: Store, request: dict, arn: str, env: dict[str, str]) -> None:
     """Record the job and start the process that runs it. Raises FileExistsError if the name is taken."""
     name = request["TrainingJobName"]
     now = _now()
+    channels = request.get("InputDataConfig")
     output = request["OutputDataConfig"].get("S3OutputPath") or f"file://{store.folder}"
     description = {
         **{key: value for key, value in request.items() if key != "Tags"},
+        **({"InputDataConfig": [_with_s3_source(channel) for channel in channels]} if channels else {}),
         "OutputDataConfig": {**request["OutputDataConfig"], "S3OutputPath": output},
         "TrainingJobArn": arn,
         "ModelArtifacts": {"S3ModelArtifacts": storage.join(output, name, "output", "model.tar.gz")},
@@ -103,7 +105,7 @@ def describe(store: Store, name: str) -> dict:
     if record["description"]["TrainingJobStatus"] not in FINAL and not _running(record):
         record = store.read(name)  # it may have ended while we looked
         if record["description"]["TrainingJobStatus"] not in FINAL:
-            container(store, name).stop(0)
+            container(store, name).close()
             with store.changing(name) as record:
                 reason = "InternalServerError: the process that ran the job has died"
                 _finish(record["description"], "Failed", reason)
@@ -169,18 +171,18 @@ class Job:
             self._finish("Failed", f"ClientError: {error}")
         except AlgorithmError as error:
             self._finish("Failed", f"AlgorithmError: {error}")
+        finally:
+            self.container.close()
 
     def _stage(self) -> None:
         config = self.container.root / "input" / "config"
         channels = {}
         for channel in self.request.get("InputDataConfig", ()):
-            name = channel["ChannelName"]
+            name, source = channel["ChannelName"], channel["DataSource"]["S3DataSource"]
             storage.link_or_download(_uri(channel), self.container.root / "input" / "data" / name)
             channels[name] = {
                 "TrainingInputMode": "File",
-                "S3DistributionType": channel["DataSource"]
-                .get("S3DataSource", {})
-                .get("S3DataDistributionType", "FullyReplicated"),
+                "S3DistributionType": source.get("S3DataDistributionType", "FullyReplicated"),
                 "RecordWrapperType": channel.get("RecordWrapperType", "None"),
             }
             self._raise_if_stopped()
@@ -207,7 +209,7 @@ class Job:
         code = self.container.root / "code"
         if not uri:
             raise ContainerError("the request names no source directory (sagemaker_submit_directory)")
-        source = storage.fetch(uri, self.container.root / "tmp" / "sourcedir.tar.gz")
+        source = storage.fetch(uri, self.container.tmp / "sourcedir.tar.gz")
         if source.is_dir():
             copy_tree(source, code)
         elif tarfile.is_tarfile(source):
@@ -260,7 +262,7 @@ class Job:
         for archive, folder in folders.items():
             if archive == "output.tar.gz" and not any((self.container.root / folder).iterdir()):
                 continue
-            packed = self.container.root / "tmp" / archive
+            packed = self.container.tmp / archive
             pack(self.container.root / folder, packed)
             storage.put(packed, storage.join(artifacts, archive))
             packed.unlink()
@@ -327,6 +329,14 @@ def _uri(channel: dict) -> str | None:
     return source.get("S3DataSource", {}).get("S3Uri") or source.get("FileDataSource", {}).get("FileUri")
 
 
+def _with_s3_source(channel: dict) -> dict:
+    """The channel as AWS describes one: local mode's FileDataSource becomes an S3DataSource with a file:// URI."""
+    if "FileDataSource" not in channel["DataSource"]:
+        return channel
+    source = {"S3DataType": "S3Prefix", "S3Uri": _uri(channel), "S3DataDistributionType": "FullyReplicated"}
+    return {**channel, "DataSource": {"S3DataSource": source}}
+
+
 def _now() -> datetime:
     return datetime.now(timezone.utc)
 
@@ -336,7 +346,6 @@ def main() -> None:
     try:
         job.run()
     except BaseException as error:  # a fault of ours must still end the job, with its reason
-        stop_processes(job.container.processes, 0)
         job._finish("Failed", f"InternalServerError: {type(error).__name__}: {error}")
         raise
 

@@ -162,6 +162,8 @@ def _find(folder: Path, pattern: re.Pattern | None) -> tuple[str, Pairs, Pairs]:
     if (folder / "train").is_dir():
         valid = next((folder / name for name in VALID_FOLDERS if (folder / name).is_dir()), None)
         return "class folders", _by_folder(folder / "train"), _by_folder(valid) if valid else []
+    if (folder / "codes.txt").is_file():
+        raise DataError(f"{folder} holds codes.txt and so masks for segmentation; expected images with one label each")
     if _folders(folder):
         return "class folders", _by_folder(folder), []
     raise DataError(

@@ -79,12 +79,7 @@ def _train(args, samples) -> int:
     from fastmaker import learner, report
 
     set_seed(args.seed, reproducible=True)
-    workers = args.workers
-    if workers is None:
-        workers = len(os.sched_getaffinity(0)) if len(samples.labels) >= 5000 or args.image_size > (64, 64) else 0
-    dls = data.dataloaders(
-        samples, args.image_mode, args.image_size, args.resize_method, args.batch_size, args.augment, workers
-    )
+    dls = dataloaders(args, samples)
     learn = learner.create(dls, args.arch, args.image_mode, args.pretrained)
     learn.add_cb(learner.MetricLog())
     print(f"training {args.arch} for {args.epochs} epochs on {dls.device}", flush=True)
@@ -96,6 +91,16 @@ def _train(args, samples) -> int:
     learner.save_bundle(learn, args.model_dir, metrics)
     print("finished " + json.dumps(metrics), flush=True)
     return 0
+
+
+def dataloaders(args, samples):
+    """fastai DataLoaders for these arguments; few small images are loaded faster without worker processes."""
+    workers = args.workers
+    if workers is None:
+        workers = os.cpu_count() if len(samples.labels) >= 5000 or args.image_size >= (64, 64) else 0
+    return data.dataloaders(
+        samples, args.image_mode, args.image_size, args.resize_method, args.batch_size, args.augment, workers
+    )
 
 
 def _check(parser, args) -> None:

@@ -1,0 +1,363 @@
+"""Measure against the bare loop, side by side in one run: ``python -m jobs.benchmark endpoint|train``.
+
+    endpoint    an endpoint beside the same network and preprocessing in bare processes, without a server
+    train       the training job beside a bare fastai loop over the same DataLoaders
+
+Every figure that matters is a ratio of two measurements that alternate within one run: the machine may be shared.
+"""
+
+import argparse
+import concurrent.futures
+import io
+import multiprocessing
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from jobs import cleanup, console, deploy, session, train
+
+ROUNDS = 3
+
+
+def parse_args(argv=None):
+    parser = argparse.ArgumentParser(prog="python -m jobs.benchmark", description=__doc__.splitlines()[0])
+    commands = parser.add_subparsers(dest="command", required=True)
+    endpoint = commands.add_parser("endpoint", help="throughput, latency, memory and start of an endpoint")
+    endpoint.add_argument("--model", help="a bundle's directory (default: a fresh --arch at 224 pixels)")
+    endpoint.add_argument("--arch", default="resnet34", help="(default: %(default)s)")
+    endpoint.add_argument("--images", help="a folder of photos (default: generated JPEGs of 500x375)")
+    endpoint.add_argument("--seconds", type=float, default=10, help="of each measurement (default: %(default)s)")
+    training = commands.add_parser("train", help="images/s and start-up of a training job")
+    training.add_argument("--data", help="a directory (default: generated JPEGs)")
+    training.add_argument("--arch", default="resnet18", help="(default: %(default)s)")
+    training.add_argument("--image-size", default="64", help="(default: %(default)s)")
+    training.add_argument("--label-regex")
+    training.add_argument("--epochs", default="3", help="(default: %(default)s)")
+    return parser.parse_args(argv)
+
+
+def main(args) -> None:
+    {"endpoint": benchmark_endpoint, "train": benchmark_train}[args.command](args)
+
+
+# Endpoint
+
+
+def benchmark_endpoint(args) -> None:
+    with tempfile.TemporaryDirectory() as scratch:
+        model_dir = Path(args.model) if args.model else fresh_bundle(args.arch, Path(scratch, "model"))
+        photos = _photos(Path(args.images)) if args.images else generated_photos(32)
+        rows = []
+        for precision in ("float32", "bf16"):
+            rows += _measure_endpoint(model_dir, photos, precision, args.seconds)
+        f32, bf16 = (row[2] for row in rows if row[1] == "endpoint, 8 clients, images/s")
+        rows.append(["bf16", "times float32, 8 clients", round(bf16 / f32, 2), ""])
+        rows.append(["bf16", "labels as in float32", _agreement(model_dir, photos), ""])
+        print("\n" + console.table(["precision", "measured", "value", "ratio"], rows))
+
+
+def _measure_endpoint(model_dir: Path, photos: list[bytes], precision: str, seconds: float) -> list[list]:
+    cores = len(os.sched_getaffinity(0))
+    bare_start, bare_memory = _bare_start(model_dir, precision)
+    with tempfile.TemporaryDirectory() as scratch, _BareWorkers(cores, model_dir, precision) as workers:
+        # A copy, so that its archive lands beside it and not beside the user's bundle.
+        copy = shutil.copytree(model_dir, Path(scratch, "copy"))
+        archive = deploy.model_archive(str(copy), session.session())
+        started = time.perf_counter()
+        name = _deploy(archive, precision)
+        try:
+            sagemaker_session = session.session()
+            _invoke(sagemaker_session, name, photos[0])
+            start = time.perf_counter() - started
+            memory = _worker_memory(sagemaker_session, name)
+            throughput, latency = (
+                _alternate(
+                    lambda: _throughput(sagemaker_session, name, photos, 8, seconds),
+                    lambda: workers.throughput(photos, seconds),
+                ),
+                _alternate(
+                    lambda: _latency(lambda photo: _invoke(sagemaker_session, name, photo), photos, seconds),
+                    lambda: workers.latency(photos, seconds),
+                ),
+            )
+        finally:
+            cleanup.delete_endpoint(session.session().sagemaker_client, name)
+    ours, bare = throughput
+    p50, bare_p50 = latency
+    return [
+        [precision, "endpoint, 8 clients, images/s", round(ours, 1), f"{ours / bare:.2f} of the bare loop"],
+        [precision, f"bare loop, {cores} processes, images/s", round(bare, 1), ""],
+        [precision, "endpoint, 1 client, p50 ms", round(1000 * p50, 1), f"{p50 / bare_p50:.2f} of one bare image"],
+        [precision, "bare image, 1 thread, p50 ms", round(1000 * bare_p50, 1), ""],
+        [precision, "worker memory, MB", round(memory), f"{memory - bare_memory:+.0f} on a bare process"],
+        [precision, "deploy to first answer, s", round(start, 1), f"{start - bare_start:+.1f} on a bare process"],
+    ]
+
+
+def _alternate(ours, bare) -> tuple[float, float]:
+    """Medians of two measurements taken in turn."""
+    pairs = [(ours(), bare()) for _ in range(ROUNDS)]
+    return statistics.median(p[0] for p in pairs), statistics.median(p[1] for p in pairs)
+
+
+def _deploy(archive: str, precision: str) -> str:
+    arguments = deploy.parse_args(["--model", archive, "--env", f"FASTMAKER_PRECISION={precision}"])
+    model = deploy.model_for(archive, arguments, session.session())
+    return model.deploy(1, "local").endpoint_name
+
+
+def _invoke(sagemaker_session, name: str, photo: bytes) -> None:
+    runtime = sagemaker_session.sagemaker_runtime_client
+    runtime.invoke_endpoint(EndpointName=name, ContentType="image/jpeg", Body=photo)["Body"].read()
+
+
+def _throughput(sagemaker_session, name: str, photos: list[bytes], clients: int, seconds: float) -> float:
+    """Answers a second with `clients` requests under way."""
+    deadline = time.perf_counter() + seconds
+
+    def client(number: int) -> int:
+        count = 0
+        while time.perf_counter() < deadline:
+            _invoke(sagemaker_session, name, photos[(number + count) % len(photos)])
+            count += 1
+        return count
+
+    started = time.perf_counter()
+    with concurrent.futures.ThreadPoolExecutor(clients) as pool:
+        count = sum(pool.map(client, range(clients)))
+    return count / (time.perf_counter() - started)
+
+
+def _latency(ask, photos: list[bytes], seconds: float) -> float:
+    """The median seconds of one call after another."""
+    deadline = time.perf_counter() + seconds
+    times = []
+    while not times or time.perf_counter() < deadline:
+        started = time.perf_counter()
+        ask(photos[len(times) % len(photos)])
+        times.append(time.perf_counter() - started)
+    return statistics.median(times)
+
+
+def _worker_memory(sagemaker_session, name: str) -> float:
+    """Resident MB of the largest serving worker."""
+    from jobs.local import endpoint
+
+    store = sagemaker_session.sagemaker_client.endpoints
+    servers = store.read(name)["servers"]
+    found = [p for server in servers for p in endpoint._container(store, name, server).processes()]
+    workers = [p for p in found if any("model_service_worker" in word for word in p.cmdline())]
+    return max(p.memory_info().rss for p in workers) / 2**20
+
+
+class _BareWorkers:
+    """Processes with one thread each that load the bundle and predict, fed over pipes, without a server."""
+
+    def __init__(self, count: int, model_dir: Path, precision: str):
+        context = multiprocessing.get_context("spawn")
+        self.pipes = []
+        self.processes = []
+        for _ in range(count):
+            ours, theirs = context.Pipe()
+            process = context.Process(target=_bare_worker, args=(theirs, str(model_dir), precision), daemon=True)
+            process.start()
+            self.pipes.append(ours)
+            self.processes.append(process)
+
+    def __enter__(self):
+        for pipe in self.pipes:
+            pipe.recv()
+        return self
+
+    def __exit__(self, *error):
+        for process in self.processes:
+            process.terminate()
+            process.join()
+
+    def throughput(self, photos: list[bytes], seconds: float) -> float:
+        for pipe in self.pipes:
+            pipe.send((photos, seconds))
+        return sum(count / elapsed for count, elapsed, _ in (pipe.recv() for pipe in self.pipes))
+
+    def latency(self, photos: list[bytes], seconds: float) -> float:
+        self.pipes[0].send((photos, seconds))
+        return self.pipes[0].recv()[2]
+
+
+def _bare_worker(pipe, model_dir: str, precision: str) -> None:
+    import torch
+
+    from fastmaker import preprocess, serving
+
+    torch.set_num_threads(1)
+    model = serving.load(model_dir, precision=precision)
+    pipe.send("ready")
+    while True:
+        photos, seconds = pipe.recv()
+        started = time.perf_counter()
+        times = []
+        while time.perf_counter() - started < seconds:
+            at = time.perf_counter()
+            model.predict([preprocess.decode(photos[len(times) % len(photos)])])
+            times.append(time.perf_counter() - at)
+        pipe.send((len(times), time.perf_counter() - started, statistics.median(times)))
+
+
+BARE_START = """
+import sys, torch, torchvision, psutil
+from fastmaker import preprocess, serving
+torch.set_num_threads(1)
+model = serving.load(sys.argv[1], precision=sys.argv[2])
+model.predict([preprocess.from_array(__import__("numpy").zeros((375, 500, 3), "uint8"))])
+print(psutil.Process().memory_info().rss)
+"""
+
+
+def _bare_start(model_dir: Path, precision: str) -> tuple[float, float]:
+    """Seconds until a bare process has answered once, and its resident MB."""
+    started = time.perf_counter()
+    command = [sys.executable, "-c", BARE_START, str(model_dir), precision]
+    memory = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    return time.perf_counter() - started, int(memory) / 2**20
+
+
+def _agreement(model_dir: Path, photos: list[bytes]) -> str:
+    """On how many photos bf16 gives float32's label."""
+    from fastmaker import preprocess, serving
+
+    f32, bf16 = (serving.load(model_dir, precision=precision) for precision in ("float32", "bf16"))
+    images = [preprocess.decode(photo) for photo in photos]
+    same = [a.index == b.index for a, b in zip(f32.predict(images), bf16.predict(images), strict=True)]
+    return f"{sum(same)} of {len(same)}"
+
+
+def fresh_bundle(architecture: str, folder: Path, size: int = 224, n_labels: int = 37) -> Path:
+    """A bundle of an untrained network."""
+    import torch
+
+    from fastmaker import bundle, data, networks
+
+    torch.manual_seed(0)
+    mode = "L" if architecture == "convnet" else "RGB"
+    mean, std = data.STATISTICS[mode]
+    labels = tuple(f"label {number}" for number in range(n_labels))
+    network = networks.classifier(architecture, n_labels, len(mean))
+    info = bundle.ModelInfo("classification", architecture, labels, mode, (size, size), "crop", mean, std)
+    bundle.save(folder, network, info)
+    return folder
+
+
+def generated_photos(count: int, seed: int = 0) -> list[bytes]:
+    """JPEGs of 500x375 pixels with structure at every scale, about as long to decode as photos."""
+    random = np.random.default_rng(seed)
+    photos = []
+    for _ in range(count):
+        pixels = sum(
+            np.asarray(Image.fromarray(random.integers(0, 256, (n, n, 3), np.uint8)).resize((500, 375))) / (2.0 * k)
+            for k, n in enumerate((4, 16, 64, 256), 1)
+        )
+        stream = io.BytesIO()
+        Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8)).save(stream, "JPEG", quality=90)
+        photos.append(stream.getvalue())
+    return photos
+
+
+def _photos(folder: Path) -> list[bytes]:
+    files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in Image.registered_extensions())
+    if not files:
+        raise ValueError(f"{folder} holds no image")
+    return [file.read_bytes() for file in files]
+
+
+# Training
+
+
+def benchmark_train(args) -> None:
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        data = args.data or str(_generated_classes(folder / "data"))
+        hyperparameters = {"arch": args.arch, "epochs": args.epochs, "image-size": args.image_size}
+        hyperparameters |= {"pretrained": "false", "batch-size": "32"}
+        if args.label_regex:
+            hyperparameters["label-regex"] = args.label_regex
+        words = [word for name, value in hyperparameters.items() for word in (f"--{name}", value)]
+        rounds = [_train_round(data, words, hyperparameters, folder / str(i)) for i in range(ROUNDS)]
+    script, bare, fit = (statistics.median(r[i] for r in rounds) for i in range(3))
+    script_seconds, fit_seconds = (statistics.median(r[i] for r in rounds) for i in (3, 4))
+    rows = [
+        ["entry point, images/s", round(script, 1), f"{script / bare:.2f} of the bare loop"],
+        ["bare fastai loop, images/s", round(bare, 1), ""],
+        ["fit through ProcessSession, images/s", round(fit, 1), f"{fit / bare:.2f} of the bare loop"],
+        ["python source/entry_point.py, s", round(script_seconds, 1), ""],
+        ["fit through ProcessSession, s", round(fit_seconds, 1), f"{fit_seconds - script_seconds:+.1f} s"],
+    ]
+    print("\n" + console.table(["measured", "value", "ratio"], rows))
+
+
+def _train_round(data: str, words: list[str], hyperparameters: dict, folder: Path) -> tuple[float, ...]:
+    entry_point = str(train.SOURCE / "entry_point.py")
+    places = ["--train", data, "--model-dir", str(folder / "model"), "--output-data-dir", str(folder / "output")]
+    started = time.perf_counter()
+    script = subprocess.run([sys.executable, entry_point, *words, *places], capture_output=True, text=True, check=True)
+    script_seconds = time.perf_counter() - started
+    bare = subprocess.run(
+        [sys.executable, "-c", BARE_LOOP, *words, *places], capture_output=True, text=True, check=True
+    )
+
+    arguments = train.parse_args(["--data", data, *words])
+    sagemaker_session = session.session()
+    estimator = train.estimator_for(arguments, sagemaker_session)
+    started = time.perf_counter()
+    estimator.fit({"train": f"file://{Path(data).resolve()}"})
+    fit_seconds = time.perf_counter() - started
+    job = estimator.latest_training_job.name
+    metrics = sagemaker_session.describe_training_job(job)["FinalMetricDataList"]
+    fit = next(m["Value"] for m in metrics if m["MetricName"] == "train:images_per_second")
+    sagemaker_session.sagemaker_client.delete_training_job(job)
+    rate = float(script.stdout.rpartition("images_per_second=")[2].split()[0])
+    return rate, float(bare.stdout.split()[-1]), fit, script_seconds, fit_seconds
+
+
+# The same samples, DataLoaders and network as the entry point's; fastai's own loop and no callback of ours.
+BARE_LOOP = """
+import os, sys, time
+from fastmaker import data, learner, training
+from fastai.vision.all import Callback, set_seed
+
+class LastEpoch(Callback):
+    def before_train(self): self.started, self.images = time.perf_counter(), 0
+    def after_batch(self): self.images += len(self.yb[0]) if self.training else 0
+    def after_train(self): self.rate = self.images / (time.perf_counter() - self.started)
+
+args = training.parse_args(sys.argv[1:])
+samples = data.read(args.train, None, args.label_regex, args.valid_pct, args.seed)
+set_seed(args.seed, reproducible=True)
+dls = training.dataloaders(args, samples)
+learn = learner.create(dls, args.arch, args.image_mode, args.pretrained)
+rate = LastEpoch()
+with learn.no_bar(), learn.no_logging():
+    learn.fit_one_cycle(args.epochs, args.lr, cbs=rate)
+print(rate.rate)
+"""
+
+
+def _generated_classes(folder: Path, count: int = 600) -> Path:
+    for number, photo in enumerate(generated_photos(count)):
+        part = folder / f"class {number % 4}"
+        part.mkdir(parents=True, exist_ok=True)
+        (part / f"{number}.jpg").write_bytes(photo)
+    return folder
+
+
+if __name__ == "__main__":
+    arguments = parse_args()
+    with console.errors_as_one_line():
+        main(arguments)

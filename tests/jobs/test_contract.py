@@ -1,0 +1,72 @@
+"""What we rely on inside the SDK and the toolkits: an upgrade that changes it fails here, with a sentence."""
+
+import inspect
+import os
+import subprocess
+import sys
+
+import sagemaker.session
+from sagemaker.local import LocalSession
+from sagemaker.session import Session
+
+from jobs.local import ProcessSession
+
+
+def test_the_serving_toolkit_still_has_what_the_launcher_replaces():
+    from sagemaker_pytorch_serving_container import torchserve
+
+    assert torchserve.TS_CONFIG_FILE.startswith("/etc")
+    assert callable(torchserve._retrieve_ts_server_process)
+    assert list(inspect.signature(torchserve.start_torchserve).parameters) == ["handler_service"]
+
+
+def test_the_inference_toolkit_decodes_the_types_in_a_list_that_can_be_emptied():
+    from sagemaker_inference import content_types
+
+    assert isinstance(content_types.UTF8_TYPES, list)
+
+
+def test_the_inference_toolkit_keeps_the_status_of_its_own_errors_alone():
+    from sagemaker_inference.errors import BaseInferenceToolkitError
+
+    from fastmaker.content import RequestError
+
+    assert list(inspect.signature(BaseInferenceToolkitError).parameters) == ["status_code", "message", "phrase"]
+    assert issubclass(RequestError, BaseInferenceToolkitError)
+
+
+def test_both_toolkits_take_the_base_directory_from_the_environment(tmp_path):
+    program = "from {} import environment; print(environment.base_dir)"
+    for toolkit in ("sagemaker_inference", "sagemaker_training"):
+        env = {**os.environ, "SAGEMAKER_BASE_DIR": str(tmp_path)}
+        command = [sys.executable, "-c", program.format(toolkit)]
+        assert subprocess.run(command, env=env, capture_output=True, text=True).stdout.strip() == str(tmp_path)
+
+
+def test_the_session_overrides_methods_that_the_sdk_still_has():
+    for name in ("default_bucket", "expand_role", "get_caller_identity_arn", "account_id", "wait_for_endpoint"):
+        assert hasattr(Session, name), name
+    for name in ("_get_account_id_if_default_bucket", "logs_for_job", "wait_for_job", "describe_training_job"):
+        assert hasattr(Session, name), name
+    assert callable(sagemaker.session._check_job_status)
+    assert "s3_endpoint_url" in inspect.signature(LocalSession).parameters
+
+
+def test_the_sdk_finds_that_telemetry_is_off(home):
+    from sagemaker.config import validate_sagemaker_config
+    from sagemaker.config.config_schema import TELEMETRY_OPT_OUT_PATH
+    from sagemaker.utils import resolve_value_from_config
+
+    session = ProcessSession(home=home)
+    validate_sagemaker_config(session.sagemaker_config)
+    assert resolve_value_from_config(None, TELEMETRY_OPT_OUT_PATH, False, session) is True
+
+
+def test_a_directory_of_the_serving_toolkit_is_found_without_importing_torch():
+    program = (
+        "import importlib.util, sys; from sagemaker_pytorch_serving_container import torchserve;"
+        "print(importlib.util.find_spec('sagemaker_pytorch_serving_container.handler_service').origin);"
+        "assert 'torch' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stdout.strip().endswith("handler_service.py"), done.stderr

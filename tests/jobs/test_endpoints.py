@@ -1,0 +1,341 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+
+import numpy as np
+import psutil
+import pytest
+from botocore.exceptions import ClientError
+from conftest import REPOSITORY, bundle_model, deployed, running_below, wait_until
+from sagemaker.exceptions import UnexpectedStatusException
+from sagemaker.model import Model
+from sagemaker.predictor import Predictor
+from shapes import assert_answers_as
+
+from fastmaker import preprocess, serving
+from jobs.local import ProcessSession, endpoint
+from jobs.local.container import pack
+
+
+def invoke(session, name, body, content_type="application/x-image", accept="application/json", **arguments):
+    answer = session.sagemaker_runtime_client.invoke_endpoint(
+        EndpointName=name, Body=body, ContentType=content_type, Accept=accept, **arguments
+    )
+    assert_answers_as("InvokeEndpoint", {**answer, "Body": answer["Body"].read()}, "sagemaker-runtime")
+    answer["Body"] = answer["Body"]._raw_stream.getvalue()
+    return answer
+
+
+def containers_of(session, name):
+    store = session.sagemaker_client.endpoints
+    return [endpoint._container(store, name, server) for server in store.read(name)["servers"]]
+
+
+def workers_of(session, name):
+    """The pids of the serving workers, as TorchServe gives them."""
+    servers = session.sagemaker_client.endpoints.read(name)["servers"]
+    models = [endpoint._management(server["port"], "/models/model") for server in servers]
+    return [worker["pid"] for model in models if model for worker in model[0]["workers"] if worker["status"] == "READY"]
+
+
+@pytest.fixture
+def model_archive(tmp_path):
+    """A model.tar.gz whose code/inference.py is the text given."""
+
+    def archive(text, name="model"):
+        folder = tmp_path / name
+        (folder / "code").mkdir(parents=True)
+        (folder / "code" / "inference.py").write_text(textwrap.dedent(text))
+        pack(folder, tmp_path / f"{name}.tar.gz")
+        return tmp_path / f"{name}.tar.gz"
+
+    return archive
+
+
+@pytest.fixture(scope="session")
+def digit(digits):
+    return next(iter(sorted(digits.rglob("*.png")))).read_bytes()
+
+
+def script_mode(session, archive, **env):
+    return bundle_model(session, archive, env={"SAGEMAKER_PROGRAM": "inference.py", **env})
+
+
+ECHO = """
+def model_fn(model_dir): return {name!r}
+def input_fn(body, content_type): return bytes(body)
+def predict_fn(body, model): return model.encode() + b":" + body
+def output_fn(answer, accept): return answer, accept
+"""
+
+
+def test_the_endpoint_gives_the_bits_that_the_bundle_gives(session, digits_predictor, digits_bundle, digits):
+    model = serving.load(digits_bundle)
+    for file in sorted(digits.rglob("*.png"))[::90]:
+        expected = model.predict([preprocess.decode(file.read_bytes())])[0].probabilities
+        answer = invoke(session, digits_predictor.endpoint_name, file.read_bytes(), accept="application/x-npy")
+        header = len(answer["Body"]) - expected.nbytes
+        assert np.array_equal(np.frombuffer(answer["Body"][header:], np.float32), expected)
+
+
+def test_a_predictor_of_the_sdk_works_unchanged(session, digits_predictor, digit):
+    from sagemaker.deserializers import JSONDeserializer
+    from sagemaker.serializers import IdentitySerializer
+
+    predictor = Predictor(digits_predictor.endpoint_name, session, IdentitySerializer("image/png"), JSONDeserializer())
+    answer = predictor.predict(digit)
+    assert answer["label"] in set("0123456789")
+    assert answer["predictions"] == answer["index"]
+
+
+def test_answers_about_endpoints_have_boto3s_shapes(session, digits_predictor):
+    client = session.sagemaker_client
+    description = client.describe_endpoint(EndpointName=digits_predictor.endpoint_name)
+    assert_answers_as("DescribeEndpoint", description)
+    config = client.describe_endpoint_config(EndpointConfigName=description["EndpointConfigName"])
+    assert_answers_as("DescribeEndpointConfig", config)
+    model = client.describe_model(ModelName=config["ProductionVariants"][0]["ModelName"])
+    assert_answers_as("DescribeModel", model)
+    assert_answers_as("ListEndpoints", client.list_endpoints())
+    assert_answers_as("ListEndpointConfigs", client.list_endpoint_configs())
+    assert_answers_as("ListModels", client.list_models())
+    assert digits_predictor.endpoint_name in [e["EndpointName"] for e in client.list_endpoints()["Endpoints"]]
+
+
+@pytest.mark.parametrize(
+    ("body", "content_type", "accept", "status", "reason"),
+    [
+        (b"no image", "application/x-image", "application/json", 400, "no image"),
+        (b"", "application/x-image", "application/json", 400, "empty"),
+        (b"\xff\xfe{", "application/json", "application/json", 400, "not JSON"),
+        (b"", "application/json", "application/json", 400, "empty"),
+        (b"\x80" * 100, "text/csv", "application/json", 415, "text/csv"),
+        (b"x", "application/pdf", "application/json", 415, "application/pdf"),
+        (None, "application/x-image", "image/png", 406, "image/png"),
+    ],
+)
+def test_a_bad_request_gets_its_status_and_a_first_line_that_says_why(
+    session, digits_predictor, digit, body, content_type, accept, status, reason
+):
+    with pytest.raises(session.sagemaker_runtime_client.exceptions.ModelError) as caught:
+        invoke(session, digits_predictor.endpoint_name, digit if body is None else body, content_type, accept)
+    assert caught.value.response["OriginalStatusCode"] == status
+    assert reason in caught.value.response["OriginalMessage"].splitlines()[0]
+
+
+def test_an_unknown_endpoint_or_variant_is_a_validation_error(session, digits_predictor, digit):
+    with pytest.raises(ClientError, match="not found") as caught:
+        invoke(session, "nobody-made-this", digit)
+    assert caught.value.response["Error"]["Code"] == "ValidationError"
+    with pytest.raises(ClientError, match="no variant"):
+        invoke(session, digits_predictor.endpoint_name, digit, TargetVariant="Other")
+
+
+def test_servers_listen_on_loopback_only(session, digits_predictor):
+    processes = containers_of(session, digits_predictor.endpoint_name)[0].processes()
+    listening = [c for p in processes for c in p.net_connections() if c.status == psutil.CONN_LISTEN]
+    assert listening
+    assert {connection.laddr.ip.removeprefix("::ffff:") for connection in listening} == {"127.0.0.1"}
+
+
+def test_a_killed_worker_comes_back(session, digits_predictor, digit):
+    name = digits_predictor.endpoint_name
+    (before,) = workers_of(session, name)
+    os.kill(before, signal.SIGKILL)
+    wait_until(lambda: (pids := workers_of(session, name)) and pids != [before], 30)
+    assert json.loads(invoke(session, name, digit)["Body"])["label"]
+
+
+def test_two_endpoints_at_once_answer_from_their_own_models(session, model_archive):
+    first, second = (model_archive(ECHO.format(name=name), name) for name in ("first", "second"))
+    with (
+        deployed(session, first, env={"SAGEMAKER_PROGRAM": "inference.py"}) as one,
+        deployed(session, second, env={"SAGEMAKER_PROGRAM": "inference.py"}) as two,
+    ):
+        assert invoke(session, one.endpoint_name, b"x")["Body"] == b"first:x"
+        assert invoke(session, two.endpoint_name, b"x")["Body"] == b"second:x"
+
+
+def test_an_endpoint_is_used_and_deleted_from_another_process(home, session, digits_archive, digit, tmp_path):
+    (tmp_path / "digit.png").write_bytes(digit)
+    predictor = bundle_model(session, digits_archive).deploy(1, "local", endpoint_name="shared")
+
+    def script(*words):
+        env = {**os.environ, "FASTMAKER_HOME": str(home)}
+        return subprocess.run([sys.executable, "-m", *words], env=env, cwd=REPOSITORY, capture_output=True, text=True)
+
+    asked = script("jobs.predict", "--endpoint", "shared", "--json", str(tmp_path / "digit.png"))
+    assert json.loads(asked.stdout)["label"] in set("0123456789"), asked.stderr
+    deleted = script("jobs.cleanup", "--endpoint", "shared")
+    assert deleted.returncode == 0, deleted.stderr
+    with pytest.raises(ClientError, match="Could not find"):
+        session.sagemaker_client.describe_endpoint(EndpointName=predictor.endpoint_name)
+    assert not running_below(home / "endpoints" / "shared")
+
+
+def test_several_instances_all_answer_and_all_go(home, session, model_archive):
+    pid = "import os\n" + textwrap.dedent(ECHO.format(name="pid")).replace(
+        'model.encode() + b":" + body', "str(os.getpid()).encode()"
+    )
+    with deployed(session, model_archive(pid), 2, env={"SAGEMAKER_PROGRAM": "inference.py"}) as predictor:
+        name = predictor.endpoint_name
+        assert len({invoke(session, name, b"x")["Body"] for _ in range(40)}) == 2
+        variant = session.sagemaker_client.describe_endpoint(EndpointName=name)["ProductionVariants"][0]
+        assert variant["CurrentInstanceCount"] == 2
+    assert not running_below(home / "endpoints" / name)
+
+
+def test_a_model_that_cannot_load_fails_the_endpoint_with_its_reason(home, session, model_archive):
+    model = script_mode(session, model_archive("def model_fn(model_dir): raise OSError('the weights are a fish')"))
+    with pytest.raises(UnexpectedStatusException, match="the weights are a fish"):
+        model.deploy(1, "local", endpoint_name="fish")
+    description = session.sagemaker_client.describe_endpoint(EndpointName="fish")
+    assert_answers_as("DescribeEndpoint", description)
+    assert description["EndpointStatus"] == "Failed"
+    assert not running_below(home / "endpoints" / "fish")
+    session.sagemaker_client.delete_endpoint(EndpointName="fish")
+
+
+def test_an_altered_bundle_fails_the_endpoint_naming_the_file(session, digits_bundle, tmp_path):
+    import shutil
+
+    folder = shutil.copytree(digits_bundle, tmp_path / "bundle")
+    data = bytearray((folder / "model.pth").read_bytes())
+    data[len(data) // 2] ^= 1
+    (folder / "model.pth").write_bytes(data)
+    pack(folder, tmp_path / "model.tar.gz")
+    with pytest.raises(UnexpectedStatusException, match=r"BundleError.*model\.pth.*altered"):
+        bundle_model(session, tmp_path / "model.tar.gz").deploy(1, "local", endpoint_name="altered")
+    session.sagemaker_client.delete_endpoint(EndpointName="altered")
+
+
+def test_an_archive_that_is_none_fails_the_endpoint(session, tmp_path):
+    (tmp_path / "model.tar.gz").write_bytes(b"no archive")
+    with pytest.raises(UnexpectedStatusException, match="cannot be unpacked"):
+        bundle_model(session, tmp_path / "model.tar.gz").deploy(1, "local", endpoint_name="no-archive")
+    session.sagemaker_client.delete_endpoint(EndpointName="no-archive")
+
+
+def test_a_server_that_died_shows_as_failed(session, model_archive):
+    archive = model_archive(ECHO.format(name="mortal"))
+    with deployed(session, archive, env={"SAGEMAKER_PROGRAM": "inference.py"}) as predictor:
+        for process in containers_of(session, predictor.endpoint_name)[0].processes():
+            process.kill()
+        container = containers_of(session, predictor.endpoint_name)[0]
+        wait_until(lambda: not container.processes())
+        description = session.sagemaker_client.describe_endpoint(EndpointName=predictor.endpoint_name)
+        assert description["EndpointStatus"] == "Failed"
+        assert "has died" in description["FailureReason"]
+        with pytest.raises(ClientError, match="not in service"):
+            invoke(session, predictor.endpoint_name, b"x")
+
+
+def test_an_update_brings_the_new_model_and_a_failing_one_keeps_the_old(home, session, model_archive):
+    old, new = (model_archive(ECHO.format(name=name), name) for name in ("old", "new"))
+    bad = model_archive("def model_fn(model_dir): raise OSError('no')", "bad")
+    client = session.sagemaker_client
+    with deployed(session, old, env={"SAGEMAKER_PROGRAM": "inference.py"}) as predictor:
+        for archive, answer in ((new, b"new:x"), (bad, b"new:x")):
+            model = script_mode(session, archive)
+            model._create_sagemaker_model("local")
+            predictor.update_endpoint(initial_instance_count=1, instance_type="local", model_name=model.name)
+            assert invoke(session, predictor.endpoint_name, b"x")["Body"] == answer
+        description = client.describe_endpoint(EndpointName=predictor.endpoint_name)
+        assert "rolled back" in description["FailureReason"]
+        folders = {str(container.root) for container in containers_of(session, predictor.endpoint_name)}
+        below = {p.environ()["SAGEMAKER_BASE_DIR"] for p in running_below(home / "endpoints" / predictor.endpoint_name)}
+        assert below == folders
+
+
+def test_a_timeout_that_is_set_holds(session, model_archive):
+    slow = "import time\n" + textwrap.dedent(ECHO.format(name="slow")).replace(
+        "return model.enc", "time.sleep(60); model.enc"
+    )
+    env = {"SAGEMAKER_PROGRAM": "inference.py", "SAGEMAKER_MODEL_SERVER_TIMEOUT": "2"}
+    with deployed(session, model_archive(slow), env=env) as predictor:
+        assert endpoint._management(_port(session, predictor), "/models/model")[0]["responseTimeout"] == 2
+        with pytest.raises(session.sagemaker_runtime_client.exceptions.ModelError) as caught:
+            invoke(session, predictor.endpoint_name, b"x")
+        assert caught.value.response["OriginalStatusCode"] >= 500
+
+
+def _port(session, predictor):
+    return session.sagemaker_client.endpoints.read(predictor.endpoint_name)["servers"][0]["port"]
+
+
+def test_an_entry_point_of_ones_own_is_repacked_and_a_worker_imports_no_fastai(session, digits_archive, tmp_path):
+    import shutil
+
+    (tmp_path / "probe.py").write_text(
+        "import sys\nfrom entry_point import *\n"
+        "def output_fn(answer, accept): return ' '.join(sorted(sys.modules)).encode(), 'text/plain'\n"
+    )
+    archive = shutil.copy(digits_archive, tmp_path / "model.tar.gz")
+    arguments = {"entry_point": str(tmp_path / "probe.py"), "env": {}}
+    with deployed(session, archive, **arguments) as predictor:
+        image = np.zeros((28, 28), np.uint8)
+        from sagemaker.serializers import NumpySerializer
+
+        body = NumpySerializer(np.uint8).serialize(image)
+        modules = invoke(session, predictor.endpoint_name, body, "application/x-npy")["Body"].decode().split()
+    assert "torch" in modules
+    assert not {"fastai", "spacy", "pandas", "matplotlib", "sagemaker", "boto3"} & set(modules)
+
+
+def test_ctrl_c_during_deploy_leaves_no_process(tmp_path, model_archive):
+    archive = model_archive("import time\ndef model_fn(model_dir): print('loading', flush=True); time.sleep(60)")
+    program = f"""
+        import sys
+        sys.path[:0] = [{str(REPOSITORY / "tests/jobs")!r}]
+        from conftest import ProcessSession, bundle_model
+        session = ProcessSession(home={str(tmp_path / "home")!r})
+        model = bundle_model(session, {str(archive)!r}, env={{"SAGEMAKER_PROGRAM": "inference.py"}})
+        model.deploy(1, "local", endpoint_name="interrupted")
+    """
+    deploy = subprocess.Popen([sys.executable, "-c", textwrap.dedent(program)], cwd=REPOSITORY)
+    logs = (tmp_path / "home").glob("endpoints/interrupted/*/*/container.log")
+    wait_until(lambda: any("MODEL_LOG - loading" in log.read_text() for log in list(logs) or _glob(tmp_path)))
+    deploy.send_signal(signal.SIGINT)
+    deploy.communicate(timeout=60)
+    assert deploy.returncode != 0
+    assert not running_below(tmp_path / "home")
+    description = ProcessSession(home=tmp_path / "home").sagemaker_client.describe_endpoint(EndpointName="interrupted")
+    assert description["EndpointStatus"] == "Failed"
+
+
+def _glob(tmp_path):
+    return (tmp_path / "home").glob("endpoints/interrupted/*/*/container.log")
+
+
+def test_a_plain_model_takes_its_code_from_a_directory(session, tmp_path):
+    source = tmp_path / "source"
+    source.mkdir()
+    (source / "inference.py").write_text(textwrap.dedent(ECHO.format(name="plain")))
+    model = Model(
+        image_uri="pytorch-inference",
+        entry_point="inference.py",
+        source_dir=str(source),
+        role="local",
+        sagemaker_session=session,
+        predictor_cls=Predictor,
+    )
+    predictor = model.deploy(1, "local")
+    assert invoke(session, predictor.endpoint_name, b"x")["Body"] == b"plain:x"
+    predictor.delete_model()
+    predictor.delete_endpoint()
+
+
+@pytest.mark.parametrize(
+    ("variant", "reason"),
+    [
+        ({"InstanceType": "ml.m5.large"}, "serves on local"),
+        ({"ServerlessConfig": {"MemorySizeInMB": 1024}}, "needs AWS"),
+    ],
+)
+def test_a_configuration_that_needs_aws_is_refused(session, variant, reason):
+    variants = [{"VariantName": "v", "ModelName": "m", "InstanceType": "local", **variant}]
+    with pytest.raises(ClientError, match=reason):
+        session.sagemaker_client.create_endpoint_config(EndpointConfigName="c", ProductionVariants=variants)

@@ -1,0 +1,97 @@
+"""The job scripts as a user runs them: by their command lines, in processes of their own."""
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+
+import pytest
+from conftest import REPOSITORY, running_below
+from PIL import Image
+
+SCRIPTS = ("train", "deploy", "predict", "cleanup", "quickstart", "benchmark")
+
+
+@pytest.fixture
+def run(tmp_path):
+    def run(*words, stdin=None):
+        env = {**os.environ, "FASTMAKER_HOME": str(tmp_path / "home"), "PYTHONPATH": str(REPOSITORY)}
+        command = [sys.executable, "-m", *words]
+        return subprocess.run(command, cwd=tmp_path, env=env, input=stdin, capture_output=True)
+
+    yield run
+    assert not running_below(tmp_path / "home")
+
+
+def one_line(done) -> str:
+    (line,) = done.stderr.decode().splitlines()
+    return line
+
+
+def next_command(done) -> list[str]:
+    """The command that the output says comes next, less its `python -m`."""
+    return shlex.split(re.search(r"next: +python -m (.*)", done.stdout.decode())[1])
+
+
+def test_from_a_folder_to_an_answer_by_the_commands_that_each_step_names(run, digits, tmp_path):
+    trained = run("jobs.train", "--data", str(digits), "--arch", "convnet", "--epochs", "2", "--job-name", "digits")
+    assert trained.returncode == 0, trained.stderr.decode()
+    assert "valid:accuracy" in trained.stdout.decode()
+    for name in ("curves.png", "confusion_matrix.png", "top_losses.png"):
+        Image.open(tmp_path / "reports" / "digits" / name).verify()
+
+    deployed = run(*next_command(trained))
+    assert deployed.returncode == 0, deployed.stderr.decode()
+
+    command = next_command(deployed)[:-2]  # less IMAGE ...
+    files = sorted((digits / "7").glob("*.png"))[:3]
+    asked = run(*command, *map(str, files), "--json", "--save", str(tmp_path / "answers"))
+    assert asked.returncode == 0, asked.stderr.decode()
+    assert [json.loads(line)["image"] for line in asked.stdout.splitlines()] == [str(file) for file in files]
+    assert len([Image.open(file) for file in (tmp_path / "answers").glob("*.png")]) == 3
+
+    piped = run("jobs.predict", "-", "--json", stdin=files[0].read_bytes())
+    assert json.loads(piped.stdout)["label"] == json.loads(asked.stdout.splitlines()[0])["label"]
+
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(b"no image")
+    table = run("jobs.predict", str(files[0]), str(broken))
+    assert table.returncode == 1
+    assert "no image that Pillow can read" in table.stdout.decode()
+
+    listed = run("jobs.cleanup")
+    assert {"endpoint", "configuration", "model", "training"} <= set(listed.stdout.decode().split())
+    cleaned = run("jobs.cleanup", "--all", "--yes")
+    assert cleaned.returncode == 0, cleaned.stderr.decode()
+    assert run("jobs.cleanup").stdout.decode().strip() == "nothing is left"
+
+
+@pytest.mark.parametrize(
+    ("command", "status", "reason"),
+    [
+        ("jobs.train --data nowhere", 2, "expected a directory"),
+        ("jobs.train --data {digits} --arch resnet99", 2, "expected one of convnet, resnet18"),
+        ("jobs.train --data {digits} --epochs many", 2, "invalid int value"),
+        ("jobs.train --data {digits} --instance-type ml.p3.2xlarge", 2, "expected one of local, local_gpu"),
+        ("jobs.train --data {digits}/7", 2, "no layout that is known"),
+        ("jobs.deploy --model nothing", 2, "no such training job"),
+        ("jobs.deploy --model {digits}", 2, "is no bundle: it lacks model.json"),
+        ("jobs.predict --endpoint nobody nowhere.png", 2, "nowhere.png"),
+        ("jobs.predict {digits}/7", 2, "--endpoint NAME is needed"),
+        ("jobs.cleanup --endpoint nobody", 1, "Could not find endpoint"),
+    ],
+)
+def test_bad_usage_gets_one_line_before_anything_starts(run, digits, tmp_path, command, status, reason):
+    done = run(*command.format(digits=digits).split())
+    assert done.returncode == status, done.stderr.decode()
+    assert reason in one_line(done)
+    assert not list((tmp_path / "home").glob("*/*"))
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_every_script_explains_itself(run, script):
+    done = run(f"jobs.{script}", "--help")
+    assert done.returncode == 0
+    assert f"python -m jobs.{script}" in done.stdout.decode()
