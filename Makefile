@@ -1,4 +1,5 @@
 # make quickstart   train, deploy and predict on real digits, on this machine (about a minute after the install)
+# make digits       write scikit-learn's digits as images into digits/, one folder a class
 # make test         the test suite; make test-slow adds the checks that take minutes
 # make check        lint and format
 # make clean        remove .venv and what the tools left behind
@@ -7,10 +8,13 @@ PYTHON ?= python3
 BIN = .venv/bin
 INSTALLED = .venv/.installed
 
-.PHONY: quickstart test test-slow check clean
+.PHONY: quickstart digits test test-slow check clean
 
 quickstart: $(INSTALLED)
 	$(BIN)/python -m jobs.quickstart
+
+digits: $(INSTALLED)
+	$(BIN)/python -c "from pathlib import Path; from jobs.quickstart import write_digits; write_digits(Path('digits'))"
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest

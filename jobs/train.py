@@ -6,6 +6,7 @@ Whatever is not an argument of this script goes to source/entry_point.py as a hy
 """
 
 import argparse
+import logging
 import subprocess
 import sys
 import tarfile
@@ -75,6 +76,7 @@ def estimator_for(args, sagemaker_session):
         hyperparameters=args.hyperparameters,
         metric_definitions=METRIC_DEFINITIONS,
         base_job_name="fastmaker",
+        container_log_level=logging.WARNING,  # the toolkit's own lines would bury the script's
         output_path=args.output,
         sagemaker_session=sagemaker_session,
         disable_profiler=True,

@@ -114,6 +114,8 @@ class SageMaker:
                 storage.check(uri)
         except storage.StorageError as error:
             raise invalid("CreateModel", f"Could not find model data: {error}") from None
+        if "ModelDataUrl" in container:
+            container = {**container, "ModelDataUrl": storage.absolute(container["ModelDataUrl"])}
         arn = self._arn("model", ModelName)
         keys = ("ExecutionRoleArn", "VpcConfig", "EnableNetworkIsolation")
         record = {

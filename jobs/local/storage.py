@@ -19,6 +19,11 @@ def local_path(uri: str) -> Path:
     return literal if literal.exists() else Path(unquote(path))
 
 
+def absolute(uri: str) -> str:
+    """A ``file://`` URI with its path made absolute; any other as it is."""
+    return f"file://{local_path(uri).absolute()}" if urlparse(uri).scheme == "file" else uri
+
+
 def check(uri: str) -> None:
     """Raises StorageError unless `uri` is an S3 URI or names a file that exists."""
     scheme = urlparse(uri).scheme

@@ -64,9 +64,10 @@ def start(store: Store, request: dict, arn: str, env: dict[str, str]) -> None:
     name = request["TrainingJobName"]
     now = _now()
     channels = request.get("InputDataConfig")
-    output = request["OutputDataConfig"].get("S3OutputPath") or f"file://{store.folder}"
+    output = storage.absolute(request["OutputDataConfig"].get("S3OutputPath") or f"file://{store.folder}")
     description = {
         **{key: value for key, value in request.items() if key != "Tags"},
+        "HyperParameters": _with_absolute_source(request["HyperParameters"]),
         **({"InputDataConfig": [_with_s3_source(channel) for channel in channels]} if channels else {}),
         "OutputDataConfig": {**request["OutputDataConfig"], "S3OutputPath": output},
         "TrainingJobArn": arn,
@@ -252,6 +253,9 @@ class Job:
             text = (self.container.root / "output" / "failure").read_text("utf-8", "replace").strip()
         except FileNotFoundError:
             text = ""
+        if 'ErrorMessage ""' in text:  # the toolkit knows Python's own exceptions, and none that a script defines
+            raised = re.findall(r"^[\w.]*(?:Error|Exception|Interrupt)\b.*", self.container.log_tail(200), re.MULTILINE)
+            text = text.replace('ErrorMessage ""', f"ErrorMessage {json.dumps(raised[-1])}") if raised else text
         ended = f"killed by signal {-status}" if status < 0 else f"exit code {status}"
         return f"{text or self.container.last_line()}, {ended}"
 
@@ -331,10 +335,15 @@ def _uri(channel: dict) -> str | None:
 
 def _with_s3_source(channel: dict) -> dict:
     """The channel as AWS describes one: local mode's FileDataSource becomes an S3DataSource with a file:// URI."""
-    if "FileDataSource" not in channel["DataSource"]:
-        return channel
-    source = {"S3DataType": "S3Prefix", "S3Uri": _uri(channel), "S3DataDistributionType": "FullyReplicated"}
-    return {**channel, "DataSource": {"S3DataSource": source}}
+    source = {"S3DataType": "S3Prefix", "S3DataDistributionType": "FullyReplicated"}
+    source |= channel["DataSource"].get("S3DataSource", {})
+    return {**channel, "DataSource": {"S3DataSource": {**source, "S3Uri": storage.absolute(_uri(channel))}}}
+
+
+def _with_absolute_source(hyperparameters: dict) -> dict:
+    """The job runs in another directory than the caller, who may have named the source relative to his own."""
+    source = json.loads(hyperparameters.get("sagemaker_submit_directory", '""'))
+    return {**hyperparameters, "sagemaker_submit_directory": json.dumps(storage.absolute(source))}
 
 
 def _now() -> datetime:

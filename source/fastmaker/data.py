@@ -129,6 +129,8 @@ def dataloaders(
         item_tfms=Resize(image_size, method=resize_method),
         batch_tfms=[*(aug_transforms() if augment else []), Normalize.from_stats(*STATISTICS[image_mode])],
     )
+    # fastai drops a last batch that is not full: with fewer images than that, it would train on none.
+    batch_size = min(batch_size, len(samples.labels) - sum(samples.is_valid))
     items = list(zip(samples.images, samples.labels, strict=True))
     return block.dataloaders(items, bs=batch_size, num_workers=workers, device=device)
 

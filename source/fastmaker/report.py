@@ -30,7 +30,7 @@ def write(learn, output_dir: str | os.PathLike, metrics: dict[str, float]) -> li
         pictures = {
             "curves.png": lambda: _plot_curves(names[1:], values, losses, epoch_ends),
             "confusion_matrix.png": lambda: _plot_confusion_matrix(interpretation),
-            "top_losses.png": lambda: interpretation.plot_top_losses(9, figsize=(10, 10)),
+            "top_losses.png": lambda: _plot_top_losses(interpretation),
         }
         for name, plot in pictures.items():
             plot()
@@ -53,14 +53,27 @@ def _plot_curves(names: list[str], values: np.ndarray, losses: list[float], epoc
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 4))
     left.plot(losses, color="#9ecae1", label="train, each batch")
     left.plot(epoch_ends, values[:, 1], "o-", color="#d94801", label="valid, each epoch")
-    left.set(title="Loss", xlabel="batch", ylim=(0, None))
+    # One loss that exploded would press all others to the floor.
+    top = 1.1 * max(np.percentile(losses, 98), np.median(values[:, 1]), 1e-6)
+    left.set(title="Loss", xlabel="batch", ylim=(0, top))
     left.legend()
     epochs = range(1, len(values) + 1)
     for name, column in zip(names[2:], values[:, 2:].T, strict=True):
         right.plot(epochs, column, "o-", label=f"{name} {column[-1]:.4f}")
     right.set(title="Validation metrics", xlabel="epoch", ylim=(0, 1.05))
+    right.xaxis.set_major_locator(pyplot.MaxNLocator(integer=True))
     right.legend()
     figure.tight_layout()
+
+
+def _plot_top_losses(interpretation) -> None:
+    from matplotlib import pyplot
+
+    with pyplot.rc_context({"axes.titlesize": 8, "figure.titlesize": 11}):
+        interpretation.plot_top_losses(min(9, len(interpretation.dl.dataset)), figsize=(12, 11))
+    for axes in pyplot.gcf().axes:  # "predicted/actual / loss / probability", each on a line of its own
+        axes.set_title(axes.get_title().replace(" / ", "\n"))
+    pyplot.gcf().tight_layout()
 
 
 def _plot_confusion_matrix(interpretation) -> None:

@@ -8,7 +8,6 @@ import sys
 
 from fastmaker import data
 
-# An exception's first line is what becomes the job's FailureReason; these need no traceback.
 BAD_USAGE = 2
 
 
@@ -25,7 +24,11 @@ def parse_args(argv=None):
     add("--arch", default="resnet34", help="convnet or a torchvision architecture (default: %(default)s)")
     add("--epochs", type=_positive(int), default=5, help="(default: %(default)s)")
     add("--batch-size", type=_positive(int), default=64, help="(default: %(default)s)")
-    add("--lr", type=_positive(float), help="highest learning rate (default: 0.002 to fine-tune, else 0.005)")
+    add(
+        "--lr",
+        type=_positive(float),
+        help="highest (default: 0.002 to fine-tune, 0.001 from scratch, convnet 0.005)",
+    )
     add("--image-size", type=_size, help="pixels, one number or HEIGHTxWIDTH (default: 224, convnet 28)")
     add("--image-mode", choices=("RGB", "L"), help="(default: RGB, convnet L)")
     add("--resize-method", choices=("crop", "pad", "squish"), default="crop", help="(default: %(default)s)")
@@ -54,7 +57,7 @@ def parse_args(argv=None):
             setattr(args, name, value)
     if small and args.pretrained:
         parser.error("--pretrained true: there are no pretrained weights for convnet")
-    args.lr = args.lr or (0.002 if args.pretrained else 0.005)
+    args.lr = args.lr or (0.005 if small else 0.002 if args.pretrained else 0.001)
     return args
 
 
@@ -69,7 +72,8 @@ def main(args) -> int:
             return 0
         return _train(args, samples)
     except data.DataError as error:
-        print(f"DataError: {error}", file=sys.stderr)
+        # The training toolkit makes the FailureReason of lines that name one of Python's own exceptions.
+        print(f"ValueError: {error}", file=sys.stderr)
         return BAD_USAGE
 
 
@@ -82,13 +86,13 @@ def _train(args, samples) -> int:
     dls = dataloaders(args, samples)
     learn = learner.create(dls, args.arch, args.image_mode, args.pretrained)
     learn.add_cb(learner.MetricLog())
-    print(f"training {args.arch} for {args.epochs} epochs on {dls.device}", flush=True)
+    print(f"training {args.arch}, {args.epochs} epoch(s) on {dls.device}", flush=True)
     with learn.no_bar(), learn.no_logging():
         learner.fit(learn, args.epochs, args.lr, fine_tune=args.pretrained)
     metrics = dict(zip(learn.recorder.metric_names[1:-1], learn.recorder.values[-1], strict=False))
     metrics = {name: float(value) for name, value in metrics.items()}
-    report.write(learn, args.output_data_dir, metrics)
     learner.save_bundle(learn, args.model_dir, metrics)
+    report.write(learn, args.output_data_dir, metrics)
     print("finished " + json.dumps(metrics), flush=True)
     return 0
 

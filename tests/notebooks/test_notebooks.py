@@ -1,0 +1,175 @@
+"""The notebooks run from top to bottom, in a kernel of this environment, on photos that are made here."""
+
+import os
+from pathlib import Path
+
+import nbformat
+import numpy as np
+import psutil
+import pytest
+from ipykernel.kernelspec import write_kernel_spec
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError
+from PIL import Image
+
+from jobs import cleanup
+from jobs.local import ProcessSession
+
+NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
+PETS = NOTEBOOKS / "01_pets_local_mode.ipynb"
+LABELS = {"cats_dogs": {"cat", "dog"}, "breeds": {"Bombay", "beagle"}}
+CELL_SECONDS = 300
+# Nothing listens on this port: whatever would leave the machine fails at once.
+NO_NETWORK = "http://127.0.0.1:9"
+
+
+class CellFailed(Exception):
+    """A cell raised what the message says."""
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory):
+    """Sets variables for the kernels of this module, which are those of this Python and read no user's settings."""
+    folder = tmp_path_factory.mktemp("jupyter")
+    write_kernel_spec(folder / "data" / "kernels" / "python3")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JUPYTER_PATH", str(folder / "data"))
+        patch.setenv("IPYTHONDIR", str(folder / "ipython"))
+        patch.setenv("FASTAI_HOME", str(folder / "fastai"))
+        patch.setenv("https_proxy", NO_NETWORK)
+        yield patch
+
+
+@pytest.fixture(scope="module")
+def home(environment, tmp_path_factory):
+    """FASTMAKER_HOME of the notebooks, emptied in the end as the pets notebook's last sentence says."""
+    folder = tmp_path_factory.mktemp("home")
+    environment.setenv("FASTMAKER_HOME", str(folder))
+    yield folder
+    cleanup.main(cleanup.parse_args(["--all", "--yes"]))
+
+
+@pytest.fixture(scope="module", params=["cats_dogs", pytest.param("breeds", marks=pytest.mark.slow)])
+def task(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def pets(environment, home, tmp_path_factory, task):
+    """The pets notebook after a run on 60 small photos."""
+    photos = tmp_path_factory.mktemp("pets")
+    make_photos(photos, 30)
+    values = {"TASK": task, "EPOCHS": "1", "IMAGE_SIZE": "32", "ARCH": "resnet18", "PRETRAINED": "false"}
+    for name, value in {"PETS_DIR": str(photos), **values}.items():
+        environment.setenv(name, value)
+    notebook = nbformat.read(PETS, 4)
+    execute(notebook, NOTEBOOKS)
+    return notebook
+
+
+def make_photos(folder: Path, count: int) -> None:
+    """`count` cats, red with upright stripes, and as many dogs, blue with level ones, under Oxford's names."""
+    random = np.random.default_rng(0)
+    stripes = np.tile([1.0, 1.0, 0.4, 0.4], 16)
+    for number in range(1, count + 1):
+        for name, colour, pattern in (
+            ("Bombay", (220, 90, 40), np.tile(stripes, (64, 1))),
+            ("beagle", (40, 90, 220), np.tile(stripes, (64, 1)).T),
+        ):
+            pixels = pattern[:, :, None] * colour + random.normal(0, 12, (64, 64, 3))
+            Image.fromarray(pixels.clip(0, 255).astype("uint8")).save(folder / f"{name}_{number}.jpg")
+
+
+def execute(notebook, folder: Path) -> None:
+    """Run all cells in `folder`. Raises CellFailed."""
+    client = NotebookClient(notebook, timeout=CELL_SECONDS, resources={"metadata": {"path": str(folder)}})
+    try:
+        client.execute()
+    except CellExecutionError as error:  # its text holds the cell, but not what went wrong in it
+        raise CellFailed(f"{error.ename}: {error.evalue}") from error
+
+
+def printed(notebook, cell_id: str) -> list[str]:
+    """The lines that a cell has printed."""
+    cell = next(cell for cell in notebook.cells if cell.id == cell_id)
+    return "".join(o.text for o in cell.outputs if o.get("name") == "stdout").splitlines()
+
+
+def pictures(notebook, cell_id: str) -> int:
+    cell = next(cell for cell in notebook.cells if cell.id == cell_id)
+    return sum("image/png" in o.get("data", {}) for o in cell.outputs)
+
+
+def processes_of(home: Path) -> list[psutil.Process]:
+    """What runs in `home`'s containers: their environment names it."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            words = [*process.cmdline(), *process.environ().values()]
+        except psutil.Error:
+            continue
+        if process.pid != os.getpid() and any(str(home) in word for word in words):
+            found.append(process)
+    return found
+
+
+@pytest.mark.parametrize("path", sorted(NOTEBOOKS.glob("*.ipynb")), ids=lambda path: path.stem)
+def test_a_notebook_is_kept_without_its_outputs(path):
+    notebook = nbformat.read(path, 4)
+    nbformat.validate(notebook)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert code
+    assert all(cell.outputs == [] and cell.execution_count is None for cell in code)
+    assert notebook.metadata.kernelspec.name == "python3"
+
+
+def test_pets_trains_on_all_photos_but_eight(pets, task):
+    assert printed(pets, "find-photos")[0].startswith("60 photos")
+    assert printed(pets, "arrange-photos") == ["52 photos to train and validate, 2 classes"]
+    layout = {"cats_dogs": "class folders", "breeds": "label regex"}[task]
+    assert any(f"found {layout}: 42 images to train, 10 to validate" in line for line in printed(pets, "fit"))
+
+
+def test_pets_prints_each_metric_that_it_defines(pets):
+    metrics = dict(line.split() for line in printed(pets, "metrics"))
+    assert metrics.keys() == {"train:loss", "valid:loss", "valid:accuracy"}
+    assert 0 <= float(metrics["valid:accuracy"]) <= 1
+
+
+def test_pets_shows_the_pictures_of_the_report(pets):
+    assert pictures(pets, "report") == 3
+
+
+def test_pets_gets_a_known_label_for_each_photo_that_was_kept_away(pets, task):
+    answers = [line.split() for line in printed(pets, "predict")]
+    assert len({photo for photo, _, _ in answers}) == 8
+    assert {label for _, label, _ in answers} <= LABELS[task]
+    assert all(0.5 <= float(probability) <= 1 for _, _, probability in answers)
+    assert pictures(pets, "predict") == 1
+
+
+def test_pets_shows_why_a_bad_request_is_refused(pets):
+    status, reason = printed(pets, "bad-request")
+    assert status == "status 400"
+    assert "image" in reason
+
+
+def test_pets_leaves_nothing_but_its_training_job(pets, home):
+    client = ProcessSession(home=home).sagemaker_client
+    assert client.list_endpoints()["Endpoints"] == []
+    assert client.list_endpoint_configs()["EndpointConfigs"] == []
+    assert client.list_models()["Models"] == []
+    assert processes_of(home) == []
+    assert any("training job" in line and "Completed" in line for line in printed(pets, "left"))
+
+
+def test_pets_says_what_to_do_when_the_photos_cannot_be_downloaded(environment, tmp_path):
+    notebook = nbformat.read(PETS, 4)
+    last = next(i for i, cell in enumerate(notebook.cells) if cell.id == "find-photos")
+    notebook.cells = notebook.cells[: last + 1]
+    folder = tmp_path / "project" / "notebooks"  # no photos lie beside this one
+    folder.mkdir(parents=True)
+    with environment.context() as patch:
+        patch.delenv("PETS_DIR", raising=False)
+        with pytest.raises(CellFailed, match=r"cannot be downloaded .*refused.*set PETS_DIR"):
+            execute(notebook, folder)

@@ -1,0 +1,347 @@
+"""What a bundle holds, that it serves on its own, and what is said of one that is damaged."""
+
+import dataclasses
+import hashlib
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+
+import pytest
+import torch
+from PIL import Image
+
+from fastmaker import bundle, networks
+
+INFO = bundle.ModelInfo(
+    task="classification",
+    architecture="convnet",
+    labels=("cat", "Zürich", "東京"),
+    image_mode="RGB",
+    image_size=(20, 30),
+    resize_method="pad",
+    mean=(0.485, 0.456, 0.406),
+    std=(0.229, 0.224, 0.225),
+    metrics={"accuracy": 0.75},
+)
+
+
+def network(n_out=3, n_in=3):
+    return networks.classifier("convnet", n_out, n_in)
+
+
+@pytest.fixture
+def folder(digits_bundle, tmp_path):
+    """A bundle of one's own to damage."""
+    return shutil.copytree(digits_bundle, tmp_path / "model")
+
+
+def edit(folder, **changes):
+    """Put `changes` into model.json; None takes a key away."""
+    path = folder / "model.json"
+    values = json.loads(path.read_text("utf-8")) | changes
+    path.write_text(json.dumps({key: value for key, value in values.items() if value is not None}), "utf-8")
+
+
+def replace_weights(folder, data):
+    """Give the bundle other weights, with the checksum that belongs to them."""
+    (folder / "model.pth").write_bytes(data)
+    edit(folder, state_sha256=hashlib.sha256(data).hexdigest())
+
+
+def saved(value):
+    stream = io.BytesIO()
+    torch.save(value, stream)
+    return stream.getvalue()
+
+
+def assert_refused(folder, *expected, load=bundle.load):
+    with pytest.raises(bundle.BundleError) as error:
+        load(folder)
+    for text in expected:
+        assert text in str(error.value)
+    assert len(str(error.value).splitlines()) == 1
+
+
+# What is saved
+
+
+def test_what_is_saved_is_what_is_loaded(tmp_path):
+    original = network()
+    written = bundle.save(tmp_path, original, INFO)
+    loaded, info = bundle.load(tmp_path)
+    assert info == written
+    assert dataclasses.replace(info, versions={}, state_sha256="") == INFO
+    assert not loaded.training
+    assert list(loaded.state_dict()) == list(original.state_dict())
+    for key, tensor in original.state_dict().items():
+        assert torch.equal(loaded.state_dict()[key], tensor)
+
+
+def test_the_versions_that_made_a_bundle_are_kept(digits_bundle):
+    import fastai
+    import torchvision
+
+    versions = bundle.load_info(digits_bundle).versions
+    assert versions["torch"] == torch.__version__
+    assert versions["torchvision"] == torchvision.__version__
+    assert versions["fastai"] == fastai.__version__
+    assert {"fastmaker", "python"} <= versions.keys()
+
+
+def test_labels_are_readable_in_the_file(tmp_path):
+    bundle.save(tmp_path, network(), INFO)
+    assert "Zürich" in (tmp_path / "model.json").read_text("utf-8")
+
+
+def test_a_bundle_holds_weights_facts_and_code_and_nothing_else(digits_bundle):
+    assert sorted(os.listdir(digits_bundle)) == ["code", "model.json", "model.pth"]
+    assert sorted(os.listdir(digits_bundle / "code")) == ["entry_point.py", "fastmaker"]
+    modules = os.listdir(digits_bundle / "code" / "fastmaker")
+    assert {"bundle.py", "content.py", "networks.py", "preprocess.py", "serving.py"} <= set(modules)
+    assert all(name.endswith(".py") for name in modules)
+
+
+def test_the_weights_are_plain_tensors(digits_bundle):
+    state = torch.load(digits_bundle / "model.pth", weights_only=True)
+    assert {type(tensor) for tensor in state.values()} == {torch.Tensor}
+    assert not any(tensor.requires_grad for tensor in state.values())
+
+
+def test_the_only_pickle_names_nothing_but_tensors(digits_bundle):
+    import pickletools
+
+    with zipfile.ZipFile(digits_bundle / "model.pth") as archive:
+        name = next(name for name in archive.namelist() if name.endswith("data.pkl"))
+        operations = list(pickletools.genops(archive.read(name)))
+    assert not [argument for operation, argument, _ in operations if operation.name == "STACK_GLOBAL"]
+    named = {argument for operation, argument, _ in operations if operation.name == "GLOBAL"}
+    assert named <= {
+        "collections OrderedDict",
+        "torch FloatStorage",
+        "torch LongStorage",
+        "torch._utils _rebuild_tensor_v2",
+    }
+
+
+def test_saving_again_replaces_the_bundle(tmp_path):
+    bundle.save(tmp_path, network(), INFO)
+    (tmp_path / "code" / "old.py").touch()
+    second = bundle.save(tmp_path, network(), dataclasses.replace(INFO, labels=("a", "b", "c")))
+    assert bundle.load(tmp_path)[1] == second
+    assert not (tmp_path / "code" / "old.py").exists()
+
+
+def test_an_interrupted_save_leaves_no_bundle(folder):
+    (folder / "model.pth").unlink()
+    (folder / "model.pth").mkdir()  # the weights cannot be written
+    with pytest.raises((OSError, RuntimeError)):
+        bundle.save(folder, network(), INFO)
+    assert not (folder / "model.json").exists()
+    assert_refused(folder, "model.json: missing")
+
+
+def test_a_network_of_another_architecture_is_not_saved(tmp_path):
+    with pytest.raises(bundle.BundleError, match="the weights do not fit the architecture"):
+        bundle.save(tmp_path / "model", network(n_out=4), INFO)
+    assert not (tmp_path / "model").exists()
+
+
+SERVE_FROM_THE_BUNDLE_ALONE = """
+import json, sys
+sys.path = [sys.argv[1] + "/code", *(path for path in sys.path if path and not path.endswith("/source"))]
+import entry_point, fastmaker
+from fastmaker import content, preprocess, serving
+
+assert fastmaker.__file__.startswith(sys.argv[1]), fastmaker.__file__
+assert entry_point.__file__.startswith(sys.argv[1]), entry_point.__file__
+model = serving.load(sys.argv[1])
+request = entry_point.input_fn(open(sys.argv[2], "rb").read(), "image/png")
+body, media_type = entry_point.output_fn(entry_point.predict_fn(request, model), "application/json")
+heavy = {"fastai", "fastcore", "pandas", "spacy", "matplotlib", "sklearn", "sagemaker", "jobs"} & sys.modules.keys()
+print(json.dumps({"answer": json.loads(body), "heavy": sorted(heavy)}))
+"""
+
+
+def test_a_bundle_serves_from_its_own_code_without_fastai(folder, digits):
+    from fastmaker import preprocess, serving
+
+    file = sorted((digits / "3").iterdir())[0]
+    command = [sys.executable, "-I", "-c", SERVE_FROM_THE_BUNDLE_ALONE, str(folder), str(file)]
+    run = subprocess.run(command, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr[-2000:]
+    result = json.loads(run.stdout)
+    assert result["heavy"] == []
+    [expected] = serving.load(folder).predict([preprocess.decode(file.read_bytes())])
+    assert result["answer"] == expected.as_object()
+
+
+def test_a_bundle_saved_from_a_bundles_code_is_complete(folder, tmp_path):
+    program = (
+        "import sys; sys.path.insert(0, sys.argv[1] + '/code')\n"
+        "from fastmaker import bundle\n"
+        "assert bundle.__file__.startswith(sys.argv[1])\n"
+        "bundle.save(sys.argv[2], *bundle.load(sys.argv[1]))\n"
+    )
+    subprocess.run([sys.executable, "-I", "-c", program, str(folder), str(tmp_path / "copy")], check=True)
+    assert bundle.load(tmp_path / "copy")[1].labels == bundle.load(folder)[1].labels
+    assert (tmp_path / "copy" / "code" / "entry_point.py").is_file()
+
+
+# What is refused
+
+
+@pytest.mark.parametrize("name", ["model.pth", "model.json"])
+def test_a_missing_file_is_named(folder, name):
+    (folder / name).unlink()
+    assert_refused(folder, f"{name}: missing")
+
+
+def test_a_folder_that_is_not_there_is_named(tmp_path):
+    assert_refused(tmp_path / "nowhere", "nowhere", "missing")
+
+
+def test_a_file_in_place_of_the_folder_is_refused(tmp_path):
+    (tmp_path / "model.tar.gz").write_bytes(b"an archive")
+    assert_refused(tmp_path / "model.tar.gz", "model.tar.gz")
+
+
+def test_one_altered_byte_in_the_weights_is_noticed(folder):
+    data = bytearray((folder / "model.pth").read_bytes())
+    data[len(data) // 2] ^= 1
+    (folder / "model.pth").write_bytes(data)
+    assert_refused(folder, "model.pth", "state_sha256")
+
+
+@pytest.mark.parametrize("share", [0, 0.5, 0.999])
+def test_weights_cut_short_are_noticed(folder, share):
+    data = (folder / "model.pth").read_bytes()
+    (folder / "model.pth").write_bytes(data[: int(share * len(data))])
+    assert_refused(folder, "model.pth", "cut short")
+
+
+@pytest.mark.parametrize("text", [b"", b"{", b"\xff\xfe", b"[" * 100_000, b"1" * 5000])
+def test_a_model_json_that_is_not_json_is_refused(folder, text):
+    (folder / "model.json").write_bytes(text)
+    assert_refused(folder, "model.json", "not JSON")
+
+
+@pytest.mark.parametrize(("text", "kind"), [("[]", "list"), ("null", "NoneType"), ('"text"', "str"), ("5", "int")])
+def test_a_model_json_that_is_no_object_is_refused(folder, text, kind):
+    (folder / "model.json").write_text(text)
+    assert_refused(folder, "model.json: expected one JSON object, found " + kind)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("format", "1"),
+        ("format", 1.5),
+        ("task", "regression"),
+        ("task", 7),
+        ("architecture", "resnet19"),
+        ("architecture", ["resnet18"]),
+        ("labels", []),
+        ("labels", ["one"]),
+        ("labels", ["a", 2]),
+        ("labels", "cats"),
+        ("image_mode", "RGBA"),
+        ("image_size", [0, 28]),
+        ("image_size", [28, -1]),
+        ("image_size", [28.0, 28]),
+        ("image_size", [28]),
+        ("image_size", 28),
+        ("image_size", [True, True]),
+        ("resize_method", "stretch"),
+        ("mean", [0.1, 0.2, 0.3]),
+        ("mean", []),
+        ("mean", ["0.1"]),
+        ("mean", [float("nan")]),
+        ("std", [0.1, 0.2]),
+        ("std", [0]),
+        ("std", [0.0]),
+        ("std", [-0.3]),
+        ("std", [float("nan")]),
+        ("std", [float("inf")]),
+        ("state_sha256", 5),
+    ],
+)
+def test_a_wrong_value_in_model_json_is_named_with_what_was_expected(folder, key, value):
+    edit(folder, **{key: value})
+    assert_refused(folder, "model.json: ", repr(key), "expected", load=bundle.load_info)
+
+
+WITHOUT_DEFAULT = [
+    field.name for field in dataclasses.fields(bundle.ModelInfo) if field.default_factory is field.default
+]
+
+
+@pytest.mark.parametrize("key", [*WITHOUT_DEFAULT, "format", "state_sha256"])
+def test_a_missing_key_in_model_json_is_named(folder, key):
+    edit(folder, **{key: None})
+    assert_refused(folder, "model.json: ", repr(key), "expected", load=bundle.load_info)
+
+
+def test_the_right_names_are_listed_for_a_wrong_one(folder):
+    edit(folder, architecture="resnet19")
+    assert_refused(folder, "'architecture' is \"resnet19\"", *networks.ARCHITECTURES)
+
+
+def test_a_newer_format_is_refused_with_what_to_do(folder):
+    edit(folder, format=bundle.FORMAT + 1)
+    assert_refused(folder, "'format' is 2, newer than 1", "use a newer fastmaker")
+
+
+def test_a_key_of_tomorrow_is_ignored(folder):
+    before = bundle.load_info(folder)
+    edit(folder, colour="blue")
+    assert bundle.load_info(folder) == before
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"labels": ["a", "b"]},
+        {"architecture": "resnet18"},
+        {"image_mode": "RGB", "mean": [0.5] * 3, "std": [0.5] * 3},
+    ],
+)
+def test_weights_that_do_not_fit_model_json_are_refused(folder, changes):
+    edit(folder, **changes)
+    assert_refused(folder, "model.pth: the weights do not fit the architecture in model.json")
+
+
+@pytest.mark.parametrize(
+    "value", [[1, 2], {"0.0.weight": 5}, {}, torch.zeros(3)], ids=["list", "number", "empty", "one"]
+)
+def test_weights_that_are_no_state_dict_are_refused(folder, value):
+    replace_weights(folder, saved(value))
+    assert_refused(folder, "model.pth")
+
+
+@pytest.mark.parametrize("data", [b"", b"junk", b"PK\x03\x04 an archive of sorts"])
+def test_weights_that_are_no_file_of_torch_are_refused(folder, data):
+    replace_weights(folder, data)
+    assert_refused(folder, "model.pth")
+
+
+def test_weights_that_carry_code_are_refused_and_the_code_never_runs(folder, tmp_path):
+    class Trap:
+        def __reduce__(self):
+            return exec, (f"open({str(tmp_path / 'sprung')!r}, 'w')",)
+
+    replace_weights(folder, saved({"0.0.weight": Trap()}))
+    torch.load(folder / "model.pth", weights_only=False)  # the trap works
+    (tmp_path / "sprung").unlink()
+    with pytest.raises(Exception, match="weights"):
+        bundle.load(folder)
+    assert not (tmp_path / "sprung").exists()
+    assert_refused(folder, "model.pth")
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_channels_follow_from_the_image_mode(mode):
+    assert dataclasses.replace(INFO, image_mode=mode).channels == len(Image.new(mode, (1, 1)).getbands())

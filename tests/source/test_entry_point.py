@@ -1,0 +1,103 @@
+"""The entry point in the hands of the inference toolkit's own handler, with TorchServe's own context."""
+
+import importlib
+import io
+import json
+import sys
+
+import numpy as np
+import pytest
+
+from fastmaker import preprocess, serving
+
+
+@pytest.fixture
+def ask(digits_bundle, monkeypatch):
+    """ask(body, content_type, accept) -> (status, media type, answer), through the container's HandlerService."""
+    import torch
+    from sagemaker_inference import content_types
+    from ts.context import Context, RequestProcessor
+
+    monkeypatch.syspath_prepend(str(digits_bundle / "code"))
+    monkeypatch.setenv("SAGEMAKER_PROGRAM", "entry_point.py")
+    monkeypatch.setenv("PYTHONPATH", "")  # the handler adds to it
+    monkeypatch.setattr(content_types, "UTF8_TYPES", list(content_types.UTF8_TYPES))
+    threads = torch.get_num_threads()
+    handler = importlib.import_module("sagemaker_pytorch_serving_container.handler_service").HandlerService()
+    context = Context("model", str(digits_bundle), {}, 1, None, "1.0")
+
+    def ask(body, content_type, accept=None):
+        headers = {"Content-Type": content_type} | ({"Accept": accept} if accept else {})
+        context.request_processor = [RequestProcessor(headers)]
+        handler.initialize(context)
+        [answer] = handler.handle([{"body": body}], context)
+        return context.get_response_status(0)[0], context.get_response_content_type(0), answer
+
+    yield ask
+    torch.set_num_threads(threads)
+    sys.modules.pop("entry_point", None)
+
+
+@pytest.fixture(scope="module")
+def png(digits):
+    return sorted((digits / "4").iterdir())[0].read_bytes()
+
+
+def test_an_image_is_answered_as_it_is_without_a_server(ask, digits_bundle, png):
+    status, media_type, answer = ask(png, "image/png")
+    assert (status, media_type) == (200, "application/json")
+    [expected] = serving.load(digits_bundle).predict([preprocess.decode(png)])
+    found = json.loads(answer)
+    assert found["label"] == expected.label
+    assert found["probability"] == pytest.approx(expected.as_object()["probability"], abs=1e-6)
+
+
+@pytest.mark.parametrize("accept", ["text/csv", "application/x-npy", "application/jsonlines", "application/json"])
+def test_the_answer_is_labelled_with_the_type_that_was_asked_for(ask, png, accept):
+    assert ask(png, "application/x-image", accept)[:2] == (200, accept)
+
+
+def test_the_answers_type_is_the_one_chosen_from_several(ask, png):
+    assert ask(png, "image/png", "image/webp, text/csv;q=0.5, */*;q=0.1")[1] == "text/csv"
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "content_type", "accept"),
+    [
+        (415, b"x", "text/plain", None),
+        (415, b"x", "text/csv", None),
+        (415, b"\xff\xfe", "text/csv", None),
+        (400, b"no image", "image/png", None),
+        (400, b"", "application/json", None),
+        (400, b"\xff\xfe{}", "application/json", None),
+        (400, b"{}", "application/json", None),
+        (400, b"{", "application/jsonlines", None),
+        (400, b"x", "application/x-npy", None),
+    ],
+)
+def test_a_bad_request_keeps_its_status_in_the_toolkit(ask, status, body, content_type, accept):
+    assert ask(body, content_type, accept)[0] == status
+
+
+def test_an_accept_that_cannot_be_met_keeps_its_status_in_the_toolkit(ask, png):
+    assert ask(png, "image/png", "image/png")[0] == 406
+
+
+def test_an_image_that_cannot_be_converted_is_a_bad_request(ask):
+    from PIL import Image
+
+    stream = io.BytesIO()
+    Image.new("LAB", (9, 9)).save(stream, "TIFF")
+    assert ask(stream.getvalue(), "image/tiff")[0] == 400
+
+
+def test_after_a_bad_request_the_next_one_is_answered(ask, png):
+    assert ask(b"no image", "image/png")[0] == 400
+    assert ask(png, "image/png")[0] == 200
+
+
+def test_an_array_of_images_is_answered_with_an_array(ask):
+    stream = io.BytesIO()
+    np.save(stream, np.random.default_rng(0).integers(0, 256, (3, 8, 8, 3), dtype=np.uint8))
+    _, _, answer = ask(stream.getvalue(), "application/x-npy", "application/x-npy")
+    assert np.load(io.BytesIO(answer)).shape == (3, 10)

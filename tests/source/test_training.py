@@ -1,0 +1,327 @@
+"""The arguments, and whole runs of the entry point as the training container starts it."""
+
+import csv
+import json
+import math
+import os
+import re
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fastmaker import bundle, networks, preprocess, serving, training
+
+ENTRY_POINT = Path(__file__).parents[2] / "source" / "entry_point.py"
+CLEAN = {name: value for name, value in os.environ.items() if not name.startswith("SM_")} | {"OMP_NUM_THREADS": "1"}
+
+
+@pytest.fixture(autouse=True)
+def no_container(monkeypatch):
+    """None of the training container's variables are set."""
+    for name in os.environ:
+        if name.startswith("SM_"):
+            monkeypatch.delenv(name)
+
+
+def entry_point(*arguments, cwd, **env):
+    command = [sys.executable, str(ENTRY_POINT), *map(str, arguments)]
+    return subprocess.run(command, cwd=cwd, env=CLEAN | env, capture_output=True, text=True)
+
+
+# Arguments
+
+
+def test_the_defaults_fine_tune_a_resnet34():
+    args = training.parse_args(["--train", "images"])
+    assert (args.task, args.arch, args.epochs, args.batch_size) == ("classification", "resnet34", 5, 64)
+    assert (args.image_size, args.image_mode, args.resize_method) == ((224, 224), "RGB", "crop")
+    assert (args.pretrained, args.augment, args.lr) == (True, True, 0.002)
+    assert (args.valid_pct, args.seed, args.check_only) == (0.2, 42, False)
+
+
+def test_the_defaults_of_a_convnet_suit_small_gray_images():
+    args = training.parse_args(["--train", "images", "--arch", "convnet"])
+    assert (args.image_size, args.image_mode) == ((28, 28), "L")
+    assert (args.pretrained, args.augment, args.lr) == (False, False, 0.005)
+
+
+def test_what_is_given_overrides_every_default():
+    text = (
+        "--train t --valid v --arch convnet --epochs 2 --batch-size 3 --lr 0.1 --image-size 20x30 --image-mode RGB"
+        " --resize-method pad --augment true --valid-pct 0.5 --seed 7 --workers 1 --model-dir m --output-data-dir o"
+        " --check-only yes --label-regex (.)"
+    )
+    args = training.parse_args(text.split())
+    assert vars(args) == {
+        "task": "classification",
+        "arch": "convnet",
+        "epochs": 2,
+        "batch_size": 3,
+        "lr": 0.1,
+        "image_size": (20, 30),
+        "image_mode": "RGB",
+        "resize_method": "pad",
+        "pretrained": False,
+        "augment": True,
+        "label_regex": "(.)",
+        "valid_pct": 0.5,
+        "seed": 7,
+        "workers": 1,
+        "train": "t",
+        "valid": "v",
+        "model_dir": "m",
+        "output_data_dir": "o",
+        "check_only": True,
+    }
+
+
+@pytest.mark.parametrize(("train", "valid"), [("TRAIN", "VALID"), ("TRAINING", "VALIDATION")])
+def test_the_directories_come_from_the_container(monkeypatch, train, valid):
+    monkeypatch.setenv(f"SM_CHANNEL_{train}", "/in/train")
+    monkeypatch.setenv(f"SM_CHANNEL_{valid}", "/in/valid")
+    monkeypatch.setenv("SM_MODEL_DIR", "/out/model")
+    monkeypatch.setenv("SM_OUTPUT_DATA_DIR", "/out/data")
+    args = training.parse_args([])
+    assert (args.train, args.valid) == ("/in/train", "/in/valid")
+    assert (args.model_dir, args.output_data_dir) == ("/out/model", "/out/data")
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("true", True), ("True", True), ("1", True), ("False", False), ("no", False)]
+)
+def test_flags_are_read_as_hyperparameters_write_them(text, value):
+    assert training.parse_args(["--train", "images", "--augment", text]).augment is value
+
+
+@pytest.mark.parametrize("arch", networks.ARCHITECTURES)
+def test_every_architecture_is_accepted(arch):
+    assert training.parse_args(["--train", "images", "--arch", arch]).arch == arch
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        ("--task segmentation", "argument --task: invalid choice: 'segmentation' (choose from"),
+        ("--arch resnet19", "--arch 'resnet19': expected one of convnet, resnet18, resnet34"),
+        ("--epochs 0", "argument --epochs: 0 is not above 0"),
+        ("--epochs 1.5", "argument --epochs: invalid int value: '1.5'"),
+        ("--batch-size -4", "argument --batch-size: -4 is not above 0"),
+        ("--lr 0", "argument --lr: 0 is not above 0"),
+        ("--lr fast", "argument --lr: invalid float value: 'fast'"),
+        ("--lr nan", "argument --lr: "),
+        ("--lr inf", "argument --lr: "),
+        ("--image-size 0", "argument --image-size: '0' is neither"),
+        ("--image-size 32x0", "argument --image-size: '32x0' is neither"),
+        ("--image-size 0x32", "argument --image-size: '0x32' is neither"),
+        ("--image-size 28x", "argument --image-size: '28x' is neither"),
+        ("--image-size 2.5", "argument --image-size: '2.5' is neither"),
+        ("--image-mode RGBA", "argument --image-mode: invalid choice: 'RGBA'"),
+        ("--resize-method stretch", "argument --resize-method: invalid choice: 'stretch'"),
+        ("--pretrained maybe", "argument --pretrained: 'maybe' is neither true nor false"),
+        ("--arch convnet --pretrained true", "--pretrained true: there are no pretrained weights for convnet"),
+        ("--label-regex (cat", "--label-regex '(cat' is no regular expression"),
+        ("--label-regex cat", "--label-regex 'cat' has no group"),
+        ("--valid-pct 0", "argument --valid-pct: 0 is not between 0 and 1"),
+        ("--valid-pct 1", "argument --valid-pct: 1 is not between 0 and 1"),
+        ("--valid-pct nan", "argument --valid-pct: nan is not between 0 and 1"),
+        ("--seed -1", "argument --seed: "),
+        ("--seed x", "argument --seed: invalid int value: 'x'"),
+        ("--workers -1", "argument --workers: "),
+        ("--colour blue", "unrecognized arguments: --colour blue"),
+    ],
+)
+def test_a_wrong_argument_ends_with_status_2_and_one_reason(capsys, arguments, reason):
+    with pytest.raises(SystemExit) as end:
+        training.parse_args(["--train", "images", *arguments.split()])
+    assert end.value.code == 2
+    assert capsys.readouterr().err.splitlines()[-1].startswith(f"entry_point.py: error: {reason}")
+
+
+def test_without_data_the_arguments_say_so(capsys):
+    with pytest.raises(SystemExit) as end:
+        training.parse_args([])
+    assert end.value.code == 2
+    assert capsys.readouterr().err.splitlines()[-1].endswith("--train DIRECTORY is missing, and so is SM_CHANNEL_TRAIN")
+
+
+# A whole run
+
+
+class Run:
+    """A run of the entry point on digits, with the directories that a training container gives."""
+
+    def __init__(self, data, folder, arguments):
+        env = {
+            "SM_CHANNEL_TRAINING": str(data),
+            "SM_MODEL_DIR": str(folder / "model"),
+            "SM_OUTPUT_DATA_DIR": str(folder / "data"),
+        }
+        self.process = entry_point(*arguments.split(), cwd=folder, **env)
+        assert self.process.returncode == 0, self.process.stderr[-2000:]
+        self.folder, self.model, self.output = folder, folder / "model", folder / "data"
+        self.metrics = json.loads((self.output / "metrics.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def run(digits, tmp_path_factory):
+    return Run(digits, tmp_path_factory.mktemp("run"), "--arch convnet --epochs 2")
+
+
+def test_a_run_writes_the_bundle_and_the_report_and_nothing_else(run):
+    assert sorted(os.listdir(run.folder)) == ["data", "model"]
+    assert sorted(os.listdir(run.model)) == ["code", "model.json", "model.pth"]
+    pictures = ["confusion_matrix.png", "curves.png", "top_losses.png"]
+    assert sorted(os.listdir(run.output)) == sorted([*pictures, "history.csv", "metrics.json"])
+
+
+def test_a_run_learns_the_digits(run, digits):
+    assert run.metrics["accuracy"] > 0.9
+    model = serving.load(run.model)
+    files = sorted(digits.rglob("*.png"))[::60]
+    predictions = model.predict([preprocess.decode(file.read_bytes()) for file in files])
+    right = [prediction.label == file.parent.name for file, prediction in zip(files, predictions, strict=True)]
+    assert np.mean(right) > 0.85
+
+
+def test_the_bundle_says_how_it_was_trained(run):
+    info = bundle.load_info(run.model)
+    assert (info.architecture, info.image_mode, info.image_size) == ("convnet", "L", (28, 28))
+    assert info.labels == tuple("0123456789")
+    assert info.resize_method == "crop"
+    assert info.metrics == run.metrics
+
+
+def test_metrics_hold_the_last_epoch(run):
+    assert list(run.metrics) == ["train_loss", "valid_loss", "accuracy", "error_rate"]
+    assert run.metrics["error_rate"] == pytest.approx(1 - run.metrics["accuracy"])
+
+
+@pytest.mark.parametrize("name", ["accuracy", "valid_loss", "train_loss", "error_rate"])
+def test_metric_definitions_read_from_the_log_what_the_metrics_hold(run, name):
+    found = re.findall(rf"{name}=([0-9.]+)", run.process.stdout)
+    assert len(found) == 2
+    assert float(found[-1]) == pytest.approx(run.metrics[name], abs=5e-7)
+
+
+def test_the_history_has_a_line_an_epoch(run):
+    with open(run.output / "history.csv", newline="") as file:
+        header, *rows = csv.reader(file)
+    assert header == ["epoch", *run.metrics]
+    assert [row[0] for row in rows] == ["1", "2"]
+    assert list(map(float, rows[-1][1:])) == list(run.metrics.values())
+    assert rows[0][1:] != rows[1][1:]
+
+
+@pytest.mark.parametrize("name", ["curves.png", "confusion_matrix.png", "top_losses.png"])
+def test_the_pictures_are_pictures(run, name):
+    with Image.open(run.output / name) as picture:
+        assert min(picture.size) > 300
+        assert len(set(picture.convert("L").resize((60, 60)).tobytes())) > 10
+
+
+def test_a_run_says_what_it_found_and_what_it_does(run):
+    lines = run.process.stdout.splitlines()
+    assert lines[0].startswith("found class folders: 1438 images to train, 359 to validate, 10 classes")
+    assert re.match("training convnet for 2 epochs on (cpu|cuda)", lines[1])
+    assert json.loads(lines[-1].removeprefix("finished ")) == run.metrics
+
+
+def test_the_same_seed_gives_the_same_metrics_and_the_same_weights(run, digits, tmp_path):
+    again = Run(digits, tmp_path, "--arch convnet --epochs 2")
+    assert again.metrics == run.metrics
+    assert bundle.load_info(again.model).state_sha256 == bundle.load_info(run.model).state_sha256
+
+
+def test_a_resnet_trains_on_photos_with_augmentation_and_worker_processes(photos, tmp_path):
+    arguments = "--arch resnet18 --pretrained false --epochs 1 --batch-size 8 --image-size 32x40 --workers 2"
+    result = Run(photos, tmp_path, arguments)
+    info = bundle.load_info(result.model)
+    assert (info.architecture, info.image_mode, info.image_size) == ("resnet18", "RGB", (32, 40))
+    [file, *_] = sorted(photos.rglob("*.jpg"))
+    [prediction] = serving.load(result.model).predict([preprocess.decode(file.read_bytes())])
+    assert prediction.label in ("checks", "rings", "stripes")
+
+
+# Data that is small, or of another kind than the network
+
+
+def trained(folder, data, *arguments):
+    """Train a convnet for one epoch here, without a process of its own; returns its metrics."""
+    args = ["--train", str(data), "--model-dir", str(folder / "model"), "--output-data-dir", str(folder / "output")]
+    assert training.main(training.parse_args([*args, "--arch", "convnet", "--epochs", "1", *arguments])) == 0
+    return bundle.load(folder / "model")[1].metrics
+
+
+def few_images(folder, n):
+    random = np.random.default_rng(n)
+    for label in "ab":
+        (folder / label).mkdir(parents=True)
+        for i in range(n):
+            Image.fromarray(random.integers(0, 256, (9, 9), dtype=np.uint8)).save(folder / label / f"{i}.png")
+    return folder
+
+
+def test_fewer_images_than_a_batch_are_trained_on(tmp_path):
+    metrics = trained(tmp_path, few_images(tmp_path / "data", 25), "--batch-size", "64")
+    assert math.isfinite(metrics["train_loss"])
+
+
+def test_fewer_validation_images_than_top_losses_shows_still_give_a_report(tmp_path):
+    trained(tmp_path, few_images(tmp_path / "data", 10), "--batch-size", "4")
+    assert (tmp_path / "output" / "top_losses.png").is_file()
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+def test_idx_files_train_a_network_of_either_image_mode(tmp_path, mode):
+    (tmp_path / "data").mkdir()
+    pixels = np.random.default_rng(0).integers(0, 256, (100, 28, 28), dtype=np.uint8)
+    for name, magic, array in (("images-idx3", 3, pixels), ("labels-idx1", 1, np.arange(100, dtype=np.uint8) % 2)):
+        header = bytes((0, 0, 8, magic)) + struct.pack(f">{array.ndim}I", *array.shape)
+        (tmp_path / "data" / f"train-{name}-ubyte").write_bytes(header + array.tobytes())
+    trained(tmp_path, tmp_path / "data", "--image-mode", mode, "--batch-size", "16")
+    assert bundle.load_info(tmp_path / "model").image_mode == mode
+
+
+# Runs that train nothing
+
+
+def test_check_only_says_what_it_found_and_trains_nothing(digits, tmp_path):
+    process = entry_point("--train", digits, "--arch", "convnet", "--check-only", "true", cwd=tmp_path)
+    assert (process.returncode, process.stderr) == (0, "")
+    assert process.stdout.startswith("found class folders: 1438 images to train")
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_data_error_ends_with_status_2_and_one_line(tmp_path):
+    (tmp_path / "cats").mkdir()
+    process = entry_point("--train", tmp_path, "--arch", "convnet", cwd=tmp_path)
+    assert process.returncode == 2
+    assert process.stdout == ""
+    assert process.stderr == f"DataError: class 'cats' is empty: {tmp_path / 'cats'} holds no image file\n"
+    assert os.listdir(tmp_path) == ["cats"]
+
+
+def test_skipped_images_are_named_on_the_log(tmp_path, capsys):
+    few_images(tmp_path / "data", 20)
+    (tmp_path / "data" / "a" / "3.png").write_bytes(b"no image")
+    arguments = ["--train", str(tmp_path / "data"), "--arch", "convnet", "--check-only", "true"]
+    assert training.main(training.parse_args(arguments)) == 0
+    first, second = capsys.readouterr().out.splitlines()
+    assert first.startswith(f"skipped {tmp_path / 'data' / 'a' / '3.png'}: the 8 bytes are no image")
+    assert second.endswith("1 unreadable images skipped")
+
+
+def test_without_a_network_the_missing_pretrained_weights_come_with_a_way_out(photos, tmp_path, monkeypatch):
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")  # where nothing answers
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    arguments = ["--train", str(photos), "--arch", "resnet18", "--workers", "0", "--model-dir", str(tmp_path / "model")]
+    with pytest.raises(
+        ValueError, match=r"weights of resnet18 cannot be downloaded .*; use --pretrained false, or put"
+    ):
+        training.main(training.parse_args(arguments))
+    assert not (tmp_path / "model").exists()
