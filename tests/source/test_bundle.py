@@ -274,12 +274,14 @@ def test_a_wrong_value_in_model_json_is_named_with_what_was_expected(folder, key
     assert_refused(folder, "model.json: ", repr(key), "expected", load=bundle.load_info)
 
 
-WITHOUT_DEFAULT = [
-    field.name for field in dataclasses.fields(bundle.ModelInfo) if field.default_factory is field.default
+NO_DEFAULT = [
+    field.name
+    for field in dataclasses.fields(bundle.ModelInfo)
+    if (field.default, field.default_factory) == (dataclasses.MISSING, dataclasses.MISSING)
 ]
 
 
-@pytest.mark.parametrize("key", [*WITHOUT_DEFAULT, "format", "state_sha256"])
+@pytest.mark.parametrize("key", [*NO_DEFAULT, "format", "state_sha256"])
 def test_a_missing_key_in_model_json_is_named(folder, key):
     edit(folder, **{key: None})
     assert_refused(folder, "model.json: ", repr(key), "expected", load=bundle.load_info)

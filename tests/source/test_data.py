@@ -231,6 +231,13 @@ def test_a_folder_that_is_not_there_is_refused(tmp_path, option):
         refused("missing is no directory", folder=tmp_path / "train", valid_dir=missing)
 
 
+def test_masks_for_segmentation_are_refused(tmp_path):
+    image(tmp_path / "images" / "1.png")
+    image(tmp_path / "labels" / "1_P.png")
+    (tmp_path / "codes.txt").write_text("sky\nroad\n")
+    refused("codes.txt", "one label each", folder=tmp_path)
+
+
 @pytest.mark.parametrize("content", [None, "notes.txt", ".hidden.png"])
 def test_a_class_without_images_is_refused(tmp_path, content):
     class_folders(tmp_path, a=3, b=3)

@@ -44,6 +44,10 @@ def test_the_defaults_fine_tune_a_resnet34():
     assert (args.valid_pct, args.seed, args.check_only) == (0.2, 42, False)
 
 
+def test_from_scratch_the_learning_rate_is_lower():
+    assert training.parse_args(["--train", "images", "--arch", "resnet18", "--pretrained", "false"]).lr == 0.001
+
+
 def test_the_defaults_of_a_convnet_suit_small_gray_images():
     args = training.parse_args(["--train", "images", "--arch", "convnet"])
     assert (args.image_size, args.image_mode) == ((28, 28), "L")
@@ -227,7 +231,7 @@ def test_the_pictures_are_pictures(run, name):
 def test_a_run_says_what_it_found_and_what_it_does(run):
     lines = run.process.stdout.splitlines()
     assert lines[0].startswith("found class folders: 1438 images to train, 359 to validate, 10 classes")
-    assert re.match("training convnet for 2 epochs on (cpu|cuda)", lines[1])
+    assert re.match(r"training convnet, 2 epoch\(s\) on (cpu|cuda)", lines[1])
     assert json.loads(lines[-1].removeprefix("finished ")) == run.metrics
 
 
@@ -276,6 +280,12 @@ def test_fewer_validation_images_than_top_losses_shows_still_give_a_report(tmp_p
     assert (tmp_path / "output" / "top_losses.png").is_file()
 
 
+def test_a_training_that_diverges_still_gives_a_report(tmp_path):
+    metrics = trained(tmp_path, few_images(tmp_path / "data", 25), "--batch-size", "8", "--lr", "1e30")
+    assert not math.isfinite(metrics["train_loss"])
+    assert (tmp_path / "output" / "curves.png").is_file()
+
+
 @pytest.mark.parametrize("mode", ["L", "RGB"])
 def test_idx_files_train_a_network_of_either_image_mode(tmp_path, mode):
     (tmp_path / "data").mkdir()
@@ -302,7 +312,7 @@ def test_a_data_error_ends_with_status_2_and_one_line(tmp_path):
     process = entry_point("--train", tmp_path, "--arch", "convnet", cwd=tmp_path)
     assert process.returncode == 2
     assert process.stdout == ""
-    assert process.stderr == f"DataError: class 'cats' is empty: {tmp_path / 'cats'} holds no image file\n"
+    assert process.stderr == f"ValueError: class 'cats' is empty: {tmp_path / 'cats'} holds no image file\n"
     assert os.listdir(tmp_path) == ["cats"]
 
 
