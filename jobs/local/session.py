@@ -1,5 +1,6 @@
 """`ProcessSession`: the SageMaker Python SDK's LocalSession, on processes in place of Docker."""
 
+import json
 import logging
 import os
 import sys
@@ -7,12 +8,29 @@ import time
 from pathlib import Path
 
 import boto3
+import sagemaker.utils
 from sagemaker.local import LocalSession
 from sagemaker.session import Session, _check_job_status
 
 from jobs.local import client, endpoint, training
 
 logger = logging.getLogger(__name__)
+
+
+def _validating_once(validate):
+    """The SDK checks its whole configuration anew at each value it looks up: 60 ms a time, 20 times a deployment."""
+    good = set()
+
+    def validate_once(config):
+        key = json.dumps(config, sort_keys=True, default=str)
+        if key not in good:
+            validate(config)
+            good.add(key)
+
+    return validate_once
+
+
+sagemaker.utils.validate_sagemaker_config = _validating_once(sagemaker.utils.validate_sagemaker_config)
 
 POLL_SECONDS = 0.2
 DEFAULT_REGION = "us-west-2"

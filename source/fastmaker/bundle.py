@@ -11,6 +11,7 @@ file names.
 import dataclasses
 import hashlib
 import json
+import math
 import os
 import platform
 import shutil
@@ -46,6 +47,8 @@ class ModelInfo:
     resize_method: str  # one of preprocess.RESIZE_METHODS
     mean: tuple[float, ...]  # one for each channel, for pixels scaled to 0..1
     std: tuple[float, ...]
+    # fastai's aug_transforms pass validation images, too, through grid_sample with the identity, which moves some bits.
+    resampled: bool = False
     metrics: dict[str, float] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
     format: int = FORMAT
@@ -63,18 +66,23 @@ def save(model_dir: str | os.PathLike, network: nn.Module, info: ModelInfo) -> M
     those of `info.architecture`.
     """
     model_dir = Path(model_dir)
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
-    state = {name: torch.as_tensor(tensor).as_subclass(torch.Tensor) for name, tensor in state.items()}
-    _fill(_empty_network(info), state, model_dir / STATE_FILE)
+    rebuilt(network, info)  # raises before anything is written
     model_dir.mkdir(parents=True, exist_ok=True)
     (model_dir / INFO_FILE).unlink(missing_ok=True)
-    torch.save(state, model_dir / STATE_FILE)
+    torch.save(_state(network), model_dir / STATE_FILE)
     _save_code(model_dir / CODE_DIR)
     info = dataclasses.replace(info, versions=_versions() | info.versions, state_sha256=_sha256(model_dir / STATE_FILE))
     partial = model_dir / (INFO_FILE + ".partial")
     partial.write_text(json.dumps(dataclasses.asdict(info), indent=2, ensure_ascii=False) + "\n", "utf-8")
     partial.rename(model_dir / INFO_FILE)
     return info
+
+
+def rebuilt(network: nn.Module, info: ModelInfo) -> nn.Module:
+    """The network that a bundle of `network` would hold, in eval mode on the CPU. Raises BundleError."""
+    copy = _empty_network(info)
+    _fill(copy, _state(network), Path(STATE_FILE))
+    return copy.eval()
 
 
 def load(model_dir: str | os.PathLike) -> tuple[nn.Module, ModelInfo]:
@@ -86,7 +94,7 @@ def load(model_dir: str | os.PathLike) -> tuple[nn.Module, ModelInfo]:
     if _sha256(path) != info.state_sha256:
         raise BundleError(f"{path}: its SHA-256 is not the state_sha256 of {INFO_FILE}; it was altered or cut short")
     network = _empty_network(info)
-    _fill(network, torch.load(path, map_location="cpu", weights_only=True), path)
+    _fill(network, _read_state(path), path)
     return network.eval(), info
 
 
@@ -95,9 +103,9 @@ def load_info(model_dir: str | os.PathLike) -> ModelInfo:
     path = Path(model_dir) / INFO_FILE
     try:
         values = json.loads(path.read_text("utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise BundleError(f"{path}: missing; is {model_dir} a model directory that fastmaker wrote?") from None
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise BundleError(f"{path}: not JSON: {error}") from None
     if not isinstance(values, dict):
         raise BundleError(f"{path}: expected one JSON object, found {type(values).__name__}")
@@ -133,16 +141,37 @@ def _checked(values: dict, path: Path) -> ModelInfo:
     channels = 3 if values["image_mode"] == "RGB" else 1
     check("labels", is_list("labels", str) and len(values["labels"]) > 1, "a list of two or more strings")
     check("image_size", is_list("image_size", int, 2) and min(values["image_size"]) > 0, "[height, width]")
-    check("mean", is_list("mean", (int, float), channels), f"a list of {channels} numbers")
+    check(
+        "mean",
+        is_list("mean", (int, float), channels) and all(map(math.isfinite, values["mean"])),
+        f"a list of {channels} numbers",
+    )
     check(
         "std",
-        is_list("std", (int, float), channels) and 0 not in values["std"],
-        f"{channels} numbers, none 0",
+        is_list("std", (int, float), channels) and all(0 < n < math.inf for n in values["std"]),
+        f"{channels} numbers above 0",
     )
     check("state_sha256", isinstance(values.get("state_sha256"), str), "a string of 64 hexadecimal digits")
     names = {f.name for f in dataclasses.fields(ModelInfo)}
     known = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items() if name in names}
     return ModelInfo(**known)
+
+
+def _state(network: nn.Module) -> dict[str, torch.Tensor]:
+    """The state_dict as plain tensors on the CPU: fastai's own tensor classes would be pickled by name."""
+    state = network.state_dict()
+    return {name: tensor.detach().cpu().contiguous().as_subclass(torch.Tensor) for name, tensor in state.items()}
+
+
+def _read_state(path: Path) -> dict[str, torch.Tensor]:
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises what the bytes lead it to: struct.error, RuntimeError, UnpicklingError
+        reason = " ".join(str(error).split())[:300]
+        raise BundleError(f"{path}: not a state_dict that torch reads with weights_only=True: {reason}") from None
+    if not isinstance(state, dict):
+        raise BundleError(f"{path}: expected a state_dict, found {type(state).__name__}")
+    return state
 
 
 def _empty_network(info: ModelInfo) -> nn.Module:

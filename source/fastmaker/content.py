@@ -10,7 +10,7 @@ import binascii
 import csv
 import io
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -174,8 +174,10 @@ def _read_npy(body: bytes) -> np.ndarray:
             (2, 0): np.lib.format.read_array_header_2_0,
         }[version]
         shape, fortran_order, dtype = read_header(stream)
-    except (ValueError, KeyError, SyntaxError) as error:
-        raise BadRequest(f"the body is no .npy array: {error}") from None
+    except Exception as error:  # NumPy parses the header as Python, which fails in many ways
+        raise BadRequest(f"the body is no .npy array: {error or type(error).__name__}") from None
+    if not all(type(n) is int and n >= 0 for n in shape) or len(shape) > 4 or 0 in shape[1:]:
+        raise BadRequest(f"expected a uint8 array (H, W), (H, W, 3) or (N, H, W, 3), got the shape {str(shape)[:80]}")
     if dtype != np.uint8:
         raise BadRequest(f"expected a uint8 array (H, W), (H, W, 3) or (N, H, W, 3), got {dtype} {shape}")
     data = body[stream.tell() :]
@@ -189,21 +191,31 @@ def _decode_json(body: bytes) -> Images:
     instances = instances.get("instances") if isinstance(instances, dict) else None
     if not isinstance(instances, list) or not instances:
         raise BadRequest('expected {"instances": [{"b64": "..."}, ...]} with at least one instance')
-    return Images([_from_base64(item, f"instance {i}") for i, item in enumerate(instances)], single=False)
+    return _from_objects((f"instance {i}", item) for i, item in enumerate(instances))
 
 
 def _decode_jsonlines(body: bytes) -> Images:
-    lines = [line for line in body.splitlines() if line.strip()]
+    lines = [(f"line {i}", line) for i, line in enumerate(body.splitlines(), 1) if line.strip()]
     if not lines:
         raise BadRequest('expected one {"b64": "..."} a line, got no line')
-    items = [_parse_json(line, f"line {i}") for i, line in enumerate(lines, 1)]
-    return Images([_from_base64(item, f"line {i}") for i, item in enumerate(items, 1)], single=False)
+    return _from_objects((where, _parse_json(line, where)) for where, line in lines)
+
+
+def _from_objects(objects: Iterable[tuple[str, object]]) -> Images:
+    """The images of (where, object) pairs; together they may be as large as one image may be."""
+    images, pixels = [], 0
+    for where, item in objects:
+        images.append(_from_base64(item, where))
+        pixels += images[-1].width * images[-1].height
+        if pixels > preprocess.max_pixels():
+            raise BadRequest(f"{where}: the images have more than {preprocess.max_pixels():,} pixels together")
+    return Images(images, single=False)
 
 
 def _parse_json(text: bytes, where: str) -> object:
     try:
         return json.loads(text.decode("utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise BadRequest(f"{where} is not JSON: {error}") from None
 
 

@@ -82,10 +82,13 @@ def read(
     if valid_dir is not None:
         if valid:
             raise DataError(f"{train_dir} has validation images of its own; do not give {valid_dir} as well")
-        layout, valid, _ = _find(Path(valid_dir), pattern)
+        valid_layout, valid, _ = _find(Path(valid_dir), pattern)
+        if "idx" in (layout, valid_layout) and layout != valid_layout:
+            raise DataError(f"{train_dir} has the layout {layout}, {valid_dir} the layout {valid_layout}")
     if layout == "idx":
         return _checked(_samples(layout, train, valid, (), valid_pct, seed))
     n_files = len(train) + len(valid)
+    labels = {label for _, label in train}
     train, bad_train = _readable(train)
     valid, bad_valid = _readable(valid)
     skipped = (*bad_train, *bad_valid)
@@ -94,6 +97,9 @@ def read(
             f"{len(skipped)} of {n_files} images in {train_dir} cannot be read (more than a tenth): "
             + "; ".join(skipped[:3])
         )
+    lost = sorted(labels - {label for _, label in train})
+    if lost:
+        raise DataError(f"no image of {', '.join(map(repr, lost[:5]))} can be read: " + "; ".join(skipped[:3]))
     return _checked(_samples(layout, train, valid, skipped, valid_pct, seed))
 
 
@@ -111,18 +117,24 @@ def dataloaders(
     from fastai.vision.all import (
         CategoryBlock,
         DataBlock,
-        ImageBlock,
         IndexSplitter,
+        IntToFloatTensor,
         ItemGetter,
         Normalize,
         PILImage,
         PILImageBW,
         Resize,
+        TransformBlock,
         aug_transforms,
     )
 
+    kind = PILImage if image_mode == "RGB" else PILImageBW
+
+    def create(image):  # as ImageBlock does; arrays, which fastai leaves in their own mode, are converted as well
+        return kind(kind.create(image).convert(image_mode))
+
     block = DataBlock(
-        blocks=(ImageBlock(PILImage if image_mode == "RGB" else PILImageBW), CategoryBlock(vocab=samples.classes)),
+        blocks=(TransformBlock(type_tfms=create, batch_tfms=IntToFloatTensor), CategoryBlock(vocab=samples.classes)),
         get_x=ItemGetter(0),
         get_y=ItemGetter(1),
         splitter=IndexSplitter(np.flatnonzero(samples.is_valid)),
@@ -189,8 +201,11 @@ def _by_regex(folder: Path, pattern: re.Pattern) -> Pairs:
 
 def _by_csv(folder: Path) -> Pairs:
     path = folder / "labels.csv"
-    with open(path, newline="", encoding="utf-8-sig") as file:
-        rows = [row for row in csv.reader(file) if row]
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            rows = [row for row in csv.reader(file) if row]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{path} is no CSV file in UTF-8: {error}") from None
     if len(rows) < 2 or any(len(row) < 2 for row in rows):
         raise DataError(f"{path}: expected a header and two columns, file name and label")
     pairs = []
@@ -223,6 +238,8 @@ def _by_idx(folder: Path, part: str) -> Pairs:
     if labels is None:
         raise DataError(f"{folder} holds {part}-images-idx3-ubyte but no {part}-labels-idx1-ubyte")
     pixels, numbers = _read_idx(images, 3), _read_idx(labels, 1)
+    if not len(pixels):
+        raise DataError(f"{images} holds no image")
     if len(pixels) != len(numbers):
         raise DataError(f"{images} holds {len(pixels)} images, {labels} {len(numbers)} labels")
     return list(zip(pixels, map(str, numbers), strict=True))

@@ -11,6 +11,7 @@ import time
 import torch
 import torchvision.models
 from fastai.vision.all import (
+    AffineCoordTfm,
     Callback,
     CrossEntropyLossFlat,
     IntToFloatTensor,
@@ -18,6 +19,7 @@ from fastai.vision.all import (
     Learner,
     Normalize,
     Resize,
+    ToTensor,
     accuracy,
     error_rate,
     vision_learner,
@@ -26,6 +28,10 @@ from fastai.vision.all import (
 from fastmaker import bundle, networks
 
 PROGRESS_SECONDS = 10.0
+
+
+class WeightsError(ValueError):
+    """Pretrained weights that cannot be had."""
 
 
 class MetricLog(Callback):
@@ -66,7 +72,7 @@ def _log(line: str) -> None:
 def create(dls, architecture: str, image_mode: str, pretrained: bool) -> Learner:
     """A Learner for `dls`: ``vision_learner`` for torchvision's architectures, a plain Learner around our convnet.
 
-    Raises ValueError if the pretrained weights cannot be had.
+    Raises WeightsError if the pretrained weights cannot be had.
     """
     n_in = 3 if image_mode == "RGB" else 1
     metrics = [accuracy, error_rate]
@@ -78,7 +84,7 @@ def create(dls, architecture: str, image_mode: str, pretrained: bool) -> Learner
     try:
         return vision_learner(dls, arch, pretrained=pretrained, n_in=n_in, normalize=False, metrics=metrics)
     except OSError as error:  # urllib's errors are OSErrors
-        raise ValueError(
+        raise WeightsError(
             f"the pretrained weights of {architecture} cannot be downloaded ({error}); use --pretrained false, or put"
             f" the file into {torch.hub.get_dir()}/checkpoints"
         ) from None
@@ -98,7 +104,9 @@ def save_bundle(learn: Learner, model_dir: str | os.PathLike, metrics: dict[str,
     Raises bundle.BundleError if the Learner has an architecture, a transform or a loss that the bundle cannot
     reproduce.
     """
-    return bundle.save(model_dir, learn.model, describe(learn, metrics))
+    info = describe(learn, metrics)
+    _check_layers(learn.model, info)
+    return bundle.save(model_dir, learn.model, info)
 
 
 def describe(learn: Learner, metrics: dict[str, float] | None = None) -> bundle.ModelInfo:
@@ -112,6 +120,7 @@ def describe(learn: Learner, metrics: dict[str, float] | None = None) -> bundle.
         raise bundle.BundleError(
             f"the Learner's loss is {type(learn.loss_func).__name__}; expected a cross entropy over one label an image"
         )
+    _check_item_transforms(learn.dls.valid.after_item.fs)
     resize = _only(learn.dls.valid.after_item.fs, Resize)
     if resize is None:
         raise bundle.BundleError("the Learner's item transforms hold no Resize; expected Resize(size, method=...)")
@@ -132,22 +141,48 @@ def describe(learn: Learner, metrics: dict[str, float] | None = None) -> bundle.
         resize_method=str(resize.method),
         mean=tuple(mean.flatten().tolist()),
         std=tuple(std.flatten().tolist()),
+        resampled=any(isinstance(t, AffineCoordTfm) for t in learn.dls.valid.after_batch.fs),
         metrics=metrics or {},
         versions={"fastai": sys.modules["fastai"].__version__},
     )
+
+
+def _check_layers(model, info: bundle.ModelInfo) -> None:
+    """Layers without weights, such as an activation that was exchanged, do not show in the state_dict's keys."""
+    device, training = next(model.parameters()).device, model.training
+    batch = torch.rand(2, info.channels, *info.image_size)
+    with torch.no_grad():
+        expected = model.cpu().eval()(batch)
+        given = bundle.rebuilt(model, info)(batch)
+    model.to(device).train(training)
+    if not torch.equal(given.nan_to_num(), torch.Tensor(expected).nan_to_num()):
+        raise bundle.BundleError(f"the Learner's network has other layers than {info.architecture}")
+
+
+def _only_trains(transform) -> bool:
+    return getattr(transform, "split_idx", None) == 0
+
+
+def _name(transform) -> str:
+    return getattr(transform, "name", type(transform).__name__).split(" -- ")[0]
+
+
+def _check_item_transforms(transforms) -> None:
+    for transform in transforms:
+        if not _only_trains(transform) and type(transform) not in (Resize, ToTensor):
+            raise bundle.BundleError(
+                f"the Learner's {_name(transform)} changes validation images; a bundle reproduces Resize alone"
+            )
 
 
 def _check_batch_transforms(transforms) -> None:
     for transform in transforms:
         if isinstance(transform, IntToFloatTensor) and transform.div != 255.0:
             raise bundle.BundleError(f"the Learner divides pixels by {transform.div}; expected 255")
-        # Whatever acts on validation batches as well would change the answer.
-        if getattr(transform, "split_idx", None) == 0 or isinstance(transform, (IntToFloatTensor, Normalize)):
-            continue
         if getattr(transform, "size", None) is not None:
-            raise bundle.BundleError(
-                f"the Learner's {type(transform).__name__} resizes validation batches; expected the size in Resize"
-            )
+            raise bundle.BundleError(f"the Learner's {_name(transform)} resizes batches; expected the size in Resize")
+        if not _only_trains(transform) and not isinstance(transform, (IntToFloatTensor, Normalize, AffineCoordTfm)):
+            raise bundle.BundleError(f"the Learner's {_name(transform)} changes validation batches; a bundle cannot")
 
 
 def _only(transforms, kind: type):

@@ -4,6 +4,7 @@ Each step does the arithmetic of fastai's validation pipeline (``PILImage.create
 ``IntToFloatTensor``, ``Normalize``), so that serving sees the very tensor that ``learn.predict`` sees.
 """
 
+import functools
 import io
 import os
 import warnings
@@ -11,6 +12,7 @@ import warnings
 import numpy as np
 import torch
 from PIL import Image
+from torch import nn
 from torchvision.transforms import functional
 
 IMAGE_MODES = ("RGB", "L")
@@ -23,7 +25,7 @@ class ImageError(ValueError):
 
 
 def max_pixels() -> int:
-    """The largest width x height accepted: FASTMAKER_MAX_PIXELS, by default 64,000,000."""
+    """The largest width x height accepted: FASTMAKER_MAX_PIXELS, by default 64,000,000. Raises ValueError."""
     return int(os.environ.get("FASTMAKER_MAX_PIXELS", DEFAULT_MAX_PIXELS))
 
 
@@ -40,7 +42,7 @@ def decode(data: bytes) -> Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            image = Image.open(io.BytesIO(data))
+            image = Image.open(io.BytesIO(data), formats=_formats())
             if image.width * image.height <= limit:
                 image.load()
     except Image.DecompressionBombError:
@@ -96,6 +98,8 @@ def resize(image: Image.Image, size: tuple[int, int], method: str) -> Image.Imag
     window = int(scale * width), int(scale * height)
     left = int(0.5 * (image.width - window[0]))
     top = int(0.5 * (image.height - window[1]))
+    if window[0] * window[1] > max_pixels():  # a hair-thin image would be mirrored into gigabytes
+        raise ValueError(f"its padded form would be {window[0]}x{window[1]}; at most {max_pixels():,} pixels")
     right, bottom = left + window[0], top + window[1]
     image_width, image_height = image.size
     inside = max(left, 0), max(top, 0), min(right, image_width), min(bottom, image_height)
@@ -106,12 +110,24 @@ def resize(image: Image.Image, size: tuple[int, int], method: str) -> Image.Imag
     return image.resize((width, height), Image.Resampling.BILINEAR)
 
 
-def normalise(batch: torch.Tensor, mean: torch.Tensor, std: torch.Tensor) -> torch.Tensor:
+def normalise(batch: torch.Tensor, mean: torch.Tensor, std: torch.Tensor, resampled: bool = False) -> torch.Tensor:
     """uint8 (N, C, H, W) -> float32 (N, C, H, W): scaled to 0..1, then (x - mean) / std per channel.
 
     `mean` and `std` are float32 (1, C, 1, 1).
     """
-    return (batch.float().div_(255.0) - mean) / std
+    batch = batch.float().div_(255.0)
+    if resampled:
+        identity = torch.eye(2, 3, device=batch.device).expand(len(batch), 2, 3)
+        grid = nn.functional.affine_grid(identity, batch.shape, align_corners=True)
+        batch = nn.functional.grid_sample(batch, grid, padding_mode="reflection", align_corners=True)
+    return (batch - mean) / std
+
+
+@functools.cache
+def _formats() -> list[str]:
+    """What Pillow reads itself: for EPS it would run Ghostscript, a whole programming language, on the bytes."""
+    Image.init()
+    return [name for name in Image.ID if name != "EPS"]
 
 
 def _first_line(error: BaseException) -> str:

@@ -54,7 +54,8 @@ def _plot_curves(names: list[str], values: np.ndarray, losses: list[float], epoc
     left.plot(losses, color="#9ecae1", label="train, each batch")
     left.plot(epoch_ends, values[:, 1], "o-", color="#d94801", label="valid, each epoch")
     # One loss that exploded would press all others to the floor.
-    top = 1.1 * max(np.percentile(losses, 98), np.median(values[:, 1]), 1e-6)
+    finite = [loss for loss in map(float, (*losses, *values[:, 1])) if np.isfinite(loss)]
+    top = 1.1 * max(np.percentile(finite, 98), 1e-6) if finite else 1
     left.set(title="Loss", xlabel="batch", ylim=(0, top))
     left.legend()
     epochs = range(1, len(values) + 1)

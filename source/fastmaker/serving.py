@@ -46,7 +46,7 @@ class Model:
     @torch.inference_mode()
     def probabilities(self, batch: torch.Tensor) -> np.ndarray:
         """uint8 (N, C, H, W) -> float32 (N, n_labels)."""
-        batch = preprocess.normalise(batch.to(self.device), self.mean, self.std)
+        batch = preprocess.normalise(batch.to(self.device), self.mean, self.std, self.info.resampled)
         batch = batch.to(self.dtype, memory_format=self.memory_format)
         return self.network(batch).float().softmax(dim=1).cpu().numpy()
 
@@ -67,6 +67,7 @@ def load(model_dir: str | os.PathLike, device: str = "cpu", precision: str | Non
     precision = precision or os.environ.get("FASTMAKER_PRECISION", "float32")
     if precision not in PRECISIONS:
         raise ValueError(f"FASTMAKER_PRECISION is {precision!r}; expected one of {', '.join(PRECISIONS)}")
+    preprocess.max_pixels()  # a value that is no number shows now, not at each request
     network, info = bundle.load(model_dir)
     return Model(network, info, device, precision)
 

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 import os
 import re
 import sys
@@ -36,8 +37,8 @@ def parse_args(argv=None):
     add("--augment", type=_flag, help="fastai's aug_transforms (default: true, convnet false)")
     add("--label-regex", help=r"the label in each file name is its first group, as in '^(.+)_\d+.jpg$'")
     add("--valid-pct", type=_share, default=0.2, help="share of each class that validates (default: %(default)s)")
-    add("--seed", type=int, default=42, help="(default: %(default)s)")
-    add("--workers", type=int, help="processes that load images (default: one a core, none below 5,000 images)")
+    add("--seed", type=_whole, default=42, help="(default: %(default)s)")
+    add("--workers", type=_whole, help="processes that load images (default: one a core, none for few small images)")
     add("--train", default=env("SM_CHANNEL_TRAIN", env("SM_CHANNEL_TRAINING")), help="directory (SM_CHANNEL_TRAIN)")
     add("--valid", default=env("SM_CHANNEL_VALID", env("SM_CHANNEL_VALIDATION")), help="directory (SM_CHANNEL_VALID)")
     add("--model-dir", default=env("SM_MODEL_DIR", "model"), help="where the bundle goes (SM_MODEL_DIR)")
@@ -72,9 +73,13 @@ def main(args) -> int:
             return 0
         return _train(args, samples)
     except data.DataError as error:
-        # The training toolkit makes the FailureReason of lines that name one of Python's own exceptions.
-        print(f"ValueError: {error}", file=sys.stderr)
-        return BAD_USAGE
+        return _refuse(error)
+
+
+def _refuse(error: ValueError) -> int:
+    # The training toolkit makes the FailureReason of lines that name one of Python's own exceptions.
+    print(f"ValueError: {error}", file=sys.stderr)
+    return BAD_USAGE
 
 
 def _train(args, samples) -> int:
@@ -84,13 +89,16 @@ def _train(args, samples) -> int:
 
     set_seed(args.seed, reproducible=True)
     dls = dataloaders(args, samples)
-    learn = learner.create(dls, args.arch, args.image_mode, args.pretrained)
+    try:
+        learn = learner.create(dls, args.arch, args.image_mode, args.pretrained)
+    except learner.WeightsError as error:
+        return _refuse(error)
     learn.add_cb(learner.MetricLog())
     print(f"training {args.arch}, {args.epochs} epoch(s) on {dls.device}", flush=True)
     with learn.no_bar(), learn.no_logging():
         learner.fit(learn, args.epochs, args.lr, fine_tune=args.pretrained)
     metrics = dict(zip(learn.recorder.metric_names[1:-1], learn.recorder.values[-1], strict=False))
-    metrics = {name: float(value) for name, value in metrics.items()}
+    metrics = {name: float(value) for name, value in metrics.items() if math.isfinite(value)}  # JSON has no NaN
     learner.save_bundle(learn, args.model_dir, metrics)
     report.write(learn, args.output_data_dir, metrics)
     print("finished " + json.dumps(metrics), flush=True)
@@ -101,7 +109,7 @@ def dataloaders(args, samples):
     """fastai DataLoaders for these arguments; few small images are loaded faster without worker processes."""
     workers = args.workers
     if workers is None:
-        workers = os.cpu_count() if len(samples.labels) >= 5000 or args.image_size >= (64, 64) else 0
+        workers = os.cpu_count() if len(samples.labels) >= 5000 or min(args.image_size) >= 64 else 0
     return data.dataloaders(
         samples, args.image_mode, args.image_size, args.resize_method, args.batch_size, args.augment, workers
     )
@@ -125,12 +133,22 @@ def _check(parser, args) -> None:
 def _positive(kind):
     def parse(text):
         value = kind(text)
-        if value <= 0:
+        if not 0 < value < math.inf:
             raise argparse.ArgumentTypeError(f"{text} is not above 0")
         return value
 
     parse.__name__ = kind.__name__
     return parse
+
+
+def _whole(text):
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"{text} is below 0")
+    return value
+
+
+_whole.__name__ = "int"
 
 
 def _share(text):
@@ -142,7 +160,7 @@ def _share(text):
 
 def _size(text):
     match = re.fullmatch(r"(\d+)(?:x(\d+))?", text)
-    if not match or int(match[1]) == 0:
+    if not match or 0 in (int(match[1]), int(match[2] or 1)):
         raise argparse.ArgumentTypeError(f"{text!r} is neither a number of pixels nor HEIGHTxWIDTH")
     return int(match[1]), int(match[2] or match[1])
 

@@ -5,6 +5,8 @@ import os
 import subprocess
 import sys
 
+import jsonschema
+import pytest
 import sagemaker.session
 from sagemaker.local import LocalSession
 from sagemaker.session import Session
@@ -60,6 +62,16 @@ def test_the_sdk_finds_that_telemetry_is_off(home):
     session = ProcessSession(home=home)
     validate_sagemaker_config(session.sagemaker_config)
     assert resolve_value_from_config(None, TELEMETRY_OPT_OUT_PATH, False, session) is True
+
+
+def test_the_sdk_still_validates_its_configuration_through_the_name_that_is_wrapped(home):
+    import sagemaker.utils
+
+    assert "validate_sagemaker_config(" in inspect.getsource(sagemaker.utils.get_sagemaker_config_value)
+    session = ProcessSession(home=home)
+    session.sagemaker_config["SageMaker"]["PythonSDK"]["Nonsense"] = 1
+    with pytest.raises(jsonschema.ValidationError):
+        sagemaker.utils.validate_sagemaker_config(session.sagemaker_config)
 
 
 def test_a_directory_of_the_serving_toolkit_is_found_without_importing_torch():
