@@ -12,7 +12,8 @@ import sagemaker.utils
 from sagemaker.local import LocalSession
 from sagemaker.session import Session, _check_job_status
 
-from jobs.local import client, endpoint, training
+from jobs.local import client, training
+from jobs.local import endpoint as endpoints
 
 logger = logging.getLogger(__name__)
 
@@ -120,13 +121,13 @@ class ProcessSession(LocalSession):
         _check_job_status(job, description, "TrainingJobStatus")
         return description
 
-    def wait_for_endpoint(self, endpoint_name, poll=POLL_SECONDS, live_logging=False):
+    def wait_for_endpoint(self, endpoint, poll=POLL_SECONDS, live_logging=False):
         """Wait until the endpoint's models answer. Ctrl-C ends what was started."""
         try:
             # The SDK's own waiting decides what counts as success; only its pace is ours.
-            return Session.wait_for_endpoint(self, endpoint_name, POLL_SECONDS, live_logging=False)
+            return Session.wait_for_endpoint(self, endpoint, POLL_SECONDS, live_logging=False)
         except KeyboardInterrupt:
-            endpoint.interrupt(self.sagemaker_client.endpoints, endpoint_name)
+            endpoints.interrupt(self.sagemaker_client.endpoints, endpoint)
             raise Interrupted from None
 
     def _follow(self, job_name: str, wait: bool) -> dict:
