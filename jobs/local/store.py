@@ -33,7 +33,8 @@ class Store:
 
     def create(self, name: str, record: dict) -> Path:
         """Write a new record and return its directory. Raises FileExistsError."""
-        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for folder in (self.folder.parent, self.folder):
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         directory = self.directory(name)
         directory.mkdir()
         self._write(name, record)

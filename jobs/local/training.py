@@ -40,6 +40,11 @@ def refusal(request: dict) -> str | None:
         return "AlgorithmSpecification names no TrainingImage; algorithms from the marketplace do not run locally"
     if "sagemaker_program" not in request.get("HyperParameters", {}):
         return "the request names no entry_point; a ProcessSession runs PyTorch's script mode, not the image itself"
+    for definition in request["AlgorithmSpecification"].get("MetricDefinitions", ()):
+        try:
+            re.compile(definition["Regex"])
+        except re.error as error:
+            return f"metric {definition['Name']!r}: {definition['Regex']!r} is no regular expression: {error}"
     mode = request["AlgorithmSpecification"].get("TrainingInputMode", "File")
     for channel in request.get("InputDataConfig", ()):
         name, source = channel["ChannelName"], channel["DataSource"]
@@ -276,9 +281,9 @@ class Job:
         log = self.container.log.read_text("utf-8", "replace") if self.container.log.exists() else ""
         metrics = []
         for definition in self.request["AlgorithmSpecification"].get("MetricDefinitions", ()):
-            found = [m for m in re.finditer(definition["Regex"], log) if m.groups()]
+            found = [number for m in re.finditer(definition["Regex"], log) if (number := _number(m)) is not None]
             if found:
-                metrics.append({"MetricName": definition["Name"], "Value": float(found[-1][1]), "Timestamp": _now()})
+                metrics.append({"MetricName": definition["Name"], "Value": found[-1], "Timestamp": _now()})
         return metrics
 
     def _enter(self, secondary: str, message: str, **values) -> None:
@@ -302,6 +307,14 @@ class Job:
 
 class AlgorithmError(Exception):
     """The training script failed."""
+
+
+def _number(match: re.Match) -> float | None:
+    """What the first group matched, if it is a number."""
+    try:
+        return float(match[1])
+    except (IndexError, TypeError, ValueError):
+        return None
 
 
 def _enter(description: dict, secondary: str, message: str, status: str | None = None, **values) -> None:

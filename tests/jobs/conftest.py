@@ -1,22 +1,13 @@
-"""Sessions with a home of their own, endpoints and scripts to run on them, and a look at what is left running."""
+"""Sessions with a home of their own, an endpoint, and scripts to run."""
 
-import os
 import textwrap
-import time
-from contextlib import contextmanager
 from pathlib import Path
 
-import psutil
 import pytest
-
-os.environ.setdefault("SAGEMAKER_SUPPRESS_V2_WARNING", "1")
-
-from sagemaker.pytorch import PyTorch, PyTorchModel
+from local_mode import deployed, running_below
 
 from jobs.local import ProcessSession
 from jobs.local.container import pack
-
-REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="session")
@@ -60,49 +51,3 @@ def write_script(tmp_path):
         return source
 
     return write
-
-
-@contextmanager
-def deployed(session, archive, instance_count=1, **arguments):
-    predictor = bundle_model(session, archive, **arguments).deploy(instance_count, "local")
-    try:
-        yield predictor
-    finally:
-        predictor.delete_model()
-        predictor.delete_endpoint()
-
-
-def bundle_model(session, archive, env=None, **arguments) -> PyTorchModel:
-    """A model of a bundle that brings its own code, or with `entry_point` of any archive."""
-    arguments = {"entry_point": None, "framework_version": "2.6.0", "py_version": "py312", **arguments}
-    env = {"SAGEMAKER_PROGRAM": "entry_point.py", "SAGEMAKER_MODEL_SERVER_WORKERS": "1", **(env or {})}
-    return PyTorchModel(model_data=f"file://{archive}", role="local", env=env, sagemaker_session=session, **arguments)
-
-
-def estimator(session, source: Path, **arguments) -> PyTorch:
-    arguments = {"entry_point": "train.py", "instance_count": 1, "instance_type": "local", **arguments}
-    versions = {"framework_version": "2.8.0", "py_version": "py312"}
-    return PyTorch(source_dir=str(source), role="local", sagemaker_session=session, **versions, **arguments)
-
-
-def running_below(home: Path) -> list[psutil.Process]:
-    """Processes that were started for something under `home`."""
-    found = []
-    for process in psutil.process_iter():
-        try:
-            words = [*process.cmdline(), process.environ().get("SAGEMAKER_BASE_DIR", "")]
-            if process.status() != psutil.STATUS_ZOMBIE and any(str(home) in word for word in words):
-                found.append(process)
-        except psutil.Error:
-            continue
-    return [process for process in found if process.pid != os.getpid()]
-
-
-def wait_until(condition, seconds: float = 60):
-    """Returns condition()'s first true value; fails after `seconds`."""
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if value := condition():
-            return value
-        time.sleep(0.1)
-    raise AssertionError(f"not within {seconds} s")

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import urllib3
-from conftest import deployed
+from local_mode import deployed
 from PIL import Image
 from test_endpoints import workers_of
 

@@ -9,7 +9,7 @@ import numpy as np
 import psutil
 import pytest
 from botocore.exceptions import ClientError
-from conftest import REPOSITORY, bundle_model, deployed, running_below, wait_until
+from local_mode import REPOSITORY, bundle_model, deployed, running_below, wait_until
 from sagemaker.exceptions import UnexpectedStatusException
 from sagemaker.model import Model
 from sagemaker.predictor import Predictor
@@ -290,7 +290,8 @@ def test_ctrl_c_during_deploy_leaves_no_process(tmp_path, model_archive):
     program = f"""
         import sys
         sys.path[:0] = [{str(REPOSITORY / "tests/jobs")!r}]
-        from conftest import ProcessSession, bundle_model
+        from local_mode import bundle_model
+        from jobs.local import ProcessSession
         session = ProcessSession(home={str(tmp_path / "home")!r})
         model = bundle_model(session, {str(archive)!r}, env={{"SAGEMAKER_PROGRAM": "inference.py"}})
         model.deploy(1, "local", endpoint_name="interrupted")

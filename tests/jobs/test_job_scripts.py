@@ -8,7 +8,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import REPOSITORY, running_below
+from local_mode import REPOSITORY, running_below
 from PIL import Image
 
 SCRIPTS = ("train", "deploy", "predict", "cleanup", "quickstart", "benchmark")

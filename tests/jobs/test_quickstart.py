@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import REPOSITORY, running_below
+from local_mode import REPOSITORY, running_below
 from PIL import Image
 
 # Brings up loopback, the only interface of a fresh network namespace, then runs the command.

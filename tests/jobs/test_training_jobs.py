@@ -11,7 +11,7 @@ import zipfile
 import boto3
 import pytest
 from botocore.exceptions import ClientError
-from conftest import REPOSITORY, estimator, running_below, wait_until
+from local_mode import REPOSITORY, estimator, running_below, wait_until
 from moto.server import ThreadedMotoServer
 from sagemaker.exceptions import UnexpectedStatusException
 from sagemaker.inputs import TrainingInput
@@ -59,7 +59,7 @@ def test_fit_runs_anybodys_script_with_its_hyperparameters_channels_and_outputs(
         print("loss=0.5"); print("loss=0.25")
         """
     )
-    definitions = [{"Name": "loss", "Regex": "loss=([0-9.]+)"}]
+    definitions = [{"Name": "loss", "Regex": "loss=([0-9.]+)"}, {"Name": "word", "Regex": "los(s)="}]
     job = estimator(session, source, hyperparameters={"depth": 3}, metric_definitions=definitions)
     job.fit({"train": f"file://{data}"})
     assert members(job.model_data) == {"model.txt": b"some words 3"}
@@ -133,6 +133,7 @@ def test_requirements_that_cannot_be_had_fail_the_job_before_the_script_runs(ses
     [
         ({"instance_count": 2}, "file://{data}", "trains on 1 host"),
         ({"input_mode": "Pipe"}, "file://{data}", "Pipe"),
+        ({"metric_definitions": [{"Name": "loss", "Regex": "loss=("}]}, "file://{data}", "no regular expression"),
         ({}, "file://{data}/nowhere", "no such file"),
         ({"instance_type": "local_gpu"}, "file://{data}", "no NVIDIA GPU"),
     ],
@@ -193,7 +194,8 @@ def test_ctrl_c_during_fit_leaves_no_process(write_script, tmp_path):
     program = f"""
         import sys
         sys.path[:0] = [{str(REPOSITORY / "tests/jobs")!r}]
-        from conftest import estimator, ProcessSession
+        from local_mode import estimator
+        from jobs.local import ProcessSession
         estimator(ProcessSession(home={str(tmp_path / "home")!r}), {str(source)!r}).fit()
     """
     fit = subprocess.Popen([sys.executable, "-c", textwrap.dedent(program)], stdout=subprocess.PIPE, cwd=REPOSITORY)

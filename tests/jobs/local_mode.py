@@ -1,0 +1,60 @@
+"""What the tests of local mode share: models and estimators of a session, and a look at what is left running."""
+
+import os
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+
+os.environ.setdefault("SAGEMAKER_SUPPRESS_V2_WARNING", "1")
+
+from sagemaker.pytorch import PyTorch, PyTorchModel
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+@contextmanager
+def deployed(session, archive, instance_count=1, **arguments):
+    predictor = bundle_model(session, archive, **arguments).deploy(instance_count, "local")
+    try:
+        yield predictor
+    finally:
+        predictor.delete_model()
+        predictor.delete_endpoint()
+
+
+def bundle_model(session, archive, env=None, **arguments) -> PyTorchModel:
+    """A model of a bundle that brings its own code, or with `entry_point` of any archive."""
+    arguments = {"entry_point": None, "framework_version": "2.6.0", "py_version": "py312", **arguments}
+    env = {"SAGEMAKER_PROGRAM": "entry_point.py", "SAGEMAKER_MODEL_SERVER_WORKERS": "1", **(env or {})}
+    return PyTorchModel(model_data=f"file://{archive}", role="local", env=env, sagemaker_session=session, **arguments)
+
+
+def estimator(session, source: Path, **arguments) -> PyTorch:
+    arguments = {"entry_point": "train.py", "instance_count": 1, "instance_type": "local", **arguments}
+    versions = {"framework_version": "2.8.0", "py_version": "py312"}
+    return PyTorch(source_dir=str(source), role="local", sagemaker_session=session, **versions, **arguments)
+
+
+def running_below(home: Path) -> list[psutil.Process]:
+    """Processes that were started for something under `home`."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            words = [*process.cmdline(), process.environ().get("SAGEMAKER_BASE_DIR", "")]
+            if process.status() != psutil.STATUS_ZOMBIE and any(str(home) in word for word in words):
+                found.append(process)
+        except psutil.Error:
+            continue
+    return [process for process in found if process.pid != os.getpid()]
+
+
+def wait_until(condition, seconds: float = 60):
+    """Returns condition()'s first true value; fails after `seconds`."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if value := condition():
+            return value
+        time.sleep(0.1)
+    raise AssertionError(f"not within {seconds} s")
