@@ -1,5 +1,6 @@
 """`ProcessSession`: the SageMaker Python SDK's LocalSession, on processes in place of Docker."""
 
+import copy
 import json
 import logging
 import os
@@ -167,9 +168,9 @@ class ProcessSession(LocalSession):
 
 
 def _merged(base: dict, over: dict) -> dict:
-    """`base` with the values of `over` put in at every depth."""
-    merged = dict(base)
+    """A copy of `base` with the values of `over` put in at every depth."""
+    merged = copy.deepcopy(base)
     for key, value in over.items():
-        inner = merged.get(key)
+        inner = merged.get(key, {})
         merged[key] = _merged(inner, value) if isinstance(inner, dict) and isinstance(value, dict) else value
     return merged

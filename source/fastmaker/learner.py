@@ -120,12 +120,12 @@ def describe(learn: Learner, metrics: dict[str, float] | None = None) -> bundle.
         raise bundle.BundleError(
             f"the Learner's loss is {type(learn.loss_func).__name__}; expected a cross entropy over one label an image"
         )
-    _check_item_transforms(learn.dls.valid.after_item.fs)
     resize = _only(learn.dls.valid.after_item.fs, Resize)
     if resize is None:
         raise bundle.BundleError("the Learner's item transforms hold no Resize; expected Resize(size, method=...)")
     if resize.pad_mode != "reflection" or resize.mode != 2:
         raise bundle.BundleError("the Learner's Resize has another pad_mode or resample than fastai's default")
+    _check_item_transforms(learn.dls.valid.after_item.fs)
     size = tuple(int(n) for n in reversed(resize.size))  # fastai keeps (width, height)
     _check_batch_transforms(learn.dls.valid.after_batch.fs)
     mode = learn.dls.valid_ds[0][0].mode
@@ -180,7 +180,7 @@ def _check_batch_transforms(transforms) -> None:
         if isinstance(transform, IntToFloatTensor) and transform.div != 255.0:
             raise bundle.BundleError(f"the Learner divides pixels by {transform.div}; expected 255")
         if getattr(transform, "size", None) is not None:
-            raise bundle.BundleError(f"the Learner's {_name(transform)} resizes batches; expected the size in Resize")
+            raise bundle.BundleError(f"the Learner's {_name(transform)} resizes validation batches")
         if not _only_trains(transform) and not isinstance(transform, (IntToFloatTensor, Normalize, AffineCoordTfm)):
             raise bundle.BundleError(f"the Learner's {_name(transform)} changes validation batches; a bundle cannot")
 

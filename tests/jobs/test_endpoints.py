@@ -288,7 +288,8 @@ def test_an_entry_point_of_ones_own_is_repacked_and_a_worker_imports_no_fastai(s
 def test_ctrl_c_during_deploy_leaves_no_process(tmp_path, model_archive):
     archive = model_archive("import time\ndef model_fn(model_dir): print('loading', flush=True); time.sleep(60)")
     program = f"""
-        import sys
+        import signal, sys
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # which a job of a shell's background ignores
         sys.path[:0] = [{str(REPOSITORY / "tests/jobs")!r}]
         from local_mode import bundle_model
         from jobs.local import ProcessSession

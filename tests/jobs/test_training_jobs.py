@@ -192,7 +192,8 @@ def test_a_job_whose_own_process_is_killed_is_failed_and_leaves_nothing_running(
 def test_ctrl_c_during_fit_leaves_no_process(write_script, tmp_path):
     source = write_script(SLEEPS)
     program = f"""
-        import sys
+        import signal, sys
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # which a job of a shell's background ignores
         sys.path[:0] = [{str(REPOSITORY / "tests/jobs")!r}]
         from local_mode import estimator
         from jobs.local import ProcessSession
