@@ -7,9 +7,9 @@ import http.client
 import json
 import os
 import random
+import re
 import socket
 import sys
-from collections.abc import Iterator
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -25,6 +25,8 @@ PROBE_SECONDS = 5
 # Below the ports that the kernel gives to outgoing connections, so that none is taken between choice and use.
 PORTS = range(20000, 32000)
 LAUNCHER = Path(__file__).with_name("torchserve_launcher.py")
+# What a worker prints: "2026-01-31T12:00:00,000 [INFO ] W-9000-model_1.0-stdout MODEL_LOG - text".
+WORKER_LINE = re.compile(r"\S+ \[\w+ *\] (?P<worker>\S+) MODEL_LOG - (?P<text>.*)")
 # What TorchServe logs when a worker could not load the model.
 LOAD_FAILED = ("Load model failed", "Backend worker process died")
 
@@ -264,28 +266,30 @@ def _management(port: int, path: str) -> list | None:
 def _why_not_starting(container: Container) -> str | None:
     """The reason why this server will not come up, once that is certain."""
     log = container.log_tail(2000)
-    if any(sign in log for sign in LOAD_FAILED):
-        return "the model could not be loaded: " + (_exception_in(log) or "see the log")
+    failures = sum(log.count(sign) for sign in LOAD_FAILED)
+    if failures and (reason := _exception_in(log)):
+        return f"the model could not be loaded: {reason}"
+    # What a worker printed may reach the log after the news of its death: another look will show it.
+    if failures > 2 * len(LOAD_FAILED):
+        return "the model could not be loaded: see the log"
     if not container.alive():
         return "the server ended before the model was loaded: " + (_exception_in(log) or container.last_line())
     return None
 
 
 def _exception_in(log: str) -> str | None:
-    """The last line of the first traceback in a TorchServe log, less its prefix."""
-    lines = iter(_messages(log))
-    for line in lines:
-        if line.startswith("Traceback (most recent call last)"):
-            for frame in lines:
-                if frame and not frame.startswith(" "):
-                    return frame
+    """The last line of the first whole traceback in a TorchServe log: of a worker, else of what started the server."""
+    lines = log.splitlines()
+    printed = {}  # by each worker, whose lines stand between those of other threads
+    for match in filter(None, map(WORKER_LINE.match, lines)):
+        printed.setdefault(match["worker"], []).append(match["text"])
+    for text in (*printed.values(), lines):
+        remaining = iter(text)
+        if any(line.startswith("Traceback (most recent call last)") for line in remaining):
+            exception = next((line for line in remaining if line and not line.startswith(" ")), None)
+            if exception:
+                return exception
     return None
-
-
-def _messages(log: str) -> Iterator[str]:
-    for line in log.splitlines():
-        # "2026-01-31T12:00:00,000 [INFO ] W-9000-model_1.0-stdout MODEL_LOG - message"
-        yield line.partition(" MODEL_LOG - ")[2] if " MODEL_LOG - " in line else line
 
 
 def _container(store: Store, name: str, server: dict) -> Container:

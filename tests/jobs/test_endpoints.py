@@ -189,7 +189,8 @@ def test_several_instances_all_answer_and_all_go(home, session, model_archive):
 
 
 def test_a_model_that_cannot_load_fails_the_endpoint_with_its_reason(home, session, model_archive):
-    model = script_mode(session, model_archive("def model_fn(model_dir): raise OSError('the weights are a fish')"))
+    archive = model_archive("def model_fn(model_dir): raise OSError('the weights are a fish')")
+    model = script_mode(session, archive, SAGEMAKER_MODEL_SERVER_WORKERS="2")
     with pytest.raises(UnexpectedStatusException, match="the weights are a fish"):
         model.deploy(1, "local", endpoint_name="fish")
     description = session.sagemaker_client.describe_endpoint(EndpointName="fish")
