@@ -149,6 +149,7 @@ class SageMaker:
             if request.get(unsupported):
                 raise invalid(operation, f"{unsupported} needs AWS; a ProcessSession serves real-time variants")
         for variant in ProductionVariants:
+            self._checked_name(operation, variant["VariantName"])
             if variant.get("ServerlessConfig"):
                 raise invalid(operation, "ServerlessConfig needs AWS; give an instance type of local or local_gpu")
             if variant.get("InstanceType") not in LOCAL_TYPES:

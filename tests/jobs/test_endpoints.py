@@ -335,10 +335,11 @@ def test_a_plain_model_takes_its_code_from_a_directory(session, tmp_path):
     ("variant", "reason"),
     [
         ({"InstanceType": "ml.m5.large"}, "serves on local"),
+        ({"VariantName": "../elsewhere"}, "letters, digits and hyphens"),
         ({"ServerlessConfig": {"MemorySizeInMB": 1024}}, "needs AWS"),
     ],
 )
-def test_a_configuration_that_needs_aws_is_refused(session, variant, reason):
+def test_a_configuration_that_cannot_be_had_is_refused(session, variant, reason):
     variants = [{"VariantName": "v", "ModelName": "m", "InstanceType": "local", **variant}]
     with pytest.raises(ClientError, match=reason):
         session.sagemaker_client.create_endpoint_config(EndpointConfigName="c", ProductionVariants=variants)
