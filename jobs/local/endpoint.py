@@ -43,7 +43,7 @@ def create(store: Store, name: str, arn: str, config: dict, models: dict[str, di
         "CreationTime": now,
         "LastModifiedTime": now,
     }
-    store.create(name, {"description": description, "tags": tags, "servers": [], "next_servers": []})
+    store.create(name, {"description": description, "tags": tags, "servers": [], "next_servers": [], "launching": True})
     _launch(store, name, config, models)
 
 
@@ -99,6 +99,8 @@ def _launch(store: Store, name: str, config: dict, models: dict[str, dict]) -> N
     directory = store.directory(name)
     generation = 1 + max((int(path.name) for path in directory.glob("[0-9]*")), default=0)
     try:
+        with store.changing(name) as record:
+            record["launching"] = True  # nobody takes the first server to be ready for all of them
         for variant in config["ProductionVariants"]:
             for instance in range(variant.get("InitialInstanceCount", 1)):
                 folder = f"{generation}/{variant['VariantName']}-{instance + 1}"
@@ -116,6 +118,8 @@ def _launch(store: Store, name: str, config: dict, models: dict[str, dict]) -> N
                 container = Container(directory / folder)
                 ports = {"port": port, "metrics": metrics, "grpc": grpc, "grpc_management": grpc_management}
                 start_server(container, models[variant["ModelName"]], variant["InstanceType"], ports)
+        with store.changing(name) as record:
+            record["launching"] = False
     except (ContainerError, storage.StorageError) as error:
         _failed_to_start(store, name, str(error))
     except BaseException:
@@ -193,13 +197,13 @@ def _look_at_new_servers(store: Store, name: str, record: dict) -> None:
         if not server["ready"] and (reason := _why_not_starting(container)):
             _failed_to_start(store, name, reason)
             return
-    if servers and all(server["ready"] for server in servers):
+    if not record["launching"] and all(server["ready"] for server in servers):
         _take_over(store, name, servers)
 
 
 def _take_over(store: Store, name: str, servers: list[dict]) -> None:
     with store.changing(name) as record:
-        if record["next_servers"] != [{**server, "ready": False} for server in servers]:
+        if not servers or record["next_servers"] != [{**server, "ready": False} for server in servers]:
             return  # another process was quicker
         old = record["servers"]
         record.update(servers=servers, next_servers=[])
