@@ -27,6 +27,7 @@ STOP_GRACE_SECONDS = 120  # https://docs.aws.amazon.com/sagemaker/latest/APIRefe
 MAX_REASON = 1024  # the longest FailureReason that DescribeTrainingJob gives
 HOST = "127.0.0.1"  # the toolkit resolves host names; loopback addresses need no set-up
 FINAL = ("Completed", "Failed", "Stopped")
+_supervisors: list[subprocess.Popen] = []  # kept, so that they are reaped
 
 
 def refusal(request: dict) -> str | None:
@@ -102,9 +103,6 @@ def start(store: Store, request: dict, arn: str, env: dict[str, str]) -> None:
         record["supervisor"] = {"pid": process.pid, "created": psutil.Process(process.pid).create_time()}
 
 
-_supervisors: list[subprocess.Popen] = []
-
-
 def describe(store: Store, name: str) -> dict:
     """The job as DescribeTrainingJob answers it; a job whose processes have died is Failed. Raises KeyError."""
     record = store.read(name)
@@ -113,8 +111,11 @@ def describe(store: Store, name: str) -> dict:
         if record["description"]["TrainingJobStatus"] not in FINAL:
             container(store, name).close()
             with store.changing(name) as record:
-                reason = "InternalServerError: the process that ran the job has died"
-                _finish(record["description"], "Failed", reason)
+                if record["description"]["TrainingJobStatus"] == "Stopping":  # before it could take the signal
+                    _finish(record["description"], "Stopped")
+                else:
+                    reason = "InternalServerError: the process that ran the job has died"
+                    _finish(record["description"], "Failed", reason)
     return record["description"]
 
 
@@ -162,8 +163,8 @@ class Job:
         """Everything from Downloading to a final status; whatever goes wrong becomes the FailureReason."""
         signal.signal(signal.SIGTERM, self._request_stop)
         try:
+            self.container.create()  # first: a job that is stopped at any moment after uploads what its tree holds
             self._enter("Downloading", "Downloading input data")
-            self.container.create()
             self._stage()
             self._enter("Training", "Training in progress", TrainingStartTime=_now())
             self._train()
@@ -185,7 +186,7 @@ class Job:
         channels = {}
         for channel in self.request.get("InputDataConfig", ()):
             name, source = channel["ChannelName"], channel["DataSource"]["S3DataSource"]
-            storage.link_or_download(_uri(channel), self.container.root / "input" / "data" / name)
+            storage.link_or_download(source["S3Uri"], self.container.root / "input" / "data" / name)
             channels[name] = {
                 "TrainingInputMode": "File",
                 "S3DistributionType": source.get("S3DataDistributionType", "FullyReplicated"),

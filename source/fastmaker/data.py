@@ -111,7 +111,6 @@ def dataloaders(
     batch_size: int,
     augment: bool,
     workers: int,
-    device: str | None = None,
 ):
     """fastai DataLoaders of (image, class): float32 (N, C, H, W), normalised with STATISTICS, and int64 (N,)."""
     from fastai.vision.all import (
@@ -144,7 +143,7 @@ def dataloaders(
     # fastai drops a last batch that is not full: with fewer images than that, it would train on none.
     batch_size = min(batch_size, len(samples.labels) - sum(samples.is_valid))
     items = list(zip(samples.images, samples.labels, strict=True))
-    return block.dataloaders(items, bs=batch_size, num_workers=workers, device=device)
+    return block.dataloaders(items, bs=batch_size, num_workers=workers)
 
 
 def compile_regex(label_regex: str | None) -> re.Pattern | None:

@@ -40,7 +40,7 @@ class MetricLog(Callback):
     order = 60  # after the Recorder
 
     def before_fit(self):
-        self.started = self.last_print = time.perf_counter()
+        self.last_print = time.perf_counter()
 
     def before_epoch(self):
         self.epoch_started, self.images = time.perf_counter(), 0

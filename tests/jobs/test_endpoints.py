@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -201,8 +202,6 @@ def test_a_model_that_cannot_load_fails_the_endpoint_with_its_reason(home, sessi
 
 
 def test_an_altered_bundle_fails_the_endpoint_naming_the_file(session, digits_bundle, tmp_path):
-    import shutil
-
     folder = shutil.copytree(digits_bundle, tmp_path / "bundle")
     data = bytearray((folder / "model.pth").read_bytes())
     data[len(data) // 2] ^= 1
@@ -268,8 +267,6 @@ def _port(session, predictor):
 
 
 def test_an_entry_point_of_ones_own_is_repacked_and_a_worker_imports_no_fastai(session, digits_archive, tmp_path):
-    import shutil
-
     (tmp_path / "probe.py").write_text(
         "import sys\nfrom entry_point import *\n"
         "def output_fn(answer, accept): return ' '.join(sorted(sys.modules)).encode(), 'text/plain'\n"
@@ -299,18 +296,18 @@ def test_ctrl_c_during_deploy_leaves_no_process(tmp_path, model_archive):
         model.deploy(1, "local", endpoint_name="interrupted")
     """
     deploy = subprocess.Popen([sys.executable, "-c", textwrap.dedent(program)], cwd=REPOSITORY)
-    logs = (tmp_path / "home").glob("endpoints/interrupted/*/*/container.log")
-    wait_until(lambda: any("MODEL_LOG - loading" in log.read_text() for log in list(logs) or _glob(tmp_path)))
+
+    def loading():
+        logs = (tmp_path / "home").glob("endpoints/interrupted/*/*/container.log")
+        return any("MODEL_LOG - loading" in log.read_text() for log in logs)
+
+    wait_until(loading)
     deploy.send_signal(signal.SIGINT)
     deploy.communicate(timeout=60)
     assert deploy.returncode != 0
     assert not running_below(tmp_path / "home")
     description = ProcessSession(home=tmp_path / "home").sagemaker_client.describe_endpoint(EndpointName="interrupted")
     assert description["EndpointStatus"] == "Failed"
-
-
-def _glob(tmp_path):
-    return (tmp_path / "home").glob("endpoints/interrupted/*/*/container.log")
 
 
 def test_a_plain_model_takes_its_code_from_a_directory(session, tmp_path):

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import tarfile
 import textwrap
+import time
 import zipfile
 
 import boto3
@@ -169,6 +170,17 @@ def test_another_process_describes_and_stops_a_job(session, home, write_script):
     elsewhere.stop_training_job(name)
     elsewhere.wait_for_job(name)
     assert session.describe_training_job(name)["TrainingJobStatus"] == "Stopped"
+    assert not running_below(home / "training-jobs" / name)
+
+
+def test_a_job_that_is_stopped_at_once_is_stopped(session, home, write_script):
+    source = write_script(SLEEPS)
+    for pause in (0, 0.1, 0.3, 0.6):
+        name = start(session, source)
+        time.sleep(pause)
+        session.stop_training_job(name)
+        session.wait_for_job(name)
+        assert session.describe_training_job(name)["TrainingJobStatus"] == "Stopped"
     assert not running_below(home / "training-jobs" / name)
 
 
