@@ -9,7 +9,6 @@ import functools
 import io
 import os
 import re
-from datetime import datetime, timezone
 from pathlib import Path
 
 import botocore.loaders
@@ -19,8 +18,8 @@ from botocore.exceptions import ClientError
 from botocore.model import ServiceModel
 from botocore.response import StreamingBody
 
-from jobs.local import endpoint, storage, training
-from jobs.local.store import Store, default_home
+from jobs.local import endpoint, storage, supervisor, torchserve, training, transform
+from jobs.local.store import Store, default_home, now
 
 ACCOUNT = "000000000000"
 NAME = re.compile(r"[a-zA-Z0-9](-*[a-zA-Z0-9]){0,62}")
@@ -41,7 +40,7 @@ def invalid(operation: str, message: str) -> ClientError:
 
 
 class SageMaker:
-    """Training jobs, models, endpoint configs and endpoints under `home`."""
+    """Training jobs, models, endpoint configs, endpoints and transform jobs under `home`."""
 
     def __init__(self, region: str, home: Path | None = None, job_environment=lambda: dict(os.environ)):
         self.region = region
@@ -51,6 +50,7 @@ class SageMaker:
         self.models = Store(home, "models")
         self.endpoint_configs = Store(home, "endpoint-configs")
         self.endpoints = Store(home, endpoint.KIND)
+        self.transform_jobs = Store(home, transform.KIND)
 
     @property
     def exceptions(self):
@@ -61,7 +61,7 @@ class SageMaker:
             raise AttributeError(name)
         kind = next((kind for kind in NOT_HERE if kind in name), None)
         raise NotImplementedError(
-            f"{name}: a ProcessSession runs training jobs, models and endpoints"
+            f"{name}: a ProcessSession runs training jobs, models, endpoints and transform jobs"
             + (f"; {kind.replace('_', ' ')} needs AWS" if kind else "; use a sagemaker.Session for this")
         )
 
@@ -76,8 +76,7 @@ class SageMaker:
         try:
             training.start(self.training_jobs, request, arn, self._job_environment())
         except FileExistsError:
-            message = f"Training job names must be unique within an AWS account and region: {name} exists"
-            raise _in_use("CreateTrainingJob", message) from None
+            raise _in_use("CreateTrainingJob", "Training", name) from None
         return {"TrainingJobArn": arn}
 
     def describe_training_job(self, TrainingJobName):
@@ -91,7 +90,7 @@ class SageMaker:
     def delete_training_job(self, TrainingJobName):
         """DeleteTrainingJob, which AWS allows for jobs that have ended: also removes what the job left here."""
         status = self.describe_training_job(TrainingJobName)["TrainingJobStatus"]
-        if status not in training.FINAL:
+        if status not in supervisor.FINAL:
             raise invalid("DeleteTrainingJob", f"training job {TrainingJobName} is {status}; stop it first")
         self.training_jobs.delete(TrainingJobName)
 
@@ -110,7 +109,7 @@ class SageMaker:
         if container.get("Mode") == "MultiModel":
             raise invalid("CreateModel", "multi-model containers need AWS")
         try:
-            if uri := endpoint._model_uri(container):
+            if uri := torchserve.model_uri(container):
                 storage.check(uri)
         except storage.StorageError as error:
             raise invalid("CreateModel", f"Could not find model data: {error}") from None
@@ -121,7 +120,7 @@ class SageMaker:
         record = {
             "ModelName": ModelName,
             "PrimaryContainer": container,
-            "CreationTime": _now(),
+            "CreationTime": now(),
             "ModelArn": arn,
             **{key: request[key] for key in keys if key in request},
         }
@@ -163,7 +162,7 @@ class SageMaker:
             "EndpointConfigName": EndpointConfigName,
             "EndpointConfigArn": arn,
             "ProductionVariants": ProductionVariants,
-            "CreationTime": _now(),
+            "CreationTime": now(),
         }
         self._create(operation, "endpoint configuration", self.endpoint_configs, EndpointConfigName, record)
         return {"EndpointConfigArn": arn}
@@ -215,10 +214,46 @@ class SageMaker:
         keys = ("EndpointName", "EndpointArn", "CreationTime", "LastModifiedTime", "EndpointStatus")
         return _page("Endpoints", endpoints, keys, request)
 
+    # Transform jobs
+
+    def create_transform_job(self, **request):
+        operation = "CreateTransformJob"
+        name = self._checked_name(operation, request["TransformJobName"])
+        if reason := transform.refusal(request):
+            raise invalid(operation, reason)
+        _check_gpu(operation, request["TransformResources"]["InstanceType"])
+        model = self.describe_model(request["ModelName"])["PrimaryContainer"]
+        arn = self._arn("transform-job", name)
+        try:
+            transform.start(self.transform_jobs, request, arn, model, self._job_environment())
+        except FileExistsError:
+            raise _in_use(operation, "Transform", name) from None
+        return {"TransformJobArn": arn}
+
+    def describe_transform_job(self, TransformJobName):
+        with _must_exist("DescribeTransformJob", "transform job", TransformJobName):
+            return transform.describe(self.transform_jobs, TransformJobName)
+
+    def stop_transform_job(self, TransformJobName):
+        with _must_exist("StopTransformJob", "transform job", TransformJobName):
+            transform.stop(self.transform_jobs, TransformJobName)
+
+    def delete_transform_job(self, TransformJobName):
+        """No operation of AWS, which keeps what it knows of a job: removes a job that has ended, not its outputs."""
+        status = self.describe_transform_job(TransformJobName)["TransformJobStatus"]
+        if status not in supervisor.FINAL:
+            raise invalid("DeleteTransformJob", f"transform job {TransformJobName} is {status}; stop it first")
+        self.transform_jobs.delete(TransformJobName)
+
+    def list_transform_jobs(self, **request):
+        jobs = _listed(self.transform_jobs, self.describe_transform_job, "TransformJobStatus", request)
+        keys = ("TransformJobName", "TransformJobArn", "CreationTime", "TransformEndTime", "TransformJobStatus")
+        return _page("TransformJobSummaries", jobs, (*keys, "FailureReason"), request)
+
     def list_tags(self, ResourceArn, **request):
         kind, _, name = ResourceArn.rpartition(":")[2].partition("/")
         stores = {"training-job": self.training_jobs, "endpoint": self.endpoints}
-        stores |= {"model": self.models, "endpoint-config": self.endpoint_configs}
+        stores |= {"model": self.models, "endpoint-config": self.endpoint_configs, "transform-job": self.transform_jobs}
         with _must_exist("ListTags", kind, name):
             return {"Tags": stores[kind].read(name).get("tags", [])}
 
@@ -238,7 +273,7 @@ class SageMaker:
         return name
 
     def _arn(self, kind: str, name: str) -> str:
-        return f"arn:aws:sagemaker:{self.region}:{ACCOUNT}:{kind}/{name.lower() if kind != 'training-job' else name}"
+        return f"arn:aws:sagemaker:{self.region}:{ACCOUNT}:{kind}/{name if kind.endswith('-job') else name.lower()}"
 
 
 class SageMakerRuntime:
@@ -348,11 +383,8 @@ def _check_gpu(operation: str, instance_type: str) -> None:
         raise invalid(operation, "the instance type is local_gpu, and this machine has no NVIDIA GPU; use local")
 
 
-def _in_use(operation: str, message: str) -> ClientError:
+def _in_use(operation: str, kind: str, name: str) -> ClientError:
+    message = f"{kind} job names must be unique within an AWS account and region: {name} exists"
     return modeled_exceptions("sagemaker").ResourceInUse(
         {"Error": {"Code": "ResourceInUse", "Message": message}}, operation
     )
-
-
-def _now() -> datetime:
-    return datetime.now(timezone.utc)

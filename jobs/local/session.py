@@ -12,8 +12,9 @@ import boto3
 import sagemaker.utils
 from sagemaker.local import LocalSession
 from sagemaker.session import Session, _check_job_status
+from tqdm import tqdm
 
-from jobs.local import client, training
+from jobs.local import client, supervisor, training, transform
 from jobs.local import endpoint as endpoints
 
 logger = logging.getLogger(__name__)
@@ -105,22 +106,30 @@ class ProcessSession(LocalSession):
 
     def logs_for_job(self, job_name, wait=False, poll=POLL_SECONDS, log_type="All", timeout=None):
         """Print the job's log, until it ends if `wait`. Ctrl-C stops the job."""
-        try:
-            description = self._follow(job_name, wait)
-        except KeyboardInterrupt:
-            print(f"stopping training job {job_name}", flush=True)
-            self.sagemaker_client.stop_training_job(job_name)
-            self._follow(job_name, wait=True)
-            raise Interrupted from None
-        if wait:
-            _check_job_status(job_name, description, "TrainingJobStatus")
+        jobs = self.sagemaker_client.training_jobs
+        self._follow("Training", job_name, wait, _printing(lambda: [training.container(jobs, job_name).log]))
 
     def wait_for_job(self, job, poll=POLL_SECONDS, timeout=None):
         """Wait for a training job without its log. Raises UnexpectedStatusException if it fails."""
-        while (description := self.describe_training_job(job))["TrainingJobStatus"] not in training.FINAL:
-            time.sleep(POLL_SECONDS)
-        _check_job_status(job, description, "TrainingJobStatus")
-        return description
+        return self._follow("Training", job, True, lambda: None)
+
+    def logs_for_transform_job(self, job_name, wait=False, poll=POLL_SECONDS):
+        """Print the logs of the job's servers, until it ends if `wait`. Ctrl-C stops the job."""
+        jobs = self.sagemaker_client.transform_jobs
+        logs = _printing(lambda: [container.log for container in transform.containers(jobs, job_name)])
+        self._follow("Transform", job_name, wait, logs)
+
+    def wait_for_transform_job(self, job, poll=POLL_SECONDS):
+        """Wait for a transform job behind a progress bar. Raises UnexpectedStatusException if it fails."""
+        with _progress_bar() as bar:
+
+            def show() -> None:
+                counts = transform.progress(self.sagemaker_client.transform_jobs, job)
+                bar.total = counts.get("objects")
+                bar.set_postfix(failed=counts.get("failures", 0), refresh=False)
+                bar.update(counts.get("answers", 0) + counts.get("failures", 0) - bar.n)
+
+            return self._follow("Transform", job, True, show)
 
     def wait_for_endpoint(self, endpoint, poll=POLL_SECONDS, live_logging=False):
         """Wait until the endpoint's models answer. Ctrl-C ends what was started."""
@@ -131,22 +140,32 @@ class ProcessSession(LocalSession):
             endpoints.interrupt(self.sagemaker_client.endpoints, endpoint)
             raise Interrupted from None
 
-    def _follow(self, job_name: str, wait: bool) -> dict:
-        """Print what the log gained until the job ends; returns the job's description."""
-        log = training.container(self.sagemaker_client.training_jobs, job_name).log
-        position = 0
-        while True:
-            description = self.describe_training_job(job_name)
-            if log.exists():
-                with open(log, "rb") as file:
-                    file.seek(position)
-                    new = file.read()
-                position += len(new)
-                sys.stdout.write(new.decode("utf-8", "replace"))
-                sys.stdout.flush()
-            if not wait or description["TrainingJobStatus"] in training.FINAL:
-                return description
-            time.sleep(POLL_SECONDS)
+    def _follow(self, kind: str, name: str, wait: bool, show) -> dict:
+        """Call `show` until the job ends, or once; returns its description. Ctrl-C stops the job.
+
+        Raises UnexpectedStatusException if the job that was waited for has failed.
+        """
+        describe, stop = (getattr(self.sagemaker_client, f"{verb}_{kind.lower()}_job") for verb in ("describe", "stop"))
+        job = {f"{kind}JobName": name}
+
+        def until_it_ends() -> dict:
+            while True:
+                description = describe(**job)
+                show()
+                if not wait or description[f"{kind}JobStatus"] in supervisor.FINAL:
+                    return description
+                time.sleep(POLL_SECONDS)
+
+        try:
+            description = until_it_ends()
+        except KeyboardInterrupt:
+            print(f"stopping {kind.lower()} job {name}", flush=True)
+            stop(**job)
+            until_it_ends()
+            raise Interrupted from None
+        if wait:
+            _check_job_status(name, description, f"{kind}JobStatus")
+        return description
 
     def _s3_endpoint(self) -> str | None:
         return self.s3_endpoint_url or os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
@@ -165,6 +184,28 @@ class ProcessSession(LocalSession):
             if credentials.token:
                 env["AWS_SESSION_TOKEN"] = credentials.token
         return env
+
+
+def _printing(logs):
+    """A function that prints what the files that `logs` returns have gained since it was last called."""
+    positions = {}
+
+    def print_new() -> None:
+        for log in logs():
+            if log.exists():
+                with open(log, "rb") as file:
+                    file.seek(positions.get(log, 0))
+                    sys.stdout.write(file.read().decode("utf-8", "replace"))
+                    positions[log] = file.tell()
+        sys.stdout.flush()
+
+    return print_new
+
+
+def _progress_bar() -> tqdm:
+    """A bar with rate and time left, for whoever looks: on a terminal or in a notebook."""
+    watched = sys.stderr.isatty() or "ipykernel" in sys.modules
+    return tqdm(unit=" objects", dynamic_ncols=True, disable=not watched)
 
 
 def _merged(base: dict, over: dict) -> dict:

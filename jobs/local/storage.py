@@ -1,22 +1,27 @@
 """Where inputs come from and outputs go: ``s3://`` through boto3, ``file://`` without a copy."""
 
+import functools
 import os
 import shutil
+import threading
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import BinaryIO
 from urllib.parse import unquote, urlparse
 
+S3_CONNECTIONS = 64  # requests under way at once, of all threads
+ONE_PUT = 8 * 2**20  # bytes; what is larger is uploaded in parts, which S3 shows once the last has come
 
-class StorageError(Exception):
+
+class StorageError(OSError):
     """A location that does not exist or cannot be reached."""
 
 
 def local_path(uri: str) -> Path:
     """The path that a ``file://`` URI names, relative ones (``file://data``) too."""
-    parsed = urlparse(uri)
-    path = parsed.netloc + parsed.path
-    literal = Path(path)
-    return literal if literal.exists() else Path(unquote(path))
+    literal = _literal_path(uri)
+    return literal if literal.exists() else Path(unquote(str(literal)))
 
 
 def absolute(uri: str) -> str:
@@ -24,12 +29,16 @@ def absolute(uri: str) -> str:
     return f"file://{local_path(uri).absolute()}" if urlparse(uri).scheme == "file" else uri
 
 
+def check_scheme(uri: str) -> None:
+    """Raises StorageError unless `uri` begins with s3:// or file://."""
+    if urlparse(uri).scheme not in ("s3", "file"):
+        raise StorageError(f"{uri!r}: expected a URI that begins with s3:// or file://")
+
+
 def check(uri: str) -> None:
     """Raises StorageError unless `uri` is an S3 URI or names a file that exists."""
-    scheme = urlparse(uri).scheme
-    if scheme not in ("s3", "file"):
-        raise StorageError(f"{uri!r}: expected a URI that begins with s3:// or file://")
-    if scheme == "file" and not local_path(uri).exists():
+    check_scheme(uri)
+    if urlparse(uri).scheme == "file" and not local_path(uri).exists():
         raise StorageError(f"{uri}: no such file or directory")
 
 
@@ -49,30 +58,109 @@ def link_or_download(uri: str, target: Path) -> None:
         (target / source.name).symlink_to(source)
 
 
-def fetch(uri: str, target: Path) -> Path:
-    """The single file at `uri`: where it lies, or downloaded to `target`. Raises StorageError."""
+def fetch(uri: str, target: Path, s3=None) -> Path:
+    """The single file at `uri`: where it lies, or downloaded to `target`, by the client `s3`. Raises StorageError."""
     if urlparse(uri).scheme != "s3":
         check(uri)
         return local_path(uri)
     bucket, key = _bucket_and_key(uri)
     target.parent.mkdir(parents=True, exist_ok=True)
     with _clear_errors(uri):
-        _s3().download_file(bucket, key, str(target))
+        (s3 or _s3()).download_file(bucket, key, str(target))
     return target
 
 
 def put(file: Path, uri: str) -> None:
-    """Copy `file` to `uri`. Raises StorageError."""
+    """Copy `file` to `uri`, whole or not at all. Raises StorageError."""
+    with open(file, "rb") as stream:
+        put_stream(stream, uri)
+
+
+def put_stream(stream: BinaryIO, uri: str) -> None:
+    """Write what `stream` gives to `uri`, whole or not at all. Raises StorageError."""
     if urlparse(uri).scheme == "s3":
         bucket, key = _bucket_and_key(uri)
         with _clear_errors(uri):
-            _s3().upload_file(str(file), bucket, key)
+            start = stream.read(ONE_PUT)
+            if len(start) < ONE_PUT:
+                _s3().put_object(Bucket=bucket, Key=key, Body=start)
+            else:
+                stream.seek(0)
+                _s3().upload_fileobj(stream, bucket, key)
         return
-    target = local_path(uri)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(target.name + ".partial")
-    shutil.copyfile(file, partial)
-    partial.replace(target)
+    target = _literal_path(uri)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        partial = target.parent / f".fastmaker-{os.getpid()}-{threading.get_ident()}.partial"
+        try:
+            with open(partial, "wb") as file:
+                shutil.copyfileobj(stream, file)
+            partial.replace(target)
+        finally:
+            partial.unlink(missing_ok=True)
+    except OSError as error:
+        raise StorageError(f"{uri}: {error.strerror}") from None
+
+
+def check_writable(uri: str) -> None:
+    """Raises StorageError unless objects can be written below `uri`; nothing is left there."""
+    check_scheme(uri)
+    if urlparse(uri).scheme == "file":
+        folder = _literal_path(uri)
+        while not folder.exists():
+            folder = folder.parent
+        if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+            raise StorageError(f"{uri}: {folder} is no directory that can be written to")
+        return
+    bucket, key = _bucket_and_key(join(uri, "write-check"))
+    with _clear_errors(uri):  # what begins an upload needs the permission to write, and is seen by nobody
+        upload = _s3().create_multipart_upload(Bucket=bucket, Key=key)
+        _s3().abort_multipart_upload(Bucket=bucket, Key=key, UploadId=upload["UploadId"])
+
+
+def open_object(uri: str) -> BinaryIO:
+    """The object at `uri`, to be read and closed. Raises StorageError."""
+    if urlparse(uri).scheme == "s3":
+        bucket, key = _bucket_and_key(uri)
+        with _clear_errors(uri):
+            return _s3().get_object(Bucket=bucket, Key=key)["Body"]
+    try:
+        return open(_literal_path(uri), "rb")
+    except OSError as error:
+        raise StorageError(f"{uri}: {error.strerror}") from None
+
+
+def list_objects(uri: str) -> tuple[str, Iterator[tuple[str, int]]]:
+    """A root, and (name, bytes) of each object whose URI begins with `uri`: root + name is its URI.
+
+    Folders are left out, and so are the empty objects that stand for them in S3. Raises StorageError.
+    """
+    check(uri)
+    if urlparse(uri).scheme == "s3":
+        bucket, prefix = _bucket_and_key(uri)
+        return f"s3://{bucket}/", _listed_in_s3(bucket, prefix)
+    path = local_path(uri).absolute()
+    if path.is_dir():
+        return f"file://{path}/", _listed_in_folder(path)
+    return f"file://{path.parent}/", iter([(path.name, path.stat().st_size)])
+
+
+def sizes(prefix: str, names: Iterable[str]) -> Iterator[tuple[str, int | None]]:
+    """(name, bytes) of the objects `prefix` + name, None for one that is not there. `names` come sorted."""
+    if urlparse(prefix).scheme == "s3":
+        yield from _sizes_in_s3(*_bucket_and_key(prefix), names)
+        return
+    for name in names:
+        path = _literal_path(prefix + name)
+        yield name, path.stat().st_size if path.is_file() else None
+
+
+def folder_of(prefix: str, all_below: bool) -> str:
+    """The part of keys that begin with `prefix` that is cut off to name what is made of them.
+
+    As AWS has it: what stands below ``prefix/`` comes relative to it, also where the slash was left out.
+    """
+    return prefix + "/" if all_below and prefix and not prefix.endswith("/") else prefix[: prefix.rfind("/") + 1]
 
 
 def join(prefix: str, *parts: str) -> str:
@@ -81,38 +169,87 @@ def join(prefix: str, *parts: str) -> str:
 
 def _download_prefix(uri: str, target: Path) -> None:
     bucket, prefix = _bucket_and_key(uri)
-    s3 = _s3()
-    folder = prefix if prefix.endswith("/") or not prefix else prefix.rpartition("/")[0] + "/"
-    folder = folder.lstrip("/")
     target.mkdir(parents=True)
-
-    def download(key: str) -> None:
-        path = target / (key[len(folder) :] if key.startswith(folder) else key)
-        if not path.resolve().is_relative_to(target.resolve()):
-            raise StorageError(f"s3://{bucket}/{key}: its name leads out of the channel's directory")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        s3.download_file(bucket, key, str(path))
-
-    with _clear_errors(uri), ThreadPoolExecutor(os.cpu_count() or 2) as pool:
-        pages = s3.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)
-        keys = [item["Key"] for page in pages for item in page.get("Contents", ()) if not item["Key"].endswith("/")]
-        # As AWS has it: what stands below prefix/ comes relative to it, also where the slash was left out.
-        if keys and all(key.startswith(prefix + "/") for key in keys):
-            folder = prefix + "/"
+    with _clear_errors(uri):
+        keys = [key for key, _ in _listed_in_s3(bucket, prefix)]
         if not keys:
             raise StorageError(f"{uri}: no object in S3 has this prefix")
-        list(pool.map(download, keys))
+        folder = folder_of(prefix, all(key.startswith(prefix + "/") for key in keys))
+
+        def download(key: str) -> None:
+            path = target / key[len(folder) :]
+            if not path.resolve().is_relative_to(target.resolve()):
+                raise StorageError(f"s3://{bucket}/{key}: its name leads out of the channel's directory")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _s3().download_file(bucket, key, str(path))
+
+        with ThreadPoolExecutor(os.cpu_count() or 2) as pool:
+            list(pool.map(download, keys))
+
+
+def _listed_in_s3(bucket: str, prefix: str) -> Iterator[tuple[str, int]]:
+    with _clear_errors(f"s3://{bucket}/{prefix}"):
+        for page in _s3().get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix):
+            for item in page.get("Contents", ()):
+                if not item["Key"].endswith("/"):
+                    yield item["Key"], item["Size"]
+
+
+def _listed_in_folder(folder: Path) -> Iterator[tuple[str, int]]:
+    waiting = [""]
+    while waiting:
+        below = waiting.pop()
+        with os.scandir(folder / below) as entries:
+            for entry in entries:
+                if entry.is_dir():
+                    waiting.append(f"{below}{entry.name}/")
+                elif entry.is_file():
+                    yield below + entry.name, entry.stat().st_size
+
+
+def _sizes_in_s3(bucket: str, prefix: str, names: Iterable[str]) -> Iterator[tuple[str, int | None]]:
+    """By a page of the listing from each name that the last page did not reach: one call for up to 1,000 names."""
+    page, last = {}, ""
+    with _clear_errors(f"s3://{bucket}/{prefix}"):
+        for name in names:
+            key = prefix + name
+            if last is not None and key > last:
+                answer = _s3().list_objects_v2(Bucket=bucket, Prefix=prefix, StartAfter=key[:-1])
+                page = {item["Key"]: item["Size"] for item in answer.get("Contents", ())}
+                last = max(page) if answer["IsTruncated"] else None  # None: the page reaches to the end
+            if last is not None and key > last:  # a thousand others stand between key[:-1] and key
+                yield name, _size_in_s3(bucket, key)
+            else:
+                yield name, page.get(key)
+
+
+def _size_in_s3(bucket: str, key: str) -> int | None:
+    from botocore.exceptions import ClientError
+
+    try:
+        return _s3().head_object(Bucket=bucket, Key=key)["ContentLength"]
+    except ClientError as error:
+        if error.response["ResponseMetadata"]["HTTPStatusCode"] == 404:
+            return None
+        raise
+
+
+def _literal_path(uri: str) -> Path:
+    """The path in a URI that has nothing quoted: one that `absolute` gave, or that was put together with one."""
+    return Path(uri.removeprefix("file://"))
 
 
 def _bucket_and_key(uri: str) -> tuple[str, str]:
-    parsed = urlparse(uri, allow_fragments=False)
-    return parsed.netloc, parsed.path.lstrip("/") + ("?" + parsed.query if parsed.query else "")
+    bucket, _, key = uri.removeprefix("s3://").partition("/")
+    return bucket, key
 
 
+@functools.cache
 def _s3():
     import boto3  # here, because a job that stays on this machine never needs it
+    from botocore.config import Config
 
-    return boto3.client("s3")
+    return boto3.client("s3", config=Config(max_pool_connections=S3_CONNECTIONS))
 
 
 class _clear_errors:

@@ -9,7 +9,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
-from datetime import datetime
+from datetime import datetime, timezone
 from pathlib import Path
 
 RECORD_FILE = "record.json"
@@ -18,6 +18,10 @@ RECORD_FILE = "record.json"
 def default_home() -> Path:
     """FASTMAKER_HOME, by default ~/.fastmaker."""
     return Path(os.environ.get("FASTMAKER_HOME", "~/.fastmaker")).expanduser().absolute()
+
+
+def now() -> datetime:
+    return datetime.now(timezone.utc)
 
 
 class Store:

@@ -6,28 +6,22 @@ anywhere. The order of events and the places of files are those of a training jo
 """
 
 import json
-import os
 import re
 import signal
-import subprocess
 import sys
 import tarfile
 import time
-from datetime import datetime, timezone
+from datetime import datetime
 from pathlib import Path
 
-import psutil
-
-from jobs.local import storage
-from jobs.local.container import Container, ContainerError, copy_tree, pack, session_processes, unpack
-from jobs.local.store import Store
+from jobs.local import storage, supervisor
+from jobs.local.container import Container, ContainerError, copy_tree, pack, unpack
+from jobs.local.store import Store, now
+from jobs.local.supervisor import FINAL, MAX_REASON
 
 KIND = "training-jobs"
 STOP_GRACE_SECONDS = 120  # https://docs.aws.amazon.com/sagemaker/latest/APIReference/API_StopTrainingJob.html
-MAX_REASON = 1024  # the longest FailureReason that DescribeTrainingJob gives
 HOST = "127.0.0.1"  # the toolkit resolves host names; loopback addresses need no set-up
-FINAL = ("Completed", "Failed", "Stopped")
-_supervisors: list[subprocess.Popen] = []  # kept, so that they are reaped
 
 
 def refusal(request: dict) -> str | None:
@@ -68,7 +62,7 @@ def refusal(request: dict) -> str | None:
 def start(store: Store, request: dict, arn: str, env: dict[str, str]) -> None:
     """Record the job and start the process that runs it. Raises FileExistsError if the name is taken."""
     name = request["TrainingJobName"]
-    now = _now()
+    created = now()
     channels = request.get("InputDataConfig")
     output = storage.absolute(request["OutputDataConfig"].get("S3OutputPath") or f"file://{store.folder}")
     description = {
@@ -80,33 +74,19 @@ def start(store: Store, request: dict, arn: str, env: dict[str, str]) -> None:
         "ModelArtifacts": {"S3ModelArtifacts": storage.join(output, name, "output", "model.tar.gz")},
         "TrainingJobStatus": "InProgress",
         "SecondaryStatus": "Starting",
-        "SecondaryStatusTransitions": [_transition("Starting", "Starting the training job", now)],
+        "SecondaryStatusTransitions": [_transition("Starting", "Starting the training job", created)],
         "StoppingCondition": request.get("StoppingCondition", {"MaxRuntimeInSeconds": 86400}),
-        "CreationTime": now,
-        "LastModifiedTime": now,
+        "CreationTime": created,
+        "LastModifiedTime": created,
     }
     record = {"description": description, "tags": request.get("Tags", [])}
-    directory = store.create(name, record)
-    root = Path(__file__).resolve().parents[2]
-    with open(directory / "supervisor.log", "ab") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "jobs.local.training", str(directory)],
-            cwd=root,
-            env=env,
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-        )
-    _supervisors.append(process)
-    with store.changing(name) as record:
-        record["supervisor"] = {"pid": process.pid, "created": psutil.Process(process.pid).create_time()}
+    supervisor.start(store, name, record, "jobs.local.training", env)
 
 
 def describe(store: Store, name: str) -> dict:
     """The job as DescribeTrainingJob answers it; a job whose processes have died is Failed. Raises KeyError."""
     record = store.read(name)
-    if record["description"]["TrainingJobStatus"] not in FINAL and not _running(record):
+    if record["description"]["TrainingJobStatus"] not in FINAL and not supervisor.running(record):
         record = store.read(name)  # it may have ended while we looked
         if record["description"]["TrainingJobStatus"] not in FINAL:
             container(store, name).close()
@@ -125,24 +105,11 @@ def stop(store: Store, name: str) -> None:
         if record["description"]["TrainingJobStatus"] in FINAL:
             return
         _enter(record["description"], "Stopping", "Stopping the training job", status="Stopping")
-    for process in _processes(record)[:1]:
-        process.send_signal(signal.SIGTERM)
+    supervisor.ask_to_stop(record)
 
 
 def container(store: Store, name: str) -> Container:
     return Container(store.directory(name) / "algo-1")
-
-
-def _running(record: dict) -> bool:
-    supervisor = record.get("supervisor")
-    if supervisor is None:  # being started this moment
-        return (_now() - record["description"]["CreationTime"]).total_seconds() < 10
-    return bool(_processes(record))
-
-
-def _processes(record: dict):
-    supervisor = record.get("supervisor")
-    return session_processes(supervisor["pid"], supervisor["created"]) if supervisor else []
 
 
 class Stopped(Exception):
@@ -166,18 +133,18 @@ class Job:
             self.container.create()  # first: a job that is stopped at any moment after uploads what its tree holds
             self._enter("Downloading", "Downloading input data")
             self._stage()
-            self._enter("Training", "Training in progress", TrainingStartTime=_now())
+            self._enter("Training", "Training in progress", TrainingStartTime=now())
             self._train()
             self._enter("Uploading", "Uploading the model")
             self._upload()
-            self._finish("Completed")
+            self.finish("Completed")
         except Stopped as stopped:
             self._upload()
-            self._finish("Stopped", secondary=str(stopped))
+            self.finish("Stopped", secondary=str(stopped))
         except (ContainerError, storage.StorageError) as error:
-            self._finish("Failed", f"ClientError: {error}")
+            self.finish("Failed", f"ClientError: {error}")
         except AlgorithmError as error:
-            self._finish("Failed", f"AlgorithmError: {error}")
+            self.finish("Failed", f"AlgorithmError: {error}")
         finally:
             self.container.close()
 
@@ -227,12 +194,11 @@ class Job:
         return code
 
     def _environment(self) -> dict[str, str]:
-        region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION", "")
         extra = {
             "SAGEMAKER_TRAINING_MODULE": "sagemaker_pytorch_container.training:main",
             "TRAINING_JOB_NAME": self.name,
             "TRAINING_JOB_ARN": self.request["TrainingJobArn"],
-            "AWS_REGION": region,
+            "AWS_REGION": supervisor.passed_on_region(),
             "CURRENT_HOST": HOST,
         }
         if self.request["ResourceConfig"]["InstanceType"] == "local":
@@ -284,7 +250,7 @@ class Job:
         for definition in self.request["AlgorithmSpecification"].get("MetricDefinitions", ()):
             found = [number for m in re.finditer(definition["Regex"], log) if (number := _number(m)) is not None]
             if found:
-                metrics.append({"MetricName": definition["Name"], "Value": found[-1], "Timestamp": _now()})
+                metrics.append({"MetricName": definition["Name"], "Value": found[-1], "Timestamp": now()})
         return metrics
 
     def _enter(self, secondary: str, message: str, **values) -> None:
@@ -292,7 +258,7 @@ class Job:
         with self.store.changing(self.name) as record:
             _enter(record["description"], secondary, message, **values)
 
-    def _finish(self, status: str, reason: str | None = None, secondary: str | None = None) -> None:
+    def finish(self, status: str, reason: str | None = None, secondary: str | None = None) -> None:
         metrics = self._metrics()
         with self.store.changing(self.name) as record:
             record["description"]["FinalMetricDataList"] = metrics
@@ -319,11 +285,11 @@ def _number(match: re.Match) -> float | None:
 
 
 def _enter(description: dict, secondary: str, message: str, status: str | None = None, **values) -> None:
-    now = _now()
+    moment = now()
     transitions = description["SecondaryStatusTransitions"]
-    transitions[-1]["EndTime"] = now
-    transitions.append(_transition(secondary, message, now))
-    description.update(values, SecondaryStatus=secondary, LastModifiedTime=now)
+    transitions[-1]["EndTime"] = moment
+    transitions.append(_transition(secondary, message, moment))
+    description.update(values, SecondaryStatus=secondary, LastModifiedTime=moment)
     if status:
         description["TrainingJobStatus"] = status
 
@@ -338,8 +304,8 @@ def _finish(description: dict, status: str, reason: str | None = None, secondary
     description.update(TrainingEndTime=ended, TrainingTimeInSeconds=seconds, BillableTimeInSeconds=seconds)
 
 
-def _transition(status: str, message: str, now: datetime) -> dict:
-    return {"Status": status, "StartTime": now, "StatusMessage": message}
+def _transition(status: str, message: str, moment: datetime) -> dict:
+    return {"Status": status, "StartTime": moment, "StatusMessage": message}
 
 
 def _uri(channel: dict) -> str | None:
@@ -360,18 +326,5 @@ def _with_absolute_source(hyperparameters: dict) -> dict:
     return {**hyperparameters, "sagemaker_submit_directory": json.dumps(storage.absolute(source))}
 
 
-def _now() -> datetime:
-    return datetime.now(timezone.utc)
-
-
-def main() -> None:
-    job = Job(Path(sys.argv[1]))
-    try:
-        job.run()
-    except BaseException as error:  # a fault of ours must still end the job, with its reason
-        job._finish("Failed", f"InternalServerError: {type(error).__name__}: {error}")
-        raise
-
-
 if __name__ == "__main__":
-    main()
+    supervisor.run(Job(Path(sys.argv[1])))

@@ -17,7 +17,7 @@ from sagemaker.predictor import Predictor
 from shapes import assert_answers_as
 
 from fastmaker import preprocess, serving
-from jobs.local import ProcessSession, endpoint
+from jobs.local import ProcessSession, endpoint, torchserve
 from jobs.local.container import pack
 
 
@@ -38,7 +38,7 @@ def containers_of(session, name):
 def workers_of(session, name):
     """The pids of the serving workers, as TorchServe gives them."""
     servers = session.sagemaker_client.endpoints.read(name)["servers"]
-    models = [endpoint._management(server["port"], "/models/model") for server in servers]
+    models = [torchserve._management(server["port"], "/models/model") for server in servers]
     return [worker["pid"] for model in models if model for worker in model[0]["workers"] if worker["status"] == "READY"]
 
 
@@ -256,7 +256,7 @@ def test_a_timeout_that_is_set_holds(session, model_archive):
     )
     env = {"SAGEMAKER_PROGRAM": "inference.py", "SAGEMAKER_MODEL_SERVER_TIMEOUT": "2"}
     with deployed(session, model_archive(slow), env=env) as predictor:
-        assert endpoint._management(_port(session, predictor), "/models/model")[0]["responseTimeout"] == 2
+        assert torchserve._management(_port(session, predictor), "/models/model")[0]["responseTimeout"] == 2
         with pytest.raises(session.sagemaker_runtime_client.exceptions.ModelError) as caught:
             invoke(session, predictor.endpoint_name, b"x")
         assert caught.value.response["OriginalStatusCode"] >= 500

