@@ -5,11 +5,13 @@ import time
 
 from jobs import console, session
 
+JOBS = ("training", "transform")
+
 
 def parse_args(argv=None):
     parser = argparse.ArgumentParser(
         prog="python -m jobs.cleanup",
-        description="List endpoints, models and training jobs, and delete them.",
+        description="List endpoints, models, training and transform jobs, and delete them.",
         epilog="example: python -m jobs.cleanup --endpoint pets; python -m jobs.cleanup --all --yes",
     )
     session.add_arguments(parser, instances=False)
@@ -58,7 +60,7 @@ def _everything(client) -> list[list[str]]:
         *rows("endpoint", _all(client, "endpoints", "Endpoints"), "EndpointName", "EndpointStatus"),
         *rows("configuration", _all(client, "endpoint_configs", "EndpointConfigs"), "EndpointConfigName", None),
         *rows("model", _all(client, "models", "Models"), "ModelName", None),
-        *rows("training job", _training_jobs(client), "TrainingJobName", "TrainingJobStatus"),
+        *(row for kind in JOBS for row in rows(f"{kind} job", _jobs(client, kind), *_keys(kind))),
     ]
 
 
@@ -69,16 +71,26 @@ def _delete_everything(client) -> None:
         client.delete_endpoint_config(EndpointConfigName=found["EndpointConfigName"])
     for found in _all(client, "models", "Models"):
         client.delete_model(ModelName=found["ModelName"])
-    for found in _training_jobs(client):
-        client.stop_training_job(TrainingJobName=found["TrainingJobName"])
-    while any(job["TrainingJobStatus"] in ("InProgress", "Stopping") for job in _training_jobs(client)):
+    for kind in JOBS:
+        _delete_jobs(client, kind)
+
+
+def _delete_jobs(client, kind: str) -> None:
+    name, status = _keys(kind)
+    for found in _jobs(client, kind):
+        getattr(client, f"stop_{kind}_job")(**{name: found[name]})
+    while any(job[status] in ("InProgress", "Stopping") for job in _jobs(client, kind)):
         time.sleep(0.5)
-    for found in _training_jobs(client):
-        client.delete_training_job(TrainingJobName=found["TrainingJobName"])
+    for found in _jobs(client, kind):
+        getattr(client, f"delete_{kind}_job")(**{name: found[name]})
 
 
-def _training_jobs(client) -> list[dict]:
-    return _all(client, "training_jobs", "TrainingJobSummaries")
+def _jobs(client, kind: str) -> list[dict]:
+    return _all(client, f"{kind}_jobs", f"{kind.capitalize()}JobSummaries")
+
+
+def _keys(kind: str) -> tuple[str, str]:
+    return f"{kind.capitalize()}JobName", f"{kind.capitalize()}JobStatus"
 
 
 def _all(client, kind: str, key: str) -> list[dict]:

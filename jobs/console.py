@@ -8,24 +8,26 @@ from collections.abc import Iterator, Sequence
 
 from PIL import Image, ImageDraw, ImageFont
 
+# Packages whose own exceptions say what AWS, or a job, has answered.
+AWS = ("botocore", "boto3", "sagemaker")
+
 
 @contextlib.contextmanager
 def errors_as_one_line() -> Iterator[None]:
     """Bad usage and failed jobs end the script with one line on stderr; a fault of ours keeps its traceback."""
-    from botocore.exceptions import BotoCoreError, ClientError
-    from sagemaker.exceptions import UnexpectedStatusException
-
     try:
         yield
     except BrokenPipeError:  # whoever read our output has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
-    except (ValueError, OSError) as error:
-        fail(error, 2)
-    except (ClientError, BotoCoreError, UnexpectedStatusException, NotImplementedError) as error:
-        fail(error, 1)
     except KeyboardInterrupt:
         fail("interrupted", 130)
+    except Exception as error:
+        if isinstance(error, NotImplementedError) or type(error).__module__.partition(".")[0] in AWS:
+            fail(error, 1)
+        if isinstance(error, (ValueError, OSError)):
+            fail(error, 2)
+        raise
 
 
 def fail(error: object, status: int) -> None:

@@ -23,11 +23,15 @@ def parse_args(argv=None):
     parser.add_argument("--instance-count", type=int, default=1, help="(default: %(default)s)")
     parser.add_argument("--env", action="append", default=[], metavar="NAME=VALUE", help="for the container")
     args = parser.parse_args(argv)
+    check_container_arguments(parser, args)
+    return args
+
+
+def check_container_arguments(parser, args) -> None:
     if bad := [pair for pair in args.env if "=" not in pair]:
         parser.error(f"--env {bad[0]!r}: expected NAME=VALUE")
     if args.instance_count < 1:
         parser.error("--instance-count: expected 1 or more")
-    return args
 
 
 def main(args) -> str:

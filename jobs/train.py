@@ -15,6 +15,7 @@ from pathlib import Path
 from urllib.parse import urlparse
 
 from jobs import console, session
+from jobs.local import storage
 
 SOURCE = Path(__file__).resolve().parents[1] / "source"
 METRIC_DEFINITIONS = [
@@ -103,12 +104,10 @@ def fetch_report(model_data: str, folder: Path, sagemaker_session) -> Path | Non
 
 
 def _channel(data: str) -> str:
-    if urlparse(data).scheme in ("s3", "file"):
-        return data
-    path = Path(data).expanduser()
-    if not path.is_dir():
+    uri = storage.uri_of(data)
+    if uri.startswith("file://") and not storage.local_path(uri).is_dir():
         raise ValueError(f"{data}: expected a directory, or a URI that begins with s3:// or file://")
-    return f"file://{path.resolve()}"
+    return uri
 
 
 def _check(channels: dict[str, str], hyperparameters: dict[str, str]) -> None:

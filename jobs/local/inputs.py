@@ -1,5 +1,6 @@
 """What a batch transform job reads: the objects of a prefix or of a manifest."""
 
+import contextlib
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
@@ -33,6 +34,19 @@ class Inputs:
         for key, size in self._database.execute("SELECT key, size FROM objects ORDER BY key"):
             yield key[self._cut :], size
 
+    def unanswered(self, output_path: str) -> Iterator[str]:
+        """Names of the objects that have no .out below `output_path`, in the order of their keys."""
+        self._database.execute("DROP TABLE IF EXISTS answers")
+        self._database.execute("CREATE TABLE answers (key TEXT PRIMARY KEY)")
+        with contextlib.suppress(storage.MissingError), self._database:
+            root, listed = storage.list_objects(storage.join(output_path, ""))
+            below = len(storage.join(output_path, "").removeprefix(root))
+            names = ((name[below:].removesuffix(".out"),) for name, _ in listed if name.endswith(".out"))
+            self._database.executemany("INSERT INTO answers VALUES (?)", names)
+        query = "SELECT key FROM objects WHERE substr(key, ?) NOT IN (SELECT key FROM answers) ORDER BY key"
+        for (key,) in self._database.execute(query, (self._cut + 1,)):
+            yield key[self._cut :]
+
     def close(self) -> None:
         """Remove the list."""
         self._database.close()
@@ -59,7 +73,7 @@ class Inputs:
         try:
             self._add((key, None) for key in keys)
         except sqlite3.IntegrityError:
-            raise InputError(f"manifest {uri}: the key {self._last!r} stands in it twice") from None
+            raise InputError(f"manifest {uri}: element {self.count + 1}, {self._last!r}, stood there before") from None
         keys = (key for (key,) in self._database.execute("SELECT key FROM objects ORDER BY key"))
         sizes = ((size, key) for key, size in storage.sizes(self.prefix, keys))
         with self._database:

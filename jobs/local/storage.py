@@ -18,6 +18,10 @@ class StorageError(OSError):
     """A location that does not exist or cannot be reached."""
 
 
+class MissingError(StorageError):
+    """A file or directory that does not exist."""
+
+
 def local_path(uri: str) -> Path:
     """The path that a ``file://`` URI names, relative ones (``file://data``) too."""
     literal = _literal_path(uri)
@@ -27,6 +31,11 @@ def local_path(uri: str) -> Path:
 def absolute(uri: str) -> str:
     """A ``file://`` URI with its path made absolute; any other as it is."""
     return f"file://{local_path(uri).absolute()}" if urlparse(uri).scheme == "file" else uri
+
+
+def uri_of(place: str) -> str:
+    """The URI of a path; a URI as it is, but with a ``file://`` path made absolute."""
+    return absolute(place if urlparse(place).scheme in ("s3", "file") else f"file://{Path(place).expanduser()}")
 
 
 def check_scheme(uri: str) -> None:
@@ -39,7 +48,7 @@ def check(uri: str) -> None:
     """Raises StorageError unless `uri` is an S3 URI or names a file that exists."""
     check_scheme(uri)
     if urlparse(uri).scheme == "file" and not local_path(uri).exists():
-        raise StorageError(f"{uri}: no such file or directory")
+        raise MissingError(f"{uri}: no such file or directory")
 
 
 def link_or_download(uri: str, target: Path) -> None:

@@ -30,6 +30,7 @@ from jobs.local.store import Store, now
 from jobs.local.supervisor import FINAL, MAX_REASON
 
 KIND = "transform-jobs"
+FAILURES_FILE = "failures.jsonl"  # key, URI and error of each object that failed
 # Defaults and limits of CreateTransformJob.
 MAX_PAYLOAD_MB = 6
 MAX_TOTAL_PAYLOAD_MB = 100
@@ -210,7 +211,7 @@ class Job:
         with self._lock:
             self.failures += 1
             self.first_failure = min(self.first_failure, (number, f"{uri}: {error}"))
-            with jsonlines.open(self.directory / "failures.jsonl", "a") as file:
+            with jsonlines.open(self.directory / FAILURES_FILE, "a") as file:
                 file.write({"key": name, "uri": uri, "error": str(error)})
 
     def refuse(self, reason: str) -> None:
@@ -253,8 +254,8 @@ class Job:
             return "Failed", self.refusal
         if self.failures:
             count = f"{self.failures} of {self.inputs.count} objects failed"
-            file = self.directory / "failures.jsonl"
-            return "Failed", f"ClientError: {count} (listed in {file}), the first is {self.first_failure[1]}"
+            first = self.first_failure[1][: MAX_REASON // 2]
+            return "Failed", f"ClientError: {count}, the first is {first}; all: {self.directory / FAILURES_FILE}"
         return "Completed", None
 
     def _write_progress(self) -> None:

@@ -1,0 +1,255 @@
+"""Run a batch transform job: ``python -m jobs.transform --model JOB_OR_MODEL --data FOLDER_OR_URI|--manifest FILE``.
+
+Each object becomes ``<its name>.out`` at --output. ``--collect`` joins all answers to their keys in one file, and
+``--retry-failed JOB`` runs a job again for the objects that have no answer.
+"""
+
+import argparse
+import csv
+import io
+import itertools
+import json
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import jsonlines
+from PIL import Image, UnidentifiedImageError
+
+from jobs import console, deploy, manifest, session
+from jobs.local import storage
+from jobs.local.inputs import Inputs
+
+SHOWN = 20  # answers in the contact sheet
+READERS = 16  # answers that are read at once
+CHUNK = 1000  # answers that are held at once
+
+
+def parse_args(argv=None):
+    parser = argparse.ArgumentParser(
+        prog="python -m jobs.transform",
+        description="Run a batch transform job over a folder, an S3 prefix or a manifest.",
+        epilog="example: python -m jobs.transform --model digits --data s3://bucket/digits/ --collect answers.csv",
+    )
+    session.add_arguments(parser)
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--data", help="a folder, or a file:// or s3:// prefix: every object in it is used")
+    what.add_argument("--manifest", help="a manifest's file or URI; see python -m jobs.manifest")
+    what.add_argument("--retry-failed", metavar="JOB", help="run this job again for what has no answer")
+    parser.add_argument("--model", help="a training job, a model directory, a model.tar.gz or its URI")
+    parser.add_argument("--output", help="folder or URI for the answers (default: answers/JOB, or S3 for S3 inputs)")
+    parser.add_argument("--job-name", help="(default: made from the time)")
+    parser.add_argument("--instance-count", type=int, default=1, help="(default: %(default)s)")
+    parser.add_argument("--max-concurrent-transforms", type=int, default=4, help="requests at once (%(default)s)")
+    parser.add_argument("--max-payload", type=int, default=6, help="MB of one request (default: %(default)s)")
+    parser.add_argument("--content-type", default="application/x-image", help="of the objects (default: %(default)s)")
+    parser.add_argument("--accept", default="application/json", help="of the answers (default: %(default)s)")
+    parser.add_argument("--compression-type", choices=("None", "Gzip"), help="of the objects")
+    parser.add_argument("--split-type", choices=("None", "Line", "RecordIO"), help="how objects hold records")
+    parser.add_argument("--strategy", choices=("MultiRecord", "SingleRecord"), help="records of one request")
+    parser.add_argument("--assemble-with", choices=("None", "Line"), help="what ends each answer of an object")
+    parser.add_argument("--input-filter", help="JSONPath: what of a record the model gets")
+    parser.add_argument("--output-filter", help="JSONPath: what of an answer is stored")
+    parser.add_argument("--join-source", choices=("None", "Input"), help="join the answers to their records")
+    parser.add_argument("--max-retries", type=int, help="of a request that fails (default: 3)")
+    parser.add_argument("--timeout", type=int, help="seconds for an answer (default: 600)")
+    parser.add_argument("--env", action="append", default=[], metavar="NAME=VALUE", help="for the container")
+    parser.add_argument("--collect", type=Path, metavar="FILE", help="all answers with their keys: .jsonl or .csv")
+    parser.add_argument("--picture", type=Path, metavar="FILE", help="a contact sheet of images with their answers")
+    args = parser.parse_args(argv)
+    deploy.check_container_arguments(parser, args)
+    if not args.retry_failed and not args.model:
+        parser.error("--model is needed: a training job, a model directory or a model.tar.gz")
+    if args.collect and args.collect.suffix not in (".jsonl", ".csv"):
+        parser.error(f"--collect {args.collect}: expected a name that ends with .jsonl or .csv")
+    return args
+
+
+def main(args) -> str | None:
+    """Run the job; returns its name, None if there was nothing to do. Raises UnexpectedStatusException if it fails."""
+    sagemaker_session = session.session(args.instance_type, args.backend)
+    if args.retry_failed:
+        return _retry(args, sagemaker_session)
+    source = ("S3Prefix", storage.uri_of(args.data)) if args.data else ("ManifestFile", storage.uri_of(args.manifest))
+    with manifest.listed(*source) as inputs:
+        model = deploy.model_for(deploy.model_archive(args.model, sagemaker_session), args, sagemaker_session)
+        transformer, job = _transformer(args, model, source[1])
+        print(f"transforming {inputs.count} objects of {source[1]} on {args.instance_count} x {args.instance_type}")
+        try:
+            transformer.transform(source[1], source[0], job_name=job, logs=False, **_transform_arguments(args))
+        finally:
+            _report(args, sagemaker_session, job, inputs)
+    return job
+
+
+def _retry(args, sagemaker_session) -> str | None:
+    from sagemaker.transformer import Transformer
+    from sagemaker.utils import name_from_base
+
+    description = sagemaker_session.sagemaker_client.describe_transform_job(TransformJobName=args.retry_failed)
+    if (status := description["TransformJobStatus"]) in ("InProgress", "Stopping"):
+        raise ValueError(f"transform job {args.retry_failed} is {status}; only one that has ended can be retried")
+    source = description["TransformInput"]["DataSource"]["S3DataSource"]
+    output = description["TransformOutput"]["S3OutputPath"].rstrip("/")
+    with manifest.listed(source["S3DataType"], source["S3Uri"]) as inputs:
+        failed = f"{output}-retry.json"
+        count = manifest.write(failed, inputs.prefix, inputs.unanswered(output))
+        if not count:
+            print(f"all {inputs.count} objects of {args.retry_failed} have answers")
+            return None
+        print(f"transforming {count} of {inputs.count} objects, those without an answer: {failed}")
+        transformer = Transformer.attach(args.retry_failed, sagemaker_session)
+        transformer.env = description.get("Environment")
+        job = args.job_name or name_from_base(args.retry_failed)
+        try:
+            arguments = _described_arguments(description)
+            transformer.transform(failed, "ManifestFile", job_name=job, logs=False, **arguments)
+        finally:
+            _report(args, sagemaker_session, job, inputs)
+    return job
+
+
+def _transformer(args, model, source: str):
+    """The SDK's Transformer, and a name for its job."""
+    from sagemaker.utils import name_from_base
+
+    job = args.job_name or name_from_base("fastmaker")
+    output = storage.uri_of(args.output) if args.output else None
+    if output is None and source.startswith("file://"):
+        output = storage.uri_of(f"answers/{job}")
+    env = dict(pair.split("=", 1) for pair in args.env)
+    if args.max_payload > 6:  # TorchServe's own limit is 6553500 bytes
+        env.setdefault("TS_MAX_REQUEST_SIZE", str((args.max_payload + 1) * 2**20))
+    transformer = model.transformer(
+        args.instance_count,
+        args.instance_type,
+        strategy=args.strategy,
+        assemble_with=args.assemble_with,
+        output_path=output,
+        accept=args.accept,
+        env=env,
+        max_concurrent_transforms=args.max_concurrent_transforms,
+        max_payload=args.max_payload,
+    )
+    return transformer, job
+
+
+def _transform_arguments(args) -> dict:
+    client = {"InvocationsMaxRetries": args.max_retries, "InvocationsTimeoutInSeconds": args.timeout}
+    return {
+        "content_type": args.content_type,
+        "compression_type": args.compression_type,
+        "split_type": args.split_type,
+        "input_filter": args.input_filter,
+        "output_filter": args.output_filter,
+        "join_source": args.join_source,
+        "model_client_config": {name: value for name, value in client.items() if value is not None} or None,
+    }
+
+
+def _described_arguments(description: dict) -> dict:
+    """The arguments of `transform` that made a job of this description."""
+    source, processing = description["TransformInput"], description.get("DataProcessing", {})
+    return {
+        "content_type": source.get("ContentType"),
+        "compression_type": source.get("CompressionType"),
+        "split_type": source.get("SplitType"),
+        "input_filter": processing.get("InputFilter"),
+        "output_filter": processing.get("OutputFilter"),
+        "join_source": processing.get("JoinSource"),
+        "model_client_config": description.get("ModelClientConfig"),
+    }
+
+
+def _report(args, sagemaker_session, job: str, inputs: Inputs) -> None:
+    """What there is to show of a job that has ended, well or not; nothing if it was never made."""
+    from botocore.exceptions import ClientError
+
+    try:
+        description = sagemaker_session.sagemaker_client.describe_transform_job(TransformJobName=job)
+    except ClientError:
+        return
+    if "TransformEndTime" not in description or "TransformStartTime" not in description:
+        return
+    output = description["TransformOutput"]["S3OutputPath"]
+    seconds = (description["TransformEndTime"] - description["TransformStartTime"]).total_seconds()
+    missing = sum(1 for _ in inputs.unanswered(output))
+    answers = inputs.count - missing
+    rows = [
+        ["objects", inputs.count],
+        ["answers", answers],
+        ["failures", missing],
+        ["seconds, start included", round(seconds, 1)],
+        ["objects/s", round(answers / seconds, 1)],
+    ]
+    print("\n" + console.table(["job", job], [[name, str(value)] for name, value in rows]))
+    print(f"\nanswers: {output}")
+    if args.collect:
+        collect(inputs, output, args.collect)
+        print(f"collected: {args.collect}")
+    if args.picture and answers:
+        save_picture(inputs, output, args.picture)
+        print(f"picture: {args.picture}")
+    if missing:
+        print(f"next:    python -m jobs.transform --retry-failed {args.retry_failed or job}")
+
+
+def collect(inputs: Inputs, output: str, file: Path) -> None:
+    """Write every object's key with its answer, or with an `error` where it has none, as JSON lines or CSV."""
+    rows = _rows(inputs, output)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    if file.suffix == ".jsonl":
+        with jsonlines.open(file, "w") as writer:
+            writer.write_all(rows)
+        return
+    head = list(itertools.islice(rows, CHUNK))
+    columns = dict.fromkeys(name for row in head for name, value in row.items() if not isinstance(value, list | dict))
+    with open(file, "w", newline="", encoding="utf-8") as stream:
+        writer = csv.DictWriter(stream, list(columns | {"error": None}), extrasaction="ignore", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(itertools.chain(head, rows))
+
+
+def save_picture(inputs: Inputs, output: str, file: Path) -> None:
+    """Write a contact sheet of images from all over the job, each with its answer."""
+    step = max(1, inputs.count // SHOWN)
+    names = itertools.islice((name for name, _ in inputs), 0, None, step)
+    cards = []
+    for name in itertools.islice(names, SHOWN):
+        row = _row(output, name)
+        caption = f"{row['label']}  ({row['probability']:.3f})" if "probability" in row else row.get("error", "")
+        with storage.open_object(inputs.prefix + name) as stream:
+            try:
+                image = Image.open(io.BytesIO(stream.read()))
+                cards.append(console.captioned(image, caption, 112))
+            except (UnidentifiedImageError, OSError):
+                continue
+    if cards:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        console.contact_sheet(cards, columns=min(5, len(cards))).save(file)
+
+
+def _rows(inputs: Inputs, output: str) -> Iterator[dict]:
+    names = (name for name, _ in inputs)
+    with ThreadPoolExecutor(READERS) as pool:
+        while chunk := list(itertools.islice(names, CHUNK)):
+            yield from pool.map(lambda name: _row(output, name), chunk)
+
+
+def _row(output: str, name: str) -> dict:
+    try:
+        with storage.open_object(storage.join(output, name + ".out")) as stream:
+            answer = stream.read().decode("utf-8", "replace")
+    except storage.StorageError:
+        return {"key": name, "error": "no answer"}
+    try:
+        answer = json.loads(answer)
+    except ValueError:
+        answer = answer.strip()
+    return {"key": name, **answer} if isinstance(answer, dict) else {"key": name, "answer": answer}
+
+
+if __name__ == "__main__":
+    arguments = parse_args()
+    with console.errors_as_one_line():
+        main(arguments)
