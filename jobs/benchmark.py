@@ -1,7 +1,8 @@
-"""Measure against the bare loop, side by side in one run: ``python -m jobs.benchmark endpoint|train``.
+"""Measure against the bare loop, side by side in one run: ``python -m jobs.benchmark endpoint|train|transform``.
 
     endpoint    an endpoint beside the same network and preprocessing in bare processes, without a server
     train       the training job beside a bare fastai loop over the same DataLoaders
+    transform   a batch job beside the bare processes, beside one object at a time, and a large job beside a small one
 
 Every figure that matters is a ratio of two measurements that alternate within one run: the machine may be shared.
 """
@@ -19,9 +20,11 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import psutil
 from PIL import Image
 
 from jobs import cleanup, console, deploy, session, train
@@ -43,11 +46,16 @@ def parse_args(argv=None):
     training.add_argument("--image-size", default="64", help="(default: %(default)s)")
     training.add_argument("--label-regex")
     training.add_argument("--epochs", default="5", help="(default: %(default)s)")
+    batch = commands.add_parser("transform", help="throughput of batch jobs, and how it scales")
+    batch.add_argument("--arch", default="resnet18", help="at 224 pixels (default: %(default)s)")
+    batch.add_argument("--images", help="a folder of photos (default: generated JPEGs of 500x375)")
+    batch.add_argument("--photos", type=int, default=600, help="objects of a job (default: %(default)s)")
+    batch.add_argument("--digits", type=int, default=20000, help="objects of the large job (default: %(default)s)")
     return parser.parse_args(argv)
 
 
 def main(args) -> None:
-    {"endpoint": benchmark_endpoint, "train": benchmark_train}[args.command](args)
+    {"endpoint": benchmark_endpoint, "train": benchmark_train, "transform": benchmark_transform}[args.command](args)
 
 
 # Endpoint
@@ -356,6 +364,155 @@ def _generated_classes(folder: Path, count: int = 600) -> Path:
         part = folder / f"class {number % 4}"
         part.mkdir(parents=True, exist_ok=True)
         (part / f"{number}.jpg").write_bytes(photo)
+    return folder
+
+
+# Batch transform
+
+
+def benchmark_transform(args) -> None:
+    photos = _photos(Path(args.images)) if args.images else generated_photos(32)
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        rows = _transform_beside_bare_processes(args.arch, photos, args.photos, folder / "photos")
+        digits = _files(folder / "digits", _digits(), args.digits, ".png")
+        small = _files(folder / "small", _digits(), 1000, ".png")
+        archive = _archive("convnet", 28, folder / "convnet")
+        rows += _transform_beside_one_at_a_time(archive, small)
+        rows += _large_job_beside_small(archive, digits, small)
+    print("\n" + console.table(["measured", "value", "ratio"], rows))
+
+
+def _transform_beside_bare_processes(arch: str, photos: list[bytes], count: int, folder: Path) -> list[list]:
+    cores = len(os.sched_getaffinity(0))
+    data = _files(folder / "in", photos, count, ".jpg")
+    archive = _archive(arch, 224, folder / "bundle")
+    with _BareWorkers(cores, folder / "bundle", "float32") as workers:
+        ours, bare = _alternate(
+            lambda: count / _transform(archive, data)["answering"],
+            lambda: workers.throughput(photos, count / 30),
+        )
+    return [
+        [f"transform, {arch} at 224, images/s", round(ours, 1), f"{ours / bare:.2f} of the bare loop"],
+        [f"bare loop, {cores} processes, images/s", round(bare, 1), ""],
+    ]
+
+
+def _transform_beside_one_at_a_time(archive: str, data: Path) -> list[list]:
+    count = len(list(data.iterdir()))
+    with _digits_endpoint(archive) as port:
+        ours, single = _alternate(
+            lambda: count / _transform(archive, data)["answering"], lambda: count / _one_at_a_time(port, data)
+        )
+    return [
+        ["transform, 28x28 digits, 2 workers, images/s", round(ours, 1), f"{ours / single:.2f} of one at a time"],
+        ["one at a time, as the SDK's local mode, images/s", round(single, 1), ""],
+    ]
+
+
+def _large_job_beside_small(archive: str, large: Path, small: Path) -> list[list]:
+    runs = [(_transform(archive, large), _transform(archive, small)) for _ in range(ROUNDS)]
+
+    def median(job: int, figure: str) -> float:
+        return statistics.median(run[job][figure] for run in runs)
+
+    counts = [len(list(folder.iterdir())) for folder in (large, small)]
+    per_object = [1000 * median(i, "seconds") / count for i, count in enumerate(counts)]
+    memory = [median(i, "memory") for i in (0, 1)]
+    return [
+        [
+            f"{counts[0]} objects, ms each",
+            round(per_object[0], 2),
+            f"{per_object[0] / per_object[1]:.2f} of few",
+        ],
+        [f"{counts[1]} objects, ms each", round(per_object[1], 2), ""],
+        [f"memory at {counts[0]} objects, MB", round(memory[0]), f"{memory[0] - memory[1]:+.0f} on a small job"],
+    ]
+
+
+def _transform(archive: str, data: Path) -> dict[str, float]:
+    """Seconds and peak MB of a job, less the start of its server; `answering`: from the first to the last answer."""
+    arguments = deploy.parse_args(["--model", archive, "--env", "SAGEMAKER_MODEL_SERVER_WORKERS=2"])
+    sagemaker_session = session.session()
+    client = sagemaker_session.sagemaker_client
+    with tempfile.TemporaryDirectory() as out:
+        model = deploy.model_for(archive, arguments, sagemaker_session)
+        transformer = model.transformer(
+            1, "local", output_path=f"file://{out}", accept="application/json", max_concurrent_transforms=4
+        )
+        transformer.transform(f"file://{data}", content_type="application/x-image", wait=False)
+        name = transformer.latest_transform_job.name
+        process, memory = None, 0
+        while client.describe_transform_job(TransformJobName=name)["TransformJobStatus"] == "InProgress":
+            process = process or psutil.Process(client.transform_jobs.read(name)["supervisor"]["pid"])
+            with contextlib.suppress(psutil.Error):
+                memory = max(memory, process.memory_info().rss)
+            time.sleep(0.5)
+        description = client.describe_transform_job(TransformJobName=name)
+        written = sorted(path.stat().st_mtime for path in Path(out).rglob("*.out"))
+    if description["TransformJobStatus"] != "Completed":
+        raise ValueError(f"the job is {description['TransformJobStatus']}: {description.get('FailureReason')}")
+    cleanup.delete_transform_job(client, name)
+    listing = (description["TransformStartTime"] - description["CreationTime"]).total_seconds()
+    answering = (written[-1] - written[0]) * len(written) / (len(written) - 1)
+    return {"answering": answering, "seconds": listing + answering, "memory": memory / 2**20}
+
+
+def _one_at_a_time(port: int, data: Path) -> float:
+    """Seconds of the SDK's local mode for these files: its classes, and its order of reading, asking and writing.
+
+    Less the ``docker info`` that it runs before each request.
+    """
+    import urllib3
+    from sagemaker.local import data as local_data
+
+    http = urllib3.PoolManager()
+    headers = {"Content-type": "application/x-image", "Accept": "application/json"}
+    started = time.perf_counter()
+    source = local_data.get_data_source_instance(f"file://{data}", None)
+    strategy = local_data.get_batch_strategy_instance("MultiRecord", local_data.get_splitter_instance(None))
+    with tempfile.TemporaryDirectory() as out:
+        for file in source.get_file_list():
+            with open(Path(out, Path(file).name + ".out"), "wb") as answers:
+                for body in strategy.pad(file, 6):
+                    url = f"http://localhost:{port}/invocations"
+                    answers.write(http.request("POST", url, body=body, preload_content=False, headers=headers).read())
+    return time.perf_counter() - started
+
+
+@contextlib.contextmanager
+def _digits_endpoint(archive: str) -> Iterator[int]:
+    """The port of an endpoint's only server, which has two workers."""
+    arguments = deploy.parse_args(["--model", archive, "--env", "SAGEMAKER_MODEL_SERVER_WORKERS=2"])
+    sagemaker_session = session.session()
+    name = deploy.model_for(archive, arguments, sagemaker_session).deploy(1, "local").endpoint_name
+    try:
+        yield sagemaker_session.sagemaker_client.endpoints.read(name)["servers"][0]["port"]
+    finally:
+        cleanup.delete_endpoint(sagemaker_session.sagemaker_client, name)
+
+
+def _archive(arch: str, size: int, folder: Path) -> str:
+    return deploy.model_archive(str(fresh_bundle(arch, folder, size, 10)), session.session())
+
+
+def _digits() -> list[bytes]:
+    """scikit-learn's digits as PNGs of 28x28 pixels."""
+    from sklearn.datasets import load_digits
+
+    images = []
+    for pixels in load_digits().images:
+        stream = io.BytesIO()
+        Image.fromarray((pixels * 15).astype(np.uint8)).resize((28, 28)).save(stream, "PNG")
+        images.append(stream.getvalue())
+    return images
+
+
+def _files(folder: Path, contents: list[bytes], count: int, suffix: str) -> Path:
+    """`count` files in `folder`, over and over with these contents."""
+    folder.mkdir(parents=True)
+    for number in range(count):
+        (folder / f"{number:06}{suffix}").write_bytes(contents[number % len(contents)])
     return folder
 
 

@@ -52,6 +52,13 @@ def delete_endpoint(client, name: str) -> None:
             client.delete_model(ModelName=model)
 
 
+def delete_transform_job(client, name: str) -> None:
+    """A job that has ended, and its model; the answers stay."""
+    model = client.describe_transform_job(TransformJobName=name)["ModelName"]
+    client.delete_transform_job(TransformJobName=name)
+    client.delete_model(ModelName=model)
+
+
 def _everything(client) -> list[list[str]]:
     def rows(kind: str, found: list[dict], name: str, status: str | None):
         return [[kind, f[name], f.get(status, "-"), f["CreationTime"].strftime("%Y-%m-%d %H:%M")] for f in found]

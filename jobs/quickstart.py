@@ -1,17 +1,22 @@
-"""Train, deploy, predict, clean up, on real digits, on this machine: ``make quickstart``.
+"""Train, deploy, predict, transform, clean up, on real digits, on this machine: ``make quickstart``.
 
 The digits are those that scikit-learn ships (1,797 gray images of 8x8 pixels, UCI ML hand-written digits). Everything
-goes the way it goes on AWS: the SageMaker Python SDK, AWS's training and serving toolkits, TorchServe over HTTP.
+goes the way it goes on AWS: the SageMaker Python SDK, AWS's training and serving toolkits, TorchServe and S3 over HTTP.
 """
 
 import argparse
+import contextlib
+import json
 import tempfile
 import time
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 from PIL import Image
 
-from jobs import cleanup, console, deploy, predict, session, train
+from jobs import cleanup, console, deploy, manifest, predict, session, train, transform
+from jobs.local import s3
 
 # A tenth of the digits are kept away from training: the endpoint has never seen them.
 HELD_OUT = 10
@@ -19,52 +24,78 @@ SHOWN = 20
 
 
 def parse_args(argv=None):
-    parser = argparse.ArgumentParser(prog="python -m jobs.quickstart", description="Train, deploy and predict locally.")
+    parser = argparse.ArgumentParser(
+        prog="python -m jobs.quickstart", description="Train, deploy, predict and transform."
+    )
     parser.add_argument("--picture", type=Path, default=Path("quickstart.png"), help="(default: %(default)s)")
     parser.add_argument("--epochs", type=int, default=6, help="(default: %(default)s)")
     return parser.parse_args(argv)
 
 
 def main(args) -> None:
-    seconds = {}
+    steps = []
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         write_digits(folder)
-
-        started = time.perf_counter()
-        places = ["--data", str(folder / "train"), "--report", str(folder / "reports")]
-        hyperparameters = ["--arch", "convnet", "--epochs", str(args.epochs), "--batch-size", "32"]
-        job = train.main(train.parse_args([*places, *hyperparameters]))
-        seconds["train"] = time.perf_counter() - started
-
-        started = time.perf_counter()
-        endpoint = deploy.main(deploy.parse_args(["--model", job]))
-        seconds["deploy"] = time.perf_counter() - started
+        files = sorted((folder / "held-out").rglob("*.png"))
+        with _timed(steps, "train", "convnet, fastai, a SageMaker training job"):
+            job = _train(folder, args.epochs)
         try:
-            files = sorted((folder / "held-out").rglob("*.png"))
-            started = time.perf_counter()
-            answers = _ask_about(files, endpoint)
-            seconds["predict"] = time.perf_counter() - started
+            answers = _endpoint(steps, job, files)
+            _transform(steps, job, folder, answers)
         finally:
-            client = session.session().sagemaker_client
-            cleanup.delete_endpoint(client, endpoint)
-            client.delete_training_job(job)
-        _save_picture(args.picture, files, answers)
+            session.session().sagemaker_client.delete_training_job(job)
+        _save_picture(args.picture, files, list(answers.values()))
 
-    right = sum(answer.get("label") == file.parent.name for file, answer in zip(files, answers, strict=True))
-    print()
-    print(
-        console.table(
-            ["step", "seconds", "result"],
-            [
-                ["train", round(seconds["train"], 1), "convnet, fastai, a SageMaker training job"],
-                ["deploy", round(seconds["deploy"], 1), "TorchServe behind a SageMaker endpoint"],
-                ["predict", round(seconds["predict"], 1), f"{len(files)} digits it has not seen"],
-                ["accuracy", "", f"{right / len(files):.4f}"],
-                ["picture", "", str(args.picture)],
-            ],
-        )
-    )
+    right = sum(answer.get("label") == Path(name).parent.name for name, answer in answers.items())
+    rows = [*steps, ["accuracy", "", f"{right / len(answers):.4f}"], ["picture", "", str(args.picture)]]
+    print("\n" + console.table(["step", "seconds", "result"], rows))
+
+
+def _train(folder: Path, epochs: int) -> str:
+    places = ["--data", str(folder / "train"), "--report", str(folder / "reports")]
+    hyperparameters = ["--arch", "convnet", "--epochs", str(epochs), "--batch-size", "32"]
+    return train.main(train.parse_args([*places, *hyperparameters]))
+
+
+def _endpoint(steps: list, job: str, files: list[Path]) -> dict[str, dict]:
+    """Answers of an endpoint, by ``<digit>/<file>``."""
+    with _timed(steps, "deploy", "TorchServe behind a SageMaker endpoint"):
+        endpoint = deploy.main(deploy.parse_args(["--model", job]))
+    try:
+        sagemaker_session = session.session()
+        with _timed(steps, "predict", f"{len(files)} digits it has not seen"):
+            ask = partial(predict.ask, sagemaker_session, endpoint)
+            return {f"{file.parent.name}/{file.name}": ask(file.read_bytes()) for file in files}
+    finally:
+        cleanup.delete_endpoint(sagemaker_session.sagemaker_client, endpoint)
+
+
+def _transform(steps: list, job: str, folder: Path, answers: dict[str, dict]) -> None:
+    """Batch transform of the same digits in S3, by prefix and by a manifest of a third of them."""
+    with s3.serve():
+        sagemaker_session = session.session()
+        bucket = sagemaker_session.default_bucket()
+        prefix = f"s3://{bucket}/held-out/"
+        sagemaker_session.upload_data(str(folder / "held-out"), key_prefix="held-out")
+        listed = folder / "third.json"
+        manifest.write(f"file://{listed}", prefix, sorted(answers)[::3])
+        for source, name, place in (("--data", "prefix", prefix), ("--manifest", "manifest", str(listed))):
+            collected = folder / f"{name}.jsonl"
+            words = ["--model", job, source, place, "--output", f"s3://{bucket}/by-{name}", "--collect", str(collected)]
+            with _timed(steps, f"transform, {name}", ""):
+                batch_job = transform.main(transform.parse_args(words))
+            cleanup.delete_transform_job(sagemaker_session.sagemaker_client, batch_job)
+            rows = [json.loads(line) for line in collected.read_text().splitlines()]
+            same = sum(row["probability"] == answers[row["key"]]["probability"] for row in rows)
+            steps[-1][-1] = f"{len(rows)} objects in S3, {same} answers as the endpoint's"
+
+
+@contextlib.contextmanager
+def _timed(steps: list, name: str, result: str) -> Iterator[None]:
+    started = time.perf_counter()
+    yield
+    steps.append([name, round(time.perf_counter() - started, 1), result])
 
 
 def write_digits(folder: Path) -> None:
@@ -76,11 +107,6 @@ def write_digits(folder: Path) -> None:
         part = folder / ("held-out" if number % HELD_OUT == 0 else "train") / str(label)
         part.mkdir(parents=True, exist_ok=True)
         Image.fromarray((pixels * 15).astype("uint8")).save(part / f"{number:04}.png")
-
-
-def _ask_about(files: list[Path], endpoint: str) -> list[dict]:
-    sagemaker_session = session.session()
-    return [predict.ask(sagemaker_session, endpoint, file.read_bytes()) for file in files]
 
 
 def _save_picture(path: Path, files: list[Path], answers: list[dict]) -> None:

@@ -5,8 +5,10 @@ import os
 
 # The SDK says at each call that version 3 exists; these scripts are written for version 2.
 os.environ.setdefault("SAGEMAKER_SUPPRESS_V2_WARNING", "1")
-# Its remarks about configuration files that are not there would go to stdout, among the answers.
-logging.getLogger("sagemaker.config").setLevel(logging.WARNING)
+# Its remarks about configuration files that are not there would go to stdout, among the answers; botocore's about where
+# each client's credentials and endpoint come from bury the rest.
+for noisy in ("sagemaker.config", "botocore"):
+    logging.getLogger(noisy).setLevel(logging.WARNING)
 
 LOCAL_TYPES = ("local", "local_gpu")
 BACKENDS = ("process", "docker")

@@ -1,12 +1,18 @@
 """Sessions with a home of their own, an endpoint, and scripts to run."""
 
+import logging
 import textwrap
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
+import boto3
 import pytest
 from local_mode import deployed, running_below
+from moto.server import ThreadedMotoServer
 
-from jobs.local import ProcessSession
+from jobs.local import ProcessSession, storage
 from jobs.local.container import pack
 
 
@@ -51,3 +57,87 @@ def write_script(tmp_path):
         return source
 
     return write
+
+
+@pytest.fixture
+def model_archive(tmp_path):
+    """A model.tar.gz whose code/inference.py is the text given."""
+
+    def archive(text, name="model"):
+        folder = tmp_path / name
+        (folder / "code").mkdir(parents=True)
+        (folder / "code" / "inference.py").write_text(textwrap.dedent(text))
+        pack(folder, tmp_path / f"{name}.tar.gz")
+        return tmp_path / f"{name}.tar.gz"
+
+    return archive
+
+
+@pytest.fixture(scope="session")
+def s3_url():
+    """An S3 server: moto's, over HTTP."""
+    logging.getLogger("werkzeug").setLevel(logging.WARNING)
+    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+    server.start()
+    yield "http://{}:{}".format(*server.get_host_and_port())
+    server.stop()
+
+
+@pytest.fixture
+def s3(s3_url, monkeypatch):
+    """A client of the S3 server, which every other client uses as well while the test runs."""
+    environment = {
+        "AWS_ENDPOINT_URL_S3": s3_url,
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_ACCESS_KEY_ID": "local",
+        "AWS_SECRET_ACCESS_KEY": "local",
+    }
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    storage._s3.cache_clear()
+    yield boto3.client("s3")
+    storage._s3.cache_clear()
+
+
+@pytest.fixture
+def bucket(s3) -> str:
+    """The name of a bucket of the test's own."""
+    name = f"bucket-{uuid.uuid4()}"
+    s3.create_bucket(Bucket=name)
+    return name
+
+
+@dataclass
+class Place:
+    """A folder on this machine or in S3; `uri` has no slash at its end."""
+
+    uri: str
+    put: Callable[[str, bytes], None]
+    names: Callable[[], set[str]]
+
+
+@pytest.fixture(params=["file", "s3"])
+def place(request, tmp_path) -> Place:
+    if request.param == "s3":
+        s3, bucket = request.getfixturevalue("s3"), request.getfixturevalue("bucket")
+
+        def names() -> set[str]:
+            found = s3.list_objects_v2(Bucket=bucket).get("Contents", ())
+            return {item["Key"].removeprefix("a place/") for item in found}
+
+        def put(name: str, data: bytes) -> None:
+            s3.put_object(Bucket=bucket, Key=f"a place/{name}", Body=data)
+
+        return Place(f"s3://{bucket}/a place", put, names)
+
+    folder = tmp_path / "a place"
+    folder.mkdir()
+
+    def write(name: str, data: bytes) -> None:
+        file = folder / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(data)
+
+    return Place(
+        f"file://{folder}", write, lambda: {str(f.relative_to(folder)) for f in folder.rglob("*") if f.is_file()}
+    )

@@ -31,6 +31,10 @@ def bundle_model(session, archive, env=None, **arguments) -> PyTorchModel:
     return PyTorchModel(model_data=f"file://{archive}", role="local", env=env, sagemaker_session=session, **arguments)
 
 
+def script_mode(session, archive, **env):
+    return bundle_model(session, archive, env={"SAGEMAKER_PROGRAM": "inference.py", **env})
+
+
 def estimator(session, source: Path, **arguments) -> PyTorch:
     arguments = {"entry_point": "train.py", "instance_count": 1, "instance_type": "local", **arguments}
     versions = {"framework_version": "2.8.0", "py_version": "py312"}

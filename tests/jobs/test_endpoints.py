@@ -10,7 +10,7 @@ import numpy as np
 import psutil
 import pytest
 from botocore.exceptions import ClientError
-from local_mode import REPOSITORY, bundle_model, deployed, running_below, wait_until
+from local_mode import REPOSITORY, bundle_model, deployed, running_below, script_mode, wait_until
 from sagemaker.exceptions import UnexpectedStatusException
 from sagemaker.model import Model
 from sagemaker.predictor import Predictor
@@ -42,27 +42,9 @@ def workers_of(session, name):
     return [worker["pid"] for model in models if model for worker in model[0]["workers"] if worker["status"] == "READY"]
 
 
-@pytest.fixture
-def model_archive(tmp_path):
-    """A model.tar.gz whose code/inference.py is the text given."""
-
-    def archive(text, name="model"):
-        folder = tmp_path / name
-        (folder / "code").mkdir(parents=True)
-        (folder / "code" / "inference.py").write_text(textwrap.dedent(text))
-        pack(folder, tmp_path / f"{name}.tar.gz")
-        return tmp_path / f"{name}.tar.gz"
-
-    return archive
-
-
 @pytest.fixture(scope="session")
 def digit(digits):
     return next(iter(sorted(digits.rglob("*.png")))).read_bytes()
-
-
-def script_mode(session, archive, **env):
-    return bundle_model(session, archive, env={"SAGEMAKER_PROGRAM": "inference.py", **env})
 
 
 ECHO = """
