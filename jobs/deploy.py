@@ -72,9 +72,10 @@ def model_archive(model: str, sagemaker_session) -> str:
     if path.is_dir():
         return f"file://{_packed(path.resolve())}"
     if not path.is_file():
-        path = _archive_of_job(model, sagemaker_session)
-        if path is None:
-            raise ValueError(f"{model}: no such training job, model directory or model.tar.gz")
+        uri = _archive_of_job(model, sagemaker_session)
+        if uri.startswith("s3://"):
+            return uri
+        path = Path(urlparse(uri).path)
     try:
         with tarfile.open(path) as tar:
             _check_files(path, {name.removeprefix("./") for name in tar.getnames()})
@@ -83,16 +84,16 @@ def model_archive(model: str, sagemaker_session) -> str:
     return f"file://{path.resolve()}"
 
 
-def _archive_of_job(name: str, sagemaker_session) -> Path | None:
+def _archive_of_job(name: str, sagemaker_session) -> str:
     from botocore.exceptions import ClientError
 
     try:
         description = sagemaker_session.describe_training_job(name)
     except ClientError:
-        return None
+        raise ValueError(f"{name}: no such training job, model directory or model.tar.gz") from None
     if description["TrainingJobStatus"] != "Completed":
         raise ValueError(f"training job {name} is {description['TrainingJobStatus']}; it has no model to deploy")
-    return Path(urlparse(description["ModelArtifacts"]["S3ModelArtifacts"]).path)
+    return description["ModelArtifacts"]["S3ModelArtifacts"]
 
 
 def _packed(folder: Path) -> Path:

@@ -84,11 +84,11 @@ def write(uri: str | None, prefix: str, keys: Iterator[str]) -> int:
         raise ValueError(f"the prefix {prefix!r} does not end with /: its keys would be joined to its last name")
     count = 0
     with tempfile.TemporaryFile() as file:
-        file.write(json.dumps([{"prefix": prefix}], ensure_ascii=False).removesuffix("]").encode())
+        file.write(b"[\n  " + json.dumps({"prefix": prefix}, ensure_ascii=False).encode())
         for key in keys:
-            file.write(b",\n" + json.dumps(key, ensure_ascii=False).encode())
+            file.write(b",\n  " + json.dumps(key, ensure_ascii=False).encode())
             count += 1
-        file.write(b"]\n")
+        file.write(b"\n]\n")
         file.seek(0)
         if count and uri:
             storage.put_stream(file, uri)

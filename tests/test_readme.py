@@ -44,12 +44,14 @@ def test_the_sdk_example_runs_as_it_stands(digits, tmp_path):
     (example,) = [block for block in blocks("python") if "estimator" in block]
     (tmp_path / "digits").symlink_to(digits)
     (tmp_path / "source").symlink_to(REPOSITORY / "source")
-    example = example.replace("digits/7/0007.png", str(next((digits / "7").iterdir())))
+    example = example.replace("0007.png", next((digits / "7").iterdir()).name)
     env = {**os.environ, "FASTMAKER_HOME": str(tmp_path / "home")}
     done = subprocess.run([sys.executable, "-c", example], cwd=tmp_path, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert '"label"' in done.stdout
-    assert not list((tmp_path / "home" / "endpoints").iterdir())
+    assert done.stdout.count('"predictions"') == 2
+    assert len(list((tmp_path / "answers").iterdir())) == len(list((digits / "7").iterdir()))
+    for kind in ("endpoints", "models"):
+        assert not list((tmp_path / "home" / kind).iterdir())
 
 
 def test_the_learner_example_makes_a_bundle_of_a_notebooks_learner(photos, tmp_path, monkeypatch):

@@ -26,6 +26,12 @@ NAME = re.compile(r"[a-zA-Z0-9](-*[a-zA-Z0-9]){0,62}")
 LOCAL_TYPES = ("local", "local_gpu")
 NOT_HERE = ("processing", "pipeline", "tuning", "auto_ml", "compilation", "labeling", "monitoring", "optimization")
 MAX_PAGE = 100
+S3_ENDPOINTS = {"AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"}  # variables that say where S3 is, if it is not AWS's
+
+
+def default_bucket(region: str) -> str:
+    """A name that no AWS account can own."""
+    return f"sagemaker-{region}-{ACCOUNT}"
 
 
 @functools.cache
@@ -42,8 +48,9 @@ def invalid(operation: str, message: str) -> ClientError:
 class SageMaker:
     """Training jobs, models, endpoint configs, endpoints and transform jobs under `home`."""
 
-    def __init__(self, region: str, home: Path | None = None, job_environment=lambda: dict(os.environ)):
+    def __init__(self, region: str, home: Path | None = None, job_environment=lambda: dict(os.environ), s3_client=None):
         self.region = region
+        self._s3_client = s3_client  # for what is fetched by this process; jobs have their environment
         self._job_environment = job_environment
         home = home or default_home()
         self.training_jobs = Store(home, training.KIND)
@@ -187,7 +194,8 @@ class SageMaker:
         config = self.describe_endpoint_config(EndpointConfigName)
         arn = self._arn("endpoint", EndpointName)
         try:
-            endpoint.create(self.endpoints, EndpointName, arn, config, self._models_of(config), Tags or [])
+            models = self._models_of(config)
+            endpoint.create(self.endpoints, EndpointName, arn, config, models, Tags or [], self._s3_client)
         except FileExistsError:
             raise invalid("CreateEndpoint", f'Cannot create already existing endpoint "{arn}".') from None
         return {"EndpointArn": arn}
@@ -198,7 +206,7 @@ class SageMaker:
         if description["EndpointStatus"] != "InService":
             message = f'Cannot update endpoint "{EndpointName}" in status {description["EndpointStatus"]}.'
             raise invalid("UpdateEndpoint", message)
-        endpoint.update(self.endpoints, EndpointName, config, self._models_of(config))
+        endpoint.update(self.endpoints, EndpointName, config, self._models_of(config), self._s3_client)
         return {"EndpointArn": description["EndpointArn"]}
 
     def describe_endpoint(self, EndpointName):
@@ -221,11 +229,16 @@ class SageMaker:
         name = self._checked_name(operation, request["TransformJobName"])
         if reason := transform.refusal(request):
             raise invalid(operation, reason)
+        env = self._job_environment()
+        output = request["TransformOutput"]["S3OutputPath"]
+        if output.startswith(f"s3://{default_bucket(self.region)}/") and not env.keys() & S3_ENDPOINTS:
+            here = "output_path='file:///...', or a session with s3_endpoint_url or default_bucket"
+            raise invalid(operation, f"{output} is no place outside of AWS; expected {here}")
         _check_gpu(operation, request["TransformResources"]["InstanceType"])
         model = self.describe_model(request["ModelName"])["PrimaryContainer"]
         arn = self._arn("transform-job", name)
         try:
-            transform.start(self.transform_jobs, request, arn, model, self._job_environment())
+            transform.start(self.transform_jobs, request, arn, model, env)
         except FileExistsError:
             raise _in_use(operation, "Transform", name) from None
         return {"TransformJobArn": arn}

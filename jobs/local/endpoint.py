@@ -14,8 +14,11 @@ KIND = "endpoints"
 DRAIN_SECONDS = 5  # for the answers under way when other servers take over; one that is deleted gets none
 
 
-def create(store: Store, name: str, arn: str, config: dict, models: dict[str, dict], tags: list) -> None:
-    """Record the endpoint and start its servers. Raises FileExistsError if the name is taken."""
+def create(store: Store, name: str, arn: str, config: dict, models: dict[str, dict], tags: list, s3) -> None:
+    """Record the endpoint and start its servers, models in S3 fetched by the client `s3`.
+
+    Raises FileExistsError if the name is taken.
+    """
     created = now()
     description = {
         "EndpointName": name,
@@ -27,15 +30,15 @@ def create(store: Store, name: str, arn: str, config: dict, models: dict[str, di
         "LastModifiedTime": created,
     }
     store.create(name, {"description": description, "tags": tags, "servers": [], "next_servers": [], "launching": True})
-    _launch(store, name, config, models)
+    _launch(store, name, config, models, s3)
 
 
-def update(store: Store, name: str, config: dict, models: dict[str, dict]) -> None:
+def update(store: Store, name: str, config: dict, models: dict[str, dict], s3) -> None:
     """Start the servers of `config`; they take over once they are ready (see `describe`). Raises KeyError."""
     with store.changing(name) as record:
         record["description"].update(EndpointStatus="Updating", LastModifiedTime=now())
         record["next_config"] = config
-    _launch(store, name, config, models)
+    _launch(store, name, config, models, s3)
 
 
 def describe(store: Store, name: str) -> dict:
@@ -77,7 +80,7 @@ def interrupt(store: Store, name: str) -> None:
         _fail(store, name, "the deployment was interrupted")
 
 
-def _launch(store: Store, name: str, config: dict, models: dict[str, dict]) -> None:
+def _launch(store: Store, name: str, config: dict, models: dict[str, dict], s3) -> None:
     """Start a server for each instance of each variant, as the record's next_servers."""
     directory = store.directory(name)
     generation = 1 + max((int(path.name) for path in directory.glob("[0-9]*")), default=0)
@@ -99,7 +102,7 @@ def _launch(store: Store, name: str, config: dict, models: dict[str, dict]) -> N
                         }
                     )
                 container = Container(directory / folder)
-                torchserve.start(container, models[variant["ModelName"]], variant["InstanceType"], port)
+                torchserve.start(container, models[variant["ModelName"]], variant["InstanceType"], port, s3)
         with store.changing(name) as record:
             record["launching"] = False
     except (ContainerError, storage.StorageError) as error:

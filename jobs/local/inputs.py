@@ -21,7 +21,7 @@ class Inputs:
         self._cut = 0  # characters of each key that belong to the prefix
         self._last = ""  # name that was added, or tried
         self._file = file
-        self._database = sqlite3.connect(file, check_same_thread=False)
+        self._database = sqlite3.connect(file)
         self._database.execute("PRAGMA synchronous = OFF")
         self._database.execute("CREATE TABLE objects (number INTEGER PRIMARY KEY, key TEXT UNIQUE, size INTEGER)")
 
@@ -30,9 +30,10 @@ class Inputs:
         {"S3Prefix": self._read_prefix, "ManifestFile": self._read_manifest}[data_type](uri)
 
     def __iter__(self) -> Iterator[tuple[str, int]]:
-        """(name, bytes) of each object, in the order of their keys."""
-        for key, size in self._database.execute("SELECT key, size FROM objects ORDER BY key"):
-            yield key[self._cut :], size
+        """(name, bytes) of each object, in the order of their keys; another thread may go on with it."""
+        with contextlib.closing(sqlite3.connect(self._file, check_same_thread=False)) as database:
+            for key, size in database.execute("SELECT key, size FROM objects ORDER BY key"):
+                yield key[self._cut :], size
 
     def unanswered(self, output_path: str) -> Iterator[str]:
         """Names of the objects that have no .out below `output_path`, in the order of their keys."""

@@ -68,7 +68,7 @@ class ProcessSession(LocalSession):
 
     def _initialize(self, boto_session, sagemaker_client, sagemaker_runtime_client, **kwargs):
         super()._initialize(boto_session, sagemaker_client, sagemaker_runtime_client, **kwargs)
-        self.sagemaker_client = client.SageMaker(self._region_name, self._home, self._job_environment)
+        self.sagemaker_client = client.SageMaker(self._region_name, self._home, self._job_environment, self.s3_client)
         self.sagemaker_runtime_client = client.SageMakerRuntime(self._home)
         self.sagemaker_config = _merged(self.sagemaker_config or {}, NO_TELEMETRY)
         local = {"local_code": not self._disable_local_code, **((self.config or {}).get("local") or {})}
@@ -79,7 +79,7 @@ class ProcessSession(LocalSession):
     def default_bucket(self):
         """The bucket given to the session, or a name that no AWS account can own; made where S3 is local."""
         if self._default_bucket is None:
-            name = self._default_bucket_name_override or f"sagemaker-{self._region_name}-{client.ACCOUNT}"
+            name = self._default_bucket_name_override or client.default_bucket(self._region_name)
             if self._s3_endpoint():
                 self._make_bucket(name)
             self._default_bucket = name

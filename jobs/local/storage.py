@@ -79,23 +79,24 @@ def fetch(uri: str, target: Path, s3=None) -> Path:
     return target
 
 
-def put(file: Path, uri: str) -> None:
+def put(file: Path, uri: str, kms_key: str | None = None) -> None:
     """Copy `file` to `uri`, whole or not at all. Raises StorageError."""
     with open(file, "rb") as stream:
-        put_stream(stream, uri)
+        put_stream(stream, uri, kms_key)
 
 
-def put_stream(stream: BinaryIO, uri: str) -> None:
-    """Write what `stream` gives to `uri`, whole or not at all. Raises StorageError."""
+def put_stream(stream: BinaryIO, uri: str, kms_key: str | None = None) -> None:
+    """Write what `stream` gives to `uri`, whole or not at all; in S3 encrypted by `kms_key`. Raises StorageError."""
     if urlparse(uri).scheme == "s3":
         bucket, key = _bucket_and_key(uri)
+        encryption = {"ServerSideEncryption": "aws:kms", "SSEKMSKeyId": kms_key} if kms_key else {}
         with _clear_errors(uri):
             start = stream.read(ONE_PUT)
             if len(start) < ONE_PUT:
-                _s3().put_object(Bucket=bucket, Key=key, Body=start)
+                _s3().put_object(Bucket=bucket, Key=key, Body=start, **encryption)
             else:
                 stream.seek(0)
-                _s3().upload_fileobj(stream, bucket, key)
+                _s3().upload_fileobj(stream, bucket, key, ExtraArgs=encryption)
         return
     target = _literal_path(uri)
     try:

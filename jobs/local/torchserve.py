@@ -24,15 +24,15 @@ WORKER_LINE = re.compile(r"\S+ \[\w+ *\] (?P<worker>\S+) MODEL_LOG - (?P<text>.*
 LOAD_FAILED = ("Load model failed", "Backend worker process died")
 
 
-def start(container: Container, model: dict, instance_type: str, port: int) -> None:
+def start(container: Container, model: dict, instance_type: str, port: int, s3=None) -> None:
     """Unpack the model (a ContainerDefinition) into the container and start the serving toolkit on it, at `port`.
 
-    Raises ContainerError or StorageError.
+    A model in S3 is fetched by the client `s3`, or by one of the environment. Raises ContainerError or StorageError.
     """
     container.create()
     root, model_dir = container.root, container.root / "model"
     if uri := model_uri(model):
-        source = storage.fetch(uri, container.tmp / "model.tar.gz")
+        source = storage.fetch(uri, container.tmp / "model.tar.gz", s3)
         copy_tree(source, model_dir) if source.is_dir() else unpack(source, model_dir)
     env = dict(model.get("Environment", {}))
     if program := env.get("SAGEMAKER_PROGRAM"):

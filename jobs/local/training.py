@@ -240,7 +240,7 @@ class Job:
                 continue
             packed = self.container.tmp / archive
             pack(self.container.root / folder, packed)
-            storage.put(packed, storage.join(artifacts, archive))
+            storage.put(packed, storage.join(artifacts, archive), self.request["OutputDataConfig"].get("KmsKeyId"))
             packed.unlink()
 
     def _metrics(self) -> list[dict]:

@@ -280,6 +280,7 @@ class Instance:
         self.count = count
         request = job.request
         source = request["TransformInput"]
+        # Left unset, a container may answer at /execution-parameters; the PyTorch container has no such page.
         self.concurrency = request.get("MaxConcurrentTransforms") or 1
         self.splitting = {
             "split_type": source.get("SplitType", "None"),
@@ -351,7 +352,8 @@ class Instance:
                     if self.job.output.get("AssembleWith") == "Line" and not answer.endswith(b"\n"):
                         answers.write(b"\n")
                 answers.seek(0)
-                storage.put_stream(answers, _out(self.job.output["S3OutputPath"], name))
+                output = self.job.output
+                storage.put_stream(answers, _out(output["S3OutputPath"], name), output.get("KmsKeyId"))
         except (ObjectError, records.RecordError, ProcessingError, storage.StorageError) as error:
             self.job.failed(number, name, error)
         else:

@@ -37,8 +37,8 @@ def script_mode(session, archive, **env):
 
 def estimator(session, source: Path, **arguments) -> PyTorch:
     arguments = {"entry_point": "train.py", "instance_count": 1, "instance_type": "local", **arguments}
-    versions = {"framework_version": "2.8.0", "py_version": "py312"}
-    return PyTorch(source_dir=str(source), role="local", sagemaker_session=session, **versions, **arguments)
+    arguments = {"framework_version": "2.8.0", "py_version": "py312", **arguments}
+    return PyTorch(source_dir=str(source), role="local", sagemaker_session=session, **arguments)
 
 
 def running_below(home: Path) -> list[psutil.Process]:

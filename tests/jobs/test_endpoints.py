@@ -322,3 +322,17 @@ def test_a_configuration_that_cannot_be_had_is_refused(session, variant, reason)
     variants = [{"VariantName": "v", "ModelName": "m", "InstanceType": "local", **variant}]
     with pytest.raises(ClientError, match=reason):
         session.sagemaker_client.create_endpoint_config(EndpointConfigName="c", ProductionVariants=variants)
+
+
+def test_a_model_in_the_sessions_s3_is_deployed_from_there(s3, s3_url, bucket, home, model_archive, monkeypatch):
+    s3.upload_file(str(model_archive(ECHO.format(name="from S3"))), bucket, "models/model.tar.gz")
+    monkeypatch.delenv("AWS_ENDPOINT_URL_S3")
+    session = ProcessSession(home=home, s3_endpoint_url=s3_url)
+    model = script_mode(session, "")
+    model.model_data = f"s3://{bucket}/models/model.tar.gz"
+    predictor = model.deploy(1, "local")
+    try:
+        assert invoke(session, predictor.endpoint_name, b"x")["Body"] == b"from S3:x"
+    finally:
+        predictor.delete_model()
+        predictor.delete_endpoint()

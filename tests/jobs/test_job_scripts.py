@@ -1,17 +1,22 @@
 """The job scripts as a user runs them: by their command lines, in processes of their own."""
 
+import contextlib
+import fcntl
 import json
 import os
+import pty
 import re
 import shlex
+import struct
 import subprocess
 import sys
+import termios
 
 import pytest
 from local_mode import REPOSITORY, running_below
 from PIL import Image
 
-SCRIPTS = ("train", "deploy", "predict", "cleanup", "quickstart", "benchmark")
+SCRIPTS = ("train", "deploy", "predict", "transform", "manifest", "cleanup", "quickstart", "benchmark", "local.s3")
 
 
 @pytest.fixture
@@ -26,7 +31,10 @@ def run(tmp_path):
 
 
 def one_line(done) -> str:
-    (line,) = done.stderr.decode().splitlines()
+    """The error; argparse says the usage before it."""
+    lines = done.stderr.decode().splitlines()
+    (line,) = [line for line in lines if "error: " in line]
+    assert lines[0].startswith("usage: ") or lines == [line]
     return line
 
 
@@ -81,6 +89,14 @@ def test_from_a_folder_to_an_answer_by_the_commands_that_each_step_names(run, di
         ("jobs.predict --endpoint nobody nowhere.png", 2, "nowhere.png"),
         ("jobs.predict {digits}/7", 2, "--endpoint NAME is needed"),
         ("jobs.cleanup --endpoint nobody", 1, "Could not find endpoint"),
+        ("jobs.transform --data {digits}", 2, "--model is needed"),
+        ("jobs.transform --model nothing --data {digits}", 2, "no such training job"),
+        ("jobs.transform --model nothing --data nowhere", 2, "nowhere: no such file or directory"),
+        ("jobs.transform --model nothing --manifest {digits}", 2, "Is a directory"),
+        ("jobs.transform --model nothing --data {digits} --env X", 2, "expected NAME=VALUE"),
+        ("jobs.transform --model nothing --data {digits} --collect x.txt", 2, "ends with .jsonl or .csv"),
+        ("jobs.transform --model nothing --data {digits} --split-type TFRecord", 2, "invalid choice: 'TFRecord'"),
+        ("jobs.transform --retry-failed nobody", 1, "Could not find transform job"),
     ],
 )
 def test_bad_usage_gets_one_line_before_anything_starts(run, digits, tmp_path, command, status, reason):
@@ -88,6 +104,32 @@ def test_bad_usage_gets_one_line_before_anything_starts(run, digits, tmp_path, c
     assert done.returncode == status, done.stderr.decode()
     assert reason in one_line(done)
     assert not list((tmp_path / "home").glob("*/*"))
+
+
+def test_a_batch_job_shows_its_progress_on_a_terminal(digits, digits_archive, tmp_path):
+    """With rate and time left; what it looks like is read from a pseudo-terminal."""
+    words = ["--model", str(digits_archive), "--data", str(digits), "--picture", "sheet.png"]
+    env = {**os.environ, "FASTMAKER_HOME": str(tmp_path / "home"), "PYTHONPATH": str(REPOSITORY)}
+    ours, terminal = pty.openpty()
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("4H", 24, 120, 0, 0))
+    command = [sys.executable, "-m", "jobs.transform", *words]
+    with subprocess.Popen(command, cwd=tmp_path, env=env, stdout=subprocess.PIPE, stderr=terminal) as process:
+        os.close(terminal)
+        shown = b""
+        with contextlib.suppress(OSError):  # what a terminal reads once nobody writes to it any more
+            while part := os.read(ours, 4096):
+                shown += part
+        os.close(ours)
+        table = process.stdout.read().decode()
+    assert process.returncode == 0, shown.decode()
+    bars = re.findall(r"(\d+)%\|.*?\| (\d+)/(\d+) \[\d\d:\d\d<\d\d:\d\d, +[\d.]+ objects/s, failed=0", shown.decode())
+    assert bars, shown.decode()
+    assert {total for _, _, total in bars} == {"1797"}
+    assert bars[-1][:2] == ("100", "1797")
+    assert re.search(r"answers +1797\nfailures +0\n", table)
+    Image.open(tmp_path / "sheet.png").verify()
+    job = next(line.split()[1] for line in table.splitlines() if line.startswith("job "))
+    assert len(list((tmp_path / "answers" / job).rglob("*.out"))) == 1797
 
 
 @pytest.mark.parametrize("script", SCRIPTS)

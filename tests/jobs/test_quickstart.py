@@ -38,6 +38,9 @@ def test_the_quickstart_works_without_a_network_and_leaves_nothing_running(tmp_p
     done = subprocess.run(cut_off(command), cwd=REPOSITORY, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert float(re.search(r"accuracy +([0-9.]+)$", done.stdout, re.MULTILINE)[1]) >= 0.97
+    assert re.search(r"transform, prefix +[0-9.]+ +180 objects in S3, 180 answers as the endpoint's", done.stdout)
+    assert re.search(r"transform, manifest +[0-9.]+ +60 objects in S3, 60 answers as the endpoint's", done.stdout)
     Image.open(tmp_path / "quickstart.png").verify()
     assert not running_below(tmp_path / "home")
-    assert not list((tmp_path / "home" / "endpoints").iterdir())
+    for kind in ("endpoints", "models", "training-jobs", "transform-jobs"):
+        assert not list((tmp_path / "home" / kind).iterdir())

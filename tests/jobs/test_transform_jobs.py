@@ -182,7 +182,13 @@ def test_the_default_call_of_the_sdk_shows_the_logs_and_the_answers_lie_beside_n
 
 def test_an_estimator_gives_a_transformer(session, digits, tmp_path):
     hyperparameters = {"arch": "convnet", "epochs": 1}
-    job = estimator(session, REPOSITORY / "source", entry_point="entry_point.py", hyperparameters=hyperparameters)
+    job = estimator(  # 2.6.0, because the SDK knows of no newer image for inference
+        session,
+        REPOSITORY / "source",
+        entry_point="entry_point.py",
+        framework_version="2.6.0",
+        hyperparameters=hyperparameters,
+    )
     job.fit({"train": f"file://{digits}"}, logs=False)
     transformer = job.transformer(1, "local", accept="application/json", output_path=f"file://{tmp_path}/out")
     file = sorted((digits / "7").iterdir())[0]
@@ -594,6 +600,7 @@ BAD_REQUESTS = [
     ({}, {"strategy": "Both"}, "BatchStrategy is 'Both'; expected one of MultiRecord, SingleRecord"),
     ({}, {"assemble_with": "Comma"}, "AssembleWith is 'Comma'; expected one of None, Line"),
     ({}, {"output_path": "ftp://out"}, "expected a URI that begins with s3:// or file://"),
+    ({}, {"output_path": None}, "is no place outside of AWS; expected output_path='file:///...'"),
     ({"data": "file:///nowhere/at/all"}, {}, "no such file or directory"),
     ({"join_source": "Input"}, {}, "DataProcessing needs a ContentType of text/csv, application/json"),
     ({"input_filter": "$..n", "content_type": "text/csv"}, {}, "recursive descent"),
