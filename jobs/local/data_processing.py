@@ -7,14 +7,21 @@ import csv
 import functools
 import io
 import json
+import re
+import sys
 from dataclasses import dataclass
 
 import jsonpath_rfc9535 as jsonpath
+from jsonpath_rfc9535.node import JSONPathNode
 from jsonpath_rfc9535.segments import JSONPathRecursiveDescentSegment
-from jsonpath_rfc9535.selectors import FilterSelector, IndexSelector, NameSelector
+from jsonpath_rfc9535.selectors import FilterSelector, IndexSelector, NameSelector, SliceSelector
 
 JSON, JSON_LINES, CSV = "application/json", "application/jsonlines", "text/csv"
 FORMATS = (CSV, JSON, JSON_LINES)
+MAX_FILTER = 63  # characters
+# A quoted name, which stays as it is, or a dot before a bracket.
+QUOTED_OR_DOT = re.compile(r"""('(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")|(?<!\.)\.\[""")
+csv.field_size_limit(sys.maxsize)  # the payload's limit is the one that counts
 
 
 class ProcessingError(Exception):
@@ -40,6 +47,8 @@ class DataProcessing:
         if self.nothing:
             return None
         for name, path in (("InputFilter", self.input_filter), ("OutputFilter", self.output_filter)):
+            if len(path) > MAX_FILTER:
+                return f"{name} has {len(path)} characters; expected at most {MAX_FILTER}"
             try:
                 _compiled(path)
             except ProcessingError as error:
@@ -66,7 +75,7 @@ class DataProcessing:
         if self.join_source == "Input":
             inputs = _read(payload, self.content_type, "the input")
             if len(inputs) != len(outputs):
-                outputs = _items_of_one_list(outputs, len(inputs))
+                outputs = _items_of_one_list(outputs, len(inputs), self.content_type)
             outputs = [_joined(*pair, self.content_type) for pair in zip(inputs, outputs, strict=True)]
         filtered = [selected(self.output_filter, record) for record in outputs]
         return _written(filtered, self.accept, whole=self.accept == JSON and len(outputs) == 1)
@@ -78,26 +87,35 @@ def selected(path: str, record):
     A path to one place gives what is there, several names give an object of them, all else a list.
     Raises ProcessingError where something is named that is not there.
     """
-    query = _compiled(path)
-    found = query.find(record)
-    if query.singular_query():
-        if not found:
-            raise ProcessingError(f"the filter {path!r} selects nothing in {_shown(record)}")
-        return found[0].value
-    last = query.segments[-1].selectors
-    named = [selector for selector in last if isinstance(selector, NameSelector | IndexSelector)]
-    if len(named) > len(found):
-        raise ProcessingError(f"the filter {path!r} names what is not in {_shown(record)}")
-    if len(named) == len(last) and isinstance(named[0], NameSelector):
-        return {node.location[-1]: node.value for node in found}
-    return found.values()
+    segments = _compiled(path).segments
+    found, several = [record], False
+    for number, segment in enumerate(segments, 1):
+        names = all(isinstance(selector, NameSelector) for selector in segment.selectors)
+        as_object = names and len(segment.selectors) > 1 and number == len(segments)
+        found = [child for value in found for child in _children(path, segment, value, as_object)]
+        one = len(segment.selectors) == 1 and isinstance(segment.selectors[0], NameSelector | IndexSelector)
+        several = several or not (one or as_object)
+    return found if several else found[0]
+
+
+def _children(path: str, segment, value, as_object: bool) -> list:
+    """What one part of a path selects in one value."""
+    nodes = []
+    for selector in segment.selectors:
+        chosen = list(selector.resolve(JSONPathNode(value=value, location=(), parent=None, root=value)))
+        if isinstance(selector, NameSelector | IndexSelector) and not chosen:
+            raise ProcessingError(f"the filter {path!r} names what is not in {_shown(value)}")
+        if isinstance(selector, SliceSelector) and not isinstance(value, list):
+            raise ProcessingError(f"the filter {path!r} slices what is no list: {_shown(value)}")
+        nodes += chosen
+    return [{node.location[-1]: node.value for node in nodes}] if as_object else [node.value for node in nodes]
 
 
 @functools.cache
 def _compiled(path: str):
     try:
         # AWS takes a dot before brackets, which the RFC does not.
-        query = jsonpath.compile(path.replace(".[", "["))
+        query = jsonpath.compile(QUOTED_OR_DOT.sub(lambda found: found[1] or "[", path))
     except jsonpath.JSONPathError as error:
         raise ProcessingError(f"no JSONPath: {str(error).splitlines()[0]}") from None
     for segment in query.segments:
@@ -116,9 +134,9 @@ def _joined(record, output, content_type: str):
     return {"SageMakerInput": record, "SageMakerOutput": output}
 
 
-def _items_of_one_list(outputs: list, count: int) -> list:
+def _items_of_one_list(outputs: list, count: int, content_type: str) -> list:
     """A model may answer several records with one JSON list of as many answers."""
-    if len(outputs) == 1 and isinstance(outputs[0], list) and len(outputs[0]) == count:
+    if content_type != CSV and len(outputs) == 1 and isinstance(outputs[0], list) and len(outputs[0]) == count:
         return outputs[0]
     raise ProcessingError(f"JoinSource: {count} records went to the model and {len(outputs)} answers came back")
 
@@ -133,7 +151,7 @@ def _read(payload: bytes, content_type: str, what: str) -> list:
     try:
         text = payload.decode("utf-8-sig")
         if content_type == CSV:
-            return list(csv.reader(io.StringIO(text, newline=""), strict=True))
+            return [row for row in csv.reader(io.StringIO(text, newline=""), strict=True) if row]
         if content_type == JSON:
             try:
                 return [json.loads(text)]
@@ -141,6 +159,8 @@ def _read(payload: bytes, content_type: str, what: str) -> list:
                 if not error.msg.startswith("Extra data"):
                     raise
         return [json.loads(line) for line in text.split("\n") if line.strip()]
+    except RecursionError:
+        raise ProcessingError(f"{what} is not {content_type}: it is nested too deeply") from None
     except (ValueError, csv.Error) as error:
         raise ProcessingError(f"{what} is not {content_type}: {error}") from None
 
@@ -152,8 +172,15 @@ def _written(records: list, content_type: str, whole: bool) -> bytes:
         rows = (record if isinstance(record, list) else [record] for record in records)
         csv.writer(text, lineterminator="\n").writerows(rows)
         return text.getvalue().encode()
-    lines = [json.dumps(record, ensure_ascii=False).encode() for record in records]
+    lines = [_json(record) for record in records]
     return lines[0] if whole else b"".join(line + b"\n" for line in lines)
+
+
+def _json(record) -> bytes:
+    try:
+        return json.dumps(record, ensure_ascii=False).encode()
+    except UnicodeEncodeError:  # half a surrogate pair
+        return json.dumps(record).encode()
 
 
 def _shown(record) -> str:

@@ -66,7 +66,8 @@ class Inputs:
         self._add(rows())
         if not self.count:
             raise InputError(f"{uri}: there is no object")
-        folder = storage.folder_of(uri.removeprefix(root), all_below) if uri.startswith(root) else ""
+        in_s3 = root.startswith("s3://") and uri.startswith(root)
+        folder = storage.folder_of(uri.removeprefix(root), all_below) if in_s3 else ""
         self.prefix, self._cut = root + folder, len(folder)
 
     def _read_manifest(self, uri: str) -> None:
@@ -92,6 +93,10 @@ class Inputs:
     def _add(self, rows: Iterator[tuple[str, int | None]]) -> None:
         def counted():
             for key, size in rows:
+                try:
+                    key.encode()
+                except UnicodeEncodeError:
+                    raise InputError(f"{key!a}: its name is not UTF-8") from None
                 self._last = key
                 self.count += 1
                 yield key, size

@@ -5,6 +5,7 @@
 https://docs.aws.amazon.com/sagemaker/latest/APIReference/API_TransformS3DataSource.html; here prefixes may be file://.
 """
 
+import re
 from collections.abc import Iterator
 
 import ijson
@@ -26,10 +27,9 @@ def read(uri: str) -> tuple[str, Iterator[str]]:
     items = _items(uri)
     prefix = next(items, None)
     if not isinstance(prefix, dict) or prefix.keys() != {"prefix"} or not isinstance(prefix["prefix"], str):
-        raise ManifestError(f"{uri}: its first element is {_shown(prefix)}; {FORM}")
+        raise ManifestError(f"{uri}: its first element is {_shown(prefix) if prefix else 'missing'}; {FORM}")
     prefix = prefix["prefix"]
-    bucket = prefix.removeprefix("s3://").removeprefix("file://")
-    if not prefix.startswith(("s3://", "file:///")) or "/" not in bucket:
+    if not re.match("s3://[^/]+/|file:///", prefix):
         raise ManifestError(f"{uri}: the prefix is {prefix!r}; expected s3://bucket/ or file:/// and what follows it")
     return prefix, _keys(uri, items)
 
@@ -73,7 +73,7 @@ class _Rest:
 
 
 def _shown(item) -> str:
-    text = repr(item)
+    text = "missing" if item is None else repr(item)
     return text if len(text) <= 60 else text[:57] + "..."
 
 

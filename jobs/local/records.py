@@ -41,13 +41,13 @@ def payloads(stream: BinaryIO, split_type: str, strategy: str, max_payload_mb: i
 
 
 def _packed(records: Iterator[bytes], limit: int | None, join) -> Iterator[bytes]:
-    batch, size = [], 0
+    batch, size, between = [], 0, len(join([b"", b""]))
     for record in records:
-        if batch and limit and size + len(record) + 1 > limit:
+        if batch and limit and size + len(record) > limit:
             yield join(batch)
             batch, size = [], 0
         batch.append(record)
-        size += len(record) + 1
+        size += len(record) + between
     if batch:
         yield join(batch)
 

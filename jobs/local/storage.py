@@ -1,14 +1,16 @@
 """Where inputs come from and outputs go: ``s3://`` through boto3, ``file://`` without a copy."""
 
 import functools
+import io
 import os
 import shutil
+import stat
 import threading
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import BinaryIO
-from urllib.parse import unquote, urlparse
+from urllib.parse import unquote
 
 S3_CONNECTIONS = 64  # requests under way at once, of all threads
 ONE_PUT = 8 * 2**20  # bytes; what is larger is uploaded in parts, which S3 shows once the last has come
@@ -25,29 +27,29 @@ class MissingError(StorageError):
 def local_path(uri: str) -> Path:
     """The path that a ``file://`` URI names, relative ones (``file://data``) too."""
     literal = _literal_path(uri)
-    return literal if literal.exists() else Path(unquote(str(literal)))
+    return literal if os.path.exists(literal) else Path(unquote(str(literal)))
 
 
 def absolute(uri: str) -> str:
     """A ``file://`` URI with its path made absolute; any other as it is."""
-    return f"file://{local_path(uri).absolute()}" if urlparse(uri).scheme == "file" else uri
+    return f"file://{local_path(uri).absolute()}" if _scheme(uri) == "file" else uri
 
 
 def uri_of(place: str) -> str:
     """The URI of a path; a URI as it is, but with a ``file://`` path made absolute."""
-    return absolute(place if urlparse(place).scheme in ("s3", "file") else f"file://{Path(place).expanduser()}")
+    return absolute(place if _scheme(place) in ("s3", "file") else f"file://{Path(place).expanduser()}")
 
 
 def check_scheme(uri: str) -> None:
     """Raises StorageError unless `uri` begins with s3:// or file://."""
-    if urlparse(uri).scheme not in ("s3", "file"):
+    if _scheme(uri) not in ("s3", "file"):
         raise StorageError(f"{uri!r}: expected a URI that begins with s3:// or file://")
 
 
 def check(uri: str) -> None:
     """Raises StorageError unless `uri` is an S3 URI or names a file that exists."""
     check_scheme(uri)
-    if urlparse(uri).scheme == "file" and not local_path(uri).exists():
+    if _scheme(uri) == "file" and not os.path.exists(local_path(uri)):
         raise MissingError(f"{uri}: no such file or directory")
 
 
@@ -56,7 +58,7 @@ def link_or_download(uri: str, target: Path) -> None:
 
     A local directory is linked, not copied. Raises StorageError.
     """
-    if urlparse(uri).scheme == "s3":
+    if _scheme(uri) == "s3":
         _download_prefix(uri, target)
         return
     source = local_path(uri).resolve()
@@ -69,7 +71,7 @@ def link_or_download(uri: str, target: Path) -> None:
 
 def fetch(uri: str, target: Path, s3=None) -> Path:
     """The single file at `uri`: where it lies, or downloaded to `target`, by the client `s3`. Raises StorageError."""
-    if urlparse(uri).scheme != "s3":
+    if _scheme(uri) != "s3":
         check(uri)
         return local_path(uri)
     bucket, key = _bucket_and_key(uri)
@@ -87,7 +89,7 @@ def put(file: Path, uri: str, kms_key: str | None = None) -> None:
 
 def put_stream(stream: BinaryIO, uri: str, kms_key: str | None = None) -> None:
     """Write what `stream` gives to `uri`, whole or not at all; in S3 encrypted by `kms_key`. Raises StorageError."""
-    if urlparse(uri).scheme == "s3":
+    if _scheme(uri) == "s3":
         bucket, key = _bucket_and_key(uri)
         encryption = {"ServerSideEncryption": "aws:kms", "SSEKMSKeyId": kms_key} if kms_key else {}
         with _clear_errors(uri):
@@ -99,7 +101,7 @@ def put_stream(stream: BinaryIO, uri: str, kms_key: str | None = None) -> None:
                 _s3().upload_fileobj(stream, bucket, key, ExtraArgs=encryption)
         return
     target = _literal_path(uri)
-    try:
+    with _clear_errors(uri):
         target.parent.mkdir(parents=True, exist_ok=True)
         partial = target.parent / f".fastmaker-{os.getpid()}-{threading.get_ident()}.partial"
         try:
@@ -108,17 +110,16 @@ def put_stream(stream: BinaryIO, uri: str, kms_key: str | None = None) -> None:
             partial.replace(target)
         finally:
             partial.unlink(missing_ok=True)
-    except OSError as error:
-        raise StorageError(f"{uri}: {error.strerror}") from None
 
 
 def check_writable(uri: str) -> None:
     """Raises StorageError unless objects can be written below `uri`; nothing is left there."""
     check_scheme(uri)
-    if urlparse(uri).scheme == "file":
+    if _scheme(uri) == "file":
         folder = _literal_path(uri)
-        while not folder.exists():
-            folder = folder.parent
+        with _clear_errors(uri):
+            while not folder.exists():
+                folder = folder.parent
         if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
             raise StorageError(f"{uri}: {folder} is no directory that can be written to")
         return
@@ -130,14 +131,12 @@ def check_writable(uri: str) -> None:
 
 def open_object(uri: str) -> BinaryIO:
     """The object at `uri`, to be read and closed. Raises StorageError."""
-    if urlparse(uri).scheme == "s3":
+    if _scheme(uri) == "s3":
         bucket, key = _bucket_and_key(uri)
         with _clear_errors(uri):
-            return _s3().get_object(Bucket=bucket, Key=key)["Body"]
-    try:
+            return _Body(_s3().get_object(Bucket=bucket, Key=key)["Body"], uri)
+    with _clear_errors(uri):
         return open(_literal_path(uri), "rb")
-    except OSError as error:
-        raise StorageError(f"{uri}: {error.strerror}") from None
 
 
 def list_objects(uri: str) -> tuple[str, Iterator[tuple[str, int]]]:
@@ -146,7 +145,7 @@ def list_objects(uri: str) -> tuple[str, Iterator[tuple[str, int]]]:
     Folders are left out, and so are the empty objects that stand for them in S3. Raises StorageError.
     """
     check(uri)
-    if urlparse(uri).scheme == "s3":
+    if _scheme(uri) == "s3":
         bucket, prefix = _bucket_and_key(uri)
         return f"s3://{bucket}/", _listed_in_s3(bucket, prefix)
     path = local_path(uri).absolute()
@@ -157,12 +156,11 @@ def list_objects(uri: str) -> tuple[str, Iterator[tuple[str, int]]]:
 
 def sizes(prefix: str, names: Iterable[str]) -> Iterator[tuple[str, int | None]]:
     """(name, bytes) of the objects `prefix` + name, None for one that is not there. `names` come sorted."""
-    if urlparse(prefix).scheme == "s3":
+    if _scheme(prefix) == "s3":
         yield from _sizes_in_s3(*_bucket_and_key(prefix), names)
         return
     for name in names:
-        path = _literal_path(prefix + name)
-        yield name, path.stat().st_size if path.is_file() else None
+        yield name, _file_size(prefix + name)
 
 
 def folder_of(prefix: str, all_below: bool) -> str:
@@ -201,20 +199,26 @@ def _listed_in_s3(bucket: str, prefix: str) -> Iterator[tuple[str, int]]:
     with _clear_errors(f"s3://{bucket}/{prefix}"):
         for page in _s3().get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix):
             for item in page.get("Contents", ()):
-                if not item["Key"].endswith("/"):
+                if item["Size"] or not item["Key"].endswith("/"):
                     yield item["Key"], item["Size"]
 
 
 def _listed_in_folder(folder: Path) -> Iterator[tuple[str, int]]:
-    waiting = [""]
+    """Links are followed. Raises StorageError for one that leads nowhere, or back to a folder that it lies in."""
+    waiting = [("", frozenset([os.path.realpath(folder)]))]  # folders, each with those that it lies in
     while waiting:
-        below = waiting.pop()
-        with os.scandir(folder / below) as entries:
+        below, above = waiting.pop()
+        with _clear_errors(f"file://{folder / below}"), os.scandir(folder / below) as entries:
             for entry in entries:
                 if entry.is_dir():
-                    waiting.append(f"{below}{entry.name}/")
+                    real = os.path.realpath(entry.path)
+                    if real in above:
+                        raise StorageError(f"file://{entry.path}: a link back to a folder that it lies in")
+                    waiting.append((f"{below}{entry.name}/", above | {real}))
                 elif entry.is_file():
                     yield below + entry.name, entry.stat().st_size
+                elif entry.is_symlink():
+                    raise StorageError(f"file://{entry.path}: a link that leads nowhere")
 
 
 def _sizes_in_s3(bucket: str, prefix: str, names: Iterable[str]) -> Iterator[tuple[str, int | None]]:
@@ -262,8 +266,40 @@ def _s3():
     return boto3.client("s3", config=Config(max_pool_connections=S3_CONNECTIONS))
 
 
+class _Body(io.RawIOBase):
+    """An S3 object's data; it stays open at its end, and what goes wrong is a StorageError."""
+
+    def __init__(self, body, uri: str):
+        self.body, self.uri = body, uri
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer) -> int:
+        with _clear_errors(self.uri):
+            data = self.body.read(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
+
+    def close(self) -> None:
+        self.body.close()
+        super().close()
+
+
+def _file_size(uri: str) -> int | None:
+    try:
+        found = os.stat(uri.removeprefix("file://"))
+    except (OSError, ValueError):
+        return None
+    return found.st_size if stat.S_ISREG(found.st_mode) else None
+
+
+def _scheme(uri: str) -> str:
+    return uri.partition("://")[0] if "://" in uri else ""
+
+
 class _clear_errors:
-    """botocore's and boto3's errors as a StorageError that names the location."""
+    """Errors of boto3 and of the file system as a StorageError of one line that names the location."""
 
     def __init__(self, uri: str):
         self.uri = uri
@@ -272,6 +308,10 @@ class _clear_errors:
         return self
 
     def __exit__(self, kind, error, traceback):
-        if error is not None and kind.__module__.split(".")[0] in ("botocore", "boto3", "s3transfer"):
-            raise StorageError(f"{self.uri}: {error}") from None
+        if error is None or isinstance(error, StorageError):
+            return False
+        if isinstance(error, OSError):
+            raise StorageError(f"{self.uri}: {error.strerror or error}") from None
+        if kind.__module__.split(".")[0] in ("botocore", "boto3", "s3transfer"):
+            raise StorageError(f"{self.uri}: {' '.join(str(error).split())}") from None
         return False
