@@ -376,9 +376,9 @@ def benchmark_transform(args) -> None:
         folder = Path(scratch)
         rows = _transform_beside_bare_processes(args.arch, photos, args.photos, folder / "photos")
         digits = _files(folder / "digits", _digits(), args.digits, ".png")
-        small = _files(folder / "small", _digits(), 1000, ".png")
+        some, small = (_files(folder / str(count), _digits(), count, ".png") for count in (8000, 1000))
         archive = _archive("convnet", 28, folder / "convnet")
-        rows += _transform_beside_one_at_a_time(archive, small)
+        rows += _transform_beside_one_at_a_time(archive, some)
         rows += _large_job_beside_small(archive, digits, small)
     print("\n" + console.table(["measured", "value", "ratio"], rows))
 
@@ -400,10 +400,9 @@ def _transform_beside_bare_processes(arch: str, photos: list[bytes], count: int,
 
 def _transform_beside_one_at_a_time(archive: str, data: Path) -> list[list]:
     count = len(list(data.iterdir()))
-    with _digits_endpoint(archive) as port:
-        ours, single = _alternate(
-            lambda: count / _transform(archive, data)["answering"], lambda: count / _one_at_a_time(port, data)
-        )
+    ours, single = _alternate(
+        lambda: count / _transform(archive, data)["answering"], lambda: count / _one_at_a_time(archive, data)
+    )
     return [
         ["transform, 28x28 digits, 2 workers, images/s", round(ours, 1), f"{ours / single:.2f} of one at a time"],
         ["one at a time, as the SDK's local mode, images/s", round(single, 1), ""],
@@ -435,55 +434,61 @@ def _transform(archive: str, data: Path) -> dict[str, float]:
     arguments = deploy.parse_args(["--model", archive, "--env", "SAGEMAKER_MODEL_SERVER_WORKERS=2"])
     sagemaker_session = session.session()
     client = sagemaker_session.sagemaker_client
-    with tempfile.TemporaryDirectory() as out:
-        model = deploy.model_for(archive, arguments, sagemaker_session)
-        transformer = model.transformer(
-            1, "local", output_path=f"file://{out}", accept="application/json", max_concurrent_transforms=4
-        )
-        transformer.transform(f"file://{data}", content_type="application/x-image", wait=False)
-        name = transformer.latest_transform_job.name
-        process, memory = None, 0
-        while client.describe_transform_job(TransformJobName=name)["TransformJobStatus"] == "InProgress":
-            process = process or psutil.Process(client.transform_jobs.read(name)["supervisor"]["pid"])
-            with contextlib.suppress(psutil.Error):
-                memory = max(memory, process.memory_info().rss)
-            time.sleep(0.5)
-        description = client.describe_transform_job(TransformJobName=name)
-        written = sorted(path.stat().st_mtime for path in Path(out).rglob("*.out"))
+    out = _folder_for_answers(data)
+    transformer = deploy.model_for(archive, arguments, sagemaker_session).transformer(
+        1, "local", output_path=f"file://{out}", accept="application/json", max_concurrent_transforms=8
+    )
+    transformer.transform(f"file://{data}", content_type="application/x-image", wait=False)
+    name = transformer.latest_transform_job.name
+    process, memory = psutil.Process(client.transform_jobs.read(name)["supervisor"]["pid"]), 0
+    while client.describe_transform_job(TransformJobName=name)["TransformJobStatus"] == "InProgress":
+        with contextlib.suppress(psutil.Error):
+            memory = max(memory, process.memory_info().rss)
+        time.sleep(0.5)
+    description = client.describe_transform_job(TransformJobName=name)
     if description["TransformJobStatus"] != "Completed":
         raise ValueError(f"the job is {description['TransformJobStatus']}: {description.get('FailureReason')}")
     cleanup.delete_transform_job(client, name)
+    written = sorted(path.stat().st_mtime for path in out.rglob("*.out"))
     listing = (description["TransformStartTime"] - description["CreationTime"]).total_seconds()
     answering = (written[-1] - written[0]) * len(written) / (len(written) - 1)
     return {"answering": answering, "seconds": listing + answering, "memory": memory / 2**20}
 
 
-def _one_at_a_time(port: int, data: Path) -> float:
+def _folder_for_answers(data: Path) -> Path:
+    """A new folder, which stays until the end: some file systems are slow after thousands of files were removed."""
+    return Path(tempfile.mkdtemp(prefix="answers-", dir=data.parent))
+
+
+def _one_at_a_time(archive: str, data: Path) -> float:
     """Seconds of the SDK's local mode for these files: its classes, and its order of reading, asking and writing.
 
-    Less the ``docker info`` that it runs before each request.
+    A server is started for it, as for a job, with the toolkit's own settings, which are the managed container's. Its
+    start is not counted, nor the ``docker info`` that the SDK runs before each request.
     """
     import urllib3
     from sagemaker.local import data as local_data
 
     http = urllib3.PoolManager()
     headers = {"Content-type": "application/x-image", "Accept": "application/json"}
-    started = time.perf_counter()
     source = local_data.get_data_source_instance(f"file://{data}", None)
-    strategy = local_data.get_batch_strategy_instance("MultiRecord", local_data.get_splitter_instance(None))
-    with tempfile.TemporaryDirectory() as out:
+    strategy = local_data.get_batch_strategy_instance("SingleRecord", local_data.get_splitter_instance(None))
+    out = _folder_for_answers(data)
+    with _digits_endpoint(archive) as port:
+        url = f"http://localhost:{port}/invocations"
+        started = time.perf_counter()
         for file in source.get_file_list():
-            with open(Path(out, Path(file).name + ".out"), "wb") as answers:
+            with open(out / f"{Path(file).name}.out", "wb") as answers:
                 for body in strategy.pad(file, 6):
-                    url = f"http://localhost:{port}/invocations"
                     answers.write(http.request("POST", url, body=body, preload_content=False, headers=headers).read())
-    return time.perf_counter() - started
+        return time.perf_counter() - started
 
 
 @contextlib.contextmanager
 def _digits_endpoint(archive: str) -> Iterator[int]:
     """The port of an endpoint's only server, which has two workers."""
-    arguments = deploy.parse_args(["--model", archive, "--env", "SAGEMAKER_MODEL_SERVER_WORKERS=2"])
+    stock = ("SAGEMAKER_MODEL_SERVER_WORKERS=2", "JDK_JAVA_OPTIONS=", "TS_METRICS_MODE=log")
+    arguments = deploy.parse_args(["--model", archive, *(word for pair in stock for word in ("--env", pair))])
     sagemaker_session = session.session()
     name = deploy.model_for(archive, arguments, sagemaker_session).deploy(1, "local").endpoint_name
     try:

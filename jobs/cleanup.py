@@ -53,10 +53,12 @@ def delete_endpoint(client, name: str) -> None:
 
 
 def delete_transform_job(client, name: str) -> None:
-    """A job that has ended, and its model; the answers stay."""
+    """A job that has ended, and its model if no other job has it; the answers stay."""
     model = client.describe_transform_job(TransformJobName=name)["ModelName"]
     client.delete_transform_job(TransformJobName=name)
-    client.delete_model(ModelName=model)
+    others = (client.describe_transform_job(TransformJobName=j["TransformJobName"]) for j in _jobs(client, "transform"))
+    if model not in {job["ModelName"] for job in others}:
+        client.delete_model(ModelName=model)
 
 
 def _everything(client) -> list[list[str]]:

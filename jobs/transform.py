@@ -78,7 +78,7 @@ def main(args) -> str | None:
         try:
             transformer.transform(source[1], source[0], job_name=job, logs=False, **_transform_arguments(args))
         finally:
-            _report(args, sagemaker_session, job, inputs)
+            _report(args, sagemaker_session, job, inputs, inputs.count)
     return job
 
 
@@ -105,7 +105,7 @@ def _retry(args, sagemaker_session) -> str | None:
             arguments = _described_arguments(description)
             transformer.transform(failed, "ManifestFile", job_name=job, logs=False, **arguments)
         finally:
-            _report(args, sagemaker_session, job, inputs)
+            _report(args, sagemaker_session, job, inputs, count)
     return job
 
 
@@ -161,8 +161,11 @@ def _described_arguments(description: dict) -> dict:
     }
 
 
-def _report(args, sagemaker_session, job: str, inputs: Inputs) -> None:
-    """What there is to show of a job that has ended, well or not; nothing if it was never made."""
+def _report(args, sagemaker_session, job: str, inputs: Inputs, asked: int) -> None:
+    """What there is to show of a job that has ended, well or not, and was asked about so many of the inputs.
+
+    Nothing if it was never made.
+    """
     from botocore.exceptions import ClientError
 
     try:
@@ -180,7 +183,7 @@ def _report(args, sagemaker_session, job: str, inputs: Inputs) -> None:
         ["answers", answers],
         ["failures", missing],
         ["seconds, start included", round(seconds, 1)],
-        ["objects/s", round(answers / seconds, 1)],
+        ["objects/s", round((asked - missing) / seconds, 1)],
     ]
     print("\n" + console.table(["job", job], [[name, str(value)] for name, value in rows]))
     print(f"\nanswers: {output}")

@@ -9,8 +9,10 @@ import fnmatch
 import importlib.metadata
 import json
 import os
+import random
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tarfile
@@ -27,6 +29,8 @@ PASSED_ON = (
     *("*_proxy", "*_PROXY", "SSL_CERT_*", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "PIP_*", "AWS_*"),
     *("CUDA_*", "NVIDIA_*", "TORCH_HOME", "FASTAI_HOME", "XDG_CACHE_HOME", "HF_HOME"),
 )
+# Below the ports that the kernel gives to outgoing connections, so that none is taken between choice and use.
+PORTS = range(20000, 32000)
 # Popen objects of containers that outlive their Container, kept so that they are reaped.
 _started: list[subprocess.Popen] = []
 
@@ -174,14 +178,37 @@ def unpack(archive: Path, folder: Path) -> None:
         raise ContainerError(f"{archive} cannot be unpacked: {error}") from None
 
 
-def pack(folder: Path, archive: Path) -> None:
-    """Write `folder`'s content as a .tar.gz, whole or not at all; fast rather than small."""
+def pack(folder: Path | list[Path], archive: Path) -> None:
+    """Write the content of a folder as a .tar.gz, whole or not at all; fast rather than small.
+
+    Of several folders all is put together; what several have under one name is taken from the first.
+    """
+    folders = folder if isinstance(folder, list) else [folder]
     archive.parent.mkdir(parents=True, exist_ok=True)
     partial = archive.with_name(archive.name + ".partial")
+    paths = {path.relative_to(folder): path for folder in reversed(folders) for path in folder.rglob("*")}
     with tarfile.open(partial, "w:gz", compresslevel=1) as tar:
-        for path in sorted(folder.iterdir()):
-            tar.add(path, path.name)
+        for name in sorted(paths):
+            tar.add(paths[name], name, recursive=False)
     partial.replace(archive)
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports that nothing listens on, all different."""
+    sockets = []
+    try:
+        while len(sockets) < count:
+            candidate = socket.socket()
+            try:
+                candidate.bind(("127.0.0.1", random.choice(PORTS)))
+            except OSError:
+                candidate.close()
+                continue
+            sockets.append(candidate)
+        return [candidate.getsockname()[1] for candidate in sockets]
+    finally:
+        for candidate in sockets:
+            candidate.close()
 
 
 def copy_tree(source: Path, target: Path) -> None:

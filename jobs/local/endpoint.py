@@ -7,7 +7,7 @@ import random
 from pathlib import Path
 
 from jobs.local import storage, torchserve
-from jobs.local.container import Container, ContainerError
+from jobs.local.container import Container, ContainerError, free_ports
 from jobs.local.store import Store, now
 
 KIND = "endpoints"
@@ -90,7 +90,7 @@ def _launch(store: Store, name: str, config: dict, models: dict[str, dict], s3) 
         for variant in config["ProductionVariants"]:
             for instance in range(variant.get("InitialInstanceCount", 1)):
                 folder = f"{generation}/{variant['VariantName']}-{instance + 1}"
-                (port,) = torchserve.free_ports(1)
+                (port,) = free_ports(1)
                 with store.changing(name) as record:
                     record["next_servers"].append(
                         {

@@ -39,11 +39,10 @@ class Inputs:
         """Names of the objects that have no .out below `output_path`, in the order of their keys."""
         self._database.execute("DROP TABLE IF EXISTS answers")
         self._database.execute("CREATE TABLE answers (key TEXT PRIMARY KEY)")
-        with contextlib.suppress(storage.MissingError), self._database:
-            root, listed = storage.list_objects(storage.join(output_path, ""))
-            below = len(storage.join(output_path, "").removeprefix(root))
-            names = ((name[below:].removesuffix(".out"),) for name, _ in listed if name.endswith(".out"))
-            self._database.executemany("INSERT INTO answers VALUES (?)", names)
+        names = storage.names_below(output_path)
+        with self._database:
+            answers = ((name.removesuffix(".out"),) for name in names if name.endswith(".out"))
+            self._database.executemany("INSERT INTO answers VALUES (?)", answers)
         query = "SELECT key FROM objects WHERE substr(key, ?) NOT IN (SELECT key FROM answers) ORDER BY key"
         for (key,) in self._database.execute(query, (self._cut + 1,)):
             yield key[self._cut :]

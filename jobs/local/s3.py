@@ -9,6 +9,7 @@ import logging
 import os
 import threading
 from collections.abc import Iterator
+from urllib.request import ProxyHandler, Request, build_opener
 
 # What clients sign with; the server takes any.
 CREDENTIALS = {"AWS_ACCESS_KEY_ID": "local", "AWS_SECRET_ACCESS_KEY": "local"}
@@ -32,9 +33,9 @@ def main(args) -> None:
 
 @contextlib.contextmanager
 def serve(port: int = 0) -> Iterator[str]:
-    """An S3 server on loopback while the context lasts, at a free port unless one is given; yields its URL.
+    """An empty S3 server on loopback while the context lasts, at a free port unless one is given; yields its URL.
 
-    Within the context this process and what it starts use it (AWS_ENDPOINT_URL_S3).
+    Sessions and clients that are made within the context use it, in this process and in those that it starts.
     """
     from moto.server import ThreadedMotoServer
 
@@ -42,8 +43,11 @@ def serve(port: int = 0) -> Iterator[str]:
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=port, verbose=False)
     server.start()
     url = "http://{}:{}".format(*server.get_host_and_port())
-    before = {name: os.environ.get(name) for name in environment(url)}
-    os.environ.update(environment(url))
+    # The servers of one process share their buckets.
+    build_opener(ProxyHandler({})).open(Request(f"{url}/moto-api/reset", method="POST")).close()
+    ours = environment(url)
+    before = {name: os.environ.get(name) for name in ours}
+    os.environ.update(ours)
     try:
         yield url
     finally:
@@ -57,7 +61,8 @@ def serve(port: int = 0) -> Iterator[str]:
 def environment(url: str) -> dict[str, str]:
     """The variables by which boto3 uses the server at `url`."""
     region = os.environ.get("AWS_DEFAULT_REGION", "us-west-2")
-    return {"AWS_ENDPOINT_URL_S3": url, "AWS_DEFAULT_REGION": region, **CREDENTIALS}
+    direct = ",".join(filter(None, [os.environ.get("NO_PROXY"), "127.0.0.1"]))
+    return {"AWS_ENDPOINT_URL_S3": url, "AWS_DEFAULT_REGION": region, "NO_PROXY": direct, **CREDENTIALS}
 
 
 if __name__ == "__main__":

@@ -4,12 +4,14 @@ import copy
 import json
 import logging
 import os
+import re
 import sys
 import time
 from pathlib import Path
 
 import boto3
 import sagemaker.utils
+from sagemaker.estimator import _TrainingJob
 from sagemaker.local import LocalSession
 from sagemaker.session import Session, _check_job_status
 from tqdm import tqdm
@@ -34,6 +36,19 @@ def _validating_once(validate):
 
 
 sagemaker.utils.validate_sagemaker_config = _validating_once(sagemaker.utils.validate_sagemaker_config)
+
+
+def _allowing_checkpoints(add_arguments):
+    """The SDK refuses checkpoint_s3_uri and spot instances to every local session; a ProcessSession takes both."""
+
+    def add(cls, local_mode, estimator, train_args):
+        local_mode = local_mode and not isinstance(estimator.sagemaker_session, ProcessSession)
+        add_arguments(local_mode, estimator, train_args)
+
+    return classmethod(add)
+
+
+_TrainingJob._add_spot_checkpoint_args = _allowing_checkpoints(_TrainingJob._add_spot_checkpoint_args)
 
 POLL_SECONDS = 0.2
 DEFAULT_REGION = "us-west-2"
@@ -107,7 +122,7 @@ class ProcessSession(LocalSession):
     def logs_for_job(self, job_name, wait=False, poll=POLL_SECONDS, log_type="All", timeout=None):
         """Print the job's log, until it ends if `wait`. Ctrl-C stops the job."""
         jobs = self.sagemaker_client.training_jobs
-        self._follow("Training", job_name, wait, _printing(lambda: [training.container(jobs, job_name).log]))
+        self._follow("Training", job_name, wait, _printing(lambda: training.containers(jobs, job_name)))
 
     def wait_for_job(self, job, poll=POLL_SECONDS, timeout=None):
         """Wait for a training job without its log. Raises UnexpectedStatusException if it fails."""
@@ -116,8 +131,7 @@ class ProcessSession(LocalSession):
     def logs_for_transform_job(self, job_name, wait=False, poll=POLL_SECONDS):
         """Print the logs of the job's servers, until it ends if `wait`. Ctrl-C stops the job."""
         jobs = self.sagemaker_client.transform_jobs
-        logs = _printing(lambda: [container.log for container in transform.containers(jobs, job_name)])
-        self._follow("Transform", job_name, wait, logs)
+        self._follow("Transform", job_name, wait, _printing(lambda: transform.containers(jobs, job_name)))
 
     def wait_for_transform_job(self, job, poll=POLL_SECONDS):
         """Wait for a transform job behind a progress bar. Raises UnexpectedStatusException if it fails."""
@@ -125,9 +139,12 @@ class ProcessSession(LocalSession):
 
             def show() -> None:
                 counts = transform.progress(self.sagemaker_client.transform_jobs, job)
-                bar.total = counts.get("objects")
-                bar.set_postfix(failed=counts.get("failures", 0), refresh=False)
-                bar.update(counts.get("answers", 0) + counts.get("failures", 0) - bar.n)
+                done = counts.get("answers", 0) + counts.get("failures", 0)
+                if done and not bar.n:
+                    bar.reset(counts["objects"])  # the rate counts from the first answer
+                if done > bar.n:
+                    bar.set_postfix(failed=counts["failures"], refresh=False)
+                    bar.update(done - bar.n)
 
             return self._follow("Transform", job, True, show)
 
@@ -186,17 +203,25 @@ class ProcessSession(LocalSession):
         return env
 
 
-def _printing(logs):
-    """A function that prints what the files that `logs` returns have gained since it was last called."""
+def _printing(containers):
+    """A function that prints what the logs of containers have gained since it was last called.
+
+    `containers` returns them; once there are several, each line says whose it is.
+    """
     positions = {}
 
     def print_new() -> None:
-        for log in logs():
-            if log.exists():
-                with open(log, "rb") as file:
-                    file.seek(positions.get(log, 0))
-                    sys.stdout.write(file.read().decode("utf-8", "replace"))
-                    positions[log] = file.tell()
+        found = [container for container in containers() if container.log.exists()]
+        for container in found:
+            with open(container.log, "rb") as log:
+                log.seek(positions.get(container.log, 0))
+                new = log.read()
+            if len(found) > 1:
+                new = new[: new.rfind(b"\n") + 1]  # a line that is being written waits for its end
+            positions[container.log] = positions.get(container.log, 0) + len(new)
+            text = new.decode("utf-8", "replace")
+            prefix = f"{container.root.name} | "
+            sys.stdout.write(re.sub("^(?=.)", prefix, text, flags=re.MULTILINE) if len(found) > 1 else text)
         sys.stdout.flush()
 
     return print_new
@@ -205,7 +230,8 @@ def _printing(logs):
 def _progress_bar() -> tqdm:
     """A bar with rate and time left, for whoever looks: on a terminal or in a notebook."""
     watched = sys.stderr.isatty() or "ipykernel" in sys.modules
-    return tqdm(unit=" objects", dynamic_ncols=True, disable=not watched)
+    pace = 0.1 if sys.stderr.isatty() else 2.0  # seconds; a notebook keeps every line
+    return tqdm(unit=" objects", dynamic_ncols=True, mininterval=pace, disable=not watched)
 
 
 def _merged(base: dict, over: dict) -> dict:

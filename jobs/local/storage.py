@@ -1,5 +1,6 @@
 """Where inputs come from and outputs go: ``s3://`` through boto3, ``file://`` without a copy."""
 
+import contextlib
 import functools
 import io
 import os
@@ -53,20 +54,24 @@ def check(uri: str) -> None:
         raise MissingError(f"{uri}: no such file or directory")
 
 
-def link_or_download(uri: str, target: Path) -> None:
+def link_or_download(uri: str, target: Path, shard: int = 0, shards: int = 1) -> None:
     """Make the data at `uri` appear as the directory `target`: S3 objects by their keys below the prefix.
 
-    A local directory is linked, not copied. Raises StorageError.
+    Of several shards it is one: each n-th object in the order of keys. What is local is linked, not copied.
+    Raises StorageError.
     """
     if _scheme(uri) == "s3":
-        _download_prefix(uri, target)
+        _download_prefix(uri, target, shard, shards)
         return
     source = local_path(uri).resolve()
-    if source.is_dir():
+    if source.is_dir() and shards == 1:
         target.symlink_to(source)
-    else:
-        target.mkdir()
-        (target / source.name).symlink_to(source)
+        return
+    root, listed = list_objects(f"file://{source}")
+    target.mkdir()
+    for name in sorted(name for name, _ in listed)[shard::shards]:
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
+        (target / name).symlink_to(_literal_path(root + name))
 
 
 def fetch(uri: str, target: Path, s3=None) -> Path:
@@ -101,15 +106,31 @@ def put_stream(stream: BinaryIO, uri: str, kms_key: str | None = None) -> None:
                 _s3().upload_fileobj(stream, bucket, key, ExtraArgs=encryption)
         return
     target = _literal_path(uri)
+    partial = target.parent / f".fastmaker-{os.getpid()}-{threading.get_ident()}.partial"
     with _clear_errors(uri):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        partial = target.parent / f".fastmaker-{os.getpid()}-{threading.get_ident()}.partial"
         try:
-            with open(partial, "wb") as file:
+            with _new_file(partial) as file:
                 shutil.copyfileobj(stream, file)
             partial.replace(target)
-        finally:
+        except BaseException:
             partial.unlink(missing_ok=True)
+            raise
+
+
+def _new_file(path: Path) -> BinaryIO:
+    """`path` opened to be written; its folder is made if it is missing, which it seldom is."""
+    try:
+        return open(path, "wb")
+    except FileNotFoundError:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return open(path, "wb")
+
+
+def copy(uri: str, target: Path) -> None:
+    """Write the object at `uri` to the file `target`. Raises StorageError."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with open_object(uri) as source, open(target, "wb") as file:
+        shutil.copyfileobj(source, file)
 
 
 def check_writable(uri: str) -> None:
@@ -154,6 +175,14 @@ def list_objects(uri: str) -> tuple[str, Iterator[tuple[str, int]]]:
     return f"file://{path.parent}/", iter([(path.name, path.stat().st_size)])
 
 
+def names_below(folder: str) -> Iterator[str]:
+    """Names of the objects below a folder's URI, relative to it; none if it is not there. Raises StorageError."""
+    with contextlib.suppress(MissingError):
+        root, listed = list_objects(join(folder, ""))
+        below = len(join(folder, "").removeprefix(root))
+        yield from (name[below:] for name, _ in listed)
+
+
 def sizes(prefix: str, names: Iterable[str]) -> Iterator[tuple[str, int | None]]:
     """(name, bytes) of the objects `prefix` + name, None for one that is not there. `names` come sorted."""
     if _scheme(prefix) == "s3":
@@ -175,7 +204,7 @@ def join(prefix: str, *parts: str) -> str:
     return "/".join([prefix.rstrip("/"), *parts])
 
 
-def _download_prefix(uri: str, target: Path) -> None:
+def _download_prefix(uri: str, target: Path, shard: int, shards: int) -> None:
     bucket, prefix = _bucket_and_key(uri)
     target.mkdir(parents=True)
     with _clear_errors(uri):
@@ -192,7 +221,7 @@ def _download_prefix(uri: str, target: Path) -> None:
             _s3().download_file(bucket, key, str(path))
 
         with ThreadPoolExecutor(os.cpu_count() or 2) as pool:
-            list(pool.map(download, keys))
+            list(pool.map(download, sorted(keys)[shard::shards]))
 
 
 def _listed_in_s3(bucket: str, prefix: str) -> Iterator[tuple[str, int]]:
@@ -258,8 +287,13 @@ def _bucket_and_key(uri: str) -> tuple[str, str]:
     return bucket, key
 
 
-@functools.cache
 def _s3():
+    return _client(os.environ.get("AWS_ENDPOINT_URL_S3"))
+
+
+@functools.cache
+def _client(endpoint: str | None):
+    """One for each endpoint: it is given by the environment, where boto3 finds it too."""
     import boto3  # here, because a job that stays on this machine never needs it
     from botocore.config import Config
 

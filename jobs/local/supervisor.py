@@ -1,5 +1,6 @@
 """The process that runs a job and outlives whoever created it, so that anybody can describe, await and stop the job."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -38,7 +39,11 @@ def start(store: Store, name: str, record: dict, module: str, env: dict[str, str
 def running(record: dict) -> bool:
     if "supervisor" not in record:  # being started this moment
         return (now() - record["description"]["CreationTime"]).total_seconds() < START_SECONDS
-    return bool(_processes(record))
+    with contextlib.suppress(psutil.Error):  # cheap, and whoever waits for a job asks often
+        process = psutil.Process(record["supervisor"]["pid"])
+        same = abs(process.create_time() - record["supervisor"]["created"]) < 1
+        return same and process.status() != psutil.STATUS_ZOMBIE
+    return False
 
 
 def ask_to_stop(record: dict) -> None:

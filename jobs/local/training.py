@@ -9,19 +9,22 @@ import json
 import re
 import signal
 import sys
-import tarfile
 import time
 from datetime import datetime
 from pathlib import Path
 
 from jobs.local import storage, supervisor
-from jobs.local.container import Container, ContainerError, copy_tree, pack, unpack
+from jobs.local.checkpoints import DEFAULT_PATH, OPT_ML, Checkpoints
+from jobs.local.container import Container, ContainerError, free_ports, pack, stop_processes
+from jobs.local.host import PEER_GONE, Host
 from jobs.local.store import Store, now
 from jobs.local.supervisor import FINAL, MAX_REASON
 
 KIND = "training-jobs"
 STOP_GRACE_SECONDS = 120  # https://docs.aws.amazon.com/sagemaker/latest/APIReference/API_StopTrainingJob.html
-HOST = "127.0.0.1"  # the toolkit resolves host names; loopback addresses need no set-up
+MAX_HOSTS = 20  # https://docs.aws.amazon.com/sagemaker/latest/dg/regions-quotas.html
+FAILED_GRACE_SECONDS = 20  # for what runs on when a host has failed, or the script has ended
+LAST_WORDS_SECONDS = 5  # that hosts have to say why they ended too, when one has failed
 
 
 def refusal(request: dict) -> str | None:
@@ -29,8 +32,8 @@ def refusal(request: dict) -> str | None:
     resources = request["ResourceConfig"]
     if resources.get("InstanceType") not in ("local", "local_gpu"):
         return f"the instance type is {resources.get('InstanceType')!r}; a ProcessSession runs local and local_gpu"
-    if resources.get("InstanceCount", 1) != 1:
-        return f"InstanceCount is {resources['InstanceCount']}; a ProcessSession trains on 1 host"
+    if not 1 <= resources.get("InstanceCount", 1) <= MAX_HOSTS:
+        return f"InstanceCount is {resources['InstanceCount']}; a ProcessSession trains on 1 to {MAX_HOSTS} hosts"
     if "TrainingImage" not in request["AlgorithmSpecification"]:
         return "AlgorithmSpecification names no TrainingImage; algorithms from the marketplace do not run locally"
     if "sagemaker_program" not in request.get("HyperParameters", {}):
@@ -40,6 +43,14 @@ def refusal(request: dict) -> str | None:
             re.compile(definition["Regex"])
         except re.error as error:
             return f"metric {definition['Name']!r}: {definition['Regex']!r} is no regular expression: {error}"
+    checkpoints = request.get("CheckpointConfig", {})
+    if checkpoints and not checkpoints.get("LocalPath", DEFAULT_PATH).startswith(OPT_ML):
+        return f"checkpoint_local_path is {checkpoints['LocalPath']!r}; expected a path below {OPT_ML}"
+    try:
+        if checkpoints:
+            storage.check_scheme(checkpoints["S3Uri"])
+    except storage.StorageError as error:
+        return f"checkpoint_s3_uri: {error}"
     mode = request["AlgorithmSpecification"].get("TrainingInputMode", "File")
     for channel in request.get("InputDataConfig", ()):
         name, source = channel["ChannelName"], channel["DataSource"]
@@ -63,7 +74,7 @@ def start(store: Store, request: dict, arn: str, env: dict[str, str]) -> None:
     """Record the job and start the process that runs it. Raises FileExistsError if the name is taken."""
     name = request["TrainingJobName"]
     created = now()
-    channels = request.get("InputDataConfig")
+    channels, checkpoints = request.get("InputDataConfig"), request.get("CheckpointConfig")
     output = storage.absolute(request["OutputDataConfig"].get("S3OutputPath") or f"file://{store.folder}")
     description = {
         **{key: value for key, value in request.items() if key != "Tags"},
@@ -75,6 +86,7 @@ def start(store: Store, request: dict, arn: str, env: dict[str, str]) -> None:
         "TrainingJobStatus": "InProgress",
         "SecondaryStatus": "Starting",
         "SecondaryStatusTransitions": [_transition("Starting", "Starting the training job", created)],
+        **({"CheckpointConfig": _with_absolute_uri(checkpoints)} if checkpoints else {}),
         "StoppingCondition": request.get("StoppingCondition", {"MaxRuntimeInSeconds": 86400}),
         "CreationTime": created,
         "LastModifiedTime": created,
@@ -89,7 +101,8 @@ def describe(store: Store, name: str) -> dict:
     if record["description"]["TrainingJobStatus"] not in FINAL and not supervisor.running(record):
         record = store.read(name)  # it may have ended while we looked
         if record["description"]["TrainingJobStatus"] not in FINAL:
-            container(store, name).close()
+            for container in containers(store, name):
+                container.close()
             with store.changing(name) as record:
                 if record["description"]["TrainingJobStatus"] == "Stopping":  # before it could take the signal
                     _finish(record["description"], "Stopped")
@@ -108,8 +121,13 @@ def stop(store: Store, name: str) -> None:
     supervisor.ask_to_stop(record)
 
 
-def container(store: Store, name: str) -> Container:
-    return Container(store.directory(name) / "algo-1")
+def containers(store: Store, name: str) -> list[Container]:
+    """Those of the job's hosts."""
+    return [Container(path) for path in sorted(store.directory(name).glob("algo-*"), key=_number_of_host)]
+
+
+def _number_of_host(path: Path) -> int:
+    return int(path.name.rpartition("-")[2])
 
 
 class Stopped(Exception):
@@ -123,14 +141,18 @@ class Job:
         self.name = directory.name
         self.store = Store(directory.parent.parent, KIND)
         self.request = self.store.read(self.name)["description"]
-        self.container = container(self.store, self.name)
+        # The toolkit resolves the names of hosts; loopback addresses need no set-up.
+        names = [f"127.0.0.{number + 1}" for number in range(self.request["ResourceConfig"].get("InstanceCount", 1))]
+        self.hosts = [Host(directory, number, names, self.request) for number in range(1, len(names) + 1)]
+        self.checkpoints = Checkpoints(self.request.get("CheckpointConfig"), [host.container for host in self.hosts])
         self.stop_requested = False
 
     def run(self) -> None:
         """Everything from Downloading to a final status; whatever goes wrong becomes the FailureReason."""
         signal.signal(signal.SIGTERM, self._request_stop)
         try:
-            self.container.create()  # first: a job that is stopped at any moment after uploads what its tree holds
+            for host in self.hosts:  # first: a job that is stopped at any moment after uploads what its trees hold
+                host.container.create()
             self._enter("Downloading", "Downloading input data")
             self._stage()
             self._enter("Training", "Training in progress", TrainingStartTime=now())
@@ -146,106 +168,73 @@ class Job:
         except AlgorithmError as error:
             self.finish("Failed", f"AlgorithmError: {error}")
         finally:
-            self.container.close()
+            for host in self.hosts:
+                host.container.close()
 
     def _stage(self) -> None:
-        config = self.container.root / "input" / "config"
-        channels = {}
-        for channel in self.request.get("InputDataConfig", ()):
-            name, source = channel["ChannelName"], channel["DataSource"]["S3DataSource"]
-            storage.link_or_download(source["S3Uri"], self.container.root / "input" / "data" / name)
-            channels[name] = {
-                "TrainingInputMode": "File",
-                "S3DistributionType": source.get("S3DataDistributionType", "FullyReplicated"),
-                "RecordWrapperType": channel.get("RecordWrapperType", "None"),
-            }
+        for host in self.hosts:
+            host.stage(self.hosts[0])
             self._raise_if_stopped()
-        hyperparameters = dict(self.request.get("HyperParameters", {}))
-        code = self._stage_code(json.loads(hyperparameters.get("sagemaker_submit_directory", '""')))
-        hyperparameters["sagemaker_submit_directory"] = json.dumps(str(code))
-        group = {"instance_group_name": "homogeneousCluster", "instance_type": "local", "hosts": [HOST]}
-        files = {
-            "hyperparameters.json": hyperparameters,
-            "inputdataconfig.json": channels,
-            "resourceconfig.json": {
-                "current_host": HOST,
-                "hosts": [HOST],
-                "network_interface_name": "lo",
-                "current_instance_type": "local",
-                "current_group_name": group["instance_group_name"],
-                "instance_groups": [group],
-            },
-        }
-        for name, content in files.items():
-            (config / name).write_text(json.dumps(content))
-
-    def _stage_code(self, uri: str) -> Path:
-        code = self.container.root / "code"
-        if not uri:
-            raise ContainerError("the request names no source directory (sagemaker_submit_directory)")
-        source = storage.fetch(uri, self.container.tmp / "sourcedir.tar.gz")
-        if source.is_dir():
-            copy_tree(source, code)
-        elif tarfile.is_tarfile(source):
-            code.mkdir()
-            unpack(source, code)
-        else:
-            raise ContainerError(f"{uri} is neither a directory nor an archive of source code")
-        return code
-
-    def _environment(self) -> dict[str, str]:
-        extra = {
-            "SAGEMAKER_TRAINING_MODULE": "sagemaker_pytorch_container.training:main",
-            "TRAINING_JOB_NAME": self.name,
-            "TRAINING_JOB_ARN": self.request["TrainingJobArn"],
-            "AWS_REGION": supervisor.passed_on_region(),
-            "CURRENT_HOST": HOST,
-        }
-        if self.request["ResourceConfig"]["InstanceType"] == "local":
-            extra["CUDA_VISIBLE_DEVICES"] = ""
-        return self.container.environment(extra | self.request.get("Environment", {}))
+        self.checkpoints.restore()
+        self._raise_if_stopped()
 
     def _train(self) -> None:
-        self.container.install_requirements(self.container.root / "code", self._environment())
-        self._raise_if_stopped()
-        process = self.container.start([sys.executable, "-m", "sagemaker_training.cli.train"], self._environment())
+        """Run the script on every host; each is waited for, and one that fails ends the job."""
+        (master_port,) = free_ports(1)
+        for host in self.hosts:
+            host.start(master_port)
         deadline = time.monotonic() + self.request["StoppingCondition"]["MaxRuntimeInSeconds"]
-        while process.poll() is None:
-            if self.stop_requested or time.monotonic() > deadline:
-                self.container.stop(STOP_GRACE_SECONDS)
-                raise Stopped("Stopped" if self.stop_requested else "MaxRuntimeExceeded")
-            time.sleep(0.1)
-        self.container.stop(STOP_GRACE_SECONDS)  # what the script left running
-        if process.returncode:
-            raise AlgorithmError(self._failure(process.returncode))
-
-    def _failure(self, status: int) -> str:
-        """What the toolkit wrote to output/failure, else how the process ended."""
         try:
-            text = (self.container.root / "output" / "failure").read_text("utf-8", "replace").strip()
-        except FileNotFoundError:
-            text = ""
-        if 'ErrorMessage ""' in text:  # the toolkit knows Python's own exceptions, and none that a script defines
-            raised = re.findall(r"^[\w.]*(?:Error|Exception|Interrupt)\b.*", self.container.log_tail(200), re.MULTILINE)
-            text = text.replace('ErrorMessage ""', f"ErrorMessage {json.dumps(raised[-1])}") if raised else text
-        ended = f"killed by signal {-status}" if status < 0 else f"exit code {status}"
-        return f"{text or self.container.last_line()}, {ended}"
+            while any(host.process.poll() is None for host in self.hosts):
+                if any(host.process.poll() for host in self.hosts):
+                    self._wait_for_last_words()
+                    break
+                if self.stop_requested or time.monotonic() > deadline:
+                    self._stop_hosts(STOP_GRACE_SECONDS)
+                    raise Stopped("Stopped" if self.stop_requested else "MaxRuntimeExceeded")
+                self.checkpoints.save()
+                time.sleep(0.1)
+            failed = [host for host in self.hosts if host.process.poll()]
+        finally:
+            self._stop_hosts(FAILED_GRACE_SECONDS)  # the others of one that failed, and what scripts left running
+            self.checkpoints.save(last=True)
+        if failed:
+            raise AlgorithmError(self._failure(failed))
+
+    def _wait_for_last_words(self) -> None:
+        deadline = time.monotonic() + LAST_WORDS_SECONDS
+        while time.monotonic() < deadline and any(host.process.poll() is None for host in self.hosts):
+            time.sleep(0.1)
+
+    def _stop_hosts(self, grace_seconds: float) -> None:
+        stop_processes(lambda: [p for host in self.hosts for p in host.container.processes()], grace_seconds)
+
+    def _failure(self, failed: list[Host]) -> str:
+        """The reason of the host that is the cause: one that says more than that another has gone."""
+        reasons = {host: host.failure() for host in failed}
+        cause = min(failed, key=lambda host: bool(PEER_GONE.search(reasons[host])))
+        return reasons[cause] if len(self.hosts) == 1 else f"host {cause.label}: {reasons[cause]}"
 
     def _upload(self) -> None:
-        """What the job leaves: output/model.tar.gz of /opt/ml/model, output/output.tar.gz of /opt/ml/output/data."""
+        """What the job leaves: output/model.tar.gz of /opt/ml/model, output/output.tar.gz of /opt/ml/output/data.
+
+        Those of all hosts are put together; of a file that several have, the first host's is taken.
+        """
         artifacts = self.request["ModelArtifacts"]["S3ModelArtifacts"].rpartition("/")[0]
+        roots = [host.container.root for host in self.hosts]
         folders = {"model.tar.gz": "model", "output.tar.gz": "output/data"}
         for archive, folder in folders.items():
-            if archive == "output.tar.gz" and not any((self.container.root / folder).iterdir()):
+            if archive == "output.tar.gz" and not any(any((root / folder).iterdir()) for root in roots):
                 continue
-            packed = self.container.tmp / archive
-            pack(self.container.root / folder, packed)
+            packed = self.hosts[0].container.tmp / archive
+            pack([root / folder for root in roots], packed)
             storage.put(packed, storage.join(artifacts, archive), self.request["OutputDataConfig"].get("KmsKeyId"))
             packed.unlink()
 
     def _metrics(self) -> list[dict]:
         """The last value of each metric definition in the log (FinalMetricDataList)."""
-        log = self.container.log.read_text("utf-8", "replace") if self.container.log.exists() else ""
+        logs = [host.container.log for host in self.hosts]
+        log = "".join(log.read_text("utf-8", "replace") for log in logs if log.exists())
         metrics = []
         for definition in self.request["AlgorithmSpecification"].get("MetricDefinitions", ()):
             found = [number for m in re.finditer(definition["Regex"], log) if (number := _number(m)) is not None]
@@ -318,6 +307,10 @@ def _with_s3_source(channel: dict) -> dict:
     source = {"S3DataType": "S3Prefix", "S3DataDistributionType": "FullyReplicated"}
     source |= channel["DataSource"].get("S3DataSource", {})
     return {**channel, "DataSource": {"S3DataSource": {**source, "S3Uri": storage.absolute(_uri(channel))}}}
+
+
+def _with_absolute_uri(checkpoints: dict) -> dict:
+    return {**checkpoints, "S3Uri": storage.absolute(checkpoints["S3Uri"])}
 
 
 def _with_absolute_source(hyperparameters: dict) -> dict:

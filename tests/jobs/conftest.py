@@ -12,7 +12,7 @@ import pytest
 from local_mode import deployed, running_below
 from moto.server import ThreadedMotoServer
 
-from jobs.local import ProcessSession, storage
+from jobs.local import ProcessSession
 from jobs.local.container import pack
 
 
@@ -94,9 +94,7 @@ def s3(s3_url, monkeypatch):
     }
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    storage._s3.cache_clear()
-    yield boto3.client("s3")
-    storage._s3.cache_clear()
+    return boto3.client("s3")
 
 
 @pytest.fixture

@@ -82,3 +82,17 @@ def test_a_directory_of_the_serving_toolkit_is_found_without_importing_torch():
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.stdout.strip().endswith("handler_service.py"), done.stderr
+
+
+def test_the_sdk_still_adds_checkpoints_and_spot_instances_through_the_method_that_is_wrapped():
+    from sagemaker.estimator import _TrainingJob
+
+    assert "_add_spot_checkpoint_args(local_mode, estimator, train_args)" in inspect.getsource(_TrainingJob)
+
+
+def test_the_training_toolkit_still_takes_the_port_of_a_meeting_from_what_the_launcher_sets():
+    from sagemaker_pytorch_container import training
+    from sagemaker_training import torch_distributed
+
+    assert training.MASTER_PORT == torch_distributed.MASTER_PORT == "7777"
+    assert "os.environ['MASTER_PORT'] = MASTER_PORT" in inspect.getsource(training)

@@ -132,7 +132,12 @@ def test_requirements_that_cannot_be_had_fail_the_job_before_the_script_runs(ses
 @pytest.mark.parametrize(
     ("arguments", "channel", "reason"),
     [
-        ({"instance_count": 2}, "file://{data}", "trains on 1 host"),
+        ({"instance_count": 21}, "file://{data}", "trains on 1 to 20 hosts"),
+        (
+            {"checkpoint_s3_uri": "file:///x", "checkpoint_local_path": "/tmp/checkpoints"},
+            "file://{data}",
+            "expected a path below /opt/ml/",
+        ),
         ({"input_mode": "Pipe"}, "file://{data}", "Pipe"),
         ({"metric_definitions": [{"Name": "loss", "Regex": "loss=("}]}, "file://{data}", "no regular expression"),
         ({}, "file://{data}/nowhere", "no such file"),

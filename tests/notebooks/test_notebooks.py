@@ -1,52 +1,17 @@
-"""The notebooks run from top to bottom, in a kernel of this environment, on photos that are made here."""
+"""Every notebook is kept without outputs; the pets notebook runs from top to bottom, on photos that are made here."""
 
-import os
 from pathlib import Path
 
 import nbformat
 import numpy as np
-import psutil
 import pytest
-from ipykernel.kernelspec import write_kernel_spec
-from nbclient import NotebookClient
-from nbclient.exceptions import CellExecutionError
+from kernels import NOTEBOOKS, CellFailed, execute, pictures, printed, processes_of, up_to
 from PIL import Image
 
-from jobs import cleanup
 from jobs.local import ProcessSession
 
-NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
 PETS = NOTEBOOKS / "01_pets_local_mode.ipynb"
 LABELS = {"cats_dogs": {"cat", "dog"}, "breeds": {"Bombay", "beagle"}}
-CELL_SECONDS = 300
-# Nothing listens on this port: whatever would leave the machine fails at once.
-NO_NETWORK = "http://127.0.0.1:9"
-
-
-class CellFailed(Exception):
-    """A cell raised what the message says."""
-
-
-@pytest.fixture(scope="module")
-def environment(tmp_path_factory):
-    """Sets variables for the kernels of this module, which are those of this Python and read no user's settings."""
-    folder = tmp_path_factory.mktemp("jupyter")
-    write_kernel_spec(folder / "data" / "kernels" / "python3")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("JUPYTER_PATH", str(folder / "data"))
-        patch.setenv("IPYTHONDIR", str(folder / "ipython"))
-        patch.setenv("FASTAI_HOME", str(folder / "fastai"))
-        patch.setenv("https_proxy", NO_NETWORK)
-        yield patch
-
-
-@pytest.fixture(scope="module")
-def home(environment, tmp_path_factory):
-    """FASTMAKER_HOME of the notebooks, emptied in the end as the pets notebook's last sentence says."""
-    folder = tmp_path_factory.mktemp("home")
-    environment.setenv("FASTMAKER_HOME", str(folder))
-    yield folder
-    cleanup.main(cleanup.parse_args(["--all", "--yes"]))
 
 
 @pytest.fixture(scope="module", params=["cats_dogs", pytest.param("breeds", marks=pytest.mark.slow)])
@@ -78,39 +43,6 @@ def make_photos(folder: Path, count: int) -> None:
         ):
             pixels = pattern[:, :, None] * colour + random.normal(0, 12, (64, 64, 3))
             Image.fromarray(pixels.clip(0, 255).astype("uint8")).save(folder / f"{name}_{number}.jpg")
-
-
-def execute(notebook, folder: Path) -> None:
-    """Run all cells in `folder`. Raises CellFailed."""
-    client = NotebookClient(notebook, timeout=CELL_SECONDS, resources={"metadata": {"path": str(folder)}})
-    try:
-        client.execute()
-    except CellExecutionError as error:  # its text holds the cell, but not what went wrong in it
-        raise CellFailed(f"{error.ename}: {error.evalue}") from error
-
-
-def printed(notebook, cell_id: str) -> list[str]:
-    """The lines that a cell has printed."""
-    cell = next(cell for cell in notebook.cells if cell.id == cell_id)
-    return "".join(o.text for o in cell.outputs if o.get("name") == "stdout").splitlines()
-
-
-def pictures(notebook, cell_id: str) -> int:
-    cell = next(cell for cell in notebook.cells if cell.id == cell_id)
-    return sum("image/png" in o.get("data", {}) for o in cell.outputs)
-
-
-def processes_of(home: Path) -> list[psutil.Process]:
-    """What runs in `home`'s containers: their environment names it."""
-    found = []
-    for process in psutil.process_iter():
-        try:
-            words = [*process.cmdline(), *process.environ().values()]
-        except psutil.Error:
-            continue
-        if process.pid != os.getpid() and any(str(home) in word for word in words):
-            found.append(process)
-    return found
 
 
 @pytest.mark.parametrize("path", sorted(NOTEBOOKS.glob("*.ipynb")), ids=lambda path: path.stem)
@@ -164,9 +96,7 @@ def test_pets_leaves_nothing_but_its_training_job(pets, home):
 
 
 def test_pets_says_what_to_do_when_the_photos_cannot_be_downloaded(environment, tmp_path):
-    notebook = nbformat.read(PETS, 4)
-    last = next(i for i, cell in enumerate(notebook.cells) if cell.id == "find-photos")
-    notebook.cells = notebook.cells[: last + 1]
+    notebook = up_to(nbformat.read(PETS, 4), "find-photos")
     folder = tmp_path / "project" / "notebooks"  # no photos lie beside this one
     folder.mkdir(parents=True)
     with environment.context() as patch:
