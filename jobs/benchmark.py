@@ -1,8 +1,9 @@
-"""Measure against the bare loop, side by side in one run: ``python -m jobs.benchmark endpoint|train|transform``.
+"""Measure against the bare loop, side by side in one run: ``python -m jobs.benchmark endpoint|train|transform|...``.
 
     endpoint    an endpoint beside the same network and preprocessing in bare processes, without a server
     train       the training job beside a bare fastai loop over the same DataLoaders
     transform   a batch job beside the bare processes, beside one object at a time, and a large job beside a small one
+    torchserve  a TorchServe archive that batches requests beside one that does not
 
 Every figure that matters is a ratio of two measurements that alternate within one run: the machine may be shared.
 """
@@ -20,14 +21,16 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import psutil
+import urllib3
 from PIL import Image
 
-from jobs import cleanup, console, deploy, session, train
+from jobs import cleanup, console, deploy, package, session, train
+from jobs.local.container import free_ports
 
 ROUNDS = 3
 
@@ -46,16 +49,31 @@ def parse_args(argv=None):
     training.add_argument("--image-size", default="64", help="(default: %(default)s)")
     training.add_argument("--label-regex")
     training.add_argument("--epochs", default="5", help="(default: %(default)s)")
+    training.add_argument(
+        "--hosts", type=int, help="compare so many hosts with one that has batches as large as theirs"
+    )
     batch = commands.add_parser("transform", help="throughput of batch jobs, and how it scales")
     batch.add_argument("--arch", default="resnet18", help="at 224 pixels (default: %(default)s)")
     batch.add_argument("--images", help="a folder of photos (default: generated JPEGs of 500x375)")
     batch.add_argument("--photos", type=int, default=600, help="objects of a job (default: %(default)s)")
     batch.add_argument("--digits", type=int, default=20000, help="objects of the large job (default: %(default)s)")
+    archive = commands.add_parser("torchserve", help="what batches of requests are worth in a TorchServe archive")
+    archive.add_argument("--arch", default="resnet34", help="(default: %(default)s)")
+    archive.add_argument("--image-size", type=int, default=224, help="(default: %(default)s)")
+    archive.add_argument("--batch-size", type=int, default=8, help="(default: %(default)s)")
+    archive.add_argument("--max-batch-delay", type=int, default=20, help="ms (default: %(default)s)")
+    archive.add_argument("--clients", type=int, default=16, help="(default: %(default)s)")
+    archive.add_argument("--seconds", type=float, default=10, help="of each measurement (default: %(default)s)")
     return parser.parse_args(argv)
 
 
 def main(args) -> None:
-    {"endpoint": benchmark_endpoint, "train": benchmark_train, "transform": benchmark_transform}[args.command](args)
+    {
+        "endpoint": benchmark_endpoint,
+        "train": benchmark_train,
+        "transform": benchmark_transform,
+        "torchserve": benchmark_torchserve,
+    }[args.command](args)
 
 
 # Endpoint
@@ -131,18 +149,23 @@ def _invoke(sagemaker_session, name: str, photo: bytes) -> None:
 
 def _throughput(sagemaker_session, name: str, photos: list[bytes], clients: int, seconds: float) -> float:
     """Answers a second with `clients` requests under way."""
+    return _rate([lambda photo: _invoke(sagemaker_session, name, photo)] * clients, photos, seconds)
+
+
+def _rate(clients: list[Callable[[bytes], object]], photos: list[bytes], seconds: float) -> float:
+    """Photos a second, when each of the clients asks about one after the other."""
     deadline = time.perf_counter() + seconds
 
-    def client(number: int) -> int:
+    def run(number: int) -> int:
         count = 0
         while time.perf_counter() < deadline:
-            _invoke(sagemaker_session, name, photos[(number + count) % len(photos)])
+            clients[number](photos[(number + count) % len(photos)])
             count += 1
         return count
 
     started = time.perf_counter()
-    with concurrent.futures.ThreadPoolExecutor(clients) as pool:
-        count = sum(pool.map(client, range(clients)))
+    with concurrent.futures.ThreadPoolExecutor(len(clients)) as pool:
+        count = sum(pool.map(run, range(len(clients))))
     return count / (time.perf_counter() - started)
 
 
@@ -299,18 +322,22 @@ def benchmark_train(args) -> None:
         if args.label_regex:
             hyperparameters["label-regex"] = args.label_regex
         words = [word for name, value in hyperparameters.items() for word in (f"--{name}", value)]
-        rounds = [_train_round(data, words, folder / str(i)) for i in range(ROUNDS)]
+        rows = _hosts_beside_one(data, words, args.hosts) if args.hosts else _beside_bare_loop(data, words, folder)
+    print("\n" + console.table(["measured", "value", "ratio"], rows))
+
+
+def _beside_bare_loop(data: str, words: list[str], folder: Path) -> list[list]:
+    rounds = [_train_round(data, words, folder / str(i)) for i in range(ROUNDS)]
     # The median over every epoch of every round.
     script, bare, fit = (statistics.median(rate for r in rounds for rate in r[i]) for i in range(3))
     script_seconds, fit_seconds = (statistics.median(r[i] for r in rounds) for i in (3, 4))
-    rows = [
+    return [
         ["entry point, images/s", round(script, 1), f"{script / bare:.2f} of the bare loop"],
         ["bare fastai loop, images/s", round(bare, 1), ""],
         ["fit through ProcessSession, images/s", round(fit, 1), f"{fit / bare:.2f} of the bare loop"],
         ["python source/entry_point.py, s", round(script_seconds, 1), ""],
         ["fit through ProcessSession, s", round(fit_seconds, 1), f"{fit_seconds - script_seconds:+.1f} s"],
     ]
-    print("\n" + console.table(["measured", "value", "ratio"], rows))
 
 
 def _train_round(data: str, words: list[str], folder: Path) -> tuple:
@@ -325,14 +352,34 @@ def _train_round(data: str, words: list[str], folder: Path) -> tuple:
     script_seconds = time.perf_counter() - started
     bare = python("-c", BARE_LOOP)
 
+    fit, fit_seconds = _fit(data, words)
+    return _rates(script), _rates(bare), fit, script_seconds, fit_seconds
+
+
+def _hosts_beside_one(data: str, words: list[str], hosts: int) -> list[list]:
+    """Images/s of `hosts` local hosts, which share the cores, beside those of one host that has them all."""
+
+    def rate(hosts: int, batch: int) -> float:
+        more = ["--instance-count", str(hosts), "--batch-size", str(batch)]
+        return statistics.median(_fit(data, [*words, *more])[0])
+
+    together, alone = _alternate(lambda: rate(hosts, 32), lambda: rate(1, 32 * hosts))
+    return [
+        [f"{hosts} hosts, batches of 32 on each, images/s", round(together, 1), f"{together / alone:.2f} of one host"],
+        [f"one host, batches of {32 * hosts}, images/s", round(alone, 1), ""],
+    ]
+
+
+def _fit(data: str, words: list[str]) -> tuple[list[float], float]:
+    """Images/s of each epoch of a job, and the seconds that ``fit`` took."""
     sagemaker_session = session.session()
     estimator = train.estimator_for(train.parse_args(["--data", data, *words]), sagemaker_session)
     started = time.perf_counter()
-    with contextlib.redirect_stdout(io.StringIO()) as fit:
+    with contextlib.redirect_stdout(io.StringIO()) as log:
         estimator.fit({"train": f"file://{Path(data).resolve()}"})
-    fit_seconds = time.perf_counter() - started
+    seconds = time.perf_counter() - started
     sagemaker_session.sagemaker_client.delete_training_job(estimator.latest_training_job.name)
-    return _rates(script), _rates(bare), _rates(fit.getvalue()), script_seconds, fit_seconds
+    return _rates(log.getvalue()), seconds
 
 
 def _rates(log: str) -> list[float]:
@@ -519,6 +566,54 @@ def _files(folder: Path, contents: list[bytes], count: int, suffix: str) -> Path
     for number in range(count):
         (folder / f"{number:06}{suffix}").write_bytes(contents[number % len(contents)])
     return folder
+
+
+# TorchServe
+
+
+def benchmark_torchserve(args) -> None:
+    """Both archives on servers of their own at once, asked in turn: the one that waits takes no time."""
+    photos = generated_photos(32)
+    with tempfile.TemporaryDirectory() as scratch, contextlib.ExitStack() as servers:
+        model_dir = fresh_bundle(args.arch, Path(scratch, "model"), args.image_size)
+        single, batched = (
+            servers.enter_context(_archive_server(model_dir, Path(scratch), args, size))
+            for size in (1, args.batch_size)
+        )
+        both = single, batched
+        rates = _alternate(*(lambda url=url: _posted(url, photos, args.clients, args.seconds) for url in both))
+        times = _alternate(*(lambda url=url: _latency(_asking(url), photos, args.seconds) for url in both))
+    rows = [
+        [f"{args.clients} clients, images/s", *(round(rate, 1) for rate in rates), round(rates[1] / rates[0], 2)],
+        ["1 client, p50 ms", *(round(1000 * seconds, 1) for seconds in times), round(times[1] / times[0], 2)],
+    ]
+    print("\n" + console.table(["measured", "no batches", f"batches of {args.batch_size}", "ratio"], rows))
+
+
+@contextlib.contextmanager
+def _archive_server(model_dir: Path, folder: Path, args, batch_size: int) -> Iterator[str]:
+    """The URL of an archive's model."""
+    name = f"batches-of-{batch_size}"
+    config = f"batchSize: {batch_size}\nmaxBatchDelay: {args.max_batch_delay}\n"
+    package.make_archive(model_dir, name, folder / f"{name}.mar", config)
+    (port,) = free_ports(1)
+    with package.running(folder / f"{name}.mar", name, port) as (_, url):
+        yield url
+
+
+def _asking(url: str):
+    pool = urllib3.PoolManager()
+
+    def ask(photo: bytes) -> None:
+        answer = pool.request("POST", url, body=photo, headers={"Content-Type": "image/jpeg"}, retries=False)
+        assert answer.status == 200, answer.data
+
+    return ask
+
+
+def _posted(url: str, photos: list[bytes], clients: int, seconds: float) -> float:
+    """Answers a second with `clients` requests under way."""
+    return _rate([_asking(url) for _ in range(clients)], photos, seconds)
 
 
 if __name__ == "__main__":

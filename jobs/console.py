@@ -10,6 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 # Packages whose own exceptions say what AWS, or a job, has answered.
 AWS = ("botocore", "boto3", "sagemaker")
+SHOWN_CLASSES = 3  # of a mask
 
 
 @contextlib.contextmanager
@@ -47,6 +48,15 @@ def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
         return "  ".join(padded).rstrip()
 
     return "\n".join([line(header), "  ".join("-" * width for width in widths), *map(line, cells)])
+
+
+def in_words(answer: dict) -> tuple[str, float | None]:
+    """An endpoint's JSON answer for one image: its label and probability, or the classes that cover most of a mask."""
+    if "classes" not in answer:
+        return answer.get("label", "-"), answer.get("probability")
+    most = sorted(answer["classes"], key=lambda found: -found["pixels"])[:SHOWN_CLASSES]
+    pixels = sum(found["pixels"] for found in answer["classes"])
+    return ", ".join(f"{found['label']} {found['pixels'] / pixels:.0%}" for found in most), None
 
 
 def as_json(rows: Sequence[dict]) -> str:

@@ -2,6 +2,7 @@
 
 import argparse
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import urlparse
 
@@ -66,13 +67,27 @@ def model_archive(model: str, sagemaker_session) -> str:
 
     Raises ValueError if it is no bundle.
     """
+    found = locate(model, lambda: sagemaker_session)
+    if isinstance(found, str):
+        return found
+    return f"file://{_packed(found) if found.is_dir() else found}"
+
+
+def locate(model: str, sagemaker_session: Callable) -> Path | str:
+    """The model directory or model.tar.gz that `model` means, checked for a bundle's files, or its S3 URI unchecked.
+
+    Only a training job's name makes a session, which takes seconds.
+    Raises ValueError if it is no bundle.
+    """
     if urlparse(model).scheme == "s3":
         return model
     path = Path(urlparse(model).path if model.startswith("file://") else model).expanduser()
     if path.is_dir():
-        return f"file://{_packed(path.resolve())}"
+        path = path.resolve()
+        _check_files(path, {str(file.relative_to(path)) for file in path.rglob("*")})
+        return path
     if not path.is_file():
-        uri = _archive_of_job(model, sagemaker_session)
+        uri = _archive_of_job(model, sagemaker_session())
         if uri.startswith("s3://"):
             return uri
         path = Path(urlparse(uri).path)
@@ -81,7 +96,7 @@ def model_archive(model: str, sagemaker_session) -> str:
             _check_files(path, {name.removeprefix("./") for name in tar.getnames()})
     except tarfile.TarError as error:
         raise ValueError(f"{path} is no model.tar.gz: {error}") from None
-    return f"file://{path.resolve()}"
+    return path.resolve()
 
 
 def _archive_of_job(name: str, sagemaker_session) -> str:
@@ -97,7 +112,6 @@ def _archive_of_job(name: str, sagemaker_session) -> str:
 
 
 def _packed(folder: Path) -> Path:
-    _check_files(folder, {str(path.relative_to(folder)) for path in folder.rglob("*")})
     archive = folder.with_name(folder.name + ".tar.gz")
     print(f"packing {folder} into {archive}", flush=True)
     with tarfile.open(archive, "w:gz", compresslevel=1) as tar:

@@ -38,7 +38,7 @@ def main(args) -> list[dict]:
         rows = [{"image": name, **answer} for (name, _), answer in zip(inputs, answers, strict=True)]
     print(console.as_json(rows) if args.json else _table(rows))
     if args.save:
-        _save(args.save, inputs, rows)
+        _save(args.save, inputs, rows, lambda image: _invoke(sagemaker_session, endpoint, image, "image/png"))
     return rows
 
 
@@ -46,16 +46,19 @@ def ask(sagemaker_session, endpoint: str, image: bytes) -> dict:
     """The endpoint's answer for an encoded image, or ``{"error": why}`` if the model refuses it."""
     from botocore.exceptions import ClientError
 
-    runtime = sagemaker_session.sagemaker_runtime_client
     try:
-        answer = runtime.invoke_endpoint(
-            EndpointName=endpoint, ContentType="application/x-image", Accept="application/json", Body=image
-        )
+        return json.loads(_invoke(sagemaker_session, endpoint, image, "application/json"))
     except ClientError as error:
         if error.response["Error"]["Code"] != "ModelError":
             raise
         return {"error": error.response["OriginalMessage"].splitlines()[0]}
-    return json.loads(answer["Body"].read())
+
+
+def _invoke(sagemaker_session, endpoint: str, image: bytes, accept: str) -> bytes:
+    answer = sagemaker_session.sagemaker_runtime_client.invoke_endpoint(
+        EndpointName=endpoint, ContentType="application/x-image", Accept=accept, Body=image
+    )
+    return answer["Body"].read()
 
 
 def _inputs(names: list[str]):
@@ -83,22 +86,27 @@ def _only_endpoint(sagemaker_session) -> str:
 
 
 def _table(rows: list[dict]) -> str:
-    cells = [[row["image"], row.get("label", "-"), _probability(row), row.get("error", "")] for row in rows]
+    cells = [[row["image"], *_cells(row), row.get("error", "")] for row in rows]
     header = ["image", "label", "probability", "error"]
     wide = 4 if any("error" in row for row in rows) else 3
     return console.table(header[:wide], [row[:wide] for row in cells])
 
 
-def _probability(row: dict) -> str:
-    return f"{row['probability']:.4f}" if "probability" in row else "-"
+def _cells(row: dict) -> list[str]:
+    label, probability = console.in_words(row)
+    return [label, "-" if probability is None else f"{probability:.4f}"]
 
 
-def _save(folder: Path, inputs: list[tuple[str, bytes]], rows: list[dict]) -> None:
+def _save(folder: Path, inputs: list[tuple[str, bytes]], rows: list[dict], mask_of) -> None:
+    """Each image with its answer below; beside it, its mask, which `mask_of` gets."""
     folder.mkdir(parents=True, exist_ok=True)
     for number, ((name, data), row) in enumerate(zip(inputs, rows, strict=True)):
-        if "error" not in row:
-            card = console.captioned(Image.open(io.BytesIO(data)), f"{row['label']} {_probability(row)}", 320)
-            card.save(folder / f"{number:04}-{Path(name).stem}.png")
+        if "error" in row:
+            continue
+        cards = [console.captioned(Image.open(io.BytesIO(data)), " ".join(_cells(row)).removesuffix(" -"), 320)]
+        if "base64_prediction" in row:
+            cards.append(console.captioned(Image.open(io.BytesIO(mask_of(data))), "", 320))
+        console.contact_sheet(cards, len(cards)).save(folder / f"{number:04}-{Path(name).stem}.png")
     print(f"\nsaved: {folder}", file=sys.stderr)
 
 

@@ -22,6 +22,7 @@ METRIC_DEFINITIONS = [
     {"Name": "train:loss", "Regex": r"train_loss=([0-9.]+)"},
     {"Name": "valid:loss", "Regex": r"valid_loss=([0-9.]+)"},
     {"Name": "valid:accuracy", "Regex": r"accuracy=([0-9.]+)"},
+    {"Name": "valid:mean_iou", "Regex": r"mean_iou=([0-9.]+)"},
     {"Name": "train:images_per_second", "Regex": r"images_per_second=([0-9.]+)"},
 ]
 
@@ -38,9 +39,27 @@ def parse_args(argv=None):
     parser.add_argument("--valid", help="likewise: the channel `valid`")
     parser.add_argument("--job-name", help="(default: made from the time)")
     parser.add_argument("--output", help="file:// or s3:// URI for artefacts (default: in FASTMAKER_HOME)")
+    parser.add_argument("--instance-count", type=int, default=1, help="hosts (default: %(default)s)")
+    parser.add_argument(
+        "--distribution",
+        choices=("torch_distributed",),
+        help="let torchrun start the entry point (default: the training toolkit does, once on each host)",
+    )
+    parser.add_argument("--checkpoints", help="folder or URI: a job that finds its like there goes on after it")
+    parser.add_argument("--max-run", type=int, default=86400, help="seconds (default: %(default)s)")
+    parser.add_argument("--spot", action="store_true", help="spot instances, which may be interrupted")
+    parser.add_argument("--max-wait", type=int, help="seconds, waiting included (default: --max-run)")
     parser.add_argument("--report", default="reports", help="where the pictures go, by job (default: %(default)s)")
     args, rest = parser.parse_known_args(argv)
     args.hyperparameters = _pairs(parser, rest)
+    if args.instance_count < 1:
+        parser.error(f"--instance-count {args.instance_count}: expected at least 1")
+    if args.max_wait and not args.spot:
+        parser.error("--max-wait is for spot instances; give --spot as well")
+    if args.spot:
+        args.max_wait = args.max_wait or args.max_run
+        if args.max_wait < args.max_run:
+            parser.error(f"--max-wait {args.max_wait} includes the run: expected at least --max-run {args.max_run}")
     return args
 
 
@@ -50,6 +69,8 @@ def main(args) -> str:
     sagemaker_session = session.session(args.instance_type, args.backend)
     _check(channels, args.hyperparameters)
 
+    if args.spot and not args.checkpoints:
+        print("without --checkpoints an interrupted job starts from the beginning")
     estimator = estimator_for(args, sagemaker_session)
     estimator.fit(channels, job_name=args.job_name)
     job = estimator.latest_training_job.name
@@ -72,13 +93,18 @@ def estimator_for(args, sagemaker_session):
         entry_point="entry_point.py",
         source_dir=str(SOURCE),
         role=args.role,
-        instance_count=1,
+        instance_count=args.instance_count,
         instance_type=args.instance_type,
         hyperparameters=args.hyperparameters,
         metric_definitions=METRIC_DEFINITIONS,
         base_job_name="fastmaker",
         container_log_level=logging.WARNING,  # the toolkit's own lines would bury the script's
         output_path=args.output,
+        distribution={args.distribution: {"enabled": True}} if args.distribution else None,
+        max_run=args.max_run,
+        use_spot_instances=args.spot,
+        max_wait=args.max_wait,
+        checkpoint_s3_uri=storage.uri_of(args.checkpoints) if args.checkpoints else None,
         sagemaker_session=sagemaker_session,
         disable_profiler=True,
         debugger_hook_config=False,

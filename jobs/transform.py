@@ -220,7 +220,8 @@ def save_picture(inputs: Inputs, output: str, file: Path) -> None:
     cards = []
     for name in itertools.islice(names, SHOWN):
         row = _row(output, name)
-        caption = f"{row['label']}  ({row['probability']:.3f})" if "probability" in row else row.get("error", "")
+        label, probability = console.in_words(row)
+        caption = row.get("error") or (label if probability is None else f"{label}  ({probability:.3f})")
         with storage.open_object(inputs.prefix + name) as stream:
             try:
                 image = Image.open(io.BytesIO(stream.read()))

@@ -31,22 +31,23 @@ def model_fn(model_dir, context):
     return model
 
 
-def input_fn(body, content_type):
+def input_fn(body, content_type, context=None):
     """A request body as `content.Images`. Raises a `content.RequestError`, which is answered with its status."""
-    return content.decode(body, content_type)
+    headers = context.get_all_request_header(0) if context else {}
+    return content.decode(body, content_type, content.header(headers, content.CUSTOM_ATTRIBUTES))
 
 
 def predict_fn(request, model):
     """`content.Images` -> `content.Answer`."""
     try:
-        return content.Answer(model.predict(request.images), request.single)
+        return content.Answer(model.predict(request.images, request.mask_size), request.single)
     except preprocess.ImageError as error:
         raise content.BadRequest(str(error)) from None
 
 
 def output_fn(answer, accept):
-    """The answer's bytes and their content type."""
-    return content.encode(answer, accept)
+    """The answer's bytes and their content type. Raises `content.NotAcceptable`."""
+    return content.sendable(*content.encode(answer, accept))
 
 
 def _decode_text_here():

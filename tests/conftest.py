@@ -1,5 +1,6 @@
 """What the tests share: data sets made on the spot, a trained bundle, and the versions in the report's header."""
 
+import importlib.util
 import os
 from importlib import metadata
 from pathlib import Path
@@ -31,6 +32,17 @@ def digits(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def few(digits, tmp_path_factory) -> Path:
+    """160 of the digits, of which 30 validate: an epoch takes a fraction of a second."""
+    folder = tmp_path_factory.mktemp("few")
+    for label in sorted(os.listdir(digits)):
+        (folder / label).mkdir()
+        for file in sorted((digits / label).iterdir())[:16]:
+            (folder / label / file.name).symlink_to(file)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def photos(tmp_path_factory) -> Path:
     """36 colour JPEGs of many sizes and aspect ratios: red stripes, green checks and blue rings, all noisy."""
     folder = tmp_path_factory.mktemp("data") / "photos"
@@ -45,6 +57,26 @@ def photos(tmp_path_factory) -> Path:
         file = folder / label / f"{number:02}.jpg"
         file.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(pixels.astype(np.uint8)).save(file, quality=90)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def scenes(tmp_path_factory) -> Path:
+    """15 noisy 56x40 scenes with a mask each, in CAMVID_TINY's layout: boxes and discs on ground, the top rows void."""
+    folder = tmp_path_factory.mktemp("data") / "scenes"
+    random = np.random.default_rng(11)
+    y, x = np.mgrid[:40, :56]
+    (folder / "images").mkdir(parents=True)
+    (folder / "labels").mkdir()
+    (folder / "codes.txt").write_text("ground\nbox\ndisc\nVoid\n")
+    for number in range(15):
+        row, column = random.integers(12, 30, 2)
+        mask = np.where((abs(y - row) < 8) & (abs(x - column) < 9), 1, 0)
+        mask[np.hypot(y - 20, x - 45) < 8] = 2
+        mask[:4] = 3
+        pixels = random.integers(0, 90, (40, 56, 3)) + np.array([[0, 0, 0], [140, 0, 0], [0, 120, 40], [9, 9, 9]])[mask]
+        Image.fromarray(pixels.astype(np.uint8)).save(folder / "images" / f"{number:02}.png")
+        Image.fromarray(mask.astype(np.uint8)).save(folder / "labels" / f"{number:02}_P.png")
     return folder
 
 
@@ -80,3 +112,38 @@ def digits_bundle(digits_learner, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("bundle") / "digits"
     learner.save_bundle(digits_learner, folder, {"accuracy": 0.9})
     return folder
+
+
+@pytest.fixture(scope="session")
+def scenes_learner(scenes):
+    """A U-Net that saw the scenes for two epochs."""
+    from fastai.vision.all import set_seed
+
+    from fastmaker import data, learner, mask_data, segmentation
+
+    set_seed(1, reproducible=True)
+    samples = mask_data.read(scenes)
+    dls = data.dataloaders(samples, "RGB", (40, 56), "squish", batch_size=4, augment=False, workers=0)
+    learn = segmentation.create(dls, samples, "resnet18", "RGB", pretrained=False)
+    with learn.no_bar(), learn.no_logging():
+        learner.fit(learn, epochs=2, lr=0.003, fine_tune=False)
+    return learn
+
+
+@pytest.fixture(scope="session")
+def scenes_bundle(scenes_learner, tmp_path_factory) -> Path:
+    """The bundle of `scenes_learner`. Shared: copy it before you change it."""
+    from fastmaker import learner
+
+    folder = tmp_path_factory.mktemp("bundle") / "scenes"
+    learner.save_bundle(scenes_learner, folder, {"pixel_accuracy": 0.9})
+    return folder
+
+
+@pytest.fixture(scope="session")
+def entry_point():
+    """The module source/entry_point.py, which is no part of a package."""
+    spec = importlib.util.spec_from_file_location("entry_point_of_tests", ROOT / "source" / "entry_point.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

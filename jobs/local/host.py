@@ -14,7 +14,7 @@ from jobs.local.container import Container, ContainerError, copy_tree, unpack
 LAUNCHER = Path(__file__).with_name("training_launcher.py")
 NETWORK_INTERFACE = "lo"
 # What a host says whose peer has gone: another one is the cause.
-PEER_GONE = re.compile(r"Connection (closed|reset)|gloo|NCCL|ChildFailedError|Broken pipe|recvValue|timed? ?out", re.I)
+PEER_GONE = re.compile(r"Connection (closed|reset)|gloo|NCCL|Broken pipe|recvValue|timed? ?out", re.I)
 
 
 class Host:

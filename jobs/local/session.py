@@ -11,6 +11,7 @@ from pathlib import Path
 
 import boto3
 import sagemaker.utils
+from sagemaker import fw_utils
 from sagemaker.estimator import _TrainingJob
 from sagemaker.local import LocalSession
 from sagemaker.session import Session, _check_job_status
@@ -49,6 +50,18 @@ def _allowing_checkpoints(add_arguments):
 
 
 _TrainingJob._add_spot_checkpoint_args = _allowing_checkpoints(_TrainingJob._add_spot_checkpoint_args)
+
+
+def _allowing_local(validate):
+    """The SDK lets torchrun start scripts on GPU types alone. It does so on processors: of ``local`` ask the rest."""
+
+    def validate_local(instance_type, **arguments):
+        validate("local_gpu" if instance_type == "local" else instance_type, **arguments)
+
+    return validate_local
+
+
+fw_utils.validate_torch_distributed_distribution = _allowing_local(fw_utils.validate_torch_distributed_distribution)
 
 POLL_SECONDS = 0.2
 DEFAULT_REGION = "us-west-2"

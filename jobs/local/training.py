@@ -213,7 +213,11 @@ class Job:
         """The reason of the host that is the cause: one that says more than that another has gone."""
         reasons = {host: host.failure() for host in failed}
         cause = min(failed, key=lambda host: bool(PEER_GONE.search(reasons[host])))
-        return reasons[cause] if len(self.hosts) == 1 else f"host {cause.label}: {reasons[cause]}"
+        if len(self.hosts) == 1:
+            return reasons[cause]
+        labels = {host.name: host.label for host in self.hosts}  # the script knows hosts by their addresses
+        reason = re.sub(r"127\.0\.0\.\d+", lambda match: labels.get(match[0], match[0]), reasons[cause])
+        return f"host {cause.label}: {reason}"
 
     def _upload(self) -> None:
         """What the job leaves: output/model.tar.gz of /opt/ml/model, output/output.tar.gz of /opt/ml/output/data.

@@ -22,13 +22,13 @@ import torch
 import torchvision
 from torch import nn
 
-from fastmaker import __version__, networks, preprocess
+from fastmaker import __version__, masks, networks, preprocess, unet
 
 STATE_FILE = "model.pth"
 INFO_FILE = "model.json"
 CODE_DIR = "code"
 FORMAT = 1
-TASKS = ("classification",)
+ARCHITECTURES = {"classification": networks.ARCHITECTURES, "segmentation": unet.ARCHITECTURES}  # by task
 
 
 class BundleError(ValueError):
@@ -39,16 +39,20 @@ class BundleError(ValueError):
 class ModelInfo:
     """What stands in model.json."""
 
-    task: str  # one of TASKS
-    architecture: str  # one of networks.ARCHITECTURES
+    task: str  # one of ARCHITECTURES
+    architecture: str  # one of ARCHITECTURES[task]; of a U-Net, its encoder
     labels: tuple[str, ...]  # in the order of the network's outputs
     image_mode: str  # one of preprocess.IMAGE_MODES: what each image is converted to
     image_size: tuple[int, int]  # (height, width) in pixels
-    resize_method: str  # one of preprocess.RESIZE_METHODS
+    resize_method: str  # one of preprocess.RESIZE_METHODS, or NO_RESIZE
     mean: tuple[float, ...]  # one for each channel, for pixels scaled to 0..1
     std: tuple[float, ...]
     # fastai's aug_transforms pass validation images, too, through grid_sample with the identity, which moves some bits.
     resampled: bool = False
+    # Of segmentation alone.
+    options: dict[str, bool] = field(default_factory=dict)  # of unet.OPTIONS
+    void_code: int | None = None  # the index of the class that counts for nothing
+    mask_size: str = "model"  # one of masks.SIZES: what an answer's mask is as large as if the request does not say
     metrics: dict[str, float] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
     format: int = FORMAT
@@ -62,18 +66,19 @@ class ModelInfo:
 def save(model_dir: str | os.PathLike, network: nn.Module, info: ModelInfo) -> ModelInfo:
     """Write a complete bundle into `model_dir` and return the `ModelInfo` as written.
 
-    model.json comes last: a directory without it is no bundle. Raises BundleError if the network's keys are not
-    those of `info.architecture`.
+    model.json comes last: a directory without it is no bundle. Raises BundleError if `load` would not take `info`, or
+    if the network's keys are not those of `info.architecture`.
     """
     model_dir = Path(model_dir)
+    _checked(json.loads(_as_json(info)), model_dir / INFO_FILE)
     rebuilt(network, info)  # raises before anything is written
     model_dir.mkdir(parents=True, exist_ok=True)
     (model_dir / INFO_FILE).unlink(missing_ok=True)
     torch.save(_state(network), model_dir / STATE_FILE)
-    _save_code(model_dir / CODE_DIR)
+    save_code(model_dir / CODE_DIR)
     info = dataclasses.replace(info, versions=_versions() | info.versions, state_sha256=_sha256(model_dir / STATE_FILE))
     partial = model_dir / (INFO_FILE + ".partial")
-    partial.write_text(json.dumps(dataclasses.asdict(info), indent=2, ensure_ascii=False) + "\n", "utf-8")
+    partial.write_text(_as_json(info), "utf-8")
     partial.rename(model_dir / INFO_FILE)
     return info
 
@@ -83,6 +88,14 @@ def rebuilt(network: nn.Module, info: ModelInfo) -> nn.Module:
     copy = _empty_network(info)
     _fill(copy, _state(network), Path(STATE_FILE))
     return copy.eval()
+
+
+def save_code(code_dir: Path) -> None:
+    """Put the entry point and this package into `code_dir`, less requirements.txt: serving installs nothing."""
+    source = Path(__file__).resolve().parent.parent
+    shutil.rmtree(code_dir, ignore_errors=True)
+    shutil.copytree(source / "fastmaker", code_dir / "fastmaker", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy2(source / "entry_point.py", code_dir)
 
 
 def load(model_dir: str | os.PathLike) -> tuple[nn.Module, ModelInfo]:
@@ -112,6 +125,10 @@ def load_info(model_dir: str | os.PathLike) -> ModelInfo:
     return _checked(values, path)
 
 
+def _as_json(info: ModelInfo) -> str:
+    return json.dumps(dataclasses.asdict(info), indent=2, ensure_ascii=False) + "\n"
+
+
 def _checked(values: dict, path: Path) -> ModelInfo:
     def check(key: str, good: bool, expected: str) -> None:
         if not good:
@@ -132,10 +149,10 @@ def _checked(values: dict, path: Path) -> ModelInfo:
             " reads; use a newer fastmaker"
         )
     for key, allowed in {
-        "task": TASKS,
-        "architecture": networks.ARCHITECTURES,
+        "task": tuple(ARCHITECTURES),
+        "architecture": ARCHITECTURES.get(values.get("task"), ()),
         "image_mode": preprocess.IMAGE_MODES,
-        "resize_method": preprocess.RESIZE_METHODS,
+        "resize_method": (*preprocess.RESIZE_METHODS, preprocess.NO_RESIZE),
     }.items():
         check(key, values.get(key) in allowed, f"one of {', '.join(allowed)}")
     channels = 3 if values["image_mode"] == "RGB" else 1
@@ -151,10 +168,29 @@ def _checked(values: dict, path: Path) -> ModelInfo:
         is_list("std", (int, float), channels) and all(0 < n < math.inf for n in values["std"]),
         f"{channels} numbers above 0",
     )
+    if values["task"] == "segmentation":
+        _check_segmentation(values, check)
     check("state_sha256", isinstance(values.get("state_sha256"), str), "a string of 64 hexadecimal digits")
     names = {f.name for f in dataclasses.fields(ModelInfo)}
     known = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items() if name in names}
     return ModelInfo(**known)
+
+
+def _check_segmentation(values: dict, check) -> None:
+    n_labels, options, void_code = len(values["labels"]), values.get("options"), values.get("void_code")
+    unique = len(set(values["labels"])) == n_labels
+    check(
+        "labels", unique and n_labels <= masks.MAX_CLASSES, f"at most {masks.MAX_CLASSES} strings, none of them twice"
+    )
+    known = isinstance(options, dict) and options.keys() == unet.OPTIONS.keys()
+    check(
+        "options",
+        known and all(isinstance(on, bool) for on in options.values()),
+        f"true or false for {', '.join(unet.OPTIONS)}",
+    )
+    is_index = type(void_code) is int and 0 <= void_code < n_labels
+    check("void_code", void_code is None or is_index, f"null or 0 to {n_labels - 1}")
+    check("mask_size", values.get("mask_size") in masks.SIZES, f"one of {', '.join(masks.SIZES)}")
 
 
 def _state(network: nn.Module) -> dict[str, torch.Tensor]:
@@ -175,6 +211,8 @@ def _read_state(path: Path) -> dict[str, torch.Tensor]:
 
 
 def _empty_network(info: ModelInfo) -> nn.Module:
+    if info.task == "segmentation":
+        return unet.empty_unet(info.architecture, len(info.labels), info.image_size, info.channels, **info.options)
     return networks.empty_classifier(info.architecture, len(info.labels), info.channels)
 
 
@@ -184,14 +222,6 @@ def _fill(network: nn.Module, state: dict[str, torch.Tensor], path: Path) -> Non
     except (RuntimeError, AttributeError) as error:
         reason = " ".join(str(error).split())[:300]
         raise BundleError(f"{path}: the weights do not fit the architecture in {INFO_FILE}: {reason}") from None
-
-
-def _save_code(code_dir: Path) -> None:
-    """Put the entry point and this package beside the weights, less requirements.txt: serving installs nothing."""
-    source = Path(__file__).resolve().parent.parent
-    shutil.rmtree(code_dir, ignore_errors=True)
-    shutil.copytree(source / "fastmaker", code_dir / "fastmaker", ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copy2(source / "entry_point.py", code_dir)
 
 
 def _versions() -> dict[str, str]:

@@ -10,13 +10,15 @@ import binascii
 import csv
 import io
 import json
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+import os
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from PIL import Image
 
-from fastmaker import preprocess
+from fastmaker import masks, preprocess
 
 try:
     from sagemaker_inference.errors import BaseInferenceToolkitError
@@ -30,8 +32,12 @@ except ImportError:  # the training image and a notebook do without the inferenc
             super().__init__(status_code, message, phrase)
 
 
+CUSTOM_ATTRIBUTES = "x-amzn-sagemaker-custom-attributes"  # InvokeEndpoint's CustomAttributes
+TORCHSERVE_MAX_RESPONSE_SIZE = 6_553_500  # bytes, its default
+
+
 class RequestError(BaseInferenceToolkitError):
-    """The request cannot be answered: an HTTP status of 4xx and one line that says why.
+    """The request cannot be answered: an HTTP status, of 4xx but for `Fault`, and one line that says why.
 
     Only subclasses of the toolkit's error keep their status; it answers 500 for everything else.
     """
@@ -63,6 +69,12 @@ class NotAcceptable(RequestError):
     status = 406
 
 
+class Fault(RequestError):
+    """500: no fault of the request's."""
+
+    status = 500
+
+
 @dataclass(frozen=True)
 class Prediction:
     """The answer for one image: float32 probabilities (n_labels,) that add up to 1."""
@@ -78,6 +90,10 @@ class Prediction:
     def label(self) -> str:
         return self.labels[self.index]
 
+    @property
+    def array(self) -> np.ndarray:
+        return self.probabilities
+
     def as_object(self) -> dict:
         """The JSON answer; `predictions` repeats the index for clients written for published examples."""
         top = np.argsort(-self.probabilities, kind="stable")[:5]
@@ -89,6 +105,11 @@ class Prediction:
             "predictions": self.index,
         }
 
+    as_line = as_object
+
+    def as_row(self) -> list:
+        return [self.label, self.index, repr(float(self.probabilities[self.index]))]
+
 
 @dataclass(frozen=True)
 class Images:
@@ -96,18 +117,23 @@ class Images:
 
     images: list[Image.Image]
     single: bool
+    mask_size: str | None = None  # one of masks.SIZES, if the request says
 
 
 @dataclass(frozen=True)
 class Answer:
     """A prediction for each image of a request."""
 
-    predictions: list[Prediction]
+    predictions: list[Prediction] | list[masks.Mask]
     single: bool
 
 
-def decode(body: bytes | None, content_type: str | None) -> Images:
-    """The images in a request body. Raises UnsupportedContentType or BadRequest."""
+def decode(body: bytes | None, content_type: str | None, attributes: str | None = None) -> Images:
+    """The images in a request body. Raises UnsupportedContentType or BadRequest.
+
+    `attributes` are the request's custom attributes, of which mask_size=model or mask_size=original is for us.
+    """
+    mask_size = _mask_size(attributes)
     media_type = (content_type or "").split(";")[0].strip().lower()
     decoder = DECODERS.get(media_type) or (_decode_image if media_type.startswith("image/") else None)
     if decoder is None:
@@ -118,7 +144,7 @@ def decode(body: bytes | None, content_type: str | None) -> Images:
     if isinstance(body, str):  # a server that decoded text already
         body = body.encode("utf-8")
     try:
-        return decoder(bytes(body))
+        return replace(decoder(bytes(body)), mask_size=mask_size)
     except preprocess.ImageError as error:
         raise BadRequest(str(error)) from None
 
@@ -128,14 +154,49 @@ def encode(answer: Answer, accept: str | None) -> tuple[bytes, str]:
 
     Quality values are honoured; ``*/*`` or nothing gives application/json. Raises NotAcceptable.
     """
+    encoders = MASK_ENCODERS if isinstance(answer.predictions[0], masks.Mask) else ENCODERS
     for media_type in _wanted(accept):
         if media_type in ("*/*", "application/*"):
             media_type = "application/json"
         elif media_type == "text/*":
             media_type = "text/csv"
-        if media_type in ENCODERS:
-            return ENCODERS[media_type](answer), media_type
-    raise NotAcceptable(f"Accept is {accept!r}; a classification can be had as {', '.join(ENCODERS)}")
+        elif media_type == "image/*":
+            media_type = "image/png"
+        if media_type in encoders:
+            return encoders[media_type](answer), media_type
+    raise NotAcceptable(f"Accept is {accept!r}; this model's answers can be had as {', '.join(encoders)}")
+
+
+def header(headers: Mapping, name: str) -> str:
+    """The value of a header whose `name`, in lower case, may be in any case; empty if there is none.
+
+    TorchServe puts other things than text among the headers, for each part of the body.
+    """
+    return ",".join(value for key, value in headers.items() if key.lower() == name and isinstance(value, str))
+
+
+def sendable(body: bytes, media_type: str) -> tuple[bytes, str]:
+    """What was given, if TorchServe can send it: of a larger answer it makes a 500 that says nothing.
+
+    Raises NotAcceptable.
+    """
+    limit = int(os.environ.get("TS_MAX_RESPONSE_SIZE", TORCHSERVE_MAX_RESPONSE_SIZE))
+    if len(body) > limit:
+        raise NotAcceptable(
+            f"as {media_type} the answer has {len(body):,} bytes, and TS_MAX_RESPONSE_SIZE is {limit:,}; accept a"
+            " smaller form, or raise it"
+        )
+    return body, media_type
+
+
+def _mask_size(attributes: str | None) -> str | None:
+    # The rest of the attributes is between the client and whoever else reads them.
+    found = re.search(r"(?<![\w-])mask_size=([^\s,;]*)", attributes or "")
+    if found and found[1] not in masks.SIZES:
+        raise BadRequest(
+            f"mask_size is {found[1]!r} in the custom attributes; expected one of {', '.join(masks.SIZES)}"
+        )
+    return found and found[1]
 
 
 def _wanted(accept: str | None) -> list[str]:
@@ -238,25 +299,32 @@ def _encode_json(answer: Answer) -> bytes:
 
 
 def _encode_jsonlines(answer: Answer) -> bytes:
-    lines = (json.dumps(prediction.as_object(), ensure_ascii=False) for prediction in answer.predictions)
+    lines = (json.dumps(prediction.as_line(), ensure_ascii=False) for prediction in answer.predictions)
     return "".join(line + "\n" for line in lines).encode("utf-8")
 
 
 def _encode_csv(answer: Answer) -> bytes:
-    """label,index,probability: a line an image, no header."""
+    """A line an image, no header: label,index,probability, or the pixel count of each class."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    for p in answer.predictions:
-        writer.writerow([p.label, p.index, repr(float(p.probabilities[p.index]))])
+    writer.writerows(prediction.as_row() for prediction in answer.predictions)
     return text.getvalue().encode("utf-8")
 
 
 def _encode_npy(answer: Answer) -> bytes:
-    """float32 (n_labels,) for one image, (N, n_labels) for several."""
-    probabilities = np.stack([prediction.probabilities for prediction in answer.predictions])
+    """Probabilities, float32 (n_labels,), or the mask, uint8 (H, W), of one image; of several, with N before that."""
+    arrays = [prediction.array for prediction in answer.predictions]
+    if len({array.shape for array in arrays}) > 1:
+        raise NotAcceptable("the masks have different sizes, which one array cannot hold; accept application/json")
     stream = io.BytesIO()
-    np.save(stream, probabilities[0] if answer.single else probabilities, allow_pickle=False)
+    np.save(stream, arrays[0] if answer.single else np.stack(arrays), allow_pickle=False)
     return stream.getvalue()
+
+
+def _encode_png(answer: Answer) -> bytes:
+    if len(answer.predictions) > 1:
+        raise NotAcceptable("one PNG holds one mask, and there are several; accept application/json")
+    return answer.predictions[0].as_png()
 
 
 DECODERS: dict[str, Callable[[bytes], Images]] = {
@@ -271,3 +339,4 @@ ENCODERS: dict[str, Callable[[Answer], bytes]] = {
     "text/csv": _encode_csv,
     "application/x-npy": _encode_npy,
 }
+MASK_ENCODERS = ENCODERS | {"image/png": _encode_png}

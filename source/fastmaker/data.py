@@ -1,6 +1,7 @@
 """A channel directory -> labelled images -> fastai DataLoaders.
 
-`read` finds out which of these layouts a directory has, says what it found, and refuses the rest:
+`read` finds out which of these layouts a directory has, says what it found, and refuses the rest (`mask_data` reads the
+one with masks):
 
     idx             MNIST's raw files, plain or .gz: train-images-idx3-ubyte and train-labels-idx1-ubyte, t10k-... to
                     validate
@@ -14,6 +15,7 @@ Only `dataloaders` needs fastai.
 
 import csv
 import gzip
+import hashlib
 import os
 import re
 import zlib
@@ -53,10 +55,19 @@ class Samples:
     def classes(self) -> list[str]:
         return sorted(set(self.labels))
 
+    def block(self):
+        """fastai's TransformBlock of the labels."""
+        from fastai.vision.all import CategoryBlock
+
+        return CategoryBlock(vocab=self.classes)
+
+    @property
+    def n_train(self) -> int:
+        return len(self.labels) - sum(self.is_valid)
+
     def summary(self) -> str:
-        n_valid = sum(self.is_valid)
         return (
-            f"found {self.layout}: {len(self.labels) - n_valid} images to train, {n_valid} to validate,"
+            f"found {self.layout}: {self.n_train} images to train, {sum(self.is_valid)} to validate,"
             f" {len(self.classes)} classes ({', '.join(self.classes[:5])}{', ...' if len(self.classes) > 5 else ''})"
             + (f"; {len(self.skipped)} unreadable images skipped" if self.skipped else "")
         )
@@ -92,15 +103,18 @@ def read(
     train, bad_train = _readable(train)
     valid, bad_valid = _readable(valid)
     skipped = (*bad_train, *bad_valid)
-    if len(skipped) > MAX_UNREADABLE * n_files:
-        raise DataError(
-            f"{len(skipped)} of {n_files} images in {train_dir} cannot be read (more than a tenth): "
-            + "; ".join(skipped[:3])
-        )
+    check_skipped(skipped, n_files, train_dir)
     lost = sorted(labels - {label for _, label in train})
     if lost:
         raise DataError(f"no image of {', '.join(map(repr, lost[:5]))} can be read: " + "; ".join(skipped[:3]))
     return _checked(_samples(layout, train, valid, skipped, valid_pct, seed))
+
+
+def fingerprint(samples: Samples) -> str:
+    """SHA-256 over the images' names, wherever they lie, their labels and which of them validate."""
+    names = [getattr(image, "name", "") for image in samples.images]  # idx files hold arrays, which have none
+    labels = [getattr(label, "name", label) for label in samples.labels]  # of masks, the file's
+    return hashlib.sha256(repr((names, labels, list(map(bool, samples.is_valid)))).encode()).hexdigest()
 
 
 def dataloaders(
@@ -112,9 +126,11 @@ def dataloaders(
     augment: bool,
     workers: int,
 ):
-    """fastai DataLoaders of (image, class): float32 (N, C, H, W), normalised with STATISTICS, and int64 (N,)."""
+    """fastai DataLoaders of (image, label): float32 (N, C, H, W), normalised with STATISTICS, and int64.
+
+    Labels are class numbers (N,) or masks (N, H, W), as `samples` has them.
+    """
     from fastai.vision.all import (
-        CategoryBlock,
         DataBlock,
         IndexSplitter,
         IntToFloatTensor,
@@ -133,15 +149,13 @@ def dataloaders(
         return kind(kind.create(image).convert(image_mode))
 
     block = DataBlock(
-        blocks=(TransformBlock(type_tfms=create, batch_tfms=IntToFloatTensor), CategoryBlock(vocab=samples.classes)),
+        blocks=(TransformBlock(type_tfms=create, batch_tfms=IntToFloatTensor), samples.block()),
         get_x=ItemGetter(0),
         get_y=ItemGetter(1),
         splitter=IndexSplitter(np.flatnonzero(samples.is_valid)),
         item_tfms=Resize(image_size, method=resize_method),
         batch_tfms=[*(aug_transforms() if augment else []), Normalize.from_stats(*STATISTICS[image_mode])],
     )
-    # fastai drops a last batch that is not full: with fewer images than that, it would train on none.
-    batch_size = min(batch_size, len(samples.labels) - sum(samples.is_valid))
     items = list(zip(samples.images, samples.labels, strict=True))
     return block.dataloaders(items, bs=batch_size, num_workers=workers)
 
@@ -176,19 +190,19 @@ def _find(folder: Path, pattern: re.Pattern | None) -> tuple[str, Pairs, Pairs]:
         valid = next((folder / name for name in VALID_FOLDERS if (folder / name).is_dir()), None)
         return "class folders", _by_folder(folder / "train"), _by_folder(valid) if valid else []
     if (folder / "codes.txt").is_file():
-        raise DataError(f"{folder} holds codes.txt and so masks for segmentation; expected images with one label each")
+        raise DataError(f"{folder} holds codes.txt and so masks: --task segmentation trains on it")
     if _folders(folder):
         return "class folders", _by_folder(folder), []
     raise DataError(
         f"{folder} has no layout that is known. Looked for: MNIST idx files, labels.csv, class folders"
-        " (<class>/<image> or train/<class>/<image>), or a --label-regex for file names. Found: " + _listing(folder)
+        " (<class>/<image> or train/<class>/<image>), or a --label-regex for file names. Found: " + listing(folder)
     )
 
 
 def _by_regex(folder: Path, pattern: re.Pattern) -> Pairs:
-    files = _image_files(folder)
+    files = image_files(folder)
     if not files:
-        raise DataError(f"{folder} holds no image file. Found: {_listing(folder)}")
+        raise DataError(f"{folder} holds no image file. Found: {listing(folder)}")
     pairs = []
     for file in files:
         match = pattern.search(file.name)
@@ -221,12 +235,12 @@ def _by_csv(folder: Path) -> Pairs:
 def _by_folder(folder: Path) -> Pairs:
     pairs = []
     for class_folder in _folders(folder):
-        files = _image_files(class_folder)
+        files = image_files(class_folder)
         if not files:
             raise DataError(f"class {class_folder.name!r} is empty: {class_folder} holds no image file")
         pairs += [(file, class_folder.name) for file in files]
     if not pairs:
-        raise DataError(f"{folder} holds no class folder. Found: {_listing(folder)}")
+        raise DataError(f"{folder} holds no class folder. Found: {listing(folder)}")
     return pairs
 
 
@@ -264,7 +278,7 @@ def _read_idx(path: Path, dimensions: int) -> np.ndarray:
     return np.frombuffer(data[header:], np.uint8).reshape(shape)
 
 
-def _image_files(folder: Path) -> list[Path]:
+def image_files(folder: Path) -> list[Path]:
     extensions = Image.registered_extensions()
     files = (f for f in folder.rglob("*") if f.suffix.lower() in extensions and f.is_file())
     return sorted(f for f in files if not any(part.startswith(".") for part in f.relative_to(folder).parts))
@@ -274,7 +288,7 @@ def _folders(folder: Path) -> list[Path]:
     return sorted(f for f in folder.iterdir() if f.is_dir() and not f.name.startswith((".", "__")))
 
 
-def _listing(folder: Path) -> str:
+def listing(folder: Path) -> str:
     names = sorted(f.name + ("/" if f.is_dir() else "") for f in folder.iterdir())
     return ", ".join(names[:8]) + (f", ... ({len(names)} entries)" if len(names) > 8 else "") or "nothing"
 
@@ -295,16 +309,25 @@ def _problem(file: Path) -> str | None:
     return None
 
 
+def check_skipped(skipped: Sequence[str], n_files: int, folder: Path) -> None:
+    """Raise DataError if too many of the files are unreadable."""
+    if len(skipped) > MAX_UNREADABLE * n_files:
+        raise DataError(
+            f"{len(skipped)} of {n_files} images in {folder} cannot be read (more than a tenth): "
+            + "; ".join(skipped[:3])
+        )
+
+
 def _samples(layout: str, train: Pairs, valid: Pairs, skipped: tuple[str, ...], valid_pct: float, seed: int) -> Samples:
     if valid:
         is_valid = [False] * len(train) + [True] * len(valid)
     else:
-        is_valid = _split([label for _, label in train], valid_pct, seed)
+        is_valid = split([label for _, label in train], valid_pct, seed)
     images, labels = zip(*train, *valid, strict=True)
     return Samples(layout, images, labels, is_valid, skipped)
 
 
-def _split(labels: Sequence[str], valid_pct: float, seed: int) -> list[bool]:
+def split(labels: Sequence[str], valid_pct: float, seed: int) -> list[bool]:
     """Of each class `valid_pct` to validate: at least one image, and at least one left to train."""
     random = np.random.default_rng(seed)
     labels = np.asarray(labels)

@@ -42,8 +42,8 @@ def classifier(architecture: str, n_out: int, n_in: int = 3) -> nn.Sequential:
         return convnet(n_out, n_in)
     if architecture not in TORCHVISION_CUTS:
         raise ValueError(f"unknown architecture {architecture!r}; expected one of {', '.join(ARCHITECTURES)}")
-    body = _body(architecture, n_in)
-    return nn.Sequential(body, _head(_features(body, n_in), n_out))
+    encoder = body(architecture, n_in)
+    return nn.Sequential(encoder, _head(_features(encoder, n_in), n_out))
 
 
 def empty_classifier(architecture: str, n_out: int, n_in: int = 3) -> nn.Sequential:
@@ -67,7 +67,8 @@ def _conv_block(n_in: int, n_out: int) -> nn.Sequential:
     )
 
 
-def _body(architecture: str, n_in: int) -> nn.Sequential:
+def body(architecture: str, n_in: int) -> nn.Sequential:
+    """The torchvision network without its pooling and head: (N, n_in, H, W) -> (N, n_features, h, w)."""
     network = getattr(torchvision.models, architecture)(weights=None)
     if n_in != 3:
         _replace_first_convolution(network, n_in)

@@ -17,6 +17,7 @@ from torchvision.transforms import functional
 
 IMAGE_MODES = ("RGB", "L")
 RESIZE_METHODS = ("crop", "pad", "squish")
+NO_RESIZE = "none"  # stands in for a method where images are taken as they are, all of one size
 DEFAULT_MAX_PIXELS = 64_000_000
 
 
@@ -88,19 +89,16 @@ def resize(image: Image.Image, size: tuple[int, int], method: str) -> Image.Imag
     """``fastai.vision.augment.Resize`` as it acts on validation images: bilinear, centred, reflection padding.
 
     `size` is (height, width) in pixels. crop fills it and cuts what stands over, pad fits the whole image in and
-    mirrors its edges, squish ignores the aspect ratio.
+    mirrors its edges, squish ignores the aspect ratio. NO_RESIZE takes images of that size alone. Raises ValueError.
     """
     height, width = size
-    if method == "squish":
+    if method == NO_RESIZE and image.size != (width, height):
+        raise ValueError(f"the model was trained without Resize and takes images of {width}x{height}")
+    if method in ("squish", NO_RESIZE):
         return image.resize((width, height), Image.Resampling.BILINEAR)
-    choose = max if method == "pad" else min
-    scale = choose(image.width / width, image.height / height)
-    window = int(scale * width), int(scale * height)
-    left = int(0.5 * (image.width - window[0]))
-    top = int(0.5 * (image.height - window[1]))
-    if window[0] * window[1] > max_pixels():  # a hair-thin image would be mirrored into gigabytes
-        raise ValueError(f"its padded form would be {window[0]}x{window[1]}; at most {max_pixels():,} pixels")
-    right, bottom = left + window[0], top + window[1]
+    left, top, right, bottom = window(image.size, size, method)
+    if (right - left) * (bottom - top) > max_pixels():  # a hair-thin image would be mirrored into gigabytes
+        raise ValueError(f"its padded form would be {right - left}x{bottom - top}; at most {max_pixels():,} pixels")
     image_width, image_height = image.size
     inside = max(left, 0), max(top, 0), min(right, image_width), min(bottom, image_height)
     margins = [max(-left, 0), max(-top, 0), max(right - image_width, 0), max(bottom - image_height, 0)]
@@ -108,6 +106,22 @@ def resize(image: Image.Image, size: tuple[int, int], method: str) -> Image.Imag
     if any(margins):
         image = functional.pad(image, margins, padding_mode="reflect")
     return image.resize((width, height), Image.Resampling.BILINEAR)
+
+
+def window(image_size: tuple[int, int], size: tuple[int, int], method: str) -> tuple[int, int, int, int]:
+    """(left, top, right, bottom): the part of the image that `resize` makes `size` of, padding included.
+
+    `image_size` is (width, height), as Pillow has it, `size` is (height, width).
+    """
+    image_width, image_height = image_size
+    if method in ("squish", NO_RESIZE):
+        return 0, 0, image_width, image_height
+    height, width = size
+    choose = max if method == "pad" else min
+    scale = choose(image_width / width, image_height / height)
+    window_width, window_height = int(scale * width), int(scale * height)
+    left, top = int(0.5 * (image_width - window_width)), int(0.5 * (image_height - window_height))
+    return left, top, left + window_width, top + window_height
 
 
 def normalise(batch: torch.Tensor, mean: torch.Tensor, std: torch.Tensor, resampled: bool = False) -> torch.Tensor:

@@ -8,7 +8,9 @@ the same torch build: the network runs as it was trained. bf16 folds the batch n
 processor's bfloat16 units (AMX, AVX512-BF16), which is several times faster where there are some.
 """
 
+import itertools
 import os
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import torch
@@ -16,8 +18,9 @@ from PIL import Image
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from fastmaker import bundle, preprocess
+from fastmaker import bundle, masks, preprocess
 from fastmaker.content import Prediction
+from fastmaker.masks import Mask
 
 PRECISIONS = ("float32", "bf16")
 # Images of one request that go through the network together: enough to keep it busy, little enough memory.
@@ -44,19 +47,42 @@ class Model:
         return preprocess.to_tensor(image, self.info.image_mode, self.info.image_size, self.info.resize_method)
 
     @torch.inference_mode()
-    def probabilities(self, batch: torch.Tensor) -> np.ndarray:
-        """uint8 (N, C, H, W) -> float32 (N, n_labels)."""
+    def probabilities(self, batch: torch.Tensor) -> torch.Tensor:
+        """uint8 (N, C, H, W) -> float32 (N, n_labels), for segmentation (N, n_labels, H, W)."""
         batch = preprocess.normalise(batch.to(self.device), self.mean, self.std, self.info.resampled)
         batch = batch.to(self.dtype, memory_format=self.memory_format)
-        return self.network(batch).float().softmax(dim=1).cpu().numpy()
+        return self.network(batch).float().softmax(dim=1)
 
-    def predict(self, images: list[Image.Image]) -> list[Prediction]:
-        """One Prediction for each image, in order. Raises preprocess.ImageError."""
-        predictions = []
-        for start in range(0, len(images), MAX_BATCH):
-            batch = torch.stack([self.to_tensor(image) for image in images[start : start + MAX_BATCH]])
-            predictions += [Prediction(row, self.info.labels) for row in self.probabilities(batch)]
-        return predictions
+    def predict(self, images: list[Image.Image], mask_size: str | None = None) -> list[Prediction] | list[Mask]:
+        """One answer for each image, in order; `mask_size` is one of masks.SIZES, by default the bundle's.
+
+        Raises preprocess.ImageError.
+        """
+        found = self.outputs(map(self.to_tensor, images))
+        return [self.answer(output, image, mask_size) for output, image in zip(found, images, strict=True)]
+
+    def outputs(self, tensors: Iterable[torch.Tensor]) -> Iterator[np.ndarray]:
+        """What the network finds in each of `to_tensor`'s tensors: probabilities, or the class of each pixel.
+
+        Images that go through together have other rounding than one alone: about 1e-7 in a probability.
+        """
+        together = 1 if self.info.task == "segmentation" else MAX_BATCH  # one keeps a U-Net busy
+        tensors = iter(tensors)
+        while batch := list(itertools.islice(tensors, together)):
+            found = self.probabilities(torch.stack(batch))
+            if self.info.task == "segmentation":
+                # The argmax of the probabilities, as in fastai: rounding may have made two of them equal.
+                found = found.argmax(dim=1).to(torch.uint8)
+            yield from found.cpu().numpy()
+
+    def answer(self, output: np.ndarray, image: Image.Image, mask_size: str | None = None) -> Prediction | Mask:
+        """The answer that one of `outputs` is for its image. Raises preprocess.ImageError."""
+        info = self.info
+        if info.task == "classification":
+            return Prediction(output, info.labels)
+        if (mask_size or info.mask_size) == "original":
+            output = masks.restored(output, image.size, info.resize_method, info.void_code)
+        return Mask(output, info.labels, info.void_code)
 
 
 def load(model_dir: str | os.PathLike, device: str = "cpu", precision: str | None = None) -> Model:
@@ -72,12 +98,14 @@ def load(model_dir: str | os.PathLike, device: str = "cpu", precision: str | Non
     return Model(network, info, device, precision)
 
 
-def threads_per_worker() -> int:
+def threads_per_worker(workers: int | None = None) -> int:
     """cores // workers, at least 1: with all cores in every worker, throughput collapses under concurrent requests.
 
-    TorchServe starts as many workers as there are cores unless one of these variables says otherwise.
+    TorchServe starts as many workers as there are cores unless `workers` or one of these variables says otherwise.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if workers:
+        return max(1, cores // workers)
     for name in (
         "SAGEMAKER_TS_MAX_WORKERS",
         "SAGEMAKER_MODEL_SERVER_WORKERS",

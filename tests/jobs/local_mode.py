@@ -54,6 +54,11 @@ def running_below(home: Path) -> list[psutil.Process]:
     return [process for process in found if process.pid != os.getpid()]
 
 
+def nothing_runs_below(home: Path) -> bool:
+    """Whether all is over; a job's own process ends a moment after it has written how the job ended."""
+    return wait_until(lambda: not running_below(home), 10)
+
+
 def wait_until(condition, seconds: float = 60):
     """Returns condition()'s first true value; fails after `seconds`."""
     deadline = time.monotonic() + seconds

@@ -90,6 +90,20 @@ def test_the_sdk_still_adds_checkpoints_and_spot_instances_through_the_method_th
     assert "_add_spot_checkpoint_args(local_mode, estimator, train_args)" in inspect.getsource(_TrainingJob)
 
 
+def test_the_sdk_still_asks_whether_torchrun_may_start_a_script_through_the_function_that_is_wrapped():
+    from sagemaker import fw_utils
+
+    assert "validate_torch_distributed_distribution(" in inspect.getsource(fw_utils.validate_distribution)
+    arguments = {"py_version": "py312", "image_uri": None, "entry_point": "train.py"}
+    enabled = {"torch_distributed": {"enabled": True}}
+    validate = fw_utils.validate_torch_distributed_distribution
+    validate(instance_type="local", framework_version="2.8.0", distribution=enabled, **arguments)
+    with pytest.raises(ValueError, match="supported framework versions"):
+        validate(instance_type="local", framework_version="1.5", distribution=enabled, **arguments)
+    with pytest.raises(ValueError, match="only for GPU and Trainium"):
+        validate(instance_type="ml.c5.xlarge", framework_version="2.8.0", distribution=enabled, **arguments)
+
+
 def test_the_training_toolkit_still_takes_the_port_of_a_meeting_from_what_the_launcher_sets():
     from sagemaker_pytorch_container import training
     from sagemaker_training import torch_distributed

@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import importlib
 import json
 import os
 import pty
@@ -16,7 +17,12 @@ import pytest
 from local_mode import REPOSITORY, running_below
 from PIL import Image
 
-SCRIPTS = ("train", "deploy", "predict", "transform", "manifest", "cleanup", "quickstart", "benchmark", "local.s3")
+from jobs import console
+
+SCRIPTS = (
+    *("train", "deploy", "predict", "transform", "manifest", "package", "cleanup", "quickstart", "benchmark"),
+    "local.s3",
+)
 
 
 @pytest.fixture
@@ -30,9 +36,9 @@ def run(tmp_path):
     assert not running_below(tmp_path / "home")
 
 
-def one_line(done) -> str:
+def one_line(stderr: str) -> str:
     """The error; argparse says the usage before it."""
-    lines = done.stderr.decode().splitlines()
+    lines = stderr.splitlines()
     (line,) = [line for line in lines if "error: " in line]
     assert lines[0].startswith("usage: ") or lines == [line]
     return line
@@ -76,6 +82,27 @@ def test_from_a_folder_to_an_answer_by_the_commands_that_each_step_names(run, di
     assert run("jobs.cleanup").stdout.decode().strip() == "nothing is left"
 
 
+def test_masks_are_told_by_their_classes_and_saved_beside_their_images(run, scenes, scenes_bundle, tmp_path):
+    deployed = run("jobs.deploy", "--model", str(scenes_bundle), "--endpoint-name", "scenes")
+    assert deployed.returncode == 0, deployed.stderr.decode()
+    asked = run("jobs.predict", str(scenes / "images" / "00.png"), "--save", str(tmp_path / "answers"))
+    assert asked.returncode == 0, asked.stderr.decode()
+    assert re.search(r"00\.png  (\w+ \d+%(, )?)+ +-\n", asked.stdout.decode())
+    assert Image.open(tmp_path / "answers" / "0000-00.png").size == (640, 348)
+    assert run("jobs.cleanup", "--endpoint", "scenes").returncode == 0
+
+
+def test_several_hosts_train_and_each_line_says_whose_it_is(run, digits, tmp_path):
+    words = "--arch convnet --epochs 2 --instance-count 2 --distribution torch_distributed --spot --job-name pair"
+    done = run("jobs.train", "--data", str(digits), *words.split(), "--checkpoints", str(tmp_path / "checkpoints"))
+    assert done.returncode == 0, done.stderr.decode()
+    lines = done.stdout.decode().splitlines()
+    assert [line[:16] for line in lines if "epoch=" in line] == ["algo-1 | epoch=1", "algo-1 | epoch=2"]
+    assert [line[:18] for line in lines if line.startswith("algo-2")] == ["algo-2 | epoch 1/2", "algo-2 | epoch 2/2"]
+    assert any(line.startswith("algo-1 | the parameters of all 2 processes are equal") for line in lines)
+    assert sorted(file.name for file in (tmp_path / "checkpoints").iterdir()) == ["epoch-0001.pt", "epoch-0002.pt"]
+
+
 @pytest.mark.parametrize(
     ("command", "status", "reason"),
     [
@@ -83,6 +110,11 @@ def test_from_a_folder_to_an_answer_by_the_commands_that_each_step_names(run, di
         ("jobs.train --data {digits} --arch resnet99", 2, "expected one of convnet, resnet18"),
         ("jobs.train --data {digits} --epochs many", 2, "invalid int value"),
         ("jobs.train --data {digits} --instance-type ml.p3.2xlarge", 2, "expected one of local, local_gpu"),
+        ("jobs.train --data {digits} --instance-count 0", 2, "expected at least 1"),
+        ("jobs.train --data {digits} --distribution mpi", 2, "invalid choice: 'mpi'"),
+        ("jobs.train --data {digits} --max-wait 60", 2, "give --spot as well"),
+        ("jobs.train --data {digits} --spot --max-wait 60", 2, "expected at least --max-run 86400"),
+        ("jobs.train --data {digits} --timeout never", 2, "argument --timeout: invalid float value"),
         ("jobs.train --data {digits}/7", 2, "no layout that is known"),
         ("jobs.deploy --model nothing", 2, "no such training job"),
         ("jobs.deploy --model {digits}", 2, "is no bundle: it lacks model.json"),
@@ -99,10 +131,16 @@ def test_from_a_folder_to_an_answer_by_the_commands_that_each_step_names(run, di
         ("jobs.transform --retry-failed nobody", 1, "Could not find transform job"),
     ],
 )
-def test_bad_usage_gets_one_line_before_anything_starts(run, digits, tmp_path, command, status, reason):
-    done = run(*command.format(digits=digits).split())
-    assert done.returncode == status, done.stderr.decode()
-    assert reason in one_line(done)
+def test_bad_usage_gets_one_line_before_anything_starts(digits, tmp_path, monkeypatch, capsys, command, status, reason):
+    """In this process, as the last lines of each script do it: most of the time of a process is the SDK's import."""
+    monkeypatch.setenv("FASTMAKER_HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    module, *words = command.format(digits=digits).split()
+    script = importlib.import_module(module)
+    with pytest.raises(SystemExit) as ended, console.errors_as_one_line():
+        script.main(script.parse_args(words))
+    assert ended.value.code == status
+    assert reason in one_line(capsys.readouterr().err)
     assert not list((tmp_path / "home").glob("*/*"))
 
 

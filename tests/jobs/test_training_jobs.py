@@ -12,7 +12,7 @@ import zipfile
 import boto3
 import pytest
 from botocore.exceptions import ClientError
-from local_mode import REPOSITORY, estimator, running_below, wait_until
+from local_mode import REPOSITORY, estimator, nothing_runs_below, wait_until
 from moto.server import ThreadedMotoServer
 from sagemaker.exceptions import UnexpectedStatusException
 from sagemaker.inputs import TrainingInput
@@ -175,7 +175,7 @@ def test_another_process_describes_and_stops_a_job(session, home, write_script):
     elsewhere.stop_training_job(name)
     elsewhere.wait_for_job(name)
     assert session.describe_training_job(name)["TrainingJobStatus"] == "Stopped"
-    assert not running_below(home / "training-jobs" / name)
+    assert nothing_runs_below(home / "training-jobs" / name)
 
 
 def test_a_job_that_is_stopped_at_once_is_stopped(session, home, write_script):
@@ -186,7 +186,7 @@ def test_a_job_that_is_stopped_at_once_is_stopped(session, home, write_script):
         session.stop_training_job(name)
         session.wait_for_job(name)
         assert session.describe_training_job(name)["TrainingJobStatus"] == "Stopped"
-    assert not running_below(home / "training-jobs" / name)
+    assert nothing_runs_below(home / "training-jobs" / name)
 
 
 def test_a_job_longer_than_max_run_is_stopped(session, write_script):
@@ -203,7 +203,7 @@ def test_a_job_whose_own_process_is_killed_is_failed_and_leaves_nothing_running(
     os.kill(session.sagemaker_client.training_jobs.read(name)["supervisor"]["pid"], signal.SIGKILL)
     description = wait_until(lambda: (d := session.describe_training_job(name))["TrainingJobStatus"] == "Failed" and d)
     assert "died" in description["FailureReason"]
-    assert not running_below(home / "training-jobs" / name)
+    assert nothing_runs_below(home / "training-jobs" / name)
 
 
 def test_ctrl_c_during_fit_leaves_no_process(write_script, tmp_path):
@@ -212,7 +212,7 @@ def test_ctrl_c_during_fit_leaves_no_process(write_script, tmp_path):
         import signal, sys
         signal.signal(signal.SIGINT, signal.default_int_handler)  # which a job of a shell's background ignores
         sys.path[:0] = [{str(REPOSITORY / "tests/jobs")!r}]
-        from local_mode import estimator
+        from local_mode import estimator, nothing_runs_below
         from jobs.local import ProcessSession
         estimator(ProcessSession(home={str(tmp_path / "home")!r}), {str(source)!r}).fit()
     """
@@ -223,7 +223,7 @@ def test_ctrl_c_during_fit_leaves_no_process(write_script, tmp_path):
     fit.send_signal(signal.SIGINT)
     fit.communicate(timeout=60)
     assert fit.returncode != 0
-    assert not running_below(tmp_path / "home")
+    assert nothing_runs_below(tmp_path / "home")
 
 
 def test_data_code_and_artefacts_may_lie_in_s3(home, write_script, monkeypatch):

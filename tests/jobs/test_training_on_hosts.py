@@ -1,11 +1,13 @@
 """Training jobs on several hosts, and checkpoints that are brought back and taken away."""
 
 import json
+import re
+import shutil
 import tarfile
 import time
 
 import pytest
-from local_mode import estimator, running_below, wait_until
+from local_mode import REPOSITORY, estimator, nothing_runs_below, running_below, wait_until
 from sagemaker.exceptions import UnexpectedStatusException
 from sagemaker.inputs import TrainingInput
 
@@ -96,7 +98,6 @@ def test_a_slow_host_is_waited_for(session, write_script):
     [
         ("raise ValueError('no such class')", "host algo-3: "),
         ("os.kill(os.getpid(), 9)", "host algo-3: "),
-        ("os._exit(3)", "host algo-3: "),
     ],
 )
 def test_a_host_that_fails_ends_the_job_and_is_named(session, write_script, what, reason):
@@ -105,14 +106,41 @@ def test_a_host_that_fails_ends_the_job_and_is_named(session, write_script, what
     with pytest.raises(UnexpectedStatusException, match=f"(?s){reason}"):
         job.fit(logs=False)
     assert time.monotonic() - started < 60
-    assert not running_below(directory_of(session, job))
+    assert nothing_runs_below(directory_of(session, job))
 
 
-def test_the_cause_is_named_and_not_those_who_lost_their_peer(session, write_script):
+@pytest.mark.parametrize("distribution", [None, {"torch_distributed": {"enabled": True}}])
+def test_the_cause_is_named_and_not_those_who_lost_their_peer(session, write_script, distribution):
     script = MEET.replace("dist.barrier()", "if host != hosts[0]: raise RuntimeError('out of luck')\ndist.barrier()")
-    job = estimator(session, write_script(script), instance_count=2)
+    job = estimator(session, write_script(script), instance_count=2, distribution=distribution)
     with pytest.raises(UnexpectedStatusException, match=r"(?s)host algo-2: .*RuntimeError: out of luck"):
         job.fit(logs=False)
+
+
+def test_a_host_is_called_by_its_name_in_the_job_wherever_a_script_gives_its_address(session, write_script):
+    job = estimator(session, write_script("import os\nraise ValueError(os.environ['SM_HOSTS'])"), instance_count=2)
+    with pytest.raises(UnexpectedStatusException, match=r'\["algo-1", *"algo-2"\]'):
+        job.fit(logs=False)
+
+
+HANGING = """
+import json, os, sys, time
+if os.environ["SM_CURRENT_HOST"] == json.loads(os.environ["SM_HOSTS"])[1]:
+    time.sleep(600)
+import entry_point
+sys.exit(entry_point.main())
+"""
+
+
+def test_a_host_that_hangs_at_its_start_is_named_after_the_timeout(session, digits, tmp_path):
+    source = shutil.copytree(REPOSITORY / "source", tmp_path / "source")
+    (source / "train.py").write_text(HANGING)
+    job = estimator(session, source, instance_count=2, hyperparameters={"arch": "convnet", "timeout": 5})
+    started = time.monotonic()
+    with pytest.raises(UnexpectedStatusException, match=r"(?s)host algo-1: .*host algo-2 did not come within 5 s"):
+        job.fit({"train": f"file://{digits}"}, logs=False)
+    assert time.monotonic() - started < 60
+    assert nothing_runs_below(directory_of(session, job))
 
 
 def test_all_hosts_of_a_job_that_is_stopped_end(session, write_script):
@@ -122,7 +150,7 @@ def test_all_hosts_of_a_job_that_is_stopped_end(session, write_script):
     session.stop_training_job(job.latest_training_job.name)
     session.wait_for_job(job.latest_training_job.name)
     assert job.latest_training_job.describe()["TrainingJobStatus"] == "Stopped"
-    assert not running_below(directory_of(session, job))
+    assert nothing_runs_below(directory_of(session, job))
 
 
 COUNTING = """
@@ -162,3 +190,31 @@ def test_checkpoints_lie_where_the_job_says(session, write_script, place):
     job.fit(logs=False)
     assert files_of(job)["found.txt"] == b"1"
     assert place.names() == {"checkpoints/given.txt", "checkpoints/run/1.txt"}
+
+
+@pytest.mark.slow
+def test_a_run_of_the_entry_point_that_is_stopped_goes_on_where_it_was(session, digits, tmp_path):
+    hyperparameters = {"arch": "convnet", "epochs": 6, "batch-size": 16}
+
+    def job(checkpoints):
+        arguments = {"checkpoint_s3_uri": f"file://{tmp_path}/{checkpoints}", "hyperparameters": hyperparameters}
+        return estimator(session, REPOSITORY / "source", entry_point="entry_point.py", **arguments)
+
+    def epochs(training):
+        log = (directory_of(session, training) / "algo-1" / "container.log").read_text()
+        return re.findall(r"epoch=\d .*(?= images_per_second)", log)
+
+    data = {"train": f"file://{digits}"}
+    stopped = job("interrupted")
+    stopped.fit(data, wait=False)
+    host = directory_of(session, stopped) / "algo-1"
+    wait_until(lambda: next(host.rglob("epoch-0001.pt"), None))  # the job takes it away some seconds later
+    session.stop_training_job(stopped.latest_training_job.name)
+    session.wait_for_job(stopped.latest_training_job.name)
+    resumed, straight = job("interrupted"), job("other")
+    resumed.fit(data, logs=False)
+    straight.fit(data, logs=False)
+    assert 1 <= len(epochs(stopped)) < 6
+    assert "resuming after epoch" in (directory_of(session, resumed) / "algo-1" / "container.log").read_text()
+    assert epochs(resumed) == epochs(straight)
+    assert len(epochs(straight)) == 6

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from botocore.exceptions import ClientError
-from local_mode import REPOSITORY, bundle_model, estimator, running_below, script_mode, wait_until
+from local_mode import REPOSITORY, bundle_model, estimator, nothing_runs_below, running_below, script_mode, wait_until
 from sagemaker.amazon.common import _write_recordio
 from sagemaker.exceptions import UnexpectedStatusException
 from sagemaker.transformer import Transformer
@@ -113,6 +113,7 @@ def digits_of(folder: Path, count: int) -> dict[str, bytes]:
     return {str(file.relative_to(folder)): file.read_bytes() for file in files[:: len(files) // count][:count]}
 
 
+@pytest.mark.slow  # the notebook of batch transform shows the same on fewer images
 def test_prefix_manifest_and_two_instances_give_the_bundles_answers(
     s3, bucket, home, digits, digits_bundle, digits_archive
 ):
@@ -177,7 +178,7 @@ def test_the_default_call_of_the_sdk_shows_the_logs_and_the_answers_lie_beside_n
     listed = client.list_transform_jobs(StatusEquals="Completed", NameContains=description["TransformJobName"])
     assert_answers_as("ListTransformJobs", listed)
     assert [job["TransformJobName"] for job in listed["TransformJobSummaries"]] == [description["TransformJobName"]]
-    assert not running_below(directory_of(transformer))
+    assert nothing_runs_below(directory_of(transformer))
 
 
 def test_an_estimator_gives_a_transformer(session, digits, tmp_path):
@@ -451,7 +452,7 @@ def test_a_job_that_is_stopped_keeps_what_is_whole_and_leaves_nothing_running(se
     transformer.stop_transform_job()
     assert time.monotonic() - started < 10
     assert description_of(transformer)["TransformJobStatus"] == "Stopped"
-    assert not running_below(directory_of(transformer))
+    assert nothing_runs_below(directory_of(transformer))
     found = outputs(tmp_path / "out")
     assert all(name.endswith(".out") and json.loads(body)["body"] == "x" * 1000 for name, body in found.items())
     assert len(found) < 500
@@ -463,7 +464,7 @@ def test_ctrl_c_stops_the_job(home, model_archive, tmp_path):
     program = f"""
     import signal, sys
     sys.path.insert(0, "tests/jobs")
-    from local_mode import script_mode
+    from local_mode import nothing_runs_below, script_mode
     from jobs.local import ProcessSession
     signal.signal(signal.SIGINT, signal.default_int_handler)
     model = script_mode(ProcessSession(home={str(home)!r}), {str(archive)!r})
@@ -479,7 +480,7 @@ def test_ctrl_c_stops_the_job(home, model_archive, tmp_path):
     client = ProcessSession(home=home).sagemaker_client
     description = client.describe_transform_job(TransformJobName="to-be-interrupted")
     assert description["TransformJobStatus"] == "Stopped"
-    assert not running_below(client.transform_jobs.directory("to-be-interrupted"))
+    assert nothing_runs_below(client.transform_jobs.directory("to-be-interrupted"))
 
 
 def test_a_job_whose_own_process_is_killed_is_failed_and_leaves_nothing_running(session, model_archive, tmp_path):
@@ -493,7 +494,7 @@ def test_a_job_whose_own_process_is_killed_is_failed_and_leaves_nothing_running(
     os.kill(record["supervisor"]["pid"], signal.SIGKILL)
     wait_until(lambda: description_of(transformer)["TransformJobStatus"] == "Failed")
     assert "the process that ran the job has died" in description_of(transformer)["FailureReason"]
-    assert not running_below(directory_of(transformer))
+    assert nothing_runs_below(directory_of(transformer))
 
 
 def test_no_half_written_output_is_ever_seen(session, model_archive, tmp_path):
@@ -541,7 +542,7 @@ def test_a_model_that_cannot_be_loaded_fails_the_job_with_its_reason(session, mo
     transformer = script_mode(session, model_archive(broken)).transformer(2, "local", output_path=f"file://{tmp_path}")
     reason = failure(transformer, write(tmp_path / "in", x="x"), content_type="text/plain")
     assert reason.startswith("AlgorithmError: the model could not be loaded: RuntimeError: no weights")
-    assert not running_below(directory_of(transformer))
+    assert nothing_runs_below(directory_of(transformer))
 
 
 def test_an_object_larger_than_the_payload_fails_and_says_so(echo, tmp_path):

@@ -144,6 +144,12 @@ def test_an_interrupted_save_leaves_no_bundle(folder):
     assert_refused(folder, "model.json: missing")
 
 
+def test_what_could_not_be_loaded_is_not_saved(tmp_path):
+    with pytest.raises(bundle.BundleError, match=r"'image_size'.*expected"):
+        bundle.save(tmp_path / "model", network(), dataclasses.replace(INFO, image_size=(0, 9)))
+    assert not (tmp_path / "model").exists()
+
+
 def test_a_network_of_another_architecture_is_not_saved(tmp_path):
     with pytest.raises(bundle.BundleError, match="the weights do not fit the architecture"):
         bundle.save(tmp_path / "model", network(n_out=4), INFO)
@@ -161,7 +167,10 @@ assert entry_point.__file__.startswith(sys.argv[1]), entry_point.__file__
 model = serving.load(sys.argv[1])
 request = entry_point.input_fn(open(sys.argv[2], "rb").read(), "image/png")
 body, media_type = entry_point.output_fn(entry_point.predict_fn(request, model), "application/json")
-heavy = {"fastai", "fastcore", "pandas", "spacy", "matplotlib", "sklearn", "sagemaker", "jobs"} & sys.modules.keys()
+heavy = {"fastai", "fastcore", "pandas", "spacy", "matplotlib", "sklearn", "sagemaker", "jobs"}
+training = ("data", "mask_data", "learner", "segmentation", "report", "training", "checkpoint")
+heavy |= {f"fastmaker.{name}" for name in training}
+heavy &= sys.modules.keys()
 print(json.dumps({"answer": json.loads(body), "heavy": sorted(heavy)}))
 """
 
@@ -272,6 +281,50 @@ def test_a_model_json_that_is_no_object_is_refused(folder, text, kind):
 def test_a_wrong_value_in_model_json_is_named_with_what_was_expected(folder, key, value):
     edit(folder, **{key: value})
     assert_refused(folder, "model.json: ", repr(key), "expected", load=bundle.load_info)
+
+
+@pytest.fixture
+def unet_folder(scenes_bundle, tmp_path):
+    """A U-Net's bundle with a model.json of one's own; the weights are large and stay where they are."""
+    shutil.copy(scenes_bundle / "model.json", tmp_path)
+    (tmp_path / "model.pth").symlink_to(scenes_bundle / "model.pth")
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("architecture", "convnet"),
+        ("labels", list(map(str, range(257)))),
+        ("labels", ["a", "b", "b", "c"]),
+        ("options", None),
+        ("options", {}),
+        ("options", {"blur": False, "blur_final": True, "self_attention": False, "last_cross": 1}),
+        ("options", {"blur": False, "blur_final": True, "self_attention": False, "last_cross": True, "bottle": True}),
+        ("void_code", 4),
+        ("void_code", -1),
+        ("void_code", True),
+        ("void_code", "Void"),
+        ("mask_size", "huge"),
+    ],
+)
+def test_a_wrong_value_for_a_unet_is_named_with_what_was_expected(unet_folder, key, value):
+    edit(unet_folder, **{key: value})
+    assert_refused(unet_folder, "model.json: ", repr(key), "expected", load=bundle.load_info)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"architecture": "resnet34"},
+        {"labels": ["a", "b", "c", "d", "e"]},
+        {"options": {"blur": False, "blur_final": True, "self_attention": True, "last_cross": True}},
+        {"options": {"blur": False, "blur_final": True, "self_attention": False, "last_cross": False}},
+    ],
+)
+def test_weights_that_do_not_fit_the_unet_of_model_json_are_refused(unet_folder, changes):
+    edit(unet_folder, **changes)
+    assert_refused(unet_folder, "model.pth: the weights do not fit the architecture in model.json")
 
 
 NO_DEFAULT = [

@@ -235,7 +235,7 @@ def test_masks_for_segmentation_are_refused(tmp_path):
     image(tmp_path / "images" / "1.png")
     image(tmp_path / "labels" / "1_P.png")
     (tmp_path / "codes.txt").write_text("sky\nroad\n")
-    refused("codes.txt", "one label each", folder=tmp_path)
+    refused("codes.txt", "--task segmentation", folder=tmp_path)
 
 
 @pytest.mark.parametrize("content", [None, "notes.txt", ".hidden.png"])

@@ -7,27 +7,33 @@ import sys
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from fastmaker import preprocess, serving
 
 
 @pytest.fixture
-def ask(digits_bundle, monkeypatch):
+def served_bundle(digits_bundle):
+    return digits_bundle
+
+
+@pytest.fixture
+def ask(served_bundle, monkeypatch):
     """ask(body, content_type, accept) -> (status, media type, answer), through the container's HandlerService."""
     import torch
     from sagemaker_inference import content_types
     from ts.context import Context, RequestProcessor
 
-    monkeypatch.syspath_prepend(str(digits_bundle / "code"))
+    monkeypatch.syspath_prepend(str(served_bundle / "code"))
     monkeypatch.setenv("SAGEMAKER_PROGRAM", "entry_point.py")
     monkeypatch.setenv("PYTHONPATH", "")  # the handler adds to it
     monkeypatch.setattr(content_types, "UTF8_TYPES", list(content_types.UTF8_TYPES))
     threads = torch.get_num_threads()
     handler = importlib.import_module("sagemaker_pytorch_serving_container.handler_service").HandlerService()
-    context = Context("model", str(digits_bundle), {}, 1, None, "1.0")
+    context = Context("model", str(served_bundle), {}, 1, None, "1.0")
 
-    def ask(body, content_type, accept=None):
-        headers = {"Content-Type": content_type} | ({"Accept": accept} if accept else {})
+    def ask(body, content_type, accept=None, **headers):
+        headers |= {"Content-Type": content_type} | ({"Accept": accept} if accept else {})
         context.request_processor = [RequestProcessor(headers)]
         handler.initialize(context)
         [answer] = handler.handle([{"body": body}], context)
@@ -84,8 +90,6 @@ def test_an_accept_that_cannot_be_met_keeps_its_status_in_the_toolkit(ask, png):
 
 
 def test_an_image_that_cannot_be_converted_is_a_bad_request(ask):
-    from PIL import Image
-
     stream = io.BytesIO()
     Image.new("LAB", (9, 9)).save(stream, "TIFF")
     assert ask(stream.getvalue(), "image/tiff")[0] == 400
@@ -101,3 +105,54 @@ def test_an_array_of_images_is_answered_with_an_array(ask):
     np.save(stream, np.random.default_rng(0).integers(0, 256, (3, 8, 8, 3), dtype=np.uint8))
     _, _, answer = ask(stream.getvalue(), "application/x-npy", "application/x-npy")
     assert np.load(io.BytesIO(answer)).shape == (3, 10)
+
+
+# Segmentation
+
+
+class TestMasks:
+    @pytest.fixture
+    def served_bundle(self, scenes_bundle):
+        return scenes_bundle
+
+    @pytest.fixture
+    def photo(self, scenes):
+        """A scene twice as large as the model sees it."""
+        stream = io.BytesIO()
+        Image.open(scenes / "images" / "01.png").resize((112, 80)).save(stream, "PNG")
+        return stream.getvalue()
+
+    @pytest.mark.parametrize(
+        "accept", ["text/csv", "application/x-npy", "application/jsonlines", "application/json", "image/png"]
+    )
+    def test_a_mask_can_be_had_in_every_form(self, ask, photo, accept):
+        assert ask(photo, "image/png", accept)[:2] == (200, accept)
+
+    def test_the_mask_has_the_models_size_or_on_request_the_images(self, ask, photo):
+        masks = {}
+        for size in ("model", "original"):
+            header = {"X-Amzn-SageMaker-Custom-Attributes": f"mask_size={size}"}
+            masks[size] = np.asarray(Image.open(io.BytesIO(ask(photo, "image/png", "image/png", **header)[2])))
+        assert np.array_equal(Image.open(io.BytesIO(ask(photo, "image/png", "image/png")[2])), masks["model"])
+        assert masks["model"].shape == (40, 56)
+        assert np.array_equal(masks["original"], masks["model"].repeat(2, axis=0).repeat(2, axis=1))
+
+    def test_the_headers_name_may_be_in_any_case(self, ask, photo):
+        header = {"x-amzn-sagemaker-custom-attributes": "mask_size=original"}
+        _, _, answer = ask(photo, "image/png", **header)
+        assert json.loads(answer)["shape"] == [80, 112]
+
+    def test_an_unknown_mask_size_is_a_bad_request(self, ask, photo):
+        header = {"X-Amzn-SageMaker-Custom-Attributes": "mask_size=huge"}
+        assert ask(photo, "image/png", **header)[0] == 400
+
+    def test_an_answer_that_torchserve_could_not_send_is_not_acceptable(self, ask, photo, monkeypatch):
+        header = {"X-Amzn-SageMaker-Custom-Attributes": "mask_size=original"}
+        monkeypatch.setenv("TS_MAX_RESPONSE_SIZE", "5000")
+        assert ask(photo, "image/png", "application/json", **header)[0] == 406
+        assert ask(photo, "image/png", "image/png", **header)[0] == 200
+
+    def test_a_png_of_two_masks_is_not_acceptable(self, ask):
+        stream = io.BytesIO()
+        np.save(stream, np.zeros((2, 40, 56, 3), np.uint8))
+        assert ask(stream.getvalue(), "application/x-npy", "image/png")[0] == 406

@@ -5,6 +5,7 @@ import json
 import math
 import os
 import re
+import shutil
 import struct
 import subprocess
 import sys
@@ -58,7 +59,8 @@ def test_what_is_given_overrides_every_default():
     text = (
         "--train t --valid v --arch convnet --epochs 2 --batch-size 3 --lr 0.1 --image-size 20x30 --image-mode RGB"
         " --resize-method pad --augment true --valid-pct 0.5 --seed 7 --workers 1 --model-dir m --output-data-dir o"
-        " --check-only yes --label-regex (.)"
+        " --check-only yes --label-regex (.) --checkpoint-dir c --checkpoint-minutes 1.5"
+        " --processes 2 --backend gloo --timeout 9"
     )
     args = training.parse_args(text.split())
     assert vars(args) == {
@@ -73,6 +75,9 @@ def test_what_is_given_overrides_every_default():
         "pretrained": False,
         "augment": True,
         "label_regex": "(.)",
+        "void_code": None,
+        "self_attention": False,
+        "mask_size": "model",
         "valid_pct": 0.5,
         "seed": 7,
         "workers": 1,
@@ -80,6 +85,11 @@ def test_what_is_given_overrides_every_default():
         "valid": "v",
         "model_dir": "m",
         "output_data_dir": "o",
+        "checkpoint_dir": "c",
+        "checkpoint_minutes": 1.5,
+        "processes": 2,
+        "backend": "gloo",
+        "timeout": 9.0,
         "check_only": True,
     }
 
@@ -110,7 +120,12 @@ def test_every_architecture_is_accepted(arch):
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
-        ("--task segmentation", "argument --task: invalid choice: 'segmentation' (choose from"),
+        ("--task detection", "argument --task: invalid choice: 'detection' (choose from"),
+        ("--task segmentation --arch convnet", "--arch 'convnet': expected one of resnet18, resnet34"),
+        ("--task segmentation --label-regex (.)", "--label-regex is not for segmentation"),
+        ("--void-code 0", "--void-code is not for classification"),
+        ("--self-attention false", "--self-attention is not for classification"),
+        ("--mask-size model", "--mask-size is not for classification"),
         ("--arch resnet19", "--arch 'resnet19': expected one of convnet, resnet18, resnet34"),
         ("--epochs 0", "argument --epochs: 0 is not above 0"),
         ("--epochs 1.5", "argument --epochs: invalid int value: '1.5'"),
@@ -202,7 +217,7 @@ def test_the_bundle_says_how_it_was_trained(run):
 
 def test_metrics_hold_the_last_epoch(run):
     assert list(run.metrics) == ["train_loss", "valid_loss", "accuracy", "error_rate"]
-    assert run.metrics["error_rate"] == pytest.approx(1 - run.metrics["accuracy"])
+    assert run.metrics["error_rate"] == pytest.approx(1 - run.metrics["accuracy"], abs=1e-6)  # float32
 
 
 @pytest.mark.parametrize("name", ["accuracy", "valid_loss", "train_loss", "error_rate"])
@@ -249,6 +264,67 @@ def test_a_resnet_trains_on_photos_with_augmentation_and_worker_processes(photos
     [file, *_] = sorted(photos.rglob("*.jpg"))
     [prediction] = serving.load(result.model).predict([preprocess.decode(file.read_bytes())])
     assert prediction.label in ("checks", "rings", "stripes")
+
+
+# Segmentation
+
+
+@pytest.fixture(scope="module")
+def segmentation_run(scenes, tmp_path_factory):
+    arguments = "--task segmentation --arch resnet18 --pretrained false --epochs 2 --lr 0.003 --batch-size 4"
+    return Run(scenes, tmp_path_factory.mktemp("run"), f"{arguments} --image-size 40x56 --mask-size original")
+
+
+def test_the_defaults_of_segmentation_suit_masks():
+    args = training.parse_args(["--train", "scenes", "--task", "segmentation"])
+    assert (args.arch, args.image_mode, args.batch_size, args.resize_method) == ("resnet34", "RGB", 8, "squish")
+    assert (args.void_code, args.self_attention, args.mask_size) == (None, False, "model")
+
+
+def test_a_segmentation_run_writes_a_bundle_that_masks(segmentation_run, scenes):
+    info = bundle.load_info(segmentation_run.model)
+    assert (info.task, info.architecture, info.image_size) == ("segmentation", "resnet18", (40, 56))
+    assert (info.labels, info.void_code, info.mask_size) == (("ground", "box", "disc", "Void"), 3, "original")
+    assert info.metrics == segmentation_run.metrics
+    [answer] = serving.load(segmentation_run.model).predict([Image.open(scenes / "images" / "00.png").resize((99, 50))])
+    assert answer.array.shape == (50, 99)
+
+
+def test_a_segmentation_run_reports_the_pixels_and_each_class(segmentation_run):
+    figures = ["train_loss", "valid_loss", "pixel_accuracy", "mean_iou"]
+    assert list(segmentation_run.metrics)[:4] == figures
+    assert set(segmentation_run.metrics) - set(figures) <= {"iou_ground", "iou_box", "iou_disc"}
+    assert segmentation_run.metrics["pixel_accuracy"] > 0.6
+    assert re.search(
+        r"^epoch=2 .* pixel_accuracy=0\.\d+ mean_iou=0\.\d+ ", segmentation_run.process.stdout, re.MULTILINE
+    )
+
+
+def test_a_segmentation_run_shows_images_beside_their_masks(segmentation_run):
+    pictures = ["curves.png", "iou.png", "masks.png"]
+    assert sorted(os.listdir(segmentation_run.output)) == sorted([*pictures, "history.csv", "metrics.json"])
+    with Image.open(segmentation_run.output / "masks.png") as picture:
+        pixels = np.asarray(picture.convert("RGB"))
+    photos, *drawn = np.array_split(pixels, 3, axis=1)
+    assert len(np.unique(photos.reshape(-1, 3), axis=0)) > 1000  # the noise in them
+    assert all(len(np.unique(part.reshape(-1, 3), axis=0)) > 3 for part in drawn)
+
+
+def test_bad_masks_end_the_run_with_one_line_before_training(scenes, tmp_path):
+    folder = shutil.copytree(scenes, tmp_path / "scenes")
+    (folder / "labels" / "05_P.png").unlink()
+    process = entry_point("--task", "segmentation", "--train", folder, "--arch", "resnet18", cwd=tmp_path)
+    assert process.returncode == 2
+    assert process.stdout == ""
+    assert re.fullmatch(r"ValueError: .*05\.png has no mask: .*05_P\.png is missing\n", process.stderr)
+
+
+@pytest.mark.data
+@pytest.mark.slow
+def test_twenty_epochs_from_scratch_get_eight_of_ten_pixels_of_the_road_scenes_right(test_data, tmp_path):
+    arguments = "--task segmentation --arch resnet18 --pretrained false --epochs 20 --image-size 96x128"
+    result = Run(test_data / "camvid", tmp_path, arguments)
+    assert result.metrics["pixel_accuracy"] >= 0.80
 
 
 # Data that is small, or of another kind than the network

@@ -1,0 +1,234 @@
+"""TorchServe archives as a user makes and serves them: by the command line, on a real TorchServe."""
+
+import base64
+import contextlib
+import functools
+import io
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import zipfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import urllib3
+from local_mode import REPOSITORY, deployed, running_below, wait_until
+from PIL import Image
+from test_job_scripts import one_line
+
+from fastmaker import serving
+from jobs.local.container import free_ports, pack
+
+BATCH = 8
+ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (REPOSITORY, REPOSITORY / "source")))}
+COMMAND = [sys.executable, "-m", "jobs.package", "torchserve"]
+
+
+@pytest.fixture
+def package(tmp_path):
+    """package(*words) -> the finished process, run in a folder of its own."""
+
+    def package(*words):
+        env = {**ENVIRONMENT, "FASTMAKER_HOME": str(tmp_path / "home")}
+        return subprocess.run([*COMMAND, *map(str, words)], cwd=tmp_path, env=env, capture_output=True)
+
+    return package
+
+
+@contextlib.contextmanager
+def serving_process(bundle, folder):
+    """The URL and the log of `--serve`, which Ctrl-C ends; its temporary files lie in `folder`."""
+    (port,) = free_ports(1)
+    words = [bundle, "--model-name", "it", "--workers", 1, "--batch-size", BATCH, "--max-batch-delay", 300]
+    env = {**ENVIRONMENT, "FASTMAKER_HOME": str(folder / "home"), "TMPDIR": str(folder)}
+    command = [*COMMAND, *map(str, words), "--serve", "--port", str(port)]
+    with open(folder / "printed", "w+") as printed:
+        process = subprocess.Popen(command, cwd=folder, env=env, stdout=printed, stderr=printed)
+        try:
+            wait_until(lambda: "to end:" in Path(printed.name).read_text() or process.poll() is not None)
+            lines = Path(printed.name).read_text()
+            assert process.poll() is None, lines
+            told = dict(line.split(maxsplit=1) for line in lines.splitlines())
+            yield told["serving:"], Path(told["log:"])
+        finally:
+            process.send_signal(signal.SIGINT)
+            status = process.wait(30)
+    assert status == 0
+    assert Path(printed.name).read_text().splitlines()[-1] == "stopped"
+    assert not running_below(folder)
+    assert sorted(path.name for path in folder.iterdir()) == ["it.mar", "printed"]
+
+
+@pytest.fixture(scope="module")
+def digits_server(digits_bundle, tmp_path_factory):
+    with serving_process(digits_bundle, tmp_path_factory.mktemp("serve")) as served:
+        yield served
+
+
+@pytest.fixture(scope="module")
+def scenes_server(scenes_bundle, tmp_path_factory):
+    with serving_process(scenes_bundle, tmp_path_factory.mktemp("serve")) as served:
+        yield served
+
+
+@pytest.fixture(scope="module")
+def pngs(digits):
+    return [file.read_bytes() for file in sorted(digits.rglob("*.png"))[::200]]
+
+
+@pytest.fixture
+def by_the_entry_point(entry_point):
+    """by_the_entry_point(bundle, body, type, accept) -> (answer, media type), with a worker's threads."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(serving.threads_per_worker(1))
+    load = functools.cache(serving.load)
+
+    def answered(bundle, body, kind, accept):
+        answer = entry_point.predict_fn(entry_point.input_fn(body, kind), load(bundle))
+        return entry_point.output_fn(answer, accept)
+
+    yield answered
+    torch.set_num_threads(threads)
+
+
+def ask(url, body, kind, accept="*/*"):
+    """The answer's status, bytes and media type."""
+    answer = urllib3.request(
+        "POST", url, body=body, headers={"Content-Type": kind, "Accept": accept}, retries=False, timeout=60
+    )
+    return answer.status, answer.data, answer.headers.get("Content-Type")
+
+
+def bodies_of(pngs):
+    """The same images in each Content-Type."""
+    stream = io.BytesIO()
+    np.save(stream, np.stack([np.asarray(Image.open(io.BytesIO(png)).convert("RGB")) for png in pngs]))
+    objects = [{"b64": base64.b64encode(png).decode()} for png in pngs]
+    return {
+        "image/png": pngs[0],
+        "application/x-npy": stream.getvalue(),
+        "application/json": json.dumps({"instances": objects}).encode(),
+        "application/jsonlines": "\n".join(map(json.dumps, objects)).encode(),
+    }
+
+
+def asked_for(pngs, accepts):
+    """Each Content-Type, and for an image each Accept: (body, type, accept)."""
+    bodies = bodies_of(pngs)
+    return [(body, kind, "application/json") for kind, body in bodies.items()] + [
+        (bodies["image/png"], "image/png", accept) for accept in accepts
+    ]
+
+
+def test_the_archive_answers_with_the_bytes_of_the_entry_point(digits_server, digits_bundle, pngs, by_the_entry_point):
+    for request in asked_for(pngs, ["application/jsonlines", "text/csv", "application/x-npy"]):
+        assert ask(digits_server[0], *request) == (200, *by_the_entry_point(digits_bundle, *request))
+
+
+def test_masks_have_the_bytes_of_the_entry_point(scenes_server, scenes_bundle, scenes, by_the_entry_point):
+    images = [file.read_bytes() for file in sorted((scenes / "images").iterdir())[:2]]
+    for request in asked_for(images, ["text/csv", "application/x-npy", "image/png"]):
+        assert ask(scenes_server[0], *request) == (200, *by_the_entry_point(scenes_bundle, *request))
+
+
+def test_requests_at_once_go_through_together_and_a_bad_one_among_them_fails_alone(
+    digits_server, digits_bundle, pngs, by_the_entry_point
+):
+    url, log = digits_server
+    bodies = [*pngs[: BATCH - 2], b"no image", pngs[0]]
+    kinds = ["image/png"] * (BATCH - 1) + ["text/plain"]
+    with ThreadPoolExecutor(BATCH) as clients:
+        answers = list(clients.map(lambda body, kind: ask(url, body, kind, "application/x-npy"), bodies, kinds))
+    together = f"{BATCH} requests: {BATCH - 2} images go through the network together"
+    wait_until(lambda: together in log.read_text(), 10)
+    assert [status for status, _, _ in answers] == [200] * (BATCH - 2) + [400, 415]
+    assert answers[-2][1] == b"the 8 bytes are no image that Pillow can read"
+    for body, (_, answer, _) in zip(pngs, answers[: BATCH - 2], strict=False):
+        expected, _ = by_the_entry_point(digits_bundle, body, "image/png", "application/x-npy")
+        # A batch is added up in another order.
+        assert np.allclose(np.load(io.BytesIO(answer)), np.load(io.BytesIO(expected)), rtol=0, atol=1e-6)
+
+
+def test_masks_of_a_batch_are_those_of_single_requests(scenes_server, scenes, by_the_entry_point, scenes_bundle):
+    images = [file.read_bytes() for file in sorted((scenes / "images").iterdir())[:4]]
+    url, log = scenes_server
+    with ThreadPoolExecutor(4) as clients:
+        answers = list(clients.map(lambda image: ask(url, image, "image/png", "image/png"), images))
+    assert "requests:" in log.read_text()
+    for image, answer in zip(images, answers, strict=True):
+        assert answer == (200, *by_the_entry_point(scenes_bundle, image, "image/png", "image/png"))
+
+
+@pytest.mark.parametrize("kind", ["multipart/form-data; boundary=b", "application/x-www-form-urlencoded", "text/csv"])
+def test_content_types_that_torchserve_takes_apart_itself_are_refused_as_well(digits_server, kind):
+    status, line, _ = ask(digits_server[0], b'--b\r\nContent-Disposition: form-data; name="x"\r\n\r\nx\r\n--b--', kind)
+    assert status == 415
+    assert b"accepted: image/*" in line
+
+
+def test_an_archive_of_a_model_tar_gz_holds_the_bundle_and_its_settings(package, digits_archive, tmp_path):
+    done = package(digits_archive, "--output", "deep/down/seven.mar", "--batch-size", 4, "--workers", 3)
+    assert done.returncode == 0, done.stderr.decode()
+    assert "--models seven=seven.mar" in done.stdout.decode()
+    with zipfile.ZipFile(tmp_path / "deep" / "down" / "seven.mar") as mar:
+        assert {"model.pth", "model.json", "torchserve_handler.py", "fastmaker/serving.py"} <= set(mar.namelist())
+        settings = mar.read("model-config.yaml").decode()
+        assert json.loads(mar.read("MAR-INF/MANIFEST.json"))["model"]["modelName"] == "seven"
+    assert settings.split("\n") == ["batchSize: 4", "maxBatchDelay: 20", "minWorkers: 3", "maxWorkers: 3", ""]
+    assert b"seven.mar exists; --force replaces it" in package(digits_archive, "--output", "deep/down/seven.mar").stderr
+
+
+def test_an_unpacked_archive_batches_in_a_container_of_the_serving_toolkit(
+    package, session, digits_bundle, pngs, tmp_path
+):
+    (tmp_path / "digits.mar").write_bytes(b"what was there")
+    done = package(digits_bundle, "--force", "--batch-size", BATCH, "--max-batch-delay", 300, "--workers", 1)
+    assert done.returncode == 0, done.stderr.decode()
+    with zipfile.ZipFile(tmp_path / "digits.mar") as mar:
+        mar.extractall(tmp_path / "unpacked")
+    pack(tmp_path / "unpacked", tmp_path / "model.tar.gz")
+    with deployed(session, tmp_path / "model.tar.gz") as predictor:
+        name = predictor.endpoint_name
+        invoke = session.sagemaker_runtime_client.invoke_endpoint
+        with ThreadPoolExecutor(BATCH) as clients:
+            answers = clients.map(
+                lambda png: invoke(EndpointName=name, ContentType="image/png", Body=png)["Body"].read(), pngs[:BATCH]
+            )
+            assert all("label" in json.loads(answer) for answer in answers)
+        (log,) = session.sagemaker_client.endpoints.directory(name).rglob("container.log")
+        assert "images go through the network together" in log.read_text()
+
+
+@pytest.fixture
+def damaged(digits_bundle, tmp_path):
+    shutil.copytree(digits_bundle, tmp_path / "damaged")
+    (tmp_path / "damaged" / "model.pth").write_bytes(b"x")
+    shutil.copytree(digits_bundle, tmp_path / "a name")
+    (tmp_path / "bad.tar.gz").write_bytes(b"x")
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        ("nothing", "nothing: no such training job, model directory or model.tar.gz"),
+        (".", "is no bundle: it lacks model.json, model.pth, code/entry_point.py"),
+        ("damaged", "its SHA-256 is not the state_sha256 of model.json"),
+        ("bad.tar.gz", "is no model.tar.gz"),
+        ("a?name", "--model-name 'a name': expected letters, digits"),
+        ("damaged --model-name ../up", "--model-name '../up': expected letters, digits"),
+        ("damaged --batch-size 0", "--batch-size 0: expected 1 or more"),
+        ("damaged --workers few", "argument --workers: invalid int value"),
+        ("damaged --serve --port 70000", "--port 70000 cannot be had"),
+    ],
+)
+def test_bad_usage_gets_one_line_and_leaves_no_archive(package, damaged, tmp_path, words, reason):
+    done = package(*(word.replace("?", " ") for word in words.split()))
+    assert done.returncode == 2, done.stderr.decode()
+    assert reason in one_line(done.stderr.decode())
+    assert not list(tmp_path.rglob("*.mar*"))

@@ -1,0 +1,520 @@
+"""Checkpoints: files that are whole or passed over, and runs that end as if they had never been interrupted."""
+
+import contextlib
+import hashlib
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+
+from fastmaker import bundle, checkpoint, data, learner, training
+
+ENTRY_POINT = Path(__file__).parents[2] / "source" / "entry_point.py"
+OUTSIDE = ("SM_", "SAGEMAKER_")
+CLEAN = {k: v for k, v in os.environ.items() if not k.startswith(OUTSIDE)} | {"OMP_NUM_THREADS": "1"}
+
+
+@pytest.fixture(autouse=True)
+def no_container(monkeypatch):
+    """None of the training container's variables are set."""
+    for name in os.environ:
+        if name.startswith(OUTSIDE):
+            monkeypatch.delenv(name)
+
+
+# The files
+
+
+def state(epoch, **more):
+    return {"epoch": epoch, "batch": 0, "run": {"arch": "convnet"}, "weights": torch.full((100,), float(epoch)), **more}
+
+
+def names(folder):
+    return sorted(file.name for file in folder.iterdir())
+
+
+def test_the_newest_two_are_kept(tmp_path):
+    for epoch in range(1, 6):
+        checkpoint.write(tmp_path, state(epoch))
+    assert names(tmp_path) == ["epoch-0004.pt", "epoch-0005.pt"]
+    path, found, damaged = checkpoint.newest(tmp_path)
+    assert (path, found["epoch"], damaged) == (tmp_path / "epoch-0005.pt", 5, [])
+    assert torch.equal(found["weights"], torch.full((100,), 5.0))
+
+
+def test_the_newest_is_the_one_with_the_highest_number(tmp_path):
+    for epoch in (9999, 10000):
+        checkpoint.write(tmp_path, state(epoch))
+    assert checkpoint.newest(tmp_path)[1]["epoch"] == 10000
+
+
+def test_batches_after_an_epoch_are_newer_than_it_and_older_than_the_next(tmp_path):
+    for epoch, batch in ((3, 0), (3, 99), (3, 100)):
+        checkpoint.write(tmp_path, state(epoch) | {"batch": batch})
+        assert checkpoint.newest(tmp_path)[1]["batch"] == batch
+    assert names(tmp_path) == ["epoch-0003-batch-000099.pt", "epoch-0003-batch-000100.pt"]
+    checkpoint.write(tmp_path, state(4))
+    assert checkpoint.newest(tmp_path)[1]["epoch"] == 4
+
+
+def test_an_empty_directory_holds_none(tmp_path):
+    assert checkpoint.newest(tmp_path) == (None, None, [])
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def flip(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def empty(path):
+    path.write_bytes(b"")
+
+
+def become_a_folder(path):
+    path.unlink()
+    path.mkdir()
+
+
+@pytest.mark.parametrize("damage", [cut, flip, empty, become_a_folder])
+def test_a_damaged_one_is_passed_over_for_the_one_before(tmp_path, damage):
+    for epoch in (1, 2):
+        checkpoint.write(tmp_path, state(epoch))
+    damage(tmp_path / "epoch-0002.pt")
+    _, found, [line] = checkpoint.newest(tmp_path)
+    assert found["epoch"] == 1
+    assert line.startswith(f"checkpoint {tmp_path / 'epoch-0002.pt'} is passed over: ")
+    assert "\n" not in line
+
+
+def test_when_all_are_damaged_there_is_none(tmp_path):
+    for epoch in (1, 2):
+        flip(checkpoint.write(tmp_path, state(epoch)))
+    path, found, damaged = checkpoint.newest(tmp_path)
+    assert (path, found, len(damaged)) == (None, None, 2)
+
+
+def test_damaged_ones_do_not_count_as_kept_when_the_run_began_anew(tmp_path):
+    for epoch in (7, 8):
+        flip(checkpoint.write(tmp_path, state(epoch)))
+    checkpoint.write(tmp_path, state(1))
+    assert names(tmp_path) == ["epoch-0001.pt"]
+
+
+def test_what_a_killed_process_left_half_written_is_not_read_and_goes_away(tmp_path):
+    checkpoint.write(tmp_path, state(1))
+    (tmp_path / "epoch-0002.pt.partial").write_bytes(b"half")
+    assert checkpoint.newest(tmp_path)[1]["epoch"] == 1
+    checkpoint.write(tmp_path, state(2))
+    assert names(tmp_path) == ["epoch-0001.pt", "epoch-0002.pt"]
+
+
+def test_code_in_a_checkpoint_is_not_run(tmp_path):
+    class Trap:
+        def __reduce__(self):
+            return (Path.touch, (tmp_path / "sprung",))
+
+    checkpoint.write(tmp_path, state(1, trap=Trap()))
+    path, _, [line] = checkpoint.newest(tmp_path)
+    assert path is None
+    assert "weights_only" in line
+    assert not (tmp_path / "sprung").exists()
+
+
+def test_a_newer_format_is_refused(tmp_path):
+    path = checkpoint.write(tmp_path, state(1))
+    _, found, _ = checkpoint.newest(tmp_path)
+    with pytest.raises(checkpoint.CheckpointError, match="has the format 2; this version reads 1"):
+        checkpoint.check(path, found | {"format": 2}, {"arch": "convnet"})
+
+
+def test_a_directory_that_cannot_be_made_is_refused(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(checkpoint.CheckpointError, match="no checkpoint can be written into"):
+        checkpoint.prepare(tmp_path / "file")
+
+
+def test_the_directory_is_the_platforms_if_the_job_has_one(tmp_path, monkeypatch):
+    monkeypatch.setenv("SAGEMAKER_BASE_DIR", str(tmp_path))
+    assert training.parse_args(["--train", "images"]).checkpoint_dir is None
+    (tmp_path / "checkpoints").mkdir()
+    assert training.parse_args(["--train", "images"]).checkpoint_dir == str(tmp_path / "checkpoints")
+
+
+def test_sigterm_ends_the_process_again_after_the_training():
+    before = signal.getsignal(signal.SIGTERM)
+    with checkpoint.noting_sigterm() as stop:
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.wait(5)
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+# Both phases of fine-tuning, in this process
+
+
+EPOCHS = 3
+
+
+def photo_learner(photos):
+    """A small untrained ResNet with augmentation, dropout and two parameter groups, as the entry point makes it."""
+    from fastai.vision.all import set_seed
+
+    set_seed(5)
+    dls = data.dataloaders(data.read(photos), "RGB", (32, 32), "crop", batch_size=8, augment=True, workers=0)
+    return learner.create(dls, "resnet18", "RGB", pretrained=False)
+
+
+def fine_tune(learn, callbacks, done=0, batch=0, fit=learner.fit):
+    learn.add_cb(learner.MetricLog())
+    with learn.no_bar(), learn.no_logging(), learn.added_cbs(callbacks):
+        if fit is learner.fit:
+            fit(learn, EPOCHS, 0.01, True, done, batch)
+        else:
+            fit(EPOCHS, base_lr=0.01)
+    return learn
+
+
+def figures(learn):
+    """All that the Recorder knows and the weights' digest."""
+    recorder = learn.recorder
+    record = [list(map(list, recorder.values)), list(map(float, recorder.losses)), recorder.lrs, list(recorder.iters)]
+    digest = hashlib.sha256()
+    for tensor in learn.model.state_dict().values():
+        digest.update(tensor.numpy().tobytes())
+    return record, digest.hexdigest()
+
+
+@pytest.fixture(scope="module")
+def uninterrupted_figures(photos):
+    return figures(fine_tune(photo_learner(photos), learner.Position(3)))
+
+
+class Killed(BaseException):
+    pass
+
+
+def interruption(epochs, interrupt):
+    """A callback that calls `interrupt` in the middle of the epoch that follows `epochs` others."""
+    from fastai.vision.all import Callback
+
+    class Interrupt(Callback):
+        order = 78  # before SaveCheckpoints
+
+        def after_batch(self):
+            if self.training and self.learn.position.done == epochs and self.iter == 1:
+                interrupt()
+
+    return Interrupt()
+
+
+def go_on(photos, folder):
+    _, resumed, _ = checkpoint.newest(folder)
+    learn = photo_learner(photos)
+    checkpoint.restore(learn, resumed)
+    place = (resumed["epoch"], resumed["batch"])
+    callbacks = [learner.Position(3, *place), learner.SaveCheckpoints(folder, {}, threading.Event(), resumed)]
+    return place, fine_tune(learn, callbacks, *place)
+
+
+def kill():
+    raise Killed
+
+
+@pytest.mark.parametrize("epochs", range(1, EPOCHS + 1))
+def test_fine_tuning_that_is_killed_in_either_phase_ends_as_if_it_had_not_been(
+    photos, tmp_path, uninterrupted_figures, epochs
+):
+    first = [learner.Position(3), learner.SaveCheckpoints(tmp_path, {}, threading.Event())]
+    with pytest.raises(Killed):
+        fine_tune(photo_learner(photos), [*first, interruption(epochs, kill)])
+    place, learn = go_on(photos, tmp_path)
+    assert place == (epochs, 0)
+    assert figures(learn) == uninterrupted_figures
+    assert checkpoint.newest(tmp_path)[1]["epoch"] == EPOCHS + 1
+
+
+@pytest.mark.parametrize("epochs", range(EPOCHS + 1))
+def test_fine_tuning_that_is_stopped_within_an_epoch_goes_on_there(photos, tmp_path, uninterrupted_figures, epochs):
+    stop = threading.Event()
+    first = [learner.Position(3), learner.SaveCheckpoints(tmp_path, {}, stop), interruption(epochs, stop.set)]
+    with pytest.raises(SystemExit):
+        fine_tune(photo_learner(photos), first)
+    assert f"epoch-{epochs:04}-batch-000002.pt" in names(tmp_path)
+    place, learn = go_on(photos, tmp_path)
+    assert place == (epochs, 2)
+    assert figures(learn) == uninterrupted_figures
+
+
+def test_fine_tuning_is_what_fastai_does(photos, uninterrupted_figures):
+    learn = photo_learner(photos)
+    assert figures(fine_tune(learn, learner.Position(3), fit=learn.fine_tune)) == uninterrupted_figures
+
+
+def test_each_epoch_has_another_order_of_images(photos):
+    from fastai.vision.all import Callback
+
+    orders = []
+
+    class Order(Callback):
+        order = 90
+
+        def before_epoch(self):
+            orders.append(self.dls.train.rng.random())
+
+    fine_tune(photo_learner(photos), [learner.Position(3), Order()])
+    assert len(set(orders)) == len(orders) == EPOCHS + 1
+
+
+# The entry point in this process; a run that was killed after an epoch is one whose later checkpoints are missing
+
+
+class Run:
+    """Where a run of the entry point on `images` puts its things, and what it left there."""
+
+    def __init__(self, images, folder, arguments):
+        self.folder, self.checkpoints, self.output = folder, folder / "checkpoints", folder / "data"
+        folders = ["--model-dir", folder / "model", "--output-data-dir", self.output]
+        self.arguments = [*map(str, ["--train", images, *folders]), *arguments.split()]
+        self.with_checkpoints = [*self.arguments, "--checkpoint-dir", str(self.checkpoints)]
+
+    def train(self, *arguments):
+        return training.main(training.parse_args([*self.with_checkpoints, *arguments]))
+
+    def lose(self, epoch):
+        (self.checkpoints / f"epoch-{epoch:04}.pt").unlink()
+
+    @property
+    def result(self):
+        """The history, the metrics and the digest of the weights."""
+        history, metrics = ((self.output / name).read_text() for name in ("history.csv", "metrics.json"))
+        return history, json.loads(metrics), bundle.load_info(self.folder / "model").state_sha256
+
+
+def metric_lines(output):
+    return [line.split(" images_per_second")[0] for line in output.splitlines() if line.startswith("epoch=")]
+
+
+@pytest.fixture(scope="module")
+def pretrained(tmp_path_factory):
+    """A TORCH_HOME with a file of weights for ResNet-18, which stands for the download."""
+    import torchvision
+
+    folder = tmp_path_factory.mktemp("torch")
+    name = torchvision.models.ResNet18_Weights.DEFAULT.url.rsplit("/", 1)[1]
+    (folder / "hub" / "checkpoints").mkdir(parents=True)
+    torch.save(torchvision.models.resnet18().state_dict(), folder / "hub" / "checkpoints" / name)
+    return folder
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_pretrained_network_goes_on_without_the_pretrained_weights(
+    photos, pretrained, tmp_path, monkeypatch, capsys, workers
+):
+    monkeypatch.setenv("TORCH_HOME", str(pretrained))
+    run = Run(photos, tmp_path, f"--arch resnet18 --epochs 2 --batch-size 8 --image-size 32 --workers {workers}")
+    assert run.train() == 0
+    before, lines = run.result, metric_lines(capsys.readouterr().out)
+    assert len(lines) == 3
+    run.lose(3)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")  # where nothing answers
+    assert run.train() == 0
+    output = capsys.readouterr().out
+    assert f"resuming after epoch 2 of 3 from {run.checkpoints / 'epoch-0002.pt'}\n" in output
+    assert metric_lines(output) == lines
+    assert run.result == before
+
+
+@pytest.fixture
+def complete(few, tmp_path, capsys):
+    run = Run(few, tmp_path, "--arch convnet --epochs 2 --batch-size 32")
+    assert run.train() == 0
+    run.output_of_training = capsys.readouterr().out
+    return run
+
+
+def test_a_complete_run_trains_nothing_and_writes_its_results_again(complete, tmp_path, capsys):
+    before = complete.result
+    (tmp_path / "model").rename(tmp_path / "old-model")
+    (tmp_path / "data").rename(tmp_path / "old-data")
+    assert complete.train() == 0
+    output = capsys.readouterr().out
+    assert f"nothing is left to train after epoch 2 of 2 from {complete.checkpoints / 'epoch-0002.pt'}\n" in output
+    assert "training convnet" not in output
+    assert metric_lines(output) == metric_lines(complete.output_of_training)
+    assert complete.result == before
+    assert names(tmp_path / "data") == names(tmp_path / "old-data")
+
+
+def test_a_run_passes_over_a_damaged_checkpoint_and_says_so(complete, capsys):
+    before = complete.result
+    flip(complete.checkpoints / "epoch-0002.pt")
+    assert complete.train() == 0
+    output = capsys.readouterr().out
+    assert "epoch-0002.pt is passed over: its SHA-256 is another; it was altered or cut short\n" in output
+    assert "resuming after epoch 1 of 2 from" in output
+    assert complete.result == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "name", "there", "here"),
+    [
+        ("--arch resnet18 --pretrained false --image-size 28", "arch", "'convnet'", "'resnet18'"),
+        ("--image-size 20", "image_size", "[28, 28]", "[20, 20]"),
+        ("--epochs 3", "epochs", "2", "3"),
+        ("--batch-size 16", "batch_size", "32", "16"),
+        ("--seed 7", "seed", "42", "7"),
+    ],
+)
+def test_a_checkpoint_of_other_arguments_is_refused_in_one_line(complete, capsys, arguments, name, there, here):
+    assert complete.train(*arguments.split()) == 2
+    path = complete.checkpoints / "epoch-0002.pt"
+    reason = f"{path} is of another run, with {name} {there}, not {here}; give the arguments and data of that run, or"
+    captured = capsys.readouterr()
+    assert captured.err == f"ValueError: {reason} another --checkpoint-dir\n"
+    assert "training convnet" not in captured.out
+
+
+def test_a_checkpoint_of_other_labels_is_refused(complete, photos, capsys):
+    assert complete.train("--train", str(photos)) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert re.search(r"with labels \['0', '1', .*\], not \['checks', 'rings', 'stripes'\];", line)
+
+
+def test_a_file_in_the_place_of_the_directory_is_refused_in_one_line(few, tmp_path, capsys):
+    run = Run(few, tmp_path, "--arch convnet")
+    run.checkpoints.touch()
+    assert run.train() == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"ValueError: no checkpoint can be written into {run.checkpoints}: ")
+
+
+# Processes that are killed
+
+
+LONGER = "--arch convnet --epochs 5 --batch-size 8 --augment true"
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(few, tmp_path_factory):
+    """The result of a process that nothing interrupted, and that wrote no checkpoints; its metric lines."""
+    run = Run(few, tmp_path_factory.mktemp("uninterrupted"), LONGER)
+    command = [sys.executable, str(ENTRY_POINT), *run.arguments]
+    process = subprocess.run(command, env=CLEAN, cwd=run.folder, capture_output=True, text=True)
+    assert process.returncode == 0, process.stderr[-2000:]
+    assert names(run.folder) == ["data", "model"]
+    return run.result, metric_lines(process.stdout)
+
+
+def start(run, log):
+    command = [sys.executable, str(ENTRY_POINT), *run.with_checkpoints]
+    with open(log, "w") as output:
+        return subprocess.Popen(command, env=CLEAN, cwd=run.folder, stdout=output, stderr=subprocess.STDOUT)
+
+
+def wait_until(happened, process, seconds=60):
+    """Look again and again, without a pause worth mentioning; whether it happened before the process ended."""
+    end = time.monotonic() + seconds
+    while process.poll() is None and time.monotonic() < end:
+        if happened():
+            return True
+        time.sleep(0.0002)
+    return False
+
+
+def finish(run, log):
+    process = start(run, log)
+    assert process.wait(60) == 0, log.read_text()[-2000:]
+    return log.read_text()
+
+
+def being_written(run, epoch):
+    """Whether this checkpoint is there, which is seen while it is not yet whole unless this process got no turn."""
+    name = f"epoch-{epoch:04}.pt"
+    return lambda: (run.checkpoints / f"{name}.partial").exists() or (run.checkpoints / name).exists()
+
+
+@pytest.mark.slow
+def test_killed_while_checkpoints_are_written_a_run_ends_with_the_same_figures(few, tmp_path, uninterrupted):
+    run, log = Run(few, tmp_path, LONGER), tmp_path / "log"
+    for epoch in (1, 3):
+        process = start(run, log)
+        assert wait_until(being_written(run, epoch), process), log.read_text()[-2000:]
+        process.kill()
+        process.wait()
+    output = finish(run, log)
+    assert re.search(r" after epoch [345] of 5 from ", output)
+    assert (run.result, metric_lines(output)) == uninterrupted
+    assert names(run.checkpoints) == ["epoch-0004.pt", "epoch-0005.pt"]
+
+
+def test_killed_within_an_epoch_a_run_goes_on_there_if_checkpoints_are_written_that_often(few, tmp_path, uninterrupted):
+    run, log = Run(few, tmp_path, LONGER + " --checkpoint-minutes 0.001"), tmp_path / "log"
+    process = start(run, log)
+    assert wait_until(lambda: len(list(run.checkpoints.glob("epoch-0002-batch-*.pt"))) > 1, process)
+    process.kill()
+    process.wait()
+    output = finish(run, log)
+    assert re.search(r"resuming after epoch [2-5] of 5 and \d+ batches from ", output)
+    assert (run.result, metric_lines(output)) == uninterrupted
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("run_seed", range(20))
+def test_killed_once_at_any_moment_a_run_ends_with_the_same_figures(few, tmp_path, uninterrupted, run_seed):
+    run, log = Run(few, tmp_path, LONGER), tmp_path / "log"
+    process = start(run, log)
+    with contextlib.suppress(subprocess.TimeoutExpired):  # or it was done before
+        process.wait(random.Random(run_seed).uniform(0, 15))
+    process.kill()
+    process.wait()
+    output = finish(run, log)
+    assert (run.result, metric_lines(output)) == uninterrupted
+
+
+STOPPED = r"stopped by SIGTERM; the next start goes on after (epoch (\d) of 5(?: and (\d+) batches)?)"
+
+
+@pytest.mark.slow
+def test_after_sigterm_the_next_start_goes_on(few, tmp_path, uninterrupted):
+    run, log = Run(few, tmp_path, LONGER), tmp_path / "log"
+    process = start(run, log)
+    assert wait_until(lambda: "\nepoch=2 " in log.read_text(), process)
+    process.send_signal(signal.SIGTERM)
+    asked = time.monotonic()
+    assert process.wait(30) == learner.STOPPED
+    assert time.monotonic() - asked < 10
+    reached, done, _ = re.fullmatch(STOPPED, log.read_text().splitlines()[-1]).groups()
+    assert int(done) >= 2
+    assert not (tmp_path / "model").exists()
+    output = finish(run, log)
+    assert f"resuming after {reached} from " in output
+    assert (run.result, metric_lines(output)) == uninterrupted
+
+
+def test_sigterm_to_each_process_of_a_run_leaves_a_checkpoint_of_the_batch(few, tmp_path):
+    run, log = Run(few, tmp_path, LONGER + " --workers 2"), tmp_path / "log"
+    process = start(run, log)
+    assert wait_until(lambda: "\nepoch=2 " in log.read_text(), process)
+    assert wait_until(lambda: len(psutil.Process(process.pid).children()) == 2, process)
+    for each in (*psutil.Process(process.pid).children(), process):
+        each.send_signal(signal.SIGTERM)
+    assert process.wait(30) == learner.STOPPED, log.read_text()
+    reached, done, batch = re.fullmatch(STOPPED, log.read_text().splitlines()[-1]).groups()
+    newest = checkpoint.newest(run.checkpoints)[1]
+    assert (newest["epoch"], newest["batch"]) == (int(done), int(batch or 0))
+    assert f"resuming after {reached} from " in finish(run, log)
