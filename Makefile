@@ -1,6 +1,7 @@
 # make quickstart   train, deploy and predict on real digits, on this machine (about a minute after the install)
 # make digits       write scikit-learn's digits as images into digits/, one folder a class
 # make test         the test suite; make test-slow adds the checks that take minutes
+# make test-docker  build the image and test its containers, where there is a Docker engine
 # make check        lint and format
 # make clean        remove .venv and what the tools left behind
 
@@ -8,7 +9,7 @@ PYTHON ?= python3
 BIN = .venv/bin
 INSTALLED = .venv/.installed
 
-.PHONY: quickstart digits test test-slow check clean
+.PHONY: quickstart digits test test-slow test-docker check clean
 
 quickstart: $(INSTALLED)
 	$(BIN)/python -m jobs.quickstart
@@ -21,6 +22,9 @@ test: $(INSTALLED)
 
 test-slow: $(INSTALLED)
 	$(BIN)/python -m pytest -m slow
+
+test-docker: $(INSTALLED)
+	$(BIN)/python -m pytest -m docker
 
 check: $(INSTALLED)
 	$(BIN)/ruff check .

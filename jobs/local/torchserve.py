@@ -43,18 +43,9 @@ def start(container: Container, model: dict, instance_type: str, port: int, s3=N
     (root / "logs").mkdir()
     if instance_type == "local":
         env["CUDA_VISIBLE_DEVICES"] = ""
-    timeout = env.get("SAGEMAKER_MODEL_SERVER_TIMEOUT")
     container.start(
         [sys.executable, str(LAUNCHER)],
-        container.environment(
-            {
-                **_server_environment(container, port),
-                "SAGEMAKER_BIND_TO_PORT": str(port),
-                # The toolkit's template joins two lines of its properties, and so loses the timeout.
-                **({"TS_DEFAULT_RESPONSE_TIMEOUT": timeout} if timeout else {}),
-                **env,
-            }
-        ),
+        container.environment({**_server_environment(container, port), "SAGEMAKER_BIND_TO_PORT": str(port), **env}),
     )
 
 
@@ -92,9 +83,13 @@ def _server_environment(container: Container, port: int) -> dict[str, str]:
 
 def all_workers_ready(port: int, name: str = "model") -> bool:
     """Whether every worker has loaded the model. /ping does not tell: it says 200 before, and when none can."""
-    model = _management(port, f"/models/{name}")
-    workers = model[0]["workers"] if model else []
+    workers = _workers(port, name)
     return bool(workers) and all(worker["status"] == "READY" for worker in workers)
+
+
+def ready_workers(port: int, name: str = "model") -> list[int]:
+    """The pids of the workers that have loaded the model."""
+    return [worker["pid"] for worker in _workers(port, name) if worker["status"] == "READY"]
 
 
 def why_not_starting(container: Container) -> str | None:
@@ -116,14 +111,15 @@ def model_uri(model: dict) -> str | None:
     return model.get("ModelDataUrl") or source.get("S3Uri")
 
 
-def _management(port: int, path: str) -> list | None:
+def _workers(port: int, name: str) -> list[dict]:
+    """What TorchServe's management API says of them; nothing where it does not answer."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=PROBE_SECONDS)
     try:
-        connection.request("GET", path)
+        connection.request("GET", f"/models/{name}")
         answer = connection.getresponse()
-        return json.loads(answer.read()) if answer.status == 200 else None
+        return json.loads(answer.read())[0]["workers"] if answer.status == 200 else []
     except (OSError, http.client.HTTPException, ValueError):
-        return None
+        return []
     finally:
         connection.close()
 

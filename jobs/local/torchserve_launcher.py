@@ -1,6 +1,6 @@
 """Starts the PyTorch serving toolkit in a container's directory: ``python torchserve_launcher.py`` with SAGEMAKER_*.
 
-The toolkit was written for one server a machine. Here its configuration file goes into the container's tree rather than
+The toolkit was written for one server a machine, of root. Here its configuration file goes into TMPDIR rather than
 /etc, and its own server is found by the pid file that TorchServe leaves in TMPDIR rather than by a search of the whole
 machine, which gives up when there are two.
 """
@@ -31,9 +31,16 @@ def server_process() -> psutil.Process:
     raise RuntimeError(f"TorchServe did not start within {START_SECONDS:.0f} s")
 
 
-if __name__ == "__main__":
-    torchserve.TS_CONFIG_FILE = os.path.join(os.environ["SAGEMAKER_BASE_DIR"], "ts.properties")
+def main() -> None:
+    torchserve.TS_CONFIG_FILE = os.path.join(tempfile.gettempdir(), "ts.properties")
     torchserve._retrieve_ts_server_process = server_process
+    # The toolkit's template joins two lines of its properties, and so loses the timeout.
+    if timeout := os.environ.get("SAGEMAKER_MODEL_SERVER_TIMEOUT"):
+        os.environ.setdefault("TS_DEFAULT_RESPONSE_TIMEOUT", timeout)
     # What the toolkit's serving.main() does, without the seconds and the quarter of a gigabyte that torch takes here.
     handler = importlib.util.find_spec("sagemaker_pytorch_serving_container.handler_service")
     torchserve.start_torchserve(handler_service=handler.origin)
+
+
+if __name__ == "__main__":
+    main()

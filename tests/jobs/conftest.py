@@ -1,5 +1,6 @@
 """Sessions with a home of their own, an endpoint, and scripts to run."""
 
+import functools
 import logging
 import textwrap
 import uuid
@@ -9,9 +10,11 @@ from pathlib import Path
 
 import boto3
 import pytest
+import torch
 from local_mode import deployed, running_below
 from moto.server import ThreadedMotoServer
 
+from fastmaker import preprocess, serving
 from jobs.local import ProcessSession
 from jobs.local.container import pack
 
@@ -43,6 +46,34 @@ def digits_archive(digits_bundle, tmp_path_factory):
 def digits_predictor(session, digits_archive):
     with deployed(session, digits_archive) as predictor:
         yield predictor
+
+
+@pytest.fixture(scope="session")
+def pngs(digits):
+    return [file.read_bytes() for file in sorted(digits.rglob("*.png"))[::200]]
+
+
+@pytest.fixture(scope="session")
+def good(digits_bundle, digits):
+    """Digits with their right probabilities."""
+    model = serving.load(digits_bundle)
+    files = [file.read_bytes() for file in sorted(digits.rglob("*.png"))[::20]]
+    return [(data, model.predict([preprocess.decode(data)])[0].probabilities) for data in files]
+
+
+@pytest.fixture
+def by_the_entry_point(entry_point):
+    """by_the_entry_point(bundle, body, type, accept) -> (answer, media type), with a worker's threads."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(serving.threads_per_worker(1))
+    load = functools.cache(serving.load)
+
+    def answered(bundle, body, kind, accept):
+        answer = entry_point.predict_fn(entry_point.input_fn(body, kind), load(bundle))
+        return entry_point.output_fn(answer, accept)
+
+    yield answered
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture

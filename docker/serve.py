@@ -1,0 +1,93 @@
+"""What the image runs: ``serve`` on port 8080 what lies in /opt/ml/model, or tell whether it is ``healthy``.
+
+A bundle, or any model directory of the PyTorch serving toolkit, is served by the toolkit; one TorchServe archive
+(*.mar) by TorchServe alone. Both answer GET /ping and POST /invocations, the contract of SageMaker's inference
+containers: https://docs.aws.amazon.com/sagemaker/latest/dg/your-algorithms-inference-code.html
+"""
+
+import json
+import os
+import pwd
+import signal
+import subprocess
+import sys
+import tempfile
+import urllib.request
+from pathlib import Path
+
+MODEL_DIR = Path(os.environ.get("SAGEMAKER_BASE_DIR", "/opt/ml"), "model")
+USER = "fastmaker"
+PROPERTIES = "enable_envvars_config=true\ndisable_token_authorization=true\n"
+
+
+def serve() -> None:
+    """Serve until SIGTERM."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit())  # which process 1 would not heed until there is a server
+    archive = find_archive()
+    port = os.environ.get("SAGEMAKER_BIND_TO_PORT", "8080")
+    os.environ["TS_INFERENCE_ADDRESS"] = f"http://0.0.0.0:{port}"
+    give_up_root()
+    os.chdir(tempfile.gettempdir())  # the servers write where they start
+    Path(".model_server.pid").unlink(missing_ok=True)  # of before the container was stopped
+
+    import torchserve_launcher
+
+    if archive is None:
+        torchserve_launcher.main()
+    else:
+        Path("ts.properties").write_text(PROPERTIES)
+        command = [sys.executable, "-m", "ts.model_server", "--start", "--ncs", "--ts-config", "ts.properties"]
+        command += ["--model-store", str(MODEL_DIR), "--models", f"model={archive.name}"]
+        subprocess.run(command, check=True)
+        server = torchserve_launcher.server_process()
+        signal.signal(signal.SIGTERM, lambda *_: server.terminate())
+        server.wait()
+
+
+def find_archive() -> Path | None:
+    """The archive in the model directory, None for a directory that the toolkit serves; exits if it is neither."""
+    archives = sorted(MODEL_DIR.glob("*.mar"))
+    if len(archives) == 1:
+        return archives[0]
+    if archives or not (MODEL_DIR / "code").is_dir():
+        found = ", ".join(sorted(path.name for path in MODEL_DIR.glob("*"))) or "nothing"
+        sys.exit(f"error: expected in {MODEL_DIR} a bundle (model.json, model.pth, code) or one .mar, found: {found}")
+    return None
+
+
+def give_up_root() -> None:
+    """Go on as an ordinary user, where the model lets it: SageMaker starts containers as root."""
+    if os.getuid() != 0:
+        return
+    user = pwd.getpwnam(USER)
+    os.setgroups([])
+    os.setegid(user.pw_gid)
+    os.seteuid(user.pw_uid)
+    unreadable = next((path for path in (MODEL_DIR, *MODEL_DIR.rglob("*")) if not may_read(path)), None)
+    os.seteuid(0)
+    os.setegid(0)
+    if unreadable:
+        print(f"{USER} may not read {unreadable}: serving as root", flush=True)
+        return
+    os.setgid(user.pw_gid)
+    os.setuid(user.pw_uid)
+    os.environ["HOME"] = user.pw_dir
+
+
+def may_read(path: Path) -> bool:
+    mode = os.R_OK | os.X_OK if path.is_dir() else os.R_OK
+    return os.access(path, mode, effective_ids=True)
+
+
+def healthy() -> None:
+    """Exit 0 if every worker has loaded the model; /ping says 200 before that."""
+    with urllib.request.urlopen(os.environ["TS_MANAGEMENT_ADDRESS"] + "/models/model", timeout=4) as answer:
+        workers = json.load(answer)[0]["workers"]
+    sys.exit(not (workers and all(worker["status"] == "READY" for worker in workers)))
+
+
+if __name__ == "__main__":
+    commands = {"serve": serve, "healthy": healthy}
+    if len(sys.argv) != 2 or sys.argv[1] not in commands:
+        sys.exit(f"error: expected one of {', '.join(commands)}, not {' '.join(sys.argv[1:]) or 'nothing'}")
+    commands[sys.argv[1]]()
