@@ -2,18 +2,24 @@
 
 Each step does the arithmetic of fastai's validation pipeline (``PILImage.create``, ``Resize``, ``ToTensor``,
 ``IntToFloatTensor``, ``Normalize``), so that serving sees the very tensor that ``learn.predict`` sees.
+
+All but the tensors is done by Pillow and NumPy alone: torch is imported where it is used, because a Triton server
+decodes images by this module (triton_preprocess.py) and has no torch.
 """
+
+from __future__ import annotations
 
 import functools
 import io
 import os
 import warnings
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from PIL import Image
-from torch import nn
-from torchvision.transforms import functional
+
+if TYPE_CHECKING:
+    import torch
 
 IMAGE_MODES = ("RGB", "L")
 RESIZE_METHODS = ("crop", "pad", "squish")
@@ -71,7 +77,17 @@ def from_array(array: np.ndarray) -> Image.Image:
 
 
 def to_tensor(image: Image.Image, mode: str, size: tuple[int, int], method: str) -> torch.Tensor:
-    """A Pillow image -> uint8 (C, H, W), C = 3 for mode RGB and 1 for L, (H, W) = `size` in pixels."""
+    """`to_array` as a tensor. Raises ImageError."""
+    import torch
+
+    return torch.from_numpy(to_array(image, mode, size, method))
+
+
+def to_array(image: Image.Image, mode: str, size: tuple[int, int], method: str) -> np.ndarray:
+    """A Pillow image -> uint8 (C, H, W), C = 3 for mode RGB and 1 for L, (H, W) = `size` in pixels.
+
+    Raises ImageError.
+    """
     try:
         image = resize(image.convert(mode), size, method)
     except (ValueError, OSError, OverflowError, SystemError) as error:
@@ -82,7 +98,7 @@ def to_tensor(image: Image.Image, mode: str, size: tuple[int, int], method: str)
     pixels = np.asarray(image)
     if pixels.ndim == 2:
         pixels = pixels[:, :, None]
-    return torch.from_numpy(pixels.transpose(2, 0, 1).copy())
+    return pixels.transpose(2, 0, 1).copy()
 
 
 def resize(image: Image.Image, size: tuple[int, int], method: str) -> Image.Image:
@@ -104,8 +120,15 @@ def resize(image: Image.Image, size: tuple[int, int], method: str) -> Image.Imag
     margins = [max(-left, 0), max(-top, 0), max(right - image_width, 0), max(bottom - image_height, 0)]
     image = image.crop(inside)
     if any(margins):
-        image = functional.pad(image, margins, padding_mode="reflect")
+        image = _mirrored(image, *margins)
     return image.resize((width, height), Image.Resampling.BILINEAR)
+
+
+def _mirrored(image: Image.Image, left: int, top: int, right: int, bottom: int) -> Image.Image:
+    """The image with margins of so many pixels, in which it is reflected about its outermost pixels."""
+    pixels = np.asarray(image)
+    margins = [(top, bottom), (left, right), (0, 0)][: pixels.ndim]
+    return Image.fromarray(np.pad(pixels, margins, mode="reflect"))
 
 
 def window(image_size: tuple[int, int], size: tuple[int, int], method: str) -> tuple[int, int, int, int]:
@@ -129,6 +152,9 @@ def normalise(batch: torch.Tensor, mean: torch.Tensor, std: torch.Tensor, resamp
 
     `mean` and `std` are float32 (1, C, 1, 1).
     """
+    import torch
+    from torch import nn
+
     batch = batch.float().div_(255.0)
     if resampled:
         identity = torch.eye(2, 3, device=batch.device).expand(len(batch), 2, 3)

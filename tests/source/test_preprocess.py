@@ -235,7 +235,7 @@ Image.new("RGB", (60_000, 1)).save(stream, "PNG")
 size = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (size + (1 << 30), -1))  # a GiB more than there is now
 try:
-    print(tuple(preprocess.to_tensor(preprocess.decode(stream.getvalue()), "RGB", (64, 64), "pad").shape))
+    print(tuple(preprocess.to_array(preprocess.decode(stream.getvalue()), "RGB", (64, 64), "pad").shape))
 except preprocess.ImageError as error:
     print(error)
 """
@@ -245,6 +245,22 @@ def test_a_hair_thin_image_is_padded_or_refused_without_taking_gigabytes():
     run = subprocess.run([sys.executable, "-c", IN_LITTLE_MEMORY], capture_output=True, text=True)
     assert run.returncode == 0, run.stderr[-500:]
     assert "60000x1" in run.stdout or run.stdout == "(3, 64, 64)\n"
+
+
+WITHOUT_TORCH = """
+import sys
+import numpy
+from fastmaker import content, preprocess
+
+image = preprocess.from_array(numpy.zeros((30, 40), "uint8"))
+preprocess.to_array(image, "RGB", (28, 28), "pad")
+print(*sorted(name for name in sys.modules if name.startswith("torch")))
+"""
+
+
+def test_images_become_arrays_without_torch():
+    run = subprocess.run([sys.executable, "-c", WITHOUT_TORCH], capture_output=True, text=True, check=True)
+    assert run.stdout == "\n"
 
 
 @pytest.mark.parametrize("shape", [(5, 7), (5, 7, 3)])
