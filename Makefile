@@ -2,6 +2,7 @@
 # make digits       write scikit-learn's digits as images into digits/, one folder a class
 # make test         the test suite; make test-slow adds the checks that take minutes
 # make test-docker  build the image and test its containers, where there is a Docker engine
+# make test-triton  install a Triton server without Docker and test what it makes of our model repositories
 # make check        lint and format
 # make clean        remove .venv and what the tools left behind
 
@@ -9,7 +10,7 @@ PYTHON ?= python3
 BIN = .venv/bin
 INSTALLED = .venv/.installed
 
-.PHONY: quickstart digits test test-slow test-docker check clean
+.PHONY: quickstart digits test test-slow test-docker test-triton check clean
 
 quickstart: $(INSTALLED)
 	$(BIN)/python -m jobs.quickstart
@@ -25,6 +26,9 @@ test-slow: $(INSTALLED)
 
 test-docker: $(INSTALLED)
 	$(BIN)/python -m pytest -m docker
+
+test-triton: $(INSTALLED)
+	$(BIN)/python -m pytest -m triton
 
 check: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -1,7 +1,9 @@
-"""Package a model for another server: ``python -m jobs.package torchserve MODEL [--serve]`` makes a TorchServe archive.
+"""Package a model for another server.
 
-The archive serves with torch, torchvision, Pillow and NumPy beside TorchServe, and answers as an endpoint does; see
-source/fastmaker/torchserve_handler.py.
+``python -m jobs.package torchserve MODEL [--serve]`` makes a TorchServe archive. It serves with torch, torchvision,
+Pillow and NumPy beside TorchServe, and answers as an endpoint does; see source/fastmaker/torchserve_handler.py.
+
+``python -m jobs.package triton MODEL`` makes a model repository for NVIDIA's Triton; see jobs/triton.py.
 """
 
 import argparse
@@ -19,11 +21,12 @@ import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from jobs import console, deploy, session
+from jobs import console, deploy, session, triton
 from jobs.local import storage, torchserve
 from jobs.local.container import Container, ContainerError, unpack
 
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")  # what torch-model-archiver takes
+MODEL_HELP = "a training job, a model directory, a model.tar.gz or its URI"
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")  # what torch-model-archiver takes, and Triton
 STOP_SECONDS = 5
 PASSED_ON = ("FASTMAKER_", "TS_MAX_")  # what of the environment a server should see
 
@@ -35,8 +38,19 @@ def parse_args(argv=None):
         epilog="example: python -m jobs.package torchserve digits --batch-size 8 --serve",
     )
     commands = parser.add_subparsers(dest="command", required=True)
+    _add_torchserve(commands)
+    _add_triton(commands)
+    args = parser.parse_args(argv)
+    limits = {"batch_size": 1, "max_batch_delay": 0, "workers": 1, "instances": 1, "port": 1}
+    for name, least in limits.items():
+        if (value := getattr(args, name, None)) is not None and value < least:
+            commands.choices[args.command].error(f"--{name.replace('_', '-')} {value}: expected {least} or more")
+    return args
+
+
+def _add_torchserve(commands) -> None:
     archive = commands.add_parser("torchserve", help="a .mar, which TorchServe serves without more")
-    archive.add_argument("model", metavar="MODEL", help="a training job, a model directory, a model.tar.gz or its URI")
+    archive.add_argument("model", metavar="MODEL", help=MODEL_HELP)
     archive.add_argument("--output", type=Path, default=Path(), help="a .mar or a folder for it (default: here)")
     archive.add_argument("--model-name", help="(default: as --output or MODEL is called)")
     archive.add_argument("--batch-size", type=int, default=1, help="requests of a batch (default: %(default)s)")
@@ -45,14 +59,42 @@ def parse_args(argv=None):
     archive.add_argument("--force", action="store_true", help="replace an archive that exists")
     archive.add_argument("--serve", action="store_true", help="serve it on this machine until Ctrl-C")
     archive.add_argument("--port", type=int, default=8080, help="of --serve (default: %(default)s)")
-    args = parser.parse_args(argv)
-    for name, least in {"batch_size": 1, "max_batch_delay": 0, "workers": 1, "port": 1}.items():
-        if (value := getattr(args, name)) is not None and value < least:
-            archive.error(f"--{name.replace('_', '-')} {value}: expected {least} or more")
-    return args
+
+
+def _add_triton(commands) -> None:
+    defaults = triton.Options()
+    repository = commands.add_parser("triton", help="a model repository, which Triton serves without more")
+    repository.add_argument("model", metavar="MODEL", help=MODEL_HELP)
+    repository.add_argument(
+        "--output", type=Path, default=Path("model_repository"), help="the repository (default: %(default)s)"
+    )
+    repository.add_argument("--model-name", help="(default: as MODEL is called)")
+    repository.add_argument(
+        "--batch-size", type=int, default=defaults.batch_size, help="images of a batch (default: %(default)s)"
+    )
+    repository.add_argument(
+        "--max-batch-delay",
+        type=int,
+        default=defaults.max_batch_delay,
+        help="ms to wait for them (default: %(default)s)",
+    )
+    repository.add_argument(
+        "--instances", type=int, default=defaults.instances, help="of each model, on each GPU (default: %(default)s)"
+    )
+    repository.add_argument("--preprocessing", action="store_true", help="take encoded images: an ensemble of models")
+    repository.add_argument(
+        "--backend", choices=triton.BACKENDS, default=defaults.backend, help="of the network (default: %(default)s)"
+    )
+    repository.add_argument("--sagemaker", action="store_true", help="write OUTPUT.tar.gz, for SageMaker, as well")
+    repository.add_argument("--force", action="store_true", help="replace a model of this name in the repository")
 
 
 def main(args) -> Path:
+    """Package the model; returns the path of the archive or of the repository."""
+    return {"torchserve": _package_torchserve, "triton": _package_triton}[args.command](args)
+
+
+def _package_torchserve(args) -> Path:
     """Make the archive, and serve it if that is asked for; returns its path."""
     name, archive = _target(args)
     if args.serve:
@@ -72,6 +114,23 @@ def main(args) -> Path:
             f"{shlex.quote(str(archive.parent))} --models {name}={shlex.quote(archive.name)}"
         )
     return archive
+
+
+def _package_triton(args) -> Path:
+    """Make the repository, and say how it is served; returns its path."""
+    options = triton.Options(args.batch_size, args.max_batch_delay, args.instances, args.backend, args.preprocessing)
+    name = _checked_name(args.model_name or _called(Path(os.path.abspath(args.model))))
+    repository = args.output.resolve()
+    archive = repository.with_name(repository.name + ".tar.gz") if args.sagemaker else None
+    _check_targets(repository, triton.model_folders(name, options), archive, args.force)
+    with _model_directory(args.model) as model_dir:
+        triton.make_repository(model_dir, name, repository, options, archive)
+    print(f"repository: {repository}")
+    if archive:
+        print(f"archive:    {archive}, for SageMaker with {triton.SAGEMAKER_MODEL_NAME}={name}")
+    print(f"to serve:   {triton.docker_command(repository, options)}")
+    print(f"next:       python -m jobs.predict --triton 127.0.0.1:8001 --model {name} IMAGE ...")
+    return repository
 
 
 def make_archive(model_dir: Path, name: str, archive: Path, config: str) -> None:
@@ -141,14 +200,30 @@ def _await_workers(container: Container, name: str, port: int) -> None:
 def _target(args) -> tuple[str, Path]:
     """The model's name and the path of its archive. Raises ValueError."""
     is_file = args.output.suffix == ".mar" and not args.output.is_dir()
-    called = args.output if is_file else Path(os.path.abspath(args.model))
-    name = args.model_name or called.name.removesuffix(".mar").removesuffix(".tar.gz")
-    if not NAME.fullmatch(name):
-        raise ValueError(f"--model-name {name!r}: expected letters, digits, '_', '-' and '.', not at its start")
+    name = _checked_name(args.model_name or _called(args.output if is_file else Path(os.path.abspath(args.model))))
     archive = args.output if is_file else args.output / f"{name}.mar"
     if archive.exists() and not args.force:
         raise ValueError(f"{archive} exists; --force replaces it")
     return name, archive
+
+
+def _called(path: Path) -> str:
+    return path.name.removesuffix(".mar").removesuffix(".tar.gz")
+
+
+def _checked_name(name: str) -> str:
+    if not NAME.fullmatch(name):
+        raise ValueError(f"--model-name {name!r}: expected letters, digits, '_', '-' and '.', not at its start")
+    return name
+
+
+def _check_targets(repository: Path, folders: list[str], archive: Path | None, force: bool) -> None:
+    """Raises ValueError if something is in the way."""
+    if repository.exists() and not repository.is_dir():
+        raise ValueError(f"--output {repository}: expected a folder")
+    for path in (*(repository / folder for folder in folders), archive):
+        if path and path.exists() and not force:
+            raise ValueError(f"{path} exists; --force replaces it")
 
 
 def _config(args) -> str:

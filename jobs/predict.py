@@ -1,15 +1,21 @@
-"""Ask an endpoint about images: ``python -m jobs.predict --endpoint NAME IMAGE_OR_FOLDER ...`` (``-`` is stdin)."""
+"""Ask an endpoint or a Triton server about images; ``-`` is an image on stdin.
+
+``python -m jobs.predict --endpoint NAME IMAGE_OR_FOLDER ...``
+``python -m jobs.predict --triton HOST:PORT --model NAME IMAGE_OR_FOLDER ...``
+"""
 
 import argparse
 import io
 import json
 import sys
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from PIL import Image
+from tqdm import tqdm
 
-from jobs import console, session
+from jobs import console, session, triton_client
 
 CLIENTS = 4  # requests under way at once
 
@@ -17,29 +23,59 @@ CLIENTS = 4  # requests under way at once
 def parse_args(argv=None):
     parser = argparse.ArgumentParser(
         prog="python -m jobs.predict",
-        description="Ask an endpoint about images.",
+        description="Ask an endpoint or a Triton server about images.",
         epilog="example: python -m jobs.predict --endpoint pets cat.jpg photos/ --save answers/",
     )
     session.add_arguments(parser, instances=False)
     parser.add_argument("--endpoint", help="its name (default: the only one that is in service)")
+    parser.add_argument("--triton", metavar="URL", help="grpc://HOST:PORT, HOST:PORT or http://HOST:PORT in its place")
+    parser.add_argument("--model", metavar="NAME", help="of --triton (default: the only one that is ready)")
     parser.add_argument("images", nargs="+", help="image files, folders of them, or - for an image on stdin")
     parser.add_argument("--json", action="store_true", help="print a JSON object an image in place of a table")
     parser.add_argument("--save", type=Path, metavar="FOLDER", help="write each image with its answer on it as a PNG")
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if args.triton and args.endpoint:
+        parser.error("--endpoint and --triton: expected one of them")
+    if args.model and not args.triton:
+        parser.error("--model is a model of --triton, which is missing")
+    return args
 
 
 def main(args) -> list[dict]:
     """Predict; returns a row for each image: `image`, and the answer or `error`."""
     inputs = list(_inputs(args.images))
-    sagemaker_session = session.session(backend=args.backend)
-    endpoint = args.endpoint or _only_endpoint(sagemaker_session)
+    answer, mask_of = _triton_model(args) if args.triton else _endpoint(args)
     with ThreadPoolExecutor(CLIENTS) as pool:
-        answers = pool.map(lambda pair: ask(sagemaker_session, endpoint, pair[1]), inputs)
-        rows = [{"image": name, **answer} for (name, _), answer in zip(inputs, answers, strict=True)]
+        answers = pool.map(answer, [data for _, data in inputs])
+        shown = tqdm(answers, total=len(inputs), unit="image", leave=False, disable=None)  # on a terminal alone
+        rows = [{"image": name, **answer} for (name, _), answer in zip(inputs, shown, strict=True)]
     print(console.as_json(rows) if args.json else _table(rows))
     if args.save:
-        _save(args.save, inputs, rows, lambda image: _invoke(sagemaker_session, endpoint, image, "image/png"))
+        _save(args.save, inputs, rows, mask_of)
     return rows
+
+
+def _endpoint(args) -> tuple[Callable[[bytes], dict], Callable[[bytes], bytes]]:
+    """What gives an endpoint's answer for an image, and what gives its mask as a PNG. Raises ValueError."""
+    sagemaker_session = session.session(backend=args.backend)
+    endpoint = args.endpoint or _only_endpoint(sagemaker_session)
+    return (
+        lambda image: ask(sagemaker_session, endpoint, image),
+        lambda image: _invoke(sagemaker_session, endpoint, image, "image/png"),
+    )
+
+
+def _triton_model(args) -> tuple[Callable[[bytes], dict], Callable[[bytes], bytes]]:
+    """As `_endpoint`, of a Triton server's model. Raises ValueError or triton_client.TritonError."""
+    model = triton_client.Model(args.triton, args.model)
+
+    def answer(image: bytes) -> dict:
+        try:
+            return model.answer(image).as_object()
+        except ValueError as error:  # Refusal or ImageError: the image's own fault
+            return {"error": str(error)}
+
+    return answer, lambda image: model.answer(image).as_png()
 
 
 def ask(sagemaker_session, endpoint: str, image: bytes) -> dict:
