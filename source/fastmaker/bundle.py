@@ -3,6 +3,7 @@
     model.pth    the state_dict of the pure torch network
     model.json   everything else that an answer depends on (`ModelInfo`)
     code/        entry_point.py and this package, so that an endpoint needs nothing else
+    model.onnx   if one was added (fastmaker.export): the network once more, for the engine onnxruntime
 
 No pickled code anywhere: model.pth is read with ``weights_only=True``. This module is the only one that knows the
 file names.
@@ -26,6 +27,7 @@ from fastmaker import __version__, masks, networks, preprocess, unet
 
 STATE_FILE = "model.pth"
 INFO_FILE = "model.json"
+ONNX_FILE = "model.onnx"
 CODE_DIR = "code"
 FORMAT = 1
 ARCHITECTURES = {"classification": networks.ARCHITECTURES, "segmentation": unet.ARCHITECTURES}  # by task

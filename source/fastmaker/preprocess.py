@@ -148,19 +148,21 @@ def window(image_size: tuple[int, int], size: tuple[int, int], method: str) -> t
 
 
 def normalise(batch: torch.Tensor, mean: torch.Tensor, std: torch.Tensor, resampled: bool = False) -> torch.Tensor:
-    """uint8 (N, C, H, W) -> float32 (N, C, H, W): scaled to 0..1, then (x - mean) / std per channel.
+    """uint8 (N, C, H, W) -> float32 (N, C, H, W): scaled to 0..1, then `standardise`."""
+    return standardise(batch.float().div_(255.0), mean, std, resampled)
 
-    `mean` and `std` are float32 (1, C, 1, 1).
-    """
+
+def standardise(pixels: torch.Tensor, mean: torch.Tensor, std: torch.Tensor, resampled: bool = False) -> torch.Tensor:
+    """float32 (N, C, H, W) in 0..1 -> (x - mean) / std per channel; `mean` and `std` are float32 (1, C, 1, 1)."""
     import torch
     from torch import nn
 
-    batch = batch.float().div_(255.0)
     if resampled:
-        identity = torch.eye(2, 3, device=batch.device).expand(len(batch), 2, 3)
-        grid = nn.functional.affine_grid(identity, batch.shape, align_corners=True)
-        batch = nn.functional.grid_sample(batch, grid, padding_mode="reflection", align_corners=True)
-    return (batch - mean) / std
+        # Not len(pixels): torch.export would take that for a constant.
+        identity = torch.eye(2, 3, device=pixels.device).expand(pixels.shape[0], 2, 3)
+        grid = nn.functional.affine_grid(identity, pixels.shape, align_corners=True)
+        pixels = nn.functional.grid_sample(pixels, grid, padding_mode="reflection", align_corners=True)
+    return (pixels - mean) / std
 
 
 @functools.cache

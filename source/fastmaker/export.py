@@ -1,0 +1,158 @@
+"""A bundle as one ONNX file, with normalisation and softmax inside it: ``export.to_onnx("model", "model.onnx")``.
+
+    image          in: uint8 (N, C, H, W), as preprocess.to_tensor makes it; or float32, its values divided by 255
+    probabilities  out: float32 (N, n_labels); of a U-Net (N, n_labels, H, W)
+    mask           out, of a U-Net: uint8 (N, H, W), the class of each pixel
+
+N is free; C, H and W are the bundle's. The metadata holds the text of model.json, the labels and the version of this
+package. Every file is compared with torch in ONNX Runtime before it is put in place.
+"""
+
+import importlib.util
+import json
+import logging
+import os
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from fastmaker import __version__, bundle, networks, onnx_engine, preprocess
+from fastmaker.onnx_engine import IMAGE, MASK, MODEL_JSON, PROBABILITIES
+
+INPUTS = ("uint8", "float")
+PACKAGES = ("onnx", "onnxruntime", "onnxscript")
+OPSET = 18
+CHECKED_BATCHES = (1, 3, 8)
+# A wrong layer is off by far more; a network's rounding is below 1e-6 where its logits are of usual size.
+TOLERANCE = 1e-4
+
+
+class ExportError(ValueError):
+    """No ONNX file can be made; the message says why in one line."""
+
+
+class Exported(nn.Module):
+    """A bundle's network with what surrounds it in `serving.Model`: (N, C, H, W) in, the outputs above."""
+
+    def __init__(self, network: nn.Module, info: bundle.ModelInfo, image_input: str):
+        super().__init__()
+        self.network, self.info, self.image_input = network, info, image_input
+        for name in ("mean", "std"):
+            self.register_buffer(name, torch.tensor(getattr(info, name)).view(1, -1, 1, 1))
+
+    def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        prepare = preprocess.normalise if self.image_input == "uint8" else preprocess.standardise
+        probabilities = self.network(prepare(image, self.mean, self.std, self.info.resampled)).softmax(dim=1)
+        if self.info.task == "segmentation":
+            return probabilities, probabilities.argmax(dim=1).to(torch.uint8)
+        return (probabilities,)
+
+
+class Maximum(nn.Module):
+    """``nn.AdaptiveMaxPool2d(1)``, which the exporter does not know: (N, C, H, W) -> (N, C, 1, 1)."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.amax(dim=(2, 3), keepdim=True)
+
+
+def to_onnx(model_dir: str | os.PathLike, file: str | os.PathLike, image_input: str = "uint8") -> float:
+    """Write the bundle in `model_dir` as `file`, whole or not at all; `image_input` is one of INPUTS.
+
+    Returns the largest difference of a probability from torch's. Raises bundle.BundleError or ExportError.
+    """
+    check_packages()
+    if image_input not in INPUTS:
+        raise ExportError(f"the input is {image_input!r}; expected one of {', '.join(INPUTS)}")
+    network, info = bundle.load(model_dir)
+    model = Exported(network, info, image_input).eval().requires_grad_(False)
+    proto = _traced(model)
+    _describe(proto, Path(model_dir, bundle.INFO_FILE).read_text("utf-8"), info)
+    file = Path(file)
+    partial = file.with_name(file.name + ".partial")
+    try:
+        _save(proto, partial)
+        difference = _compared(partial, model)
+        partial.replace(file)
+    finally:
+        partial.unlink(missing_ok=True)
+    return difference
+
+
+def check_packages() -> None:
+    """Raises ExportError if one of PACKAGES is not installed."""
+    if missing := [name for name in PACKAGES if importlib.util.find_spec(name) is None]:
+        raise ExportError(f"ONNX needs {', '.join(missing)}, not installed here: pip install 'fastmaker[onnx]'")
+
+
+def _traced(model: Exported):
+    """The model as an onnx.ModelProto."""
+    for module in model.modules():
+        if isinstance(module, networks.AdaptiveConcatPool2d):
+            module.mp = Maximum()
+    outputs = [PROBABILITIES, MASK] if model.info.task == "segmentation" else [PROBABILITIES]
+    # Two images: of one, the batch would be taken for a constant.
+    example = _images(2, model.info, model.image_input)
+    log = logging.getLogger("torch.onnx")
+    level = log.level
+    log.setLevel(logging.ERROR)  # it warns of operators of torchvision that are not used here
+    try:
+        program = torch.onnx.export(
+            model,
+            (example,),
+            input_names=[IMAGE],
+            output_names=outputs,
+            opset_version=OPSET,
+            dynamo=True,
+            external_data=False,
+            dynamic_shapes={"image": {0: torch.export.Dim("batch")}},
+            verbose=False,
+        )
+    except torch.onnx.errors.OnnxExporterError as error:
+        raise ExportError(f"torch cannot export this network: {' '.join(str(error).split())[-300:]}") from None
+    finally:
+        log.setLevel(level)
+    return program.model_proto
+
+
+def _describe(proto, model_json: str, info: bundle.ModelInfo) -> None:
+    import onnx
+
+    for node in proto.graph.node:
+        del node.metadata_props[:]  # the exporter's stack traces, with this machine's paths
+    labels = json.dumps(info.labels, ensure_ascii=False)
+    onnx.helper.set_model_props(proto, {MODEL_JSON: model_json, "labels": labels, "fastmaker": __version__})
+
+
+def _save(proto, file: Path) -> None:
+    import onnx
+
+    file.parent.mkdir(parents=True, exist_ok=True)
+    onnx.save(proto, file)
+    onnx.checker.check_model(file, full_check=True)
+
+
+def _compared(file: Path, model: Exported) -> float:
+    """The largest difference of a probability from torch's. Raises ExportError if there is more than rounding."""
+    session = onnx_engine.session(file, torch.get_num_threads())
+    largest = 0.0
+    for n in CHECKED_BATCHES:
+        images = _images(n, model.info, model.image_input)
+        with torch.inference_mode():
+            expected = model(images)[0].numpy()
+        probabilities, *masks = session.run(None, {IMAGE: images.numpy()})
+        difference = float(np.abs(probabilities - expected).max())
+        if not difference <= TOLERANCE:  # nan is no answer either
+            raise ExportError(f"ONNX Runtime's probabilities of {n} images are off torch's by up to {difference:.1e}")
+        if any((mask != probabilities.argmax(axis=1)).any() for mask in masks):
+            raise ExportError(f"ONNX Runtime's masks of {n} images are not the classes of the highest probabilities")
+        largest = max(largest, difference)
+    return largest
+
+
+def _images(n: int, info: bundle.ModelInfo, image_input: str) -> torch.Tensor:
+    """`n` images of noise, as the model takes them."""
+    random = torch.Generator().manual_seed(n)
+    images = torch.randint(0, 256, (n, info.channels, *info.image_size), dtype=torch.uint8, generator=random)
+    return images if image_input == "uint8" else images.float() / 255.0
