@@ -65,8 +65,10 @@ def make_repository(
         built = Path(scratch, "built")
         _build(model_dir, name, built, options)
         if archive:
-            pack(built, archive)
+            pack(built, packed := Path(scratch, "packed.tar.gz"))
         _install(built, repository, model_folders(name, options), Path(scratch, "replaced"))
+        if archive:
+            packed.replace(archive)
 
 
 def docker_command(repository: Path, options: Options) -> str:
@@ -91,14 +93,14 @@ def _build(model_dir: Path, name: str, built: Path, options: Options) -> None:
     network = built / (name + NETWORK if options.preprocessing else name)
     version = network / VERSION
     version.mkdir(parents=True)
-    export.to_onnx(model_dir, version / "model.onnx")
+    export.to_onnx(model_dir, version / bundle.ONNX_FILE)
     labels = info.labels if info.task == "classification" else None
     if labels:
         _write_labels(network / LABELS_FILE, labels)
     if options.backend == "python":
         shutil.copy2(_source("triton_network.py"), version / "model.py")
     description = json.dumps(json.loads((model_dir / bundle.INFO_FILE).read_text("utf-8")), ensure_ascii=False)
-    config = _network_config(network.name, version / "model.onnx", bool(labels), options, description)
+    config = _network_config(network.name, version / bundle.ONNX_FILE, bool(labels), options, description)
     _write_config(network, config)
     if options.preprocessing:
         _write_config(built / name, _ensemble_config(name, config))
@@ -112,10 +114,11 @@ def _build(model_dir: Path, name: str, built: Path, options: Options) -> None:
 
 def _network_config(name: str, file: Path, has_labels: bool, options: Options, description: str):
     """The configuration of the ONNX model in `file`: its inputs and outputs are those of the graph."""
-    import onnxruntime
     from tritonclient.grpc import model_config_pb2 as pb
 
-    session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+    from fastmaker import onnx_engine
+
+    session = onnx_engine.session(file, threads=1)
     config = pb.ModelConfig(name=name, max_batch_size=options.batch_size)
     if options.backend == "python":
         config.backend = "python"
@@ -125,7 +128,7 @@ def _network_config(name: str, file: Path, has_labels: bool, options: Options, d
         config.input.add(name=node.name, data_type=_data_type(node.type), dims=node.shape[1:])
     for node in session.get_outputs():
         config.output.add(name=node.name, data_type=_data_type(node.type), dims=node.shape[1:])
-        if has_labels and node.name == "probabilities":
+        if has_labels and node.name == onnx_engine.PROBABILITIES:
             config.output[-1].label_filename = LABELS_FILE
     config.parameters[INFO].string_value = description
     return _scheduled(config, pb.ModelInstanceGroup.KIND_AUTO, options)
@@ -204,18 +207,24 @@ def _source(name: str) -> Path:
 
 
 def _install(built: Path, repository: Path, new: list[str], replaced: Path) -> None:
-    """Move the folders of `built` into the repository, in an order that suits a server which polls it.
+    """Move the folders `new` of `built` into the repository, in this order, which suits a server that polls it.
 
-    What they take the place of goes to `replaced`.
+    What they take the place of goes to `replaced`. If it cannot be done, all is put back.
     """
     repository.mkdir(exist_ok=True)
     replaced.mkdir()
-    old = _steps(repository / new[-1])
-    for folder in dict.fromkeys([*reversed(new), *old]):
-        if (repository / folder).exists():
-            (repository / folder).rename(replaced / folder)
-    for folder in new:
-        (built / folder).rename(repository / folder)
+    old = dict.fromkeys([*reversed(new), *_steps(repository / new[-1])])
+    moves = [(repository / folder, replaced / folder) for folder in old if (repository / folder).exists()]
+    moves += [(built / folder, repository / folder) for folder in new]
+    done = []
+    try:
+        for source, target in moves:
+            source.rename(target)
+            done.append((source, target))
+    except BaseException:
+        for source, target in reversed(done):
+            target.rename(source)
+        raise
 
 
 def _steps(model: Path) -> list[str]:

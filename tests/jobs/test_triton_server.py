@@ -2,6 +2,9 @@
 
 import dataclasses
 import json
+import re
+import subprocess
+import sys
 import tarfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,7 +15,8 @@ import pytest
 import triton_server
 import urllib3
 from PIL import Image
-from test_job_scripts import one_line, run  # noqa: F401  the fixture
+from test_job_scripts import one_line
+from test_package import ENVIRONMENT
 
 from fastmaker import bundle, preprocess, serving
 from jobs import package, triton_client
@@ -26,6 +30,22 @@ CLOSE = {"rtol": 0, "atol": 1e-5}  # another runtime adds up in another order
 
 def packaged(model: Path, repository: Path, *words: object) -> None:
     package.main(package.parse_args(["triton", str(model), "--output", str(repository), *map(str, words)]))
+
+
+def predict(*words: object) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-m", "jobs.predict", *map(str, words)], env=ENVIRONMENT, capture_output=True
+    )
+
+
+def write_foreign_model(folder: Path) -> None:
+    """A model that is none of ours."""
+    (folder / "1").mkdir(parents=True)
+    (folder / "1" / "model.py").write_text(
+        "class TritonPythonModel:\n    def execute(self, requests):\n        raise\n"
+    )
+    tensors = "".join(f'{kind} {{ name: "x" data_type: TYPE_FP32 dims: [1] }}\n' for kind in ("input", "output"))
+    (folder / "config.pbtxt").write_text(f'name: "foreign"\nbackend: "python"\n{tensors}')
 
 
 def altered(model: Path, folder: Path, **values) -> Path:
@@ -58,6 +78,7 @@ def repository(digits_bundle, scenes_bundle, tmp_path_factory):
     ):
         packaged(model, repository, *by_python, *words)
     packaged(digits_bundle, repository, "--model-name", "native")  # for the ONNX backend, which this server lacks
+    write_foreign_model(repository / "foreign")
     return repository
 
 
@@ -83,7 +104,7 @@ def scene_files(scenes):
 
 @pytest.fixture(scope="session")
 def digit_files(digits):
-    return sorted(digits.rglob("*.png"))[::60]
+    return sorted(digits.rglob("*.png"))[::150]
 
 
 def own_answers(model: Path, files: list[Path]) -> list:
@@ -96,7 +117,7 @@ def test_the_models_of_a_repository_are_ready(server):
     states = {model["name"]: model["state"] for model in index}
     assert states.pop("native") == "UNAVAILABLE"
     parts = {f"{name}{part}" for name in ("digits", "scenes", "unresized") for part in ("", "_preprocess", "_network")}
-    assert states == dict.fromkeys(parts | {"digits-array", "scenes-array", "original"}, "READY")
+    assert states == dict.fromkeys(parts | {"digits-array", "scenes-array", "original", "foreign"}, "READY")
 
 
 @pytest.mark.parametrize("protocol", ["grpc", "http"])
@@ -181,26 +202,26 @@ def test_requests_at_once_go_through_together_and_a_bad_one_fails_alone(server, 
 
 
 @pytest.mark.parametrize("protocol", ["grpc", "http"])
-def test_the_script_answers_as_for_an_endpoint(run, server, digits_bundle, digit_files, tmp_path, protocol):  # noqa: F811
-    broken = tmp_path / "broken.png"
+def test_the_script_answers_as_for_an_endpoint(server, digits_bundle, few, tmp_path, protocol):
+    folder, broken = few / "7", tmp_path / "broken.png"
     broken.write_bytes(b"no image")
-    words = ("--triton", getattr(server, protocol), "--model", "digits", str(digit_files[0].parent), str(broken))
-    done = run("jobs.predict", *words, "--json")
+    words = ("--triton", getattr(server, protocol), "--model", "digits", folder, broken)
+    done = predict(*words, "--json")
     assert done.returncode == 1
     *rows, refused = map(json.loads, done.stdout.splitlines())
-    files = sorted(digit_files[0].parent.iterdir())
+    files = sorted(folder.iterdir())
     for row, file, expected in zip(rows, files, own_answers(digits_bundle, files), strict=True):
         assert (row["image"], row["label"]) == (str(file), expected.label)
         assert row["probability"] == pytest.approx(expected.as_object()["probability"], abs=1e-5)
     assert refused == {"image": str(broken), "error": "the 8 bytes are no image that Pillow can read"}
-    table = run("jobs.predict", *words).stdout.decode().splitlines()
+    table = predict(*words).stdout.decode().splitlines()
     assert table[0].split() == ["image", "label", "probability", "error"]
     assert len(table) == len(files) + 3
 
 
-def test_the_script_draws_the_masks(run, server, scene_files, tmp_path):  # noqa: F811
+def test_the_script_draws_the_masks(server, scene_files, tmp_path):
     words = ("--triton", server.http, "--model", "scenes", *map(str, scene_files), "--save", str(tmp_path / "saved"))
-    done = run("jobs.predict", *words)
+    done = predict(*words)
     assert done.returncode == 0, done.stderr.decode()
     assert len([Image.open(file) for file in (tmp_path / "saved").iterdir()]) == len(scene_files)
 
@@ -211,21 +232,21 @@ def test_the_script_draws_the_masks(run, server, scene_files, tmp_path):  # noqa
     [
         (["--model", "nothing"], "there is no such model on .*; its models are digits, .*scenes"),
         (["--model", "native"], "--model native is not ready on .*: UNAVAILABLE .*onnxruntime"),
-        (["--model", "digits_preprocess"], None),
-        ([], "--model NAME is needed: ready are digits, digits-array, original, scenes, scenes-array, unresized"),
+        (["--model", "foreign"], "--model foreign: its configuration has no parameter model.json"),
+        ([], "--model NAME is needed: ready are digits, digits-array, foreign, original, scenes, .*, unresized"),
     ],
 )
-def test_a_model_that_cannot_be_asked_gets_one_line(run, server, digit_files, protocol, model, reason):  # noqa: F811
-    done = run("jobs.predict", "--triton", getattr(server, protocol), *model, str(digit_files[0]))
+def test_a_model_that_cannot_be_asked_gets_one_line(server, digit_files, protocol, model, reason):
+    done = predict("--triton", getattr(server, protocol), *model, str(digit_files[0]))
     assert done.returncode == 2, done.stdout.decode()
-    assert reason is None or __import__("re").search(reason, one_line(done.stderr.decode()))
+    assert re.search(reason, one_line(done.stderr.decode()))
 
 
 @pytest.mark.parametrize("protocol", ["grpc", "http"])
-def test_an_image_of_the_wrong_size_is_refused_with_one_line(run, server, digit_files, tmp_path, protocol):  # noqa: F811
+def test_an_image_of_the_wrong_size_is_refused_with_one_line(server, digit_files, tmp_path, protocol):
     Image.new("L", (28, 28)).save(tmp_path / "right.png")
     words = (str(digit_files[0]), str(tmp_path / "right.png"), "--json")
-    done = run("jobs.predict", "--triton", getattr(server, protocol), "--model", "unresized", *words)
+    done = predict("--triton", getattr(server, protocol), "--model", "unresized", *words)
     assert done.returncode == 1, done.stderr.decode()
     refused, answered = map(json.loads, done.stdout.splitlines())
     assert "trained without Resize and takes images of 28x28" in refused["error"]
