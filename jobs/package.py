@@ -1,7 +1,8 @@
-"""Package a model for another server: ``python -m jobs.package torchserve MODEL [--serve]`` makes a TorchServe archive.
+"""Package a model for another server: ``python -m jobs.package torchserve|onnx MODEL``.
 
-The archive serves with torch, torchvision, Pillow and NumPy beside TorchServe, and answers as an endpoint does; see
-source/fastmaker/torchserve_handler.py.
+torchserve  a TorchServe archive, which serves with torch, torchvision, Pillow and NumPy beside TorchServe, and
+            answers as an endpoint does; see source/fastmaker/torchserve_handler.py
+onnx        one ONNX file, alone or in a model directory that ONNX Runtime serves; see source/fastmaker/export.py
 """
 
 import argparse
@@ -45,14 +46,36 @@ def parse_args(argv=None):
     archive.add_argument("--force", action="store_true", help="replace an archive that exists")
     archive.add_argument("--serve", action="store_true", help="serve it on this machine until Ctrl-C")
     archive.add_argument("--port", type=int, default=8080, help="of --serve (default: %(default)s)")
+    onnx = commands.add_parser("onnx", help="one ONNX file, normalisation and softmax inside it")
+    onnx.add_argument("model", metavar="MODEL", help="a training job, a model directory, a model.tar.gz or its URI")
+    place = onnx.add_mutually_exclusive_group()
+    place.add_argument("--output", type=Path, default=Path(), help="a .onnx or a folder for it (default: here)")
+    place.add_argument(
+        "--bundle", type=Path, metavar="FOLDER", help="make a model directory that has it beside the bundle"
+    )
+    onnx.add_argument(
+        "--input", choices=("uint8", "float"), default="uint8", help="float is 0..1 (default: %(default)s)"
+    )
+    onnx.add_argument("--int8", action="store_true", help="quantise it; needs --calibrate")
+    onnx.add_argument("--calibrate", type=Path, metavar="FOLDER", help="images like those that it will see")
+    onnx.add_argument("--force", action="store_true", help="replace a file that exists")
     args = parser.parse_args(argv)
     for name, least in {"batch_size": 1, "max_batch_delay": 0, "workers": 1, "port": 1}.items():
-        if (value := getattr(args, name)) is not None and value < least:
+        if (value := getattr(args, name, None)) is not None and value < least:
             archive.error(f"--{name.replace('_', '-')} {value}: expected {least} or more")
+    if args.command == "onnx" and args.int8 != bool(args.calibrate):
+        onnx.error("--int8 and --calibrate FOLDER go together")
+    if args.command == "onnx" and args.bundle and args.input != "uint8":
+        onnx.error("--bundle: endpoints give the model uint8 images")
     return args
 
 
 def main(args) -> Path:
+    """Make what is asked for; returns its path."""
+    return {"torchserve": package_torchserve, "onnx": package_onnx}[args.command](args)
+
+
+def package_torchserve(args) -> Path:
     """Make the archive, and serve it if that is asked for; returns its path."""
     name, archive = _target(args)
     if args.serve:
@@ -74,6 +97,76 @@ def main(args) -> Path:
     return archive
 
 
+def package_onnx(args) -> Path:
+    """Make the ONNX file, with --bundle in a new model directory; returns the path of either."""
+    from fastmaker import bundle, export
+
+    export.check_packages()
+    target = _onnx_target(args)
+    with _model_directory(args.model) as model_dir:
+        if args.bundle:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=target.parent, prefix=f"{target.name}.") as scratch:
+                # The code is ours, not the bundle's: it may be older than the engine.
+                bundle.save_code((whole := Path(scratch, "bundle")) / bundle.CODE_DIR)
+                _copy_model(model_dir, whole)
+                make_onnx(model_dir, whole / bundle.ONNX_FILE, args.input, args.calibrate)
+                whole.rename(target)
+        else:
+            make_onnx(model_dir, target, args.input, args.calibrate)
+    print(f"made:       {target}")
+    if args.bundle:
+        print(
+            f"next:       python -m jobs.deploy --model {shlex.quote(str(target))} --env FASTMAKER_ENGINE=onnxruntime"
+        )
+    return target
+
+
+def make_onnx(model_dir: Path, file: Path, image_input: str = "uint8", calibrate: Path | None = None) -> None:
+    """Write the bundle in `model_dir` as `file`, in int8 if there is a folder to `calibrate` with; say how good it is.
+
+    Raises bundle.BundleError or export.ExportError.
+    """
+    from fastmaker import bundle, export
+
+    with tempfile.TemporaryDirectory() as scratch:
+        info = bundle.load_info(model_dir)
+        images = export.calibration_images(calibrate, info, image_input) if calibrate else []
+        float_file = Path(scratch, "float32.onnx") if calibrate else file
+        difference = export.to_onnx(model_dir, float_file, image_input)
+        print(f"float32:    {_megabytes(float_file)}, probabilities within {difference:.1e} of torch's")
+        if calibrate:
+            same, of = export.to_int8(float_file, file, images)
+            things = "pixels" if info.task == "segmentation" else "labels"
+            print(f"int8:       {_megabytes(file)}, {same} of {of} {things} as in float32 on {len(images)} images")
+
+
+def _megabytes(file: Path) -> str:
+    return f"{file.stat().st_size / 1e6:.1f} MB"
+
+
+def _onnx_target(args) -> Path:
+    """The file to make, or the folder of --bundle. Raises ValueError."""
+    if args.bundle:
+        if args.bundle.exists():
+            raise ValueError(f"{args.bundle} exists; --bundle makes a new folder")
+        return args.bundle
+    is_file = args.output.suffix == ".onnx" and not args.output.is_dir()
+    file = args.output if is_file else args.output / ("model.int8.onnx" if args.int8 else "model.onnx")
+    if file.exists() and not args.force:
+        raise ValueError(f"{file} exists; --force replaces it")
+    return file
+
+
+def _copy_model(model_dir: Path, folder: Path) -> None:
+    """Copy what a model directory holds beside its code."""
+    from fastmaker import bundle
+
+    for name in (bundle.STATE_FILE, bundle.INFO_FILE, bundle.ONNX_FILE):
+        if (model_dir / name).is_file():
+            shutil.copy2(model_dir / name, folder)
+
+
 def make_archive(model_dir: Path, name: str, archive: Path, config: str) -> None:
     """Write the bundle in `model_dir` as `archive`, whole or not at all; `config` is the text of model-config.yaml.
 
@@ -87,8 +180,7 @@ def make_archive(model_dir: Path, name: str, archive: Path, config: str) -> None
         # The code is ours, not the bundle's: it may be older than the handler. TorchServe puts the archive's root on
         # the path.
         bundle.save_code(contents)
-        for file in (bundle.STATE_FILE, bundle.INFO_FILE):
-            shutil.copy2(model_dir / file, contents)
+        _copy_model(model_dir, contents)
         (config_file := Path(scratch, "model-config.yaml")).write_text(config)
         handler = contents / "fastmaker" / "torchserve_handler.py"
         _archiver(name, handler, contents, config_file, Path(scratch))
