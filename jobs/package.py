@@ -1,9 +1,9 @@
-"""Package a model for another server.
+"""Package a model for another server: ``python -m jobs.package torchserve|triton|onnx MODEL``.
 
-``python -m jobs.package torchserve MODEL [--serve]`` makes a TorchServe archive. It serves with torch, torchvision,
-Pillow and NumPy beside TorchServe, and answers as an endpoint does; see source/fastmaker/torchserve_handler.py.
-
-``python -m jobs.package triton MODEL`` makes a model repository for NVIDIA's Triton; see jobs/triton.py.
+torchserve  a TorchServe archive, which serves with torch, torchvision, Pillow and NumPy beside TorchServe, and
+            answers as an endpoint does; see source/fastmaker/torchserve_handler.py
+triton      a model repository for NVIDIA's Triton Inference Server; see jobs/triton.py
+onnx        one ONNX file, alone or in a model directory that ONNX Runtime serves; see source/fastmaker/export.py
 """
 
 import argparse
@@ -40,11 +40,17 @@ def parse_args(argv=None):
     commands = parser.add_subparsers(dest="command", required=True)
     _add_torchserve(commands)
     _add_triton(commands)
+    _add_onnx(commands)
     args = parser.parse_args(argv)
+    command = commands.choices[args.command]
     limits = {"batch_size": 1, "max_batch_delay": 0, "workers": 1, "instances": 1, "port": 1}
     for name, least in limits.items():
         if (value := getattr(args, name, None)) is not None and value < least:
-            commands.choices[args.command].error(f"--{name.replace('_', '-')} {value}: expected {least} or more")
+            command.error(f"--{name.replace('_', '-')} {value}: expected {least} or more")
+    if args.command == "onnx" and args.int8 != bool(args.calibrate):
+        command.error("--int8 and --calibrate FOLDER go together")
+    if args.command == "onnx" and args.bundle and args.input != "uint8":
+        command.error("--bundle: endpoints give the model uint8 images")
     return args
 
 
@@ -62,39 +68,35 @@ def _add_torchserve(commands) -> None:
 
 
 def _add_triton(commands) -> None:
-    defaults = triton.Options()
     repository = commands.add_parser("triton", help="a model repository, which Triton serves without more")
     repository.add_argument("model", metavar="MODEL", help=MODEL_HELP)
-    repository.add_argument(
-        "--output", type=Path, default=Path("model_repository"), help="the repository (default: %(default)s)"
-    )
     repository.add_argument("--model-name", help="(default: as MODEL is called)")
-    repository.add_argument(
-        "--batch-size", type=int, default=defaults.batch_size, help="images of a batch (default: %(default)s)"
-    )
-    repository.add_argument(
-        "--max-batch-delay",
-        type=int,
-        default=defaults.max_batch_delay,
-        help="ms to wait for them (default: %(default)s)",
-    )
-    repository.add_argument(
-        "--instances", type=int, default=defaults.instances, help="of each model, on each GPU (default: %(default)s)"
-    )
-    repository.add_argument("--preprocessing", action="store_true", help="take encoded images: an ensemble of models")
-    repository.add_argument(
-        "--backend", choices=triton.BACKENDS, default=defaults.backend, help="of the network (default: %(default)s)"
-    )
-    repository.add_argument("--sagemaker", action="store_true", help="write OUTPUT.tar.gz, for SageMaker, as well")
+    triton.add_arguments(repository)
     repository.add_argument("--force", action="store_true", help="replace a model of this name in the repository")
 
 
+def _add_onnx(commands) -> None:
+    onnx = commands.add_parser("onnx", help="one ONNX file, normalisation and softmax inside it")
+    onnx.add_argument("model", metavar="MODEL", help=MODEL_HELP)
+    place = onnx.add_mutually_exclusive_group()
+    place.add_argument("--output", type=Path, default=Path(), help="a .onnx or a folder for it (default: here)")
+    place.add_argument(
+        "--bundle", type=Path, metavar="FOLDER", help="make a model directory that has it beside the bundle"
+    )
+    onnx.add_argument(
+        "--input", choices=("uint8", "float"), default="uint8", help="float is 0..1 (default: %(default)s)"
+    )
+    onnx.add_argument("--int8", action="store_true", help="quantise it; needs --calibrate")
+    onnx.add_argument("--calibrate", type=Path, metavar="FOLDER", help="images like those that it will see")
+    onnx.add_argument("--force", action="store_true", help="replace a file that exists")
+
+
 def main(args) -> Path:
-    """Package the model; returns the path of the archive or of the repository."""
-    return {"torchserve": _package_torchserve, "triton": _package_triton}[args.command](args)
+    """Make what is asked for; returns its path."""
+    return {"torchserve": package_torchserve, "triton": package_triton, "onnx": package_onnx}[args.command](args)
 
 
-def _package_torchserve(args) -> Path:
+def package_torchserve(args) -> Path:
     """Make the archive, and serve it if that is asked for; returns its path."""
     name, archive = _target(args)
     if args.serve:
@@ -116,9 +118,9 @@ def _package_torchserve(args) -> Path:
     return archive
 
 
-def _package_triton(args) -> Path:
+def package_triton(args) -> Path:
     """Make the repository, and say how it is served; returns its path."""
-    options = triton.Options(args.batch_size, args.max_batch_delay, args.instances, args.backend, args.preprocessing)
+    options = triton.options(args)
     name = _checked_name(args.model_name or _called(Path(os.path.abspath(args.model))))
     repository = args.output.resolve()
     archive = repository.with_name(repository.name + ".tar.gz") if args.sagemaker else None
@@ -131,6 +133,76 @@ def _package_triton(args) -> Path:
     print(f"to serve:   {triton.docker_command(repository, options)}")
     print(f"next:       python -m jobs.predict --triton 127.0.0.1:8001 --model {name} IMAGE ...")
     return repository
+
+
+def package_onnx(args) -> Path:
+    """Make the ONNX file, with --bundle in a new model directory; returns the path of either."""
+    from fastmaker import bundle, export
+
+    export.check_packages()
+    target = _onnx_target(args)
+    with _model_directory(args.model) as model_dir:
+        if args.bundle:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=target.parent, prefix=f"{target.name}.") as scratch:
+                # The code is ours, not the bundle's: it may be older than the engine.
+                bundle.save_code((whole := Path(scratch, "bundle")) / bundle.CODE_DIR)
+                _copy_model(model_dir, whole)
+                make_onnx(model_dir, whole / bundle.ONNX_FILE, args.input, args.calibrate)
+                whole.rename(target)
+        else:
+            make_onnx(model_dir, target, args.input, args.calibrate)
+    print(f"made:       {target}")
+    if args.bundle:
+        print(
+            f"next:       python -m jobs.deploy --model {shlex.quote(str(target))} --env FASTMAKER_ENGINE=onnxruntime"
+        )
+    return target
+
+
+def make_onnx(model_dir: Path, file: Path, image_input: str = "uint8", calibrate: Path | None = None) -> None:
+    """Write the bundle in `model_dir` as `file`, in int8 if there is a folder to `calibrate` with; say how good it is.
+
+    Raises bundle.BundleError or export.ExportError.
+    """
+    from fastmaker import bundle, export
+
+    with tempfile.TemporaryDirectory() as scratch:
+        info = bundle.load_info(model_dir)
+        images = export.calibration_images(calibrate, info, image_input) if calibrate else []
+        float_file = Path(scratch, "float32.onnx") if calibrate else file
+        difference = export.to_onnx(model_dir, float_file, image_input)
+        print(f"float32:    {_megabytes(float_file)}, probabilities within {difference:.1e} of torch's")
+        if calibrate:
+            same, of = export.to_int8(float_file, file, images)
+            things = "pixels" if info.task == "segmentation" else "labels"
+            print(f"int8:       {_megabytes(file)}, {same} of {of} {things} as in float32 on {len(images)} images")
+
+
+def _megabytes(file: Path) -> str:
+    return f"{file.stat().st_size / 1e6:.1f} MB"
+
+
+def _onnx_target(args) -> Path:
+    """The file to make, or the folder of --bundle. Raises ValueError."""
+    if args.bundle:
+        if args.bundle.exists():
+            raise ValueError(f"{args.bundle} exists; --bundle makes a new folder")
+        return args.bundle
+    is_file = args.output.suffix == ".onnx" and not args.output.is_dir()
+    file = args.output if is_file else args.output / ("model.int8.onnx" if args.int8 else "model.onnx")
+    if file.exists() and not args.force:
+        raise ValueError(f"{file} exists; --force replaces it")
+    return file
+
+
+def _copy_model(model_dir: Path, folder: Path) -> None:
+    """Copy what a model directory holds beside its code."""
+    from fastmaker import bundle
+
+    for name in (bundle.STATE_FILE, bundle.INFO_FILE, bundle.ONNX_FILE):
+        if (model_dir / name).is_file():
+            shutil.copy2(model_dir / name, folder)
 
 
 def make_archive(model_dir: Path, name: str, archive: Path, config: str) -> None:
@@ -146,8 +218,7 @@ def make_archive(model_dir: Path, name: str, archive: Path, config: str) -> None
         # The code is ours, not the bundle's: it may be older than the handler. TorchServe puts the archive's root on
         # the path.
         bundle.save_code(contents)
-        for file in (bundle.STATE_FILE, bundle.INFO_FILE):
-            shutil.copy2(model_dir / file, contents)
+        _copy_model(model_dir, contents)
         (config_file := Path(scratch, "model-config.yaml")).write_text(config)
         handler = contents / "fastmaker" / "torchserve_handler.py"
         _archiver(name, handler, contents, config_file, Path(scratch))

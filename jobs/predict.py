@@ -72,7 +72,7 @@ def _triton_model(args) -> tuple[Callable[[bytes], dict], Callable[[bytes], byte
     def answer(image: bytes) -> dict:
         try:
             return model.answer(image).as_object()
-        except ValueError as error:  # Refusal or ImageError: the image's own fault
+        except triton_client.Refusal as error:
             return {"error": str(error)}
 
     return answer, lambda image: model.answer(image).as_png()

@@ -9,12 +9,13 @@ Python backend's NAME_preprocess (source/fastmaker/triton_preprocess.py) and NAM
 parameter `model.json` of each is the bundle's: what a client must know about images and labels.
 """
 
+import importlib
 import json
 import shlex
 import shutil
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from jobs.local.container import pack
@@ -47,6 +48,35 @@ class Options:
         return ["pillow"] * self.preprocessing + ["onnxruntime"] * (self.backend == "python")
 
 
+def add_arguments(parser) -> None:
+    """The arguments that say how and where a repository is made."""
+    default = "(default: %(default)s)"
+    parser.add_argument("--output", type=Path, default=Path("model_repository"), help=f"the repository {default}")
+    for name, meaning in {
+        "batch_size": "images of a batch",
+        "max_batch_delay": "ms to wait for them",
+        "instances": "of each model, on each GPU",
+    }.items():
+        option = f"--{name.replace('_', '-')}"
+        parser.add_argument(option, type=int, default=getattr(Options, name), help=f"{meaning} {default}")
+    parser.add_argument("--preprocessing", action="store_true", help="take encoded images: an ensemble of models")
+    parser.add_argument("--backend", choices=BACKENDS, default=Options.backend, help=f"of the network {default}")
+    parser.add_argument("--sagemaker", action="store_true", help="write OUTPUT.tar.gz, for SageMaker, as well")
+
+
+def options(args) -> Options:
+    """The options that `add_arguments` has read."""
+    return Options(**{field.name: getattr(args, field.name) for field in fields(Options)})
+
+
+def library(name: str):
+    """The module `name` of tritonclient. Raises ValueError if it is not installed."""
+    try:
+        return importlib.import_module(f"tritonclient.{name}")
+    except (ImportError, RuntimeError) as error:  # without one of its extras it raises RuntimeError
+        raise ValueError(f"Triton needs tritonclient[{name}]: pip install 'fastmaker[triton]' ({error})") from None
+
+
 def model_folders(name: str, options: Options) -> list[str]:
     """The folders that make up the model `name`, the one that clients ask last."""
     return [name + PREPROCESS, name + NETWORK, name] if options.preprocessing else [name]
@@ -60,6 +90,7 @@ def make_repository(
     What is of this name there is replaced, other models stay. `archive` gets the same for SageMaker: a tar.gz with the
     models at its root. Raises bundle.BundleError, ValueError or OSError.
     """
+    library("grpc")
     repository.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=repository.parent, prefix=f".{repository.name}-") as scratch:
         built = Path(scratch, "built")
@@ -99,7 +130,7 @@ def _build(model_dir: Path, name: str, built: Path, options: Options) -> None:
         _write_labels(network / LABELS_FILE, labels)
     if options.backend == "python":
         shutil.copy2(_source("triton_network.py"), version / "model.py")
-    description = json.dumps(json.loads((model_dir / bundle.INFO_FILE).read_text("utf-8")), ensure_ascii=False)
+    description = json.dumps(asdict(info), ensure_ascii=False)
     config = _network_config(network.name, version / bundle.ONNX_FILE, bool(labels), options, description)
     _write_config(network, config)
     if options.preprocessing:

@@ -1,7 +1,6 @@
 """Ask a model on a Triton server about images, over gRPC or HTTP; of a repository that jobs/triton.py made."""
 
 import http.client
-import importlib
 import json
 import re
 import threading
@@ -9,7 +8,7 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
-from jobs.triton import INFO
+from jobs.triton import INFO, library
 
 DEFAULT_PORTS = {"grpc": 8001, "http": 8000, "grpcs": 8001, "https": 8000}  # Triton's own; those with s use TLS
 TIMEOUT = 60  # seconds for one answer
@@ -25,7 +24,7 @@ class TritonError(OSError):
 
 
 class Refusal(ValueError):
-    """The server takes this request not; the message is its own."""
+    """This image gets no answer; the message is the server's own, or says what is wrong with the image."""
 
 
 class Model:
@@ -47,18 +46,26 @@ class Model:
     def answer(self, data: bytes):
         """The answer for an encoded image, a content.Prediction or a masks.Mask.
 
-        Raises Refusal or preprocess.ImageError if the image cannot be answered, TritonError if the server cannot.
+        Raises Refusal if this image gets none, TritonError if the server gives none at all.
         """
-        from fastmaker import content, masks, preprocess
+        from fastmaker import preprocess
+
+        wanted = "probabilities" if self.info["task"] == "classification" else "mask"
+        try:
+            output = self._server.infer(self.name, self._input, self._tensor(data), wanted)[0]
+            return self._mask(output, data) if wanted == "mask" else self._prediction(output)
+        except preprocess.ImageError as error:
+            raise Refusal(str(error)) from None
+
+    def _prediction(self, probabilities: np.ndarray):
+        from fastmaker import content
+
+        return content.Prediction(probabilities, self.info["labels"])
+
+    def _mask(self, mask: np.ndarray, data: bytes):
+        from fastmaker import masks, preprocess
 
         info = self.info
-        classifies = info["task"] == "classification"
-        output = self._server.infer(
-            self.name, self._input, self._tensor(data), "probabilities" if classifies else "mask"
-        )
-        if classifies:
-            return content.Prediction(output[0], info["labels"])
-        mask = output[0]
         if info["mask_size"] == "original":
             mask = masks.restored(mask, preprocess.decode(data).size, info["resize_method"], info["void_code"])
         return masks.Mask(mask, info["labels"], info["void_code"])
@@ -100,7 +107,7 @@ class _Server:
         scheme, address = _parsed(url)
         self.url = url
         self._over_grpc = scheme.startswith("grpc")
-        self._library = _library("grpc" if self._over_grpc else "http")
+        self._library = library("grpc" if self._over_grpc else "http")
         self._address, self._ssl = address, scheme.endswith("s")
         self._own = threading.local()
 
@@ -164,15 +171,6 @@ def _parsed(url: str) -> tuple[str, str]:
     except (KeyError, ValueError, TypeError):
         raise ValueError(f"--triton {url!r}: expected grpc://HOST:PORT, HOST:PORT or http://HOST:PORT") from None
     return parts.scheme, f"{host}:{port}{parts.path.rstrip('/')}"
-
-
-def _library(protocol: str):
-    try:
-        return importlib.import_module(f"tritonclient.{protocol}")
-    except (ImportError, RuntimeError) as error:
-        raise ValueError(
-            f"--triton needs tritonclient[{protocol}], as the extra `triton` installs it: {error}"
-        ) from None
 
 
 def _steps(config: dict) -> list[str]:

@@ -5,17 +5,20 @@
     mask           out, of a U-Net: uint8 (N, H, W), the class of each pixel
 
 N is free; C, H and W are the bundle's. The metadata holds the text of model.json, the labels and the version of this
-package. Every file is compared with torch in ONNX Runtime before it is put in place.
+package. Every file is compared with torch in ONNX Runtime before it is put in place. `to_int8` quantises such a file.
 """
 
 import importlib.util
 import json
 import logging
 import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import nn
 
 from fastmaker import __version__, bundle, networks, onnx_engine, preprocess
@@ -69,15 +72,59 @@ def to_onnx(model_dir: str | os.PathLike, file: str | os.PathLike, image_input: 
     model = Exported(network, info, image_input).eval().requires_grad_(False)
     proto = _traced(model)
     _describe(proto, Path(model_dir, bundle.INFO_FILE).read_text("utf-8"), info)
-    file = Path(file)
-    partial = file.with_name(file.name + ".partial")
-    try:
+    with _put_in_place(file) as partial:
         _save(proto, partial)
-        difference = _compared(partial, model)
-        partial.replace(file)
-    finally:
-        partial.unlink(missing_ok=True)
-    return difference
+        return _compared(partial, model)
+
+
+def to_int8(float_file: str | os.PathLike, file: str | os.PathLike, images: Sequence[np.ndarray]) -> tuple[int, int]:
+    """Write what `to_onnx` wrote, its convolutions and linear layers quantised to int8, as `file`, whole or not at all.
+
+    Each of `images` is an input (1, C, H, W) of `float_file`; they give the ranges of the activations, and are then
+    answered by both. Returns on how many labels, of a U-Net pixels, both agree, and of how many. Raises ExportError.
+    """
+    check_packages()
+    import onnx
+    from onnxruntime import quantization
+
+    proto = onnx.load(float_file)
+    metadata = {entry.key: entry.value for entry in proto.metadata_props}
+    with _put_in_place(file) as partial:
+        with _quiet(None):  # the root logger: the preparation that it recommends is what the exporter has done
+            quantization.quantize_static(
+                proto,
+                partial,
+                _Reader(images),
+                quant_format=quantization.QuantFormat.QDQ,
+                # The pair that processors have instructions for, and the layers whose rounding costs little.
+                activation_type=quantization.QuantType.QUInt8,
+                weight_type=quantization.QuantType.QInt8,
+                per_channel=True,
+                op_types_to_quantize=["Conv", "Gemm", "MatMul"],
+            )
+        proto = onnx.load(partial)
+        onnx.helper.set_model_props(proto, metadata)
+        _save(proto, partial)
+        return _agreement(Path(float_file), partial, images)
+
+
+def calibration_images(
+    folder: str | os.PathLike, info: bundle.ModelInfo, image_input: str = "uint8"
+) -> list[np.ndarray]:
+    """The images below `folder`, each as the exported model takes it, (1, C, H, W). Raises ExportError."""
+    extensions = Image.registered_extensions()
+    files = sorted(f for f in Path(folder).rglob("*") if f.suffix.lower() in extensions and f.is_file())
+    if not files:
+        raise ExportError(f"{folder} holds no image")
+    found = []
+    for file in files:
+        try:
+            image = preprocess.decode(file.read_bytes())
+            tensor = preprocess.to_tensor(image, info.image_mode, info.image_size, info.resize_method)
+        except preprocess.ImageError as error:
+            raise ExportError(f"{file}: {error}") from None
+        found.append(_as_input(tensor[None], image_input).numpy())
+    return found
 
 
 def check_packages() -> None:
@@ -94,25 +141,21 @@ def _traced(model: Exported):
     outputs = [PROBABILITIES, MASK] if model.info.task == "segmentation" else [PROBABILITIES]
     # Two images: of one, the batch would be taken for a constant.
     example = _images(2, model.info, model.image_input)
-    log = logging.getLogger("torch.onnx")
-    level = log.level
-    log.setLevel(logging.ERROR)  # it warns of operators of torchvision that are not used here
     try:
-        program = torch.onnx.export(
-            model,
-            (example,),
-            input_names=[IMAGE],
-            output_names=outputs,
-            opset_version=OPSET,
-            dynamo=True,
-            external_data=False,
-            dynamic_shapes={"image": {0: torch.export.Dim("batch")}},
-            verbose=False,
-        )
+        with _quiet("torch.onnx"):  # it warns of operators of torchvision that are not used here
+            program = torch.onnx.export(
+                model,
+                (example,),
+                input_names=[IMAGE],
+                output_names=outputs,
+                opset_version=OPSET,
+                dynamo=True,
+                external_data=False,
+                dynamic_shapes={"image": {0: torch.export.Dim("batch")}},
+                verbose=False,
+            )
     except torch.onnx.errors.OnnxExporterError as error:
         raise ExportError(f"torch cannot export this network: {' '.join(str(error).split())[-300:]}") from None
-    finally:
-        log.setLevel(level)
     return program.model_proto
 
 
@@ -128,7 +171,6 @@ def _describe(proto, model_json: str, info: bundle.ModelInfo) -> None:
 def _save(proto, file: Path) -> None:
     import onnx
 
-    file.parent.mkdir(parents=True, exist_ok=True)
     onnx.save(proto, file)
     onnx.checker.check_model(file, full_check=True)
 
@@ -151,8 +193,59 @@ def _compared(file: Path, model: Exported) -> float:
     return largest
 
 
+def _agreement(float_file: Path, int8_file: Path, images: Sequence[np.ndarray]) -> tuple[int, int]:
+    """On how many labels, or pixels' classes, the files agree, and of how many."""
+    sessions = [onnx_engine.session(file, torch.get_num_threads()) for file in (float_file, int8_file)]
+    same = total = 0
+    for image in images:
+        one, other = (session.run([PROBABILITIES], {IMAGE: image})[0].argmax(axis=1) for session in sessions)
+        same += int((one == other).sum())
+        total += one.size
+    return same, total
+
+
+class _Reader:
+    """Images as ONNX Runtime's calibration reads them."""
+
+    def __init__(self, images: Sequence[np.ndarray]):
+        self.images = iter(images)
+
+    def get_next(self) -> dict[str, np.ndarray] | None:
+        image = next(self.images, None)
+        return None if image is None else {IMAGE: image}
+
+
 def _images(n: int, info: bundle.ModelInfo, image_input: str) -> torch.Tensor:
-    """`n` images of noise, as the model takes them."""
-    random = torch.Generator().manual_seed(n)
-    images = torch.randint(0, 256, (n, info.channels, *info.image_size), dtype=torch.uint8, generator=random)
+    """`n` images of soft spots of colour, as the model takes them: noise would make a network surer than photos do."""
+    spots = torch.rand((n, info.channels, 6, 6), generator=torch.Generator().manual_seed(n))
+    images = nn.functional.interpolate(spots, info.image_size, mode="bilinear").mul(255).to(torch.uint8)
+    return _as_input(images, image_input)
+
+
+def _as_input(images: torch.Tensor, image_input: str) -> torch.Tensor:
     return images if image_input == "uint8" else images.float() / 255.0
+
+
+@contextmanager
+def _put_in_place(file: str | os.PathLike) -> Iterator[Path]:
+    """A file to write, which becomes `file` unless something raises, and is gone then."""
+    file = Path(file)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    partial = file.with_name(file.name + ".partial")
+    try:
+        yield partial
+        partial.replace(file)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def _quiet(logger: str | None) -> Iterator[None]:
+    """Let that logger say no more than errors."""
+    log = logging.getLogger(logger)
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        log.setLevel(level)

@@ -21,17 +21,18 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from fastmaker import bundle, masks, preprocess
 from fastmaker.content import Prediction
 from fastmaker.masks import Mask
+from fastmaker.onnx_engine import OnnxEngine
 
 PRECISIONS = ("float32", "bf16")
+ENGINES = ("torch", "onnxruntime")
 # Images of one request that go through the network together: enough to keep it busy, little enough memory.
 MAX_BATCH = 16
 
 
-class Model:
-    """A network and its `ModelInfo`, on one device, in one precision."""
+class TorchEngine:
+    """A network on one device, in one precision."""
 
     def __init__(self, network: nn.Module, info: bundle.ModelInfo, device: str = "cpu", precision: str = "float32"):
-        self.info = info
         self.device = torch.device(device)
         self.network = network.eval().requires_grad_(False).to(self.device)
         self.dtype, self.memory_format = torch.float32, torch.contiguous_format
@@ -41,17 +42,25 @@ class Model:
         self.mean, self.std = (
             torch.tensor(values, device=self.device).view(1, -1, 1, 1) for values in (info.mean, info.std)
         )
-
-    def to_tensor(self, image: Image.Image) -> torch.Tensor:
-        """A Pillow image as the network wants it: uint8 (C, H, W). Raises preprocess.ImageError."""
-        return preprocess.to_tensor(image, self.info.image_mode, self.info.image_size, self.info.resize_method)
+        self.resampled = info.resampled
 
     @torch.inference_mode()
     def probabilities(self, batch: torch.Tensor) -> torch.Tensor:
         """uint8 (N, C, H, W) -> float32 (N, n_labels), for segmentation (N, n_labels, H, W)."""
-        batch = preprocess.normalise(batch.to(self.device), self.mean, self.std, self.info.resampled)
+        batch = preprocess.normalise(batch.to(self.device), self.mean, self.std, self.resampled)
         batch = batch.to(self.dtype, memory_format=self.memory_format)
         return self.network(batch).float().softmax(dim=1)
+
+
+class Model:
+    """A `ModelInfo` and the engine that computes the probabilities."""
+
+    def __init__(self, engine: TorchEngine | OnnxEngine, info: bundle.ModelInfo):
+        self.engine, self.info = engine, info
+
+    def to_tensor(self, image: Image.Image) -> torch.Tensor:
+        """A Pillow image as the network wants it: uint8 (C, H, W). Raises preprocess.ImageError."""
+        return preprocess.to_tensor(image, self.info.image_mode, self.info.image_size, self.info.resize_method)
 
     def predict(self, images: list[Image.Image], mask_size: str | None = None) -> list[Prediction] | list[Mask]:
         """One answer for each image, in order; `mask_size` is one of masks.SIZES, by default the bundle's.
@@ -69,7 +78,7 @@ class Model:
         together = 1 if self.info.task == "segmentation" else MAX_BATCH  # one keeps a U-Net busy
         tensors = iter(tensors)
         while batch := list(itertools.islice(tensors, together)):
-            found = self.probabilities(torch.stack(batch))
+            found = self.engine.probabilities(torch.stack(batch))
             if self.info.task == "segmentation":
                 # The argmax of the probabilities, as in fastai: rounding may have made two of them equal.
                 found = found.argmax(dim=1).to(torch.uint8)
@@ -85,17 +94,34 @@ class Model:
         return Mask(output, info.labels, info.void_code)
 
 
-def load(model_dir: str | os.PathLike, device: str = "cpu", precision: str | None = None) -> Model:
+def load(
+    model_dir: str | os.PathLike, device: str = "cpu", precision: str | None = None, engine: str | None = None
+) -> Model:
     """The bundle in `model_dir`; `precision` is one of PRECISIONS, by default FASTMAKER_PRECISION or float32.
 
-    Raises bundle.BundleError or ValueError.
+    `engine` is one of ENGINES, by default FASTMAKER_ENGINE or torch; onnxruntime computes on the processor whatever
+    the device is, in the precision of model.onnx. Raises bundle.BundleError or ValueError.
     """
-    precision = precision or os.environ.get("FASTMAKER_PRECISION", "float32")
-    if precision not in PRECISIONS:
-        raise ValueError(f"FASTMAKER_PRECISION is {precision!r}; expected one of {', '.join(PRECISIONS)}")
+    precision = _setting("FASTMAKER_PRECISION", precision, PRECISIONS)
+    engine = _setting("FASTMAKER_ENGINE", engine, ENGINES)
     preprocess.max_pixels()  # a value that is no number shows now, not at each request
-    network, info = bundle.load(model_dir)
-    return Model(network, info, device, precision)
+    if engine == "torch":
+        network, info = bundle.load(model_dir)
+        return Model(TorchEngine(network, info, device, precision), info)
+    if precision != "float32":
+        raise ValueError(
+            f"FASTMAKER_PRECISION={precision} is for the engine torch; onnxruntime computes as model.onnx says"
+        )
+    info = bundle.load_info(model_dir)
+    return Model(OnnxEngine(model_dir, info), info)
+
+
+def _setting(name: str, value: str | None, allowed: tuple[str, ...]) -> str:
+    """The value, or else that of the environment variable `name`, or else the first that is allowed."""
+    value = value or os.environ.get(name, allowed[0])
+    if value not in allowed:
+        raise ValueError(f"{name} is {value!r}; expected one of {', '.join(allowed)}")
+    return value
 
 
 def threads_per_worker(workers: int | None = None) -> int:

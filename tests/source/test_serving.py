@@ -78,10 +78,10 @@ def test_the_same_image_gives_the_same_bits_each_time(model, images):
 
 def test_predicting_leaves_the_network_as_it_is(digits_bundle, images):
     model = serving.load(digits_bundle)
-    before = {key: tensor.clone() for key, tensor in model.network.state_dict().items()}
+    before = {key: tensor.clone() for key, tensor in model.engine.network.state_dict().items()}
     model.predict(images)
-    assert not model.network.training
-    assert all(torch.equal(tensor, before[key]) for key, tensor in model.network.state_dict().items())
+    assert not model.engine.network.training
+    assert all(torch.equal(tensor, before[key]) for key, tensor in model.engine.network.state_dict().items())
 
 
 def test_an_unknown_precision_is_refused_with_the_right_ones(digits_bundle, monkeypatch):
@@ -92,10 +92,10 @@ def test_an_unknown_precision_is_refused_with_the_right_ones(digits_bundle, monk
 
 def test_the_environment_chooses_the_precision(digits_bundle, monkeypatch):
     monkeypatch.delenv("FASTMAKER_PRECISION", raising=False)
-    assert serving.load(digits_bundle).dtype == torch.float32
+    assert serving.load(digits_bundle).engine.dtype == torch.float32
     monkeypatch.setenv("FASTMAKER_PRECISION", "bf16")
-    assert serving.load(digits_bundle).dtype == torch.bfloat16
-    assert serving.load(digits_bundle, precision="float32").dtype == torch.float32
+    assert serving.load(digits_bundle).engine.dtype == torch.bfloat16
+    assert serving.load(digits_bundle, precision="float32").engine.dtype == torch.float32
 
 
 def test_bf16_is_close_to_float32_and_almost_always_of_the_same_opinion(digits_bundle, digits):
