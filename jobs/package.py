@@ -101,7 +101,7 @@ def package_torchserve(args) -> Path:
     name, archive = _target(args)
     if args.serve:
         _check_port(args.port)
-    with _model_directory(args.model) as model_dir:
+    with model_directory(args.model) as model_dir:
         make_archive(model_dir, name, archive, _config(args))
     print(f"archive: {archive}", flush=True)
     if args.serve:
@@ -125,7 +125,7 @@ def package_triton(args) -> Path:
     repository = args.output.resolve()
     archive = repository.with_name(repository.name + ".tar.gz") if args.sagemaker else None
     _check_targets(repository, triton.model_folders(name, options), archive, args.force)
-    with _model_directory(args.model) as model_dir:
+    with model_directory(args.model) as model_dir:
         triton.make_repository(model_dir, name, repository, options, archive)
     print(f"repository: {repository}")
     if archive:
@@ -141,7 +141,7 @@ def package_onnx(args) -> Path:
 
     export.check_packages()
     target = _onnx_target(args)
-    with _model_directory(args.model) as model_dir:
+    with model_directory(args.model) as model_dir:
         if args.bundle:
             target.parent.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(dir=target.parent, prefix=f"{target.name}.") as scratch:
@@ -306,7 +306,7 @@ def _config(args) -> str:
 
 
 @contextlib.contextmanager
-def _model_directory(model: str) -> Iterator[Path]:
+def model_directory(model: str) -> Iterator[Path]:
     """The directory of the bundle that `model` means, unpacked if need be. Raises ValueError or StorageError."""
     found = deploy.locate(model, session.session)
     if isinstance(found, Path) and found.is_dir():

@@ -99,18 +99,22 @@ def _invoke(sagemaker_session, endpoint: str, image: bytes, accept: str) -> byte
 
 def _inputs(names: list[str]):
     """(name, bytes) of each image that `names` mean."""
-    extensions = Image.registered_extensions()
     for name in names:
-        path = Path(name)
         if name == "-":
             yield "stdin", sys.stdin.buffer.read()
-        elif path.is_dir():
-            files = sorted(f for f in path.rglob("*") if f.suffix.lower() in extensions and f.is_file())
-            if not files:
-                raise ValueError(f"{name}: the folder holds no image")
-            yield from ((str(file), file.read_bytes()) for file in files)
         else:
-            yield name, path.read_bytes()
+            yield from ((str(file), file.read_bytes()) for file in image_files(name))
+
+
+def image_files(name: str) -> list[Path]:
+    """The file itself, or the images below the folder. Raises ValueError if that holds none."""
+    path, extensions = Path(name), Image.registered_extensions()
+    if not path.is_dir():
+        return [path]
+    files = sorted(f for f in path.rglob("*") if f.suffix.lower() in extensions and f.is_file())
+    if not files:
+        raise ValueError(f"{name}: the folder holds no image")
+    return files
 
 
 def _only_endpoint(sagemaker_session) -> str:

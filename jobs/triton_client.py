@@ -43,8 +43,8 @@ class Model:
             ) from None
         (self._input,) = (tensor["name"] for tensor in config["input"])
 
-    def answer(self, data: bytes):
-        """The answer for an encoded image, a content.Prediction or a masks.Mask.
+    def answer(self, data: bytes, mask_size: str | None = None):
+        """The answer for an encoded image, a content.Prediction or a masks.Mask; `mask_size` is one of masks.SIZES.
 
         Raises Refusal if this image gets none, TritonError if the server gives none at all.
         """
@@ -53,7 +53,7 @@ class Model:
         wanted = "probabilities" if self.info["task"] == "classification" else "mask"
         try:
             output = self._server.infer(self.name, self._input, self._tensor(data), wanted)[0]
-            return self._mask(output, data) if wanted == "mask" else self._prediction(output)
+            return self._mask(output, data, mask_size) if wanted == "mask" else self._prediction(output)
         except preprocess.ImageError as error:
             raise Refusal(str(error)) from None
 
@@ -62,11 +62,11 @@ class Model:
 
         return content.Prediction(probabilities, self.info["labels"])
 
-    def _mask(self, mask: np.ndarray, data: bytes):
+    def _mask(self, mask: np.ndarray, data: bytes, size: str | None):
         from fastmaker import masks, preprocess
 
         info = self.info
-        if info["mask_size"] == "original":
+        if (size or info["mask_size"]) == "original":
             mask = masks.restored(mask, preprocess.decode(data).size, info["resize_method"], info["void_code"])
         return masks.Mask(mask, info["labels"], info["void_code"])
 

@@ -1,0 +1,76 @@
+"""A bundle back in fastai: the Learner whose ``predict`` says what every other path should answer.
+
+fastai builds the network, and does all to an image, by its own code; of ours there are the weights and what model.json
+says. (The convnet is ours: fastai has none.)
+"""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import torch
+import torchvision.models
+from fastai.vision.all import (
+    CategoryBlock,
+    CrossEntropyLossFlat,
+    DataBlock,
+    ImageBlock,
+    IndexSplitter,
+    ItemGetter,
+    Learner,
+    MaskBlock,
+    Normalize,
+    PILImage,
+    PILImageBW,
+    Resize,
+    aug_transforms,
+    unet_learner,
+    vision_learner,
+)
+
+from fastmaker import bundle, networks, preprocess
+
+
+def learner(model_dir: str | os.PathLike) -> Learner:
+    """A Learner with the weights of the bundle in `model_dir`, filled strictly. Raises bundle.BundleError."""
+    _, info = bundle.load(model_dir)
+    state = torch.load(Path(model_dir, bundle.STATE_FILE), map_location="cpu", weights_only=True)
+    learn = _untrained(info)
+    learn.model.load_state_dict(state, strict=True)
+    learn.model.eval()
+    return learn
+
+
+def _untrained(info: bundle.ModelInfo) -> Learner:
+    dls = _dataloaders(info)
+    options = {"pretrained": False, "n_in": info.channels, "n_out": len(info.labels), "normalize": False}
+    if info.architecture == "convnet":
+        return Learner(dls, networks.convnet(len(info.labels), info.channels), loss_func=CrossEntropyLossFlat())
+    architecture = getattr(torchvision.models, info.architecture)
+    if info.task == "segmentation":
+        return unet_learner(dls, architecture, loss_func=CrossEntropyLossFlat(axis=1), **options, **info.options)
+    return vision_learner(dls, architecture, loss_func=CrossEntropyLossFlat(), **options)
+
+
+def _dataloaders(info: bundle.ModelInfo):
+    """DataLoaders of two black images, for the sake of their transforms."""
+    black = np.zeros((*info.image_size, info.channels), np.uint8).squeeze(-1 if info.channels == 1 else ())
+    labels = list(info.labels)
+    if info.task == "segmentation":
+        block, label = MaskBlock(codes=labels), np.zeros(info.image_size, np.uint8)
+    else:
+        block, label = CategoryBlock(vocab=labels, sort=False), labels[0]
+    resize = [] if info.resize_method == preprocess.NO_RESIZE else [Resize(info.image_size, method=info.resize_method)]
+    images = DataBlock(
+        blocks=(ImageBlock(PILImage if info.image_mode == "RGB" else PILImageBW), block),
+        get_x=ItemGetter(0),
+        get_y=ItemGetter(1),
+        splitter=IndexSplitter([1]),
+        item_tfms=resize,
+        batch_tfms=[*(aug_transforms() if info.resampled else []), _normalize(info)],
+    )
+    return images.dataloaders([(black, label)] * 2, bs=1, num_workers=0)
+
+
+def _normalize(info: bundle.ModelInfo) -> Normalize:
+    return Normalize.from_stats(info.mean, info.std, cuda=False)

@@ -1,0 +1,118 @@
+"""The gate: every path on the same images."""
+
+import re
+import shutil
+
+import numpy as np
+import pytest
+from local_mode import running_below
+from PIL import Image
+from test_job_scripts import one_line
+
+from jobs import console, verify
+
+
+@pytest.fixture
+def gate(tmp_path, monkeypatch, capsys):
+    """gate(*words) -> the exit status, and what was printed and said on stderr; its servers are gone then."""
+    monkeypatch.setenv("FASTMAKER_HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+
+    def gate(*words) -> tuple[int, str, str]:
+        try:
+            with console.errors_as_one_line():
+                status = int(not verify.main(verify.parse_args(list(map(str, words)))))
+        except SystemExit as ended:
+            status = ended.code
+        return status, *capsys.readouterr()
+
+    yield gate
+    assert not running_below(tmp_path)
+
+
+def rows(printed: str) -> dict[str, list[str]]:
+    """The cells of each path's row."""
+    lines = [re.split(r"  +", line) for line in printed.splitlines()]
+    return {cells[0]: cells[1:] for cells in lines if cells[0] in (*verify.PATHS, "bf16", "int8")}
+
+
+def test_every_path_of_a_classifier_agrees(gate, digits_bundle, digits, tmp_path):
+    images = sorted(digits.rglob("*.png"))[::200]
+    status, printed, _ = gate(digits_bundle, *images, "--bf16", 0.1, "--int8", 0.5)
+    assert status == 0, printed
+    found = rows(printed)
+    assert list(found) == [*verify.PATHS, "bf16", "int8"]
+    assert found.pop("triton")[-1].startswith("not run: --triton names a server")
+    assert {cells[-1] for cells in found.values()} == {"agrees"}
+    for path in ("fastai", "torch", "endpoint", "torchserve", "onnxruntime"):
+        assert found[path][:2] == [str(len(images))] * 2
+        assert float(found[path][2]) < 1e-5
+
+
+def test_every_path_of_a_unet_agrees(gate, scenes_bundle, scenes):
+    images = sorted((scenes / "images").iterdir())[:3]
+    status, printed, _ = gate(scenes_bundle, *images)
+    assert status == 0, printed
+    found = rows(printed)
+    found.pop("triton")
+    pixels = str(3 * 40 * 56)
+    assert [cells[:2] for cells in found.values()] == [[pixels, pixels]] * 5
+    assert {cells[-1] for cells in found.values()} == {"agrees"}
+
+
+def test_a_path_that_is_further_off_than_the_tolerance_fails_the_gate(gate, digits_bundle, digits):
+    image = next(digits.rglob("*.png"))
+    status, printed, _ = gate(digits_bundle, image, "--paths", "fastai,torch", "--bf16", 1e-9)
+    assert status == 1
+    found = rows(printed)
+    assert list(found) == ["fastai", "torch", "bf16"]
+    assert found["torch"][-1] == "agrees"
+    assert re.fullmatch(rf"FAILED: {image}: off by \d\.\de-\d\d, more than 1e-09", found["bf16"][-1])
+
+
+def test_another_answer_fails_the_gate_and_is_drawn(gate, digits_bundle, digits, tmp_path):
+    import onnx
+
+    from fastmaker import export
+
+    shutil.copytree(digits_bundle, tmp_path / "model")
+    export.to_onnx(tmp_path / "model", tmp_path / "model" / "model.onnx")
+    altered = onnx.load(tmp_path / "model" / "model.onnx")
+    weights = max(altered.graph.initializer, key=lambda tensor: len(tensor.raw_data))
+    weights.raw_data = (-np.frombuffer(weights.raw_data, np.float32)).tobytes()
+    onnx.save(altered, tmp_path / "model" / "model.onnx")
+    images = sorted(digits.rglob("*.png"))[::300]
+    words = ["--paths", "torch,onnxruntime", "--picture", "pictures/differing.png"]
+    status, printed, _ = gate(tmp_path / "model", *images, *words)
+    assert status == 1
+    assert rows(printed)["onnxruntime"][-1].startswith(f"FAILED: {images[0]}: ")
+    assert "picture: pictures/differing.png" in printed
+    Image.open(tmp_path / "pictures" / "differing.png").verify()
+
+
+def test_a_path_that_cannot_start_fails_the_gate_with_its_reason(gate, digits_bundle, digits, tmp_path):
+    shutil.copytree(digits_bundle, tmp_path / "model")
+    (tmp_path / "model" / "model.onnx").write_bytes(b"no model")
+    status, printed, _ = gate(tmp_path / "model", next(digits.rglob("*.png")), "--paths", "torch,onnxruntime")
+    assert status == 1
+    assert "FAILED: BundleError" in rows(printed)["onnxruntime"][-1]
+    assert rows(printed)["torch"][-1] == "agrees"
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        ("{model} nothing.png", "nothing.png"),
+        ("{model} {empty}", "the folder holds no image"),
+        ("{model} {model}/model.json", "model.json: the "),
+        ("{empty} {digit}", "is no bundle: it lacks"),
+        ("{model} {digit} --tolerance 0", "argument --tolerance: 0: expected more than 0"),
+        ("{model} {digit} --paths torch,fast", "'fast': expected some of fastai,torch,endpoint"),
+    ],
+)
+def test_bad_usage_gets_one_line(gate, digits_bundle, digits, tmp_path, words, reason):
+    (tmp_path / "empty").mkdir()
+    values = {"model": digits_bundle, "digit": next(digits.rglob("*.png")), "empty": tmp_path / "empty"}
+    status, _, said = gate(*(word.format(**values) for word in words.split()))
+    assert status == 2
+    assert reason in one_line(said)
