@@ -4,6 +4,7 @@
     train       the training job beside a bare fastai loop over the same DataLoaders
     transform   a batch job beside the bare processes, beside one object at a time, and a large job beside a small one
     torchserve  a TorchServe archive that batches requests beside one that does not
+    onnx        ONNX Runtime beside torch, the same bundle and threads
 
 Every figure that matters is a ratio of two measurements that alternate within one run: the machine may be shared.
 """
@@ -64,6 +65,9 @@ def parse_args(argv=None):
     archive.add_argument("--max-batch-delay", type=int, default=20, help="ms (default: %(default)s)")
     archive.add_argument("--clients", type=int, default=16, help="(default: %(default)s)")
     archive.add_argument("--seconds", type=float, default=10, help="of each measurement (default: %(default)s)")
+    onnx = commands.add_parser("onnx", help="ONNX Runtime beside torch, without a server")
+    onnx.add_argument("--threads", type=int, default=1, help="of each (default: %(default)s, as a worker a core has)")
+    onnx.add_argument("--seconds", type=float, default=10, help="of each measurement (default: %(default)s)")
     return parser.parse_args(argv)
 
 
@@ -73,6 +77,7 @@ def main(args) -> None:
         "train": benchmark_train,
         "transform": benchmark_transform,
         "torchserve": benchmark_torchserve,
+        "onnx": benchmark_onnx,
     }[args.command](args)
 
 
@@ -614,6 +619,60 @@ def _asking(url: str):
 def _posted(url: str, photos: list[bytes], clients: int, seconds: float) -> float:
     """Answers a second with `clients` requests under way."""
     return _rate([_asking(url) for _ in range(clients)], photos, seconds)
+
+
+# ONNX
+
+
+def benchmark_onnx(args) -> None:
+    with tempfile.TemporaryDirectory() as scratch:
+        bundles = {
+            "resnet34 at 224": fresh_bundle("resnet34", Path(scratch, "resnet34")),
+            "U-Net on resnet18 at 96x128": fresh_unet("resnet18", Path(scratch, "unet"), (96, 128)),
+        }
+        rows = [
+            [name, n, *_onnx_beside_torch(model_dir, n, args)] for name, model_dir in bundles.items() for n in (1, 8)
+        ]
+    header = ["float32, images/s", "batch", "torch", "ONNX Runtime", "ratio", "largest difference"]
+    print(f"\n{args.threads} thread(s)\n" + console.table(header, rows))
+
+
+def _onnx_beside_torch(model_dir: Path, n: int, args) -> tuple[float, float, float, str]:
+    """Images a second through both engines, `n` at a time: normalisation, network and softmax."""
+    import torch
+
+    from fastmaker import bundle, export, serving
+
+    torch.set_num_threads(args.threads)
+    if not (model_dir / bundle.ONNX_FILE).exists():
+        export.to_onnx(model_dir, model_dir / bundle.ONNX_FILE)
+    in_torch, in_onnx = (serving.load(model_dir, precision="float32", engine=engine) for engine in serving.ENGINES)
+    batch = torch.stack([in_torch.to_tensor(Image.open(io.BytesIO(photo))) for photo in generated_photos(n)])
+    difference = (in_torch.engine.probabilities(batch) - in_onnx.engine.probabilities(batch)).abs().max().item()
+    seconds = _alternate(
+        *(
+            lambda model=model: _latency(model.engine.probabilities, [batch], args.seconds)
+            for model in (in_torch, in_onnx)
+        )
+    )
+    rates = [round(n / each, 1) for each in seconds]
+    return *rates, round(seconds[0] / seconds[1], 2), f"{difference:.0e}"
+
+
+def fresh_unet(architecture: str, folder: Path, size: tuple[int, int], n_labels: int = 12) -> Path:
+    """A bundle of an untrained U-Net."""
+    import torch
+
+    from fastmaker import bundle, data, unet
+
+    torch.manual_seed(0)
+    mean, std = data.STATISTICS["RGB"]
+    labels = tuple(f"label {number}" for number in range(n_labels))
+    info = bundle.ModelInfo(
+        "segmentation", architecture, labels, "RGB", size, "squish", mean, std, options=unet.OPTIONS
+    )
+    bundle.save(folder, unet.unet(architecture, n_labels, size), info)
+    return folder
 
 
 if __name__ == "__main__":

@@ -42,12 +42,14 @@ class Exported(nn.Module):
     def __init__(self, network: nn.Module, info: bundle.ModelInfo, image_input: str):
         super().__init__()
         self.network, self.info, self.image_input = network, info, image_input
-        for name in ("mean", "std"):
-            self.register_buffer(name, torch.tensor(getattr(info, name)).view(1, -1, 1, 1))
+        # Not "mean": torch 2.6 names the result of its mean() alike.
+        self.register_buffer("channel_mean", torch.tensor(info.mean).view(1, -1, 1, 1))
+        self.register_buffer("channel_std", torch.tensor(info.std).view(1, -1, 1, 1))
 
     def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, ...]:
         prepare = preprocess.normalise if self.image_input == "uint8" else preprocess.standardise
-        probabilities = self.network(prepare(image, self.mean, self.std, self.info.resampled)).softmax(dim=1)
+        image = prepare(image, self.channel_mean, self.channel_std, self.info.resampled)
+        probabilities = self.network(image).softmax(dim=1)
         if self.info.task == "segmentation":
             return probabilities, probabilities.argmax(dim=1).to(torch.uint8)
         return (probabilities,)
@@ -172,7 +174,10 @@ def _save(proto, file: Path) -> None:
     import onnx
 
     onnx.save(proto, file)
-    onnx.checker.check_model(file, full_check=True)
+    try:
+        onnx.checker.check_model(file, full_check=True)
+    except onnx.checker.ValidationError as error:
+        raise ExportError(f"onnx.checker refuses what torch exported: {' '.join(str(error).split())[:300]}") from None
 
 
 def _compared(file: Path, model: Exported) -> float:

@@ -149,7 +149,7 @@ def window(image_size: tuple[int, int], size: tuple[int, int], method: str) -> t
 
 def normalise(batch: torch.Tensor, mean: torch.Tensor, std: torch.Tensor, resampled: bool = False) -> torch.Tensor:
     """uint8 (N, C, H, W) -> float32 (N, C, H, W): scaled to 0..1, then `standardise`."""
-    return standardise(batch.float().div_(255.0), mean, std, resampled)
+    return standardise(batch.float() / 255.0, mean, std, resampled)
 
 
 def standardise(pixels: torch.Tensor, mean: torch.Tensor, std: torch.Tensor, resampled: bool = False) -> torch.Tensor:
