@@ -20,7 +20,8 @@ from local_mode import REPOSITORY, deployed, running_below, wait_until
 from PIL import Image
 from test_job_scripts import one_line
 
-from jobs.local.container import free_ports, pack
+from jobs import package as package_module
+from jobs.local.container import ContainerError, free_ports, pack
 
 BATCH = 8
 ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (REPOSITORY, REPOSITORY / "source")))}
@@ -180,6 +181,20 @@ def test_an_unpacked_archive_batches_in_a_container_of_the_serving_toolkit(
             assert all("label" in json.loads(answer) for answer in answers)
         (log,) = session.sagemaker_client.endpoints.directory(name).rglob("container.log")
         assert "images go through the network together" in log.read_text()
+
+
+def test_an_archive_without_model_json_is_not_served_and_says_so(digits_bundle, tmp_path):
+    package_module.make_archive(digits_bundle, "whole", tmp_path / "whole.mar", "minWorkers: 1\nmaxWorkers: 1\n")
+    with zipfile.ZipFile(tmp_path / "whole.mar") as whole, zipfile.ZipFile(tmp_path / "it.mar", "w") as lacking:
+        for name in whole.namelist():
+            if name != "model.json":
+                lacking.writestr(name, whole.read(name))
+    reason = r"^the model could not be loaded: .*/model\.json: missing; .* directory that fastmaker wrote\?$"
+    with (
+        pytest.raises(ContainerError, match=reason),
+        package_module.running(tmp_path / "it.mar", "it", free_ports(1)[0]),
+    ):
+        pass
 
 
 @pytest.fixture
