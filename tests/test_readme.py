@@ -40,16 +40,16 @@ def test_every_file_that_the_readme_links_to_is_there():
     assert [link for link in links if not (REPOSITORY / link).is_file()] == []
 
 
-def test_the_sdk_example_runs_as_it_stands(digits, tmp_path):
+def test_the_sdk_example_runs_as_it_stands(few, tmp_path):
     (example,) = [block for block in blocks("python") if "estimator" in block]
-    (tmp_path / "digits").symlink_to(digits)
+    (tmp_path / "digits").symlink_to(few)
     (tmp_path / "source").symlink_to(REPOSITORY / "source")
-    example = example.replace("0007.png", next((digits / "7").iterdir()).name)
+    example = example.replace("0007.png", next((few / "7").iterdir()).name)
     env = {**os.environ, "FASTMAKER_HOME": str(tmp_path / "home")}
     done = subprocess.run([sys.executable, "-c", example], cwd=tmp_path, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count('"predictions"') == 2
-    assert len(list((tmp_path / "answers").iterdir())) == len(list((digits / "7").iterdir()))
+    assert len(list((tmp_path / "answers").iterdir())) == len(list((few / "7").iterdir()))
     for kind in ("endpoints", "models"):
         assert not list((tmp_path / "home" / kind).iterdir())
 

@@ -49,8 +49,8 @@ def next_command(done) -> list[str]:
     return shlex.split(re.search(r"next: +python -m (.*)", done.stdout.decode())[1])
 
 
-def test_from_a_folder_to_an_answer_by_the_commands_that_each_step_names(run, digits, tmp_path):
-    trained = run("jobs.train", "--data", str(digits), "--arch", "convnet", "--epochs", "2", "--job-name", "digits")
+def test_from_a_folder_to_an_answer_by_the_commands_that_each_step_names(run, few, tmp_path):
+    trained = run("jobs.train", "--data", str(few), "--arch", "convnet", "--epochs", "2", "--job-name", "digits")
     assert trained.returncode == 0, trained.stderr.decode()
     assert "valid:accuracy" in trained.stdout.decode()
     for name in ("curves.png", "confusion_matrix.png", "top_losses.png"):
@@ -60,7 +60,7 @@ def test_from_a_folder_to_an_answer_by_the_commands_that_each_step_names(run, di
     assert deployed.returncode == 0, deployed.stderr.decode()
 
     command = next_command(deployed)[:-2]  # less IMAGE ...
-    files = sorted((digits / "7").glob("*.png"))[:3]
+    files = sorted((few / "7").glob("*.png"))[:3]
     asked = run(*command, *map(str, files), "--json", "--save", str(tmp_path / "answers"))
     assert asked.returncode == 0, asked.stderr.decode()
     assert [json.loads(line)["image"] for line in asked.stdout.splitlines()] == [str(file) for file in files]
@@ -92,9 +92,9 @@ def test_masks_are_told_by_their_classes_and_saved_beside_their_images(run, scen
     assert run("jobs.cleanup", "--endpoint", "scenes").returncode == 0
 
 
-def test_several_hosts_train_and_each_line_says_whose_it_is(run, digits, tmp_path):
+def test_several_hosts_train_and_each_line_says_whose_it_is(run, few, tmp_path):
     words = "--arch convnet --epochs 2 --instance-count 2 --distribution torch_distributed --spot --job-name pair"
-    done = run("jobs.train", "--data", str(digits), *words.split(), "--checkpoints", str(tmp_path / "checkpoints"))
+    done = run("jobs.train", "--data", str(few), *words.split(), "--checkpoints", str(tmp_path / "checkpoints"))
     assert done.returncode == 0, done.stderr.decode()
     lines = done.stdout.decode().splitlines()
     assert [line[:16] for line in lines if "epoch=" in line] == ["algo-1 | epoch=1", "algo-1 | epoch=2"]
