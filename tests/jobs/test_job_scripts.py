@@ -1,6 +1,7 @@
 """The job scripts as a user runs them: by their command lines, in processes of their own."""
 
 import contextlib
+import csv
 import fcntl
 import importlib
 import json
@@ -8,16 +9,19 @@ import os
 import pty
 import re
 import shlex
+import shutil
 import struct
 import subprocess
 import sys
 import termios
 
+import numpy as np
 import pytest
 from local_mode import REPOSITORY, running_below
 from PIL import Image
 
-from jobs import console
+from fastmaker import masks, serving
+from jobs import console, manifest, transform
 
 SCRIPTS = (
     *("train", "deploy", "predict", "transform", "manifest", "package", "cleanup", "quickstart", "benchmark"),
@@ -90,6 +94,43 @@ def test_masks_are_told_by_their_classes_and_saved_beside_their_images(run, scen
     assert re.search(r"00\.png  (\w+ \d+%(, )?)+ +-\n", asked.stdout.decode())
     assert Image.open(tmp_path / "answers" / "0000-00.png").size == (640, 348)
     assert run("jobs.cleanup", "--endpoint", "scenes").returncode == 0
+
+
+def test_masks_are_collected_as_the_pixels_of_each_class(run, scenes, scenes_bundle, tmp_path):
+    (tmp_path / "in").mkdir()
+    for file in sorted((scenes / "images").iterdir())[:3]:
+        shutil.copy(file, tmp_path / "in")
+    (tmp_path / "in" / "broken.png").write_bytes(b"no image")
+    words = ["--model", str(scenes_bundle), "--data", "in", "--output", "out", "--collect", "answers.csv"]
+    done = run("jobs.transform", *words)
+    assert done.returncode == 1, done.stderr.decode()
+    *rows, broken = csv.DictReader((tmp_path / "answers.csv").read_text().splitlines())
+    model = serving.load(scenes_bundle)
+    for row in rows:
+        [mask] = model.predict([Image.open(tmp_path / "in" / row["key"])])
+        found = {f"pixels_{label}": str(pixels) for label, pixels in mask.counts().items() if pixels}
+        assert {name: value for name, value in row.items() if value not in ("", "0")} == {"key": row["key"], **found}
+    assert [row["key"] for row in rows] == ["00.png", "01.png", "02.png"]
+    assert {name: value for name, value in broken.items() if value} == {"key": "broken.png", "error": "no answer"}
+
+
+def test_a_class_of_the_last_mask_alone_is_collected_and_json_lines_hold_whole_answers(tmp_path, monkeypatch):
+    monkeypatch.setattr(transform, "CHUNK", 2)
+    arrays = {"a": np.zeros((4, 6)), "b": np.zeros((4, 6)), "c": np.full((4, 6), 2)}
+    for folder in ("in", "out"):
+        (tmp_path / folder).mkdir()
+    answers = {}
+    for name, array in arrays.items():
+        (tmp_path / "in" / name).touch()
+        answers[name] = masks.Mask(array.astype("uint8"), ["road", "sky", "error"]).as_object()
+        (tmp_path / "out" / f"{name}.out").write_text(json.dumps(answers[name]))
+    with manifest.listed("S3Prefix", f"file://{tmp_path}/in/") as inputs:
+        for kind in ("csv", "jsonl"):
+            transform.collect(inputs, f"file://{tmp_path}/out", tmp_path / f"answers.{kind}")
+    lines = ["key,pixels_road,pixels_error,error", "a,24,0,", "b,24,0,", "c,0,24,"]
+    assert (tmp_path / "answers.csv").read_text().splitlines() == lines
+    rows = map(json.loads, (tmp_path / "answers.jsonl").read_text().splitlines())
+    assert list(rows) == [{"key": name, **answer} for name, answer in answers.items()]
 
 
 def test_several_hosts_train_and_each_line_says_whose_it_is(run, few, tmp_path):
