@@ -81,9 +81,13 @@ def may_read(path: Path) -> bool:
 
 def healthy() -> None:
     """Exit 0 if every worker has loaded the model; /ping says 200 before that."""
-    with urllib.request.urlopen(os.environ["TS_MANAGEMENT_ADDRESS"] + "/models/model", timeout=4) as answer:
-        workers = json.load(answer)[0]["workers"]
-    sys.exit(not (workers and all(worker["status"] == "READY" for worker in workers)))
+    try:
+        with urllib.request.urlopen(os.environ["TS_MANAGEMENT_ADDRESS"] + "/models/model", timeout=4) as answer:
+            states = [worker["status"] for worker in json.load(answer)[0]["workers"]]
+    except OSError as error:
+        sys.exit(f"the server does not answer: {error}")
+    print(f"workers: {', '.join(states) or 'none'}")
+    sys.exit(set(states) != {"READY"})
 
 
 if __name__ == "__main__":

@@ -40,7 +40,10 @@ def parse_args(argv=None):
     parser = argparse.ArgumentParser(prog="python -m jobs.benchmark", description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(dest="command", required=True)
     endpoint = commands.add_parser("endpoint", help="throughput, latency, memory and start of an endpoint")
-    endpoint.add_argument("--model", help="a bundle's directory (default: a fresh --arch at 224 pixels)")
+    endpoint.add_argument(
+        "--model", help="a bundle's directory (default: a fresh one: --arch at 224 pixels, a U-Net at 96x128)"
+    )
+    endpoint.add_argument("--task", choices=("classification", "segmentation"), default="classification")
     endpoint.add_argument("--arch", default="resnet34", help="(default: %(default)s)")
     endpoint.add_argument("--images", help="a folder of photos (default: generated JPEGs of 500x375)")
     endpoint.add_argument("--seconds", type=float, default=10, help="of each measurement (default: %(default)s)")
@@ -86,14 +89,15 @@ def main(args) -> None:
 
 def benchmark_endpoint(args) -> None:
     with tempfile.TemporaryDirectory() as scratch:
-        model_dir = Path(args.model) if args.model else fresh_bundle(args.arch, Path(scratch, "model"))
+        fresh = {"classification": fresh_bundle, "segmentation": fresh_unet_bundle}[args.task]
+        model_dir = Path(args.model) if args.model else fresh(args.arch, Path(scratch, "model"))
         photos = _photos(Path(args.images)) if args.images else generated_photos(32)
         rows = []
         for precision in ("float32", "bf16"):
             rows += _measure_endpoint(model_dir, photos, precision, args.seconds)
         f32, bf16 = (row[2] for row in rows if row[1] == "endpoint, 8 clients, images/s")
         rows.append(["bf16", "times float32, 8 clients", round(bf16 / f32, 2), ""])
-        rows.append(["bf16", "labels as in float32", _agreement(model_dir, photos), ""])
+        rows.append(["bf16", "answers as in float32", _agreement(model_dir, photos), ""])
         print("\n" + console.table(["precision", "measured", "value", "ratio"], rows))
 
 
@@ -268,13 +272,15 @@ def _bare_start(model_dir: Path, precision: str) -> tuple[float, float]:
 
 
 def _agreement(model_dir: Path, photos: list[bytes]) -> str:
-    """On how many photos bf16 gives float32's label."""
+    """On how many photos bf16 gives float32's label, or on how many of their pixels its class."""
     from fastmaker import preprocess, serving
 
     f32, bf16 = (serving.load(model_dir, precision=precision) for precision in ("float32", "bf16"))
     images = [preprocess.decode(photo) for photo in photos]
-    same = [a.index == b.index for a, b in zip(f32.predict(images), bf16.predict(images), strict=True)]
-    return f"{sum(same)} of {len(same)}"
+    pairs = list(zip(f32.predict(images), bf16.predict(images), strict=True))
+    if f32.info.task == "segmentation":
+        return f"{np.mean([(a.array == b.array).mean() for a, b in pairs]):.2%} of the pixels"
+    return f"{sum(a.index == b.index for a, b in pairs)} of {len(pairs)}"
 
 
 def fresh_bundle(architecture: str, folder: Path, size: int = 224, n_labels: int = 37) -> Path:
@@ -290,6 +296,22 @@ def fresh_bundle(architecture: str, folder: Path, size: int = 224, n_labels: int
     network = networks.classifier(architecture, n_labels, len(mean))
     info = bundle.ModelInfo("classification", architecture, labels, mode, (size, size), "crop", mean, std)
     bundle.save(folder, network, info)
+    return folder
+
+
+def fresh_unet_bundle(architecture: str, folder: Path, size: tuple[int, int] = (96, 128), n_labels: int = 12) -> Path:
+    """A bundle of an untrained U-Net."""
+    import torch
+
+    from fastmaker import bundle, data, unet
+
+    torch.manual_seed(0)
+    mean, std = data.STATISTICS["RGB"]
+    labels = tuple(f"class {number}" for number in range(n_labels))
+    info = bundle.ModelInfo(
+        "segmentation", architecture, labels, "RGB", size, "squish", mean, std, options=unet.OPTIONS
+    )
+    bundle.save(folder, unet.unet(architecture, n_labels, size), info)
     return folder
 
 

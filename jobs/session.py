@@ -1,7 +1,10 @@
 """An instance type and a backend -> the SageMaker session to use. The only place that asks which it is."""
 
+import contextlib
 import logging
 import os
+import sys
+from collections.abc import Iterator
 
 # The SDK says at each call that version 3 exists; these scripts are written for version 2.
 os.environ.setdefault("SAGEMAKER_SUPPRESS_V2_WARNING", "1")
@@ -29,10 +32,28 @@ def session(instance_type: str = "local", backend: str = "process"):
     """Raises ValueError for an instance type that cannot be had."""
     if instance_type not in LOCAL_TYPES:
         raise ValueError(f"--instance-type {instance_type!r}: expected one of {', '.join(LOCAL_TYPES)}")
-    if backend == "docker":
-        from sagemaker.local import LocalSession
+    with _no_grammars():
+        if backend == "docker":
+            from sagemaker.local import LocalSession
 
-        return LocalSession()
-    from jobs.local import ProcessSession
+            return LocalSession()
+        from jobs.local import ProcessSession
 
-    return ProcessSession()
+        return ProcessSession()
+
+
+@contextlib.contextmanager
+def _no_grammars() -> Iterator[None]:
+    """Keep jsonschema, which the SDK imports, from compiling the grammar of IRIs, where Jupyter has brought one.
+
+    It takes a second, as long as the SDK itself, and none of the SDK's schemas holds an IRI.
+    """
+    name = "rfc3987_syntax"
+    if name in sys.modules:
+        yield
+        return
+    sys.modules[name] = None  # an import of it fails, as where it is not installed
+    try:
+        yield
+    finally:
+        del sys.modules[name]

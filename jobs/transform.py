@@ -9,6 +9,7 @@ import csv
 import io
 import itertools
 import json
+import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -23,6 +24,7 @@ from jobs.local.inputs import Inputs
 SHOWN = 20  # answers in the contact sheet
 READERS = 16  # answers that are read at once
 CHUNK = 1000  # answers that are held at once
+PIXELS = "pixels_"  # begins the CSV's columns of the classes of masks
 
 
 def parse_args(argv=None):
@@ -198,19 +200,39 @@ def _report(args, sagemaker_session, job: str, inputs: Inputs, asked: int) -> No
 
 
 def collect(inputs: Inputs, output: str, file: Path) -> None:
-    """Write every object's key with its answer, or with an `error` where it has none, as JSON lines or CSV."""
+    """Write every object's key with its answer, or with an `error` where it has none, as JSON lines or CSV.
+
+    JSON lines hold the answers as they are; CSV holds a mask as the pixels of each class, ``pixels_<class>``.
+    """
     rows = _rows(inputs, output)
     file.parent.mkdir(parents=True, exist_ok=True)
     if file.suffix == ".jsonl":
         with jsonlines.open(file, "w") as writer:
             writer.write_all(rows)
         return
-    head = list(itertools.islice(rows, CHUNK))
-    columns = dict.fromkeys(name for row in head for name, value in row.items() if not isinstance(value, list | dict))
-    with open(file, "w", newline="", encoding="utf-8") as stream:
-        writer = csv.DictWriter(stream, list(columns | {"error": None}), extrasaction="ignore", lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(itertools.chain(head, rows))
+    columns = {"key": None}
+    with tempfile.TemporaryFile("w+", encoding="utf-8") as spool:  # the last row may bring a column
+        for cells in map(_cells, rows):
+            columns |= dict.fromkeys(cells)
+            spool.write(json.dumps(cells) + "\n")
+        spool.seek(0)
+        columns = [name for name in columns if name != "error"] + ["error"]
+        with open(file, "w", newline="", encoding="utf-8") as stream:
+            writer = csv.DictWriter(stream, columns, lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(_with_zeros(json.loads(line), columns) for line in spool)
+
+
+def _cells(row: dict) -> dict:
+    """What a table shows of a row of `_rows`: of a mask the pixels of each class, of all else what is no list."""
+    if {"base64_prediction", "classes"} <= row.keys():
+        return {"key": row["key"]} | {PIXELS + found["label"]: found["pixels"] for found in row["classes"]}
+    return {name: value for name, value in row.items() if not isinstance(value, list | dict)}
+
+
+def _with_zeros(cells: dict, columns: list[str]) -> dict:
+    """The cells with 0 for the classes that a mask has no pixel of; an object without an answer has no mask."""
+    return cells if "error" in cells else {name: 0 for name in columns if name.startswith(PIXELS)} | cells
 
 
 def save_picture(inputs: Inputs, output: str, file: Path) -> None:

@@ -1,14 +1,23 @@
 """The README's commands, run or at least parsed as they stand there."""
 
 import importlib
+import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from matplotlib import pyplot
+from PIL import Image
+
+from fastmaker import serving
+from jobs import cleanup, deploy, package
+from jobs.local.container import free_ports
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 README = (REPOSITORY / "README.md").read_text("utf-8")
@@ -40,18 +49,49 @@ def test_every_file_that_the_readme_links_to_is_there():
     assert [link for link in links if not (REPOSITORY / link).is_file()] == []
 
 
-def test_the_sdk_example_runs_as_it_stands(digits, tmp_path):
+def test_the_sdk_example_runs_as_it_stands(few, tmp_path):
     (example,) = [block for block in blocks("python") if "estimator" in block]
-    (tmp_path / "digits").symlink_to(digits)
+    (tmp_path / "digits").symlink_to(few)
     (tmp_path / "source").symlink_to(REPOSITORY / "source")
-    example = example.replace("0007.png", next((digits / "7").iterdir()).name)
+    example = example.replace("0007.png", next((few / "7").iterdir()).name)
     env = {**os.environ, "FASTMAKER_HOME": str(tmp_path / "home")}
     done = subprocess.run([sys.executable, "-c", example], cwd=tmp_path, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count('"predictions"') == 2
-    assert len(list((tmp_path / "answers").iterdir())) == len(list((digits / "7").iterdir()))
+    assert len(list((tmp_path / "answers").iterdir())) == len(list((few / "7").iterdir()))
     for kind in ("endpoints", "models"):
         assert not list((tmp_path / "home" / kind).iterdir())
+
+
+def test_the_client_example_gets_the_mask_of_the_bundle(scenes, scenes_bundle, tmp_path, monkeypatch):
+    (example,) = [block for block in blocks("python") if "base64_prediction" in block]
+    monkeypatch.setenv("FASTMAKER_HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    pyplot.switch_backend("agg")  # shows nothing
+    shutil.copytree(scenes_bundle, "camvid")
+    shutil.copy(scenes / "images" / "00.png", "scene.png")
+    deploy.main(deploy.parse_args(["--model", "camvid", "--endpoint-name", "camvid"]))
+    try:
+        exec(example, names := {})
+        shown = pyplot.gca().images[0].get_array()
+    finally:
+        pyplot.close("all")
+        cleanup.main(cleanup.parse_args(["--endpoint", "camvid"]))
+    [expected] = serving.load("camvid").predict([Image.open("scene.png")])
+    assert names["mask"].dtype == np.uint8
+    assert np.array_equal(names["mask"], expected.array)
+    assert np.array_equal(shown, expected.array)
+
+
+def test_the_curl_command_gets_an_answer_from_torchserve(digits, digits_bundle, tmp_path):
+    (command,) = commands("curl ")
+    command = command.replace("digits/7/0007.png", str(next((digits / "7").iterdir())))
+    archive = package.main(package.parse_args(["torchserve", str(digits_bundle), "--output", str(tmp_path)]))
+    (port,) = free_ports(1)
+    with package.running(archive, "digits", port):
+        words = shlex.split(command.replace(":8080/", f":{port}/"))
+        done = subprocess.run(words, check=True, capture_output=True)
+    assert json.loads(done.stdout)["label"] in set("0123456789")
 
 
 def test_the_learner_example_makes_a_bundle_of_a_notebooks_learner(photos, tmp_path, monkeypatch):

@@ -135,8 +135,8 @@ def test_a_container_survives_bad_requests(image, models, model, good):
 def test_a_container_serves_as_an_ordinary_user_and_lets_nobody_load_models(image, models, model, pngs):
     options = ["--read-only", "--tmpfs", "/tmp:exec"]
     with serving_container(image, models[model], *options) as (name, url):
-        users = set(docker("top", name, "-o", "uid").splitlines()[1:])
-        assert {user.strip() for user in users} == {"1000"}
+        processes = [line.split() for line in docker("top", name, "-eo", "pid,uid").splitlines()[1:]]
+        assert {user for _, user in processes} == {"1000"}
         assert ask(f"{url}/invocations", pngs[0], "image/png")[0] == 200
         for method, path in {"GET": "/models", "POST": "/models?url=http://127.0.0.1/x.mar"}.items():
             assert urllib3.request(method, url + path).status in (404, 405)
@@ -198,4 +198,4 @@ def test_an_archive_without_model_json_says_so_in_the_log(image, models, tmp_pat
             if name != "model.json":
                 lacking.writestr(name, whole.read(name))
     with started(image, tmp_path) as name:
-        wait_until(lambda: "is no bundle: it lacks model.json" in docker("logs", name), 60)
+        wait_until(lambda: "model.json: missing; is" in docker("logs", name), 60)

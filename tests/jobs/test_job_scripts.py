@@ -1,6 +1,7 @@
 """The job scripts as a user runs them: by their command lines, in processes of their own."""
 
 import contextlib
+import csv
 import fcntl
 import importlib
 import json
@@ -8,19 +9,22 @@ import os
 import pty
 import re
 import shlex
+import shutil
 import struct
 import subprocess
 import sys
 import termios
 
+import numpy as np
 import pytest
 from local_mode import REPOSITORY, running_below
 from PIL import Image
 
-from jobs import console
+from fastmaker import masks, serving
+from jobs import console, manifest, transform
 
 SCRIPTS = (
-    *("train", "deploy", "predict", "transform", "manifest", "package", "cleanup", "quickstart", "benchmark"),
+    *("train", "deploy", "predict", "transform", "manifest", "package", "cleanup", "quickstart", "benchmark", "verify"),
     "local.s3",
 )
 
@@ -49,8 +53,8 @@ def next_command(done) -> list[str]:
     return shlex.split(re.search(r"next: +python -m (.*)", done.stdout.decode())[1])
 
 
-def test_from_a_folder_to_an_answer_by_the_commands_that_each_step_names(run, digits, tmp_path):
-    trained = run("jobs.train", "--data", str(digits), "--arch", "convnet", "--epochs", "2", "--job-name", "digits")
+def test_from_a_folder_to_an_answer_by_the_commands_that_each_step_names(run, few, tmp_path):
+    trained = run("jobs.train", "--data", str(few), "--arch", "convnet", "--epochs", "2", "--job-name", "digits")
     assert trained.returncode == 0, trained.stderr.decode()
     assert "valid:accuracy" in trained.stdout.decode()
     for name in ("curves.png", "confusion_matrix.png", "top_losses.png"):
@@ -60,7 +64,7 @@ def test_from_a_folder_to_an_answer_by_the_commands_that_each_step_names(run, di
     assert deployed.returncode == 0, deployed.stderr.decode()
 
     command = next_command(deployed)[:-2]  # less IMAGE ...
-    files = sorted((digits / "7").glob("*.png"))[:3]
+    files = sorted((few / "7").glob("*.png"))[:3]
     asked = run(*command, *map(str, files), "--json", "--save", str(tmp_path / "answers"))
     assert asked.returncode == 0, asked.stderr.decode()
     assert [json.loads(line)["image"] for line in asked.stdout.splitlines()] == [str(file) for file in files]
@@ -92,9 +96,46 @@ def test_masks_are_told_by_their_classes_and_saved_beside_their_images(run, scen
     assert run("jobs.cleanup", "--endpoint", "scenes").returncode == 0
 
 
-def test_several_hosts_train_and_each_line_says_whose_it_is(run, digits, tmp_path):
+def test_masks_are_collected_as_the_pixels_of_each_class(run, scenes, scenes_bundle, tmp_path):
+    (tmp_path / "in").mkdir()
+    for file in sorted((scenes / "images").iterdir())[:3]:
+        shutil.copy(file, tmp_path / "in")
+    (tmp_path / "in" / "broken.png").write_bytes(b"no image")
+    words = ["--model", str(scenes_bundle), "--data", "in", "--output", "out", "--collect", "answers.csv"]
+    done = run("jobs.transform", *words)
+    assert done.returncode == 1, done.stderr.decode()
+    *rows, broken = csv.DictReader((tmp_path / "answers.csv").read_text().splitlines())
+    model = serving.load(scenes_bundle)
+    for row in rows:
+        [mask] = model.predict([Image.open(tmp_path / "in" / row["key"])])
+        found = {f"pixels_{label}": str(pixels) for label, pixels in mask.counts().items() if pixels}
+        assert {name: value for name, value in row.items() if value not in ("", "0")} == {"key": row["key"], **found}
+    assert [row["key"] for row in rows] == ["00.png", "01.png", "02.png"]
+    assert {name: value for name, value in broken.items() if value} == {"key": "broken.png", "error": "no answer"}
+
+
+def test_a_class_of_the_last_mask_alone_is_collected_and_json_lines_hold_whole_answers(tmp_path, monkeypatch):
+    monkeypatch.setattr(transform, "CHUNK", 2)
+    arrays = {"a": np.zeros((4, 6)), "b": np.zeros((4, 6)), "c": np.full((4, 6), 2)}
+    for folder in ("in", "out"):
+        (tmp_path / folder).mkdir()
+    answers = {}
+    for name, array in arrays.items():
+        (tmp_path / "in" / name).touch()
+        answers[name] = masks.Mask(array.astype("uint8"), ["road", "sky", "error"]).as_object()
+        (tmp_path / "out" / f"{name}.out").write_text(json.dumps(answers[name]))
+    with manifest.listed("S3Prefix", f"file://{tmp_path}/in/") as inputs:
+        for kind in ("csv", "jsonl"):
+            transform.collect(inputs, f"file://{tmp_path}/out", tmp_path / f"answers.{kind}")
+    lines = ["key,pixels_road,pixels_error,error", "a,24,0,", "b,24,0,", "c,0,24,"]
+    assert (tmp_path / "answers.csv").read_text().splitlines() == lines
+    rows = map(json.loads, (tmp_path / "answers.jsonl").read_text().splitlines())
+    assert list(rows) == [{"key": name, **answer} for name, answer in answers.items()]
+
+
+def test_several_hosts_train_and_each_line_says_whose_it_is(run, few, tmp_path):
     words = "--arch convnet --epochs 2 --instance-count 2 --distribution torch_distributed --spot --job-name pair"
-    done = run("jobs.train", "--data", str(digits), *words.split(), "--checkpoints", str(tmp_path / "checkpoints"))
+    done = run("jobs.train", "--data", str(few), *words.split(), "--checkpoints", str(tmp_path / "checkpoints"))
     assert done.returncode == 0, done.stderr.decode()
     lines = done.stdout.decode().splitlines()
     assert [line[:16] for line in lines if "epoch=" in line] == ["algo-1 | epoch=1", "algo-1 | epoch=2"]

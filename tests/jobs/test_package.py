@@ -20,7 +20,8 @@ from local_mode import REPOSITORY, deployed, running_below, wait_until
 from PIL import Image
 from test_job_scripts import one_line
 
-from jobs.local.container import free_ports, pack
+from jobs.local.container import ContainerError, free_ports, pack
+from jobs.package import make_archive, running
 
 BATCH = 8
 ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (REPOSITORY, REPOSITORY / "source")))}
@@ -142,6 +143,34 @@ def test_masks_of_a_batch_are_those_of_single_requests(scenes_server, scenes, by
         assert answer == (200, *by_the_entry_point(scenes_bundle, image, "image/png", "image/png"))
 
 
+@pytest.mark.data
+@pytest.mark.slow
+def test_all_road_scenes_have_the_mask_of_fastai_in_an_endpoint_and_in_torchserve(session, test_data, tmp_path):
+    from fastmaker import data, learner, mask_data, segmentation
+
+    samples = mask_data.read(test_data / "camvid")
+    dls = data.dataloaders(samples, "RGB", (96, 128), "squish", batch_size=8, augment=True, workers=0)
+    learn = segmentation.create(dls, samples, "resnet18", "RGB", pretrained=False)
+    with learn.no_bar(), learn.no_logging():
+        learner.fit(learn, epochs=1, lr=0.003, fine_tune=False)
+        learner.save_bundle(learn, tmp_path / "model")
+        expected = {file: learn.predict(file)[0].numpy() for file in sorted((test_data / "camvid/images").iterdir())}
+    make_archive(tmp_path / "model", "camvid", tmp_path / "camvid.mar", "minWorkers: 1\nmaxWorkers: 1\n")
+    pack(tmp_path / "model", tmp_path / "model.tar.gz")
+    (port,) = free_ports(1)
+    with (
+        deployed(session, tmp_path / "model.tar.gz") as predictor,
+        running(tmp_path / "camvid.mar", "camvid", port) as (_, url),
+    ):
+        (server,) = session.sagemaker_client.endpoints.read(predictor.endpoint_name)["servers"]
+        for place in (url, f"http://127.0.0.1:{server['port']}/invocations"):
+            for file, mask in expected.items():
+                status, body, _ = ask(place, file.read_bytes(), "image/png", "application/x-npy")
+                assert status == 200
+                assert np.array_equal(np.load(io.BytesIO(body)), mask), (place, file.name)
+    assert len(np.unique(list(expected.values()))) > 5
+
+
 @pytest.mark.parametrize("kind", ["multipart/form-data; boundary=b", "application/x-www-form-urlencoded", "text/csv"])
 def test_content_types_that_torchserve_takes_apart_itself_are_refused_as_well(digits_server, kind):
     status, line, _ = ask(digits_server[0], b'--b\r\nContent-Disposition: form-data; name="x"\r\n\r\nx\r\n--b--', kind)
@@ -180,6 +209,20 @@ def test_an_unpacked_archive_batches_in_a_container_of_the_serving_toolkit(
             assert all("label" in json.loads(answer) for answer in answers)
         (log,) = session.sagemaker_client.endpoints.directory(name).rglob("container.log")
         assert "images go through the network together" in log.read_text()
+
+
+def test_an_archive_without_model_json_is_not_served_and_says_so(digits_bundle, tmp_path):
+    make_archive(digits_bundle, "whole", tmp_path / "whole.mar", "minWorkers: 1\nmaxWorkers: 1\n")
+    with zipfile.ZipFile(tmp_path / "whole.mar") as whole, zipfile.ZipFile(tmp_path / "it.mar", "w") as lacking:
+        for name in whole.namelist():
+            if name != "model.json":
+                lacking.writestr(name, whole.read(name))
+    reason = r"^the model could not be loaded: .*/model\.json: missing; .* directory that fastmaker wrote\?$"
+    with (
+        pytest.raises(ContainerError, match=reason),
+        running(tmp_path / "it.mar", "it", free_ports(1)[0]),
+    ):
+        pass
 
 
 @pytest.fixture

@@ -208,8 +208,8 @@ def pets_learner(test_data):
 
 
 @pytest.mark.data
-def test_an_eighth_of_the_pets_are_answered_as_in_fastai(test_data, tmp_path):
-    assert_same_answers(pets_learner(test_data), tmp_path, images_of(test_data / "pets" / "images", every=8))
+def test_some_of_the_pets_are_answered_as_in_fastai(test_data, tmp_path):
+    assert_same_answers(pets_learner(test_data), tmp_path, images_of(test_data / "pets" / "images", every=20))
 
 
 @pytest.mark.data

@@ -252,6 +252,17 @@ def test_a_few_road_scenes_are_masked_as_in_fastai(test_data, tmp_path):
 
 @pytest.mark.data
 @pytest.mark.slow
-@pytest.mark.parametrize(("architecture", "every"), [("resnet18", 1), ("resnet34", 4), ("resnet50", 12)])
-def test_road_scenes_are_masked_as_in_fastai(test_data, tmp_path, architecture, every):
-    assert_same_masks(camvid_learner(test_data, architecture), tmp_path, images_of(test_data / "camvid", every))
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"self_attention": True}, {"blur": True}, {"blur": True, "blur_final": False}, {"last_cross": False}],
+    **NAMES,
+)
+@pytest.mark.parametrize("arch", ["resnet18", "resnet34", "resnet50"])
+def test_all_road_scenes_are_masked_as_in_fastai(test_data, tmp_path, arch, options):
+    camvid = test_data / "camvid"
+    resize = Resize((96, 128), method="squish")
+    learn = notebook_learner(camvid, resize, n_out=12, arch=getattr(torchvision.models, arch), **options)
+    for module in learn.model.modules():
+        if hasattr(module, "gamma"):
+            nn.init.constant_(module.gamma, 0.7)  # a new network's attention is off
+    assert_same_masks(learn, tmp_path, images_of(camvid, every=1))
