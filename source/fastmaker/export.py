@@ -28,7 +28,7 @@ INPUTS = ("uint8", "float")
 PACKAGES = ("onnx", "onnxruntime", "onnxscript")
 OPSET = 18
 CHECKED_BATCHES = (1, 3, 8)
-# A wrong layer is off by far more; a network's rounding is below 1e-6 where its logits are of usual size.
+# A wrong layer is off by far more, the rounding of a trained network by a few millionths.
 TOLERANCE = 1e-4
 
 

@@ -83,8 +83,16 @@ def test_a_file_of_other_weights_is_refused(model_dir):
     torch.nn.init.zeros_(network[-1].bias)
     bundle.save(model_dir, network, info)
     with pytest.raises(
-        bundle.BundleError, match=r"made of other weights: its state_sha256 is not that of the model\.json"
+        bundle.BundleError, match=r"made of another bundle: its state_sha256 is not that of the model\.json"
     ):
+        serving.load(model_dir)
+
+
+@pytest.mark.parametrize(("key", "value"), [("image_size", [30, 28]), ("mean", [0.5]), ("resampled", True)])
+def test_a_file_of_another_preprocessing_is_refused(model_dir, key, value):
+    facts = json.loads((model_dir / "model.json").read_text())
+    (model_dir / "model.json").write_text(json.dumps(facts | {key: value}))
+    with pytest.raises(bundle.BundleError, match=rf"made of another bundle: its {key} is not that of the model\.json"):
         serving.load(model_dir)
 
 
@@ -96,7 +104,7 @@ def test_a_file_that_does_not_say_what_it_was_made_of_is_refused(model_dir, meta
     del model.metadata_props[:]
     onnx.helper.set_model_props(model, metadata)
     onnx.save(model, model_dir / "model.onnx")
-    with pytest.raises(bundle.BundleError, match="made of other weights"):
+    with pytest.raises(bundle.BundleError, match="made of another bundle: its resampled, state_sha256"):
         serving.load(model_dir)
 
 
