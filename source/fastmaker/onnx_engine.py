@@ -33,7 +33,7 @@ class OnnxEngine:
             raise bundle.BundleError(f"{path}: not a model that ONNX Runtime loads: {reason}") from None
         if other := [key for key, value in built_in(info).items() if described(self.session).get(key) != value]:
             raise bundle.BundleError(
-                f"{path}: made of another bundle: its {', '.join(other)} is not that of the {bundle.INFO_FILE} beside it"
+                f"{path}: made of another bundle: its {', '.join(other)} is not that of {bundle.INFO_FILE} beside it"
             )
         if (found := input_dtype(self.session)) != np.uint8:
             raise bundle.BundleError(f"{path}: takes {found} images; the engine serves models that take uint8")

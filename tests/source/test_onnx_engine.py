@@ -83,7 +83,7 @@ def test_a_file_of_other_weights_is_refused(model_dir):
     torch.nn.init.zeros_(network[-1].bias)
     bundle.save(model_dir, network, info)
     with pytest.raises(
-        bundle.BundleError, match=r"made of another bundle: its state_sha256 is not that of the model\.json"
+        bundle.BundleError, match=r"made of another bundle: its state_sha256 is not that of model\.json"
     ):
         serving.load(model_dir)
 
@@ -92,7 +92,7 @@ def test_a_file_of_other_weights_is_refused(model_dir):
 def test_a_file_of_another_preprocessing_is_refused(model_dir, key, value):
     facts = json.loads((model_dir / "model.json").read_text())
     (model_dir / "model.json").write_text(json.dumps(facts | {key: value}))
-    with pytest.raises(bundle.BundleError, match=rf"made of another bundle: its {key} is not that of the model\.json"):
+    with pytest.raises(bundle.BundleError, match=rf"made of another bundle: its {key} is not that of model\.json"):
         serving.load(model_dir)
 
 
