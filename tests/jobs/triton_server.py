@@ -14,6 +14,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from local_mode import REPOSITORY
 
 from jobs.local.container import free_ports
 
@@ -30,7 +31,9 @@ def install(folder: Path) -> Path:
     subprocess.run([sys.executable, "-m", "venv", folder], check=True)
     pip = [folder / "bin" / "python", "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
     subprocess.run([*pip, "--no-deps", SERVER], env=_own_environment(), check=True)
-    subprocess.run([*pip, *PACKAGES], env=_own_environment(), check=True)
+    subprocess.run(
+        [*pip, "--constraint", REPOSITORY / "constraints.txt", *PACKAGES], env=_own_environment(), check=True
+    )
     (files,) = folder.glob("lib/python*/site-packages/pytriton/tritonserver")
     # The Python backend looks beside itself for its stub: the program that a model's process is, for one Python.
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
