@@ -650,7 +650,7 @@ def benchmark_onnx(args) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         bundles = {
             "resnet34 at 224": fresh_bundle("resnet34", Path(scratch, "resnet34")),
-            "U-Net on resnet18 at 96x128": fresh_unet("resnet18", Path(scratch, "unet"), (96, 128)),
+            "U-Net on resnet18 at 96x128": fresh_unet_bundle("resnet18", Path(scratch, "unet")),
         }
         rows = [
             [name, n, *_onnx_beside_torch(model_dir, n, args)] for name, model_dir in bundles.items() for n in (1, 8)
@@ -679,22 +679,6 @@ def _onnx_beside_torch(model_dir: Path, n: int, args) -> tuple[float, float, flo
     )
     rates = [round(n / each, 1) for each in seconds]
     return *rates, round(seconds[0] / seconds[1], 2), f"{difference:.0e}"
-
-
-def fresh_unet(architecture: str, folder: Path, size: tuple[int, int], n_labels: int = 12) -> Path:
-    """A bundle of an untrained U-Net."""
-    import torch
-
-    from fastmaker import bundle, data, unet
-
-    torch.manual_seed(0)
-    mean, std = data.STATISTICS["RGB"]
-    labels = tuple(f"label {number}" for number in range(n_labels))
-    info = bundle.ModelInfo(
-        "segmentation", architecture, labels, "RGB", size, "squish", mean, std, options=unet.OPTIONS
-    )
-    bundle.save(folder, unet.unet(architecture, n_labels, size), info)
-    return folder
 
 
 if __name__ == "__main__":
