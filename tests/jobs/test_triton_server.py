@@ -19,7 +19,7 @@ from test_job_scripts import one_line
 from test_package import ENVIRONMENT
 
 from fastmaker import bundle, preprocess, serving
-from jobs import package, triton_client
+from jobs import package, triton_client, verify
 from jobs.local.container import free_ports
 
 pytestmark = pytest.mark.triton
@@ -290,3 +290,15 @@ def test_the_archive_for_sagemaker_answers_ping_and_invocations(
     found = http.InferenceServerClient.parse_response_body(answer.data, header_length=length).as_numpy("probabilities")
     (expected,) = own_answers(digits_bundle, digit_files[:1])
     assert np.allclose(found[0], expected.probabilities, **CLOSE)
+
+
+@pytest.mark.parametrize("protocol", ["grpc", "http"])
+@pytest.mark.parametrize("name", ["digits", "digits-array", "original"])
+def test_the_gate_compares_the_server_with_the_bundle(
+    server, protocol, name, digits_bundle, scenes_bundle, digit_files, scene_files, capsys
+):
+    model, files = (scenes_bundle, scene_files) if name == "original" else (digits_bundle, digit_files)
+    words = [model, *files, "--paths", "torch,triton", "--triton", getattr(server, protocol), "--triton-model", name]
+    assert verify.main(verify.parse_args(list(map(str, words))))
+    (row,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("triton ")]
+    assert row.endswith("agrees")
