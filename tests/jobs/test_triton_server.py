@@ -15,7 +15,7 @@ import pytest
 import triton_server
 import urllib3
 from PIL import Image
-from test_job_scripts import one_line
+from test_job_scripts import on_a_terminal, one_line
 from test_package import ENVIRONMENT
 
 from fastmaker import bundle, preprocess, serving
@@ -217,6 +217,15 @@ def test_the_script_answers_as_for_an_endpoint(server, digits_bundle, few, tmp_p
     table = predict(*words).stdout.decode().splitlines()
     assert table[0].split() == ["image", "label", "probability", "error"]
     assert len(table) == len(files) + 3
+
+
+def test_the_script_shows_its_progress_on_a_terminal(server, few):
+    words = ["--triton", server.http, "--model", "digits-array", str(few)]
+    done, shown = on_a_terminal([sys.executable, "-m", "jobs.predict", *words], env=ENVIRONMENT)
+    assert done.returncode == 0, shown
+    counted = {int(count) for count in re.findall(r"(\d+)/160 \[\d\d:\d\d<.*?image/s\]", shown)}
+    assert counted
+    assert max(counted) > 1
 
 
 def test_the_script_draws_the_masks(server, scene_files, tmp_path):
