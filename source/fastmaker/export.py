@@ -28,7 +28,7 @@ INPUTS = ("uint8", "float")
 PACKAGES = ("onnx", "onnxruntime", "onnxscript")
 OPSET = 18
 CHECKED_BATCHES = (1, 3, 8)
-# A wrong layer is off by far more; a network's rounding is below 1e-6 where its logits are of usual size.
+# A wrong layer is off by far more, the rounding of a trained network by a few millionths.
 TOLERANCE = 1e-4
 
 
@@ -42,7 +42,6 @@ class Exported(nn.Module):
     def __init__(self, network: nn.Module, info: bundle.ModelInfo, image_input: str):
         super().__init__()
         self.network, self.info, self.image_input = network, info, image_input
-        # Not "mean": torch 2.6 names the result of its mean() alike.
         self.register_buffer("channel_mean", torch.tensor(info.mean).view(1, -1, 1, 1))
         self.register_buffer("channel_std", torch.tensor(info.std).view(1, -1, 1, 1))
 
@@ -176,7 +175,7 @@ def _save(proto, file: Path) -> None:
     onnx.save(proto, file)
     try:
         onnx.checker.check_model(file, full_check=True)
-    except onnx.checker.ValidationError as error:
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise ExportError(f"onnx.checker refuses what torch exported: {' '.join(str(error).split())[:300]}") from None
 
 

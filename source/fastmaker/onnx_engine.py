@@ -31,9 +31,9 @@ class OnnxEngine:
         except Exception as error:  # ONNX Runtime's exceptions derive from Exception alone
             reason = " ".join(str(error).split())[:300]
             raise bundle.BundleError(f"{path}: not a model that ONNX Runtime loads: {reason}") from None
-        if state_sha256(self.session) != info.state_sha256:
+        if other := [key for key, value in built_in(info).items() if described(self.session).get(key) != value]:
             raise bundle.BundleError(
-                f"{path}: made of other weights: its state_sha256 is not that of the {bundle.INFO_FILE} beside it"
+                f"{path}: made of another bundle: its {', '.join(other)} is not that of {bundle.INFO_FILE} beside it"
             )
         if (found := input_dtype(self.session)) != np.uint8:
             raise bundle.BundleError(f"{path}: takes {found} images; the engine serves models that take uint8")
@@ -54,13 +54,19 @@ def session(path: str | os.PathLike, threads: int):
     return onnxruntime.InferenceSession(os.fspath(path), options, providers=["CPUExecutionProvider"])
 
 
-def state_sha256(session) -> str | None:
-    """The SHA-256 of the weights that the session's model was made of; None if the model does not say."""
-    metadata = session.get_modelmeta().custom_metadata_map
+def built_in(info: bundle.ModelInfo) -> dict:
+    """What of model.json is inside an ONNX file and no other value can take its place, as JSON has it."""
+    values = {"resampled": info.resampled, "state_sha256": info.state_sha256, "image_mode": info.image_mode}
+    return values | {key: list(getattr(info, key)) for key in ("image_size", "mean", "std")}
+
+
+def described(session) -> dict:
+    """The model.json that the session's model was made of; empty if the model does not say."""
     try:
-        return json.loads(metadata[MODEL_JSON])["state_sha256"]
-    except (KeyError, TypeError, ValueError):
-        return None
+        values = json.loads(session.get_modelmeta().custom_metadata_map[MODEL_JSON])
+    except (KeyError, ValueError):
+        return {}
+    return {"resampled": False, **values} if isinstance(values, dict) else {}
 
 
 def input_dtype(session) -> np.dtype:

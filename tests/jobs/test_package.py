@@ -1,10 +1,11 @@
-"""TorchServe archives as a user makes and serves them: by the command line, on a real TorchServe."""
+"""Packages as a user makes and serves them: by the command line, on a real TorchServe, in ONNX Runtime."""
 
 import base64
 import contextlib
 import io
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -14,26 +15,28 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
 import pytest
 import urllib3
 from local_mode import REPOSITORY, deployed, running_below, wait_until
 from PIL import Image
-from test_job_scripts import one_line
+from test_job_scripts import next_command, one_line
 
+from fastmaker import serving
 from jobs.local.container import free_ports, pack
 
 BATCH = 8
 ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (REPOSITORY, REPOSITORY / "source")))}
-COMMAND = [sys.executable, "-m", "jobs.package", "torchserve"]
+COMMAND = [sys.executable, "-m", "jobs.package"]
 
 
 @pytest.fixture
 def package(tmp_path):
     """package(*words) -> the finished process, run in a folder of its own."""
 
-    def package(*words):
+    def package(*words, kind="torchserve"):
         env = {**ENVIRONMENT, "FASTMAKER_HOME": str(tmp_path / "home")}
-        return subprocess.run([*COMMAND, *map(str, words)], cwd=tmp_path, env=env, capture_output=True)
+        return subprocess.run([*COMMAND, kind, *map(str, words)], cwd=tmp_path, env=env, capture_output=True)
 
     return package
 
@@ -44,7 +47,7 @@ def serving_process(bundle, folder):
     (port,) = free_ports(1)
     words = [bundle, "--model-name", "it", "--workers", 1, "--batch-size", BATCH, "--max-batch-delay", 300]
     env = {**ENVIRONMENT, "FASTMAKER_HOME": str(folder / "home"), "TMPDIR": str(folder)}
-    command = [*COMMAND, *map(str, words), "--serve", "--port", str(port)]
+    command = [*COMMAND, "torchserve", *map(str, words), "--serve", "--port", str(port)]
     with open(folder / "printed", "w+") as printed:
         process = subprocess.Popen(command, cwd=folder, env=env, stdout=printed, stderr=printed)
         try:
@@ -209,3 +212,92 @@ def test_bad_usage_gets_one_line_and_leaves_no_archive(package, damaged, tmp_pat
     assert done.returncode == 2, done.stderr.decode()
     assert reason in one_line(done.stderr.decode())
     assert not list(tmp_path.rglob("*.mar*"))
+
+
+# ONNX
+
+
+def opened(pngs):
+    return [Image.open(io.BytesIO(png)) for png in pngs]
+
+
+def label_in_onnx(file, bundle, png):
+    """The label that the file alone gives."""
+    model = serving.load(bundle)
+    image = model.to_tensor(Image.open(io.BytesIO(png))).numpy()[None]
+    session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+    (probabilities,) = session.run(None, {"image": image})
+    return model.info.labels[probabilities.argmax()]
+
+
+def test_an_onnx_file_of_a_model_tar_gz_gives_the_bundles_labels(
+    package, digits_archive, digits_bundle, pngs, tmp_path
+):
+    done = package(digits_archive, kind="onnx")
+    assert done.returncode == 0, done.stderr.decode()
+    assert sorted(os.listdir(tmp_path)) == ["model.onnx"]
+    for png, expected in zip(pngs, serving.load(digits_bundle).predict(opened(pngs)), strict=True):
+        assert label_in_onnx(tmp_path / "model.onnx", digits_bundle, png) == expected.label
+    assert "model.onnx exists; --force replaces it" in one_line(package(digits_archive, kind="onnx").stderr.decode())
+    assert package(digits_archive, "--force", "--input", "float", kind="onnx").returncode == 0
+    (given,) = onnxruntime.InferenceSession(tmp_path / "model.onnx").get_inputs()
+    assert given.type == "tensor(float)"
+
+
+def test_an_endpoint_of_a_bundle_with_onnx_answers_by_it(package, session, digits_bundle, pngs, tmp_path):
+    done = package(digits_bundle, "--bundle", "deep/digits", kind="onnx")
+    assert done.returncode == 0, done.stderr.decode()
+    folder = tmp_path / "deep" / "digits"
+    assert next_command(done)[:3] == ["jobs.deploy", "--model", "deep/digits"]
+    assert sorted(os.listdir(folder)) == ["code", "model.json", "model.onnx", "model.pth"]
+    assert os.listdir(folder.parent) == ["digits"]
+    (folder / "model.pth").write_bytes(b"")  # what torch would fail at
+    pack(folder, tmp_path / "model.tar.gz")
+    expected = serving.load(digits_bundle).predict(opened(pngs))
+    with deployed(session, tmp_path / "model.tar.gz", env={"FASTMAKER_ENGINE": "onnxruntime"}) as predictor:
+        invoke = session.sagemaker_runtime_client.invoke_endpoint
+        for png, prediction in zip(pngs, expected, strict=True):
+            answer = invoke(EndpointName=predictor.endpoint_name, ContentType="image/png", Body=png)["Body"].read()
+            assert json.loads(answer)["label"] == prediction.label
+
+
+def test_int8_says_how_often_it_agrees_and_how_large_it_is(package, digits_bundle, digits, tmp_path):
+    done = package(digits_bundle, "--int8", "--calibrate", digits / "3", kind="onnx")
+    assert done.returncode == 0, done.stderr.decode()
+    assert os.listdir(tmp_path) == ["model.int8.onnx"]
+    size = (tmp_path / "model.int8.onnx").stat().st_size / 1e6
+    n = len(list((digits / "3").iterdir()))
+    said = re.search(r"int8: +([0-9.]+) MB, ([0-9]+) of ([0-9]+) labels as in float32", done.stdout.decode())
+    assert said[1] == f"{size:.1f}"
+    assert 0.9 * n < int(said[2]) <= int(said[3]) == n
+
+
+def test_an_archive_takes_the_onnx_file_along(package, digits_bundle, tmp_path):
+    shutil.copytree(digits_bundle, tmp_path / "digits")
+    assert package("digits", "--output", "digits", kind="onnx").returncode == 0
+    assert package("digits").returncode == 0
+    with zipfile.ZipFile(tmp_path / "digits.mar") as mar:
+        assert mar.read("model.onnx") == (tmp_path / "digits" / "model.onnx").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        ("nothing", "nothing: no such training job, model directory or model.tar.gz"),
+        ("damaged", "its SHA-256 is not the state_sha256 of model.json"),
+        ("damaged --bundle new", "its SHA-256 is not the state_sha256 of model.json"),
+        ("damaged --bundle damaged", "damaged exists; --bundle makes a new folder"),
+        ("damaged --bundle new --output x.onnx", "not allowed with argument"),
+        ("damaged --bundle new --input float", "--bundle: endpoints give the model uint8 images"),
+        ("damaged --input int4", "argument --input: invalid choice: 'int4'"),
+        ("damaged --int8", "--int8 and --calibrate FOLDER go together"),
+        ("damaged --calibrate .", "--int8 and --calibrate FOLDER go together"),
+        ("damaged --int8 --calibrate damaged", "damaged holds no image"),
+    ],
+)
+def test_bad_usage_of_onnx_gets_one_line_and_leaves_nothing(package, damaged, tmp_path, words, reason):
+    before = sorted(os.listdir(tmp_path))
+    done = package(*words.split(), kind="onnx")
+    assert done.returncode == 2, done.stderr.decode()
+    assert reason in one_line(done.stderr.decode())
+    assert [name for name in sorted(os.listdir(tmp_path)) if name != "home"] == before

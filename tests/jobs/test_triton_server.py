@@ -274,7 +274,7 @@ def test_tritons_own_refusal_of_a_shape_is_one_line(server, digit_files, protoco
 def test_the_archive_for_sagemaker_answers_ping_and_invocations(
     server_files, repository, digits_bundle, digit_files, tmp_path
 ):
-    """With the options of the `serve` script in SageMaker's Triton images.
+    """With the options of the `serve` script in SageMaker's Triton images. This port Triton opens on all addresses.
 
     https://github.com/triton-inference-server/server/blob/main/docker/sagemaker/serve
     """

@@ -5,6 +5,7 @@ import io
 import json
 import logging
 import os
+import shutil
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ import torch
 from PIL import Image
 from ts.context import Context, RequestProcessor
 
-from fastmaker import serving
+from fastmaker import export, serving
 from fastmaker.torchserve_handler import Handler
 
 
@@ -152,3 +153,13 @@ def test_torchserve_leaves_bodies_as_they_were_sent_and_each_worker_its_share_of
     asking(digits_bundle)
     assert os.environ["TS_DECODE_INPUT_REQUEST"] == "false"
     assert torch.get_num_threads() == 1
+
+
+def test_a_batch_is_answered_by_onnx_runtime_as_well(digits_bundle, pngs, tmp_path, monkeypatch):
+    requests = [(png, "image/png", {"Accept": "application/jsonlines"}) for png in pngs]
+    expected = [json.loads(answer)["label"] for _, _, answer in asking(digits_bundle)(*requests)]
+    shutil.copytree(digits_bundle, tmp_path / "model")
+    export.to_onnx(digits_bundle, tmp_path / "model" / "model.onnx")
+    (tmp_path / "model" / "model.pth").write_bytes(b"")  # what torch would fail at
+    monkeypatch.setenv("FASTMAKER_ENGINE", "onnxruntime")
+    assert [json.loads(answer)["label"] for _, _, answer in asking(tmp_path / "model")(*requests)] == expected
