@@ -185,24 +185,30 @@ def test_bad_usage_gets_one_line_before_anything_starts(digits, tmp_path, monkey
     assert not list((tmp_path / "home").glob("*/*"))
 
 
-def test_a_batch_job_shows_its_progress_on_a_terminal(digits, digits_archive, tmp_path):
-    """With rate and time left; what it looks like is read from a pseudo-terminal."""
-    words = ["--model", str(digits_archive), "--data", str(digits), "--picture", "sheet.png"]
-    env = {**os.environ, "FASTMAKER_HOME": str(tmp_path / "home"), "PYTHONPATH": str(REPOSITORY)}
+def on_a_terminal(command, **options) -> tuple[subprocess.CompletedProcess, str]:
+    """The finished process, whose stderr is a pseudo-terminal, and what that shows."""
     ours, terminal = pty.openpty()
     fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("4H", 24, 120, 0, 0))
-    command = [sys.executable, "-m", "jobs.transform", *words]
-    with subprocess.Popen(command, cwd=tmp_path, env=env, stdout=subprocess.PIPE, stderr=terminal) as process:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=terminal, **options) as process:
         os.close(terminal)
         shown = b""
         with contextlib.suppress(OSError):  # what a terminal reads once nobody writes to it any more
             while part := os.read(ours, 4096):
                 shown += part
         os.close(ours)
-        table = process.stdout.read().decode()
-    assert process.returncode == 0, shown.decode()
-    bars = re.findall(r"(\d+)%\|.*?\| (\d+)/(\d+) \[\d\d:\d\d<\d\d:\d\d, +[\d.]+ objects/s, failed=0", shown.decode())
-    assert bars, shown.decode()
+        table = process.stdout.read()
+    return subprocess.CompletedProcess(command, process.returncode, table), shown.decode()
+
+
+def test_a_batch_job_shows_its_progress_on_a_terminal(digits, digits_archive, tmp_path):
+    """With rate and time left; what it looks like is read from a pseudo-terminal."""
+    words = ["--model", str(digits_archive), "--data", str(digits), "--picture", "sheet.png"]
+    env = {**os.environ, "FASTMAKER_HOME": str(tmp_path / "home"), "PYTHONPATH": str(REPOSITORY)}
+    done, shown = on_a_terminal([sys.executable, "-m", "jobs.transform", *words], cwd=tmp_path, env=env)
+    table = done.stdout.decode()
+    assert done.returncode == 0, shown
+    bars = re.findall(r"(\d+)%\|.*?\| (\d+)/(\d+) \[\d\d:\d\d<\d\d:\d\d, +[\d.]+ objects/s, failed=0", shown)
+    assert bars, shown
     assert {total for _, _, total in bars} == {"1797"}
     assert bars[-1][:2] == ("100", "1797")
     assert re.search(r"answers +1797\nfailures +0\n", table)

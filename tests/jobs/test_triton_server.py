@@ -15,7 +15,7 @@ import pytest
 import triton_server
 import urllib3
 from PIL import Image
-from test_job_scripts import one_line
+from test_job_scripts import on_a_terminal, one_line
 from test_package import ENVIRONMENT
 
 from fastmaker import bundle, preprocess, serving
@@ -219,6 +219,15 @@ def test_the_script_answers_as_for_an_endpoint(server, digits_bundle, few, tmp_p
     assert len(table) == len(files) + 3
 
 
+def test_the_script_shows_its_progress_on_a_terminal(server, few):
+    words = ["--triton", server.http, "--model", "digits-array", str(few)]
+    done, shown = on_a_terminal([sys.executable, "-m", "jobs.predict", *words], env=ENVIRONMENT)
+    assert done.returncode == 0, shown
+    counted = {int(count) for count in re.findall(r"(\d+)/160 \[\d\d:\d\d<.*?image/s\]", shown)}
+    assert counted
+    assert max(counted) > 1
+
+
 def test_the_script_draws_the_masks(server, scene_files, tmp_path):
     words = ("--triton", server.http, "--model", "scenes", *map(str, scene_files), "--save", str(tmp_path / "saved"))
     done = predict(*words)
@@ -265,7 +274,7 @@ def test_tritons_own_refusal_of_a_shape_is_one_line(server, digit_files, protoco
 def test_the_archive_for_sagemaker_answers_ping_and_invocations(
     server_files, repository, digits_bundle, digit_files, tmp_path
 ):
-    """With the options of the `serve` script in SageMaker's Triton images.
+    """With the options of the `serve` script in SageMaker's Triton images. This port Triton opens on all addresses.
 
     https://github.com/triton-inference-server/server/blob/main/docker/sagemaker/serve
     """
