@@ -83,9 +83,11 @@ def locate(model: str, sagemaker_session: Callable) -> Path | str:
         return model
     path = Path(urlparse(model).path if model.startswith("file://") else model).expanduser()
     if path.is_dir():
-        path = path.resolve()
-        _check_files(path, {str(file.relative_to(path)) for file in path.rglob("*")})
-        return path
+        names = {name for name in BUNDLE_FILES if (path / name).is_file()}
+        # A folder of images may be called as the job that was trained on them.
+        if names or not _is_training_job(model, sagemaker_session):
+            _check_files(path.resolve(), names)
+            return path.resolve()
     if not path.is_file():
         uri = _archive_of_job(model, sagemaker_session())
         if uri.startswith("s3://"):
@@ -97,6 +99,17 @@ def locate(model: str, sagemaker_session: Callable) -> Path | str:
     except tarfile.TarError as error:
         raise ValueError(f"{path} is no model.tar.gz: {error}") from None
     return path.resolve()
+
+
+def _is_training_job(name: str, sagemaker_session: Callable) -> bool:
+    from botocore.exceptions import ClientError
+
+    if not name.replace("-", "").isalnum():  # no job can have this name
+        return False
+    try:
+        return bool(sagemaker_session().describe_training_job(name))
+    except ClientError:
+        return False
 
 
 def _archive_of_job(name: str, sagemaker_session) -> str:

@@ -54,7 +54,8 @@ def next_command(done) -> list[str]:
 
 
 def test_from_a_folder_to_an_answer_by_the_commands_that_each_step_names(run, few, tmp_path):
-    trained = run("jobs.train", "--data", str(few), "--arch", "convnet", "--epochs", "2", "--job-name", "digits")
+    (tmp_path / "digits").symlink_to(few)  # the job may be called as the folder that it trains on
+    trained = run("jobs.train", "--data", "digits", "--arch", "convnet", "--epochs", "2", "--job-name", "digits")
     assert trained.returncode == 0, trained.stderr.decode()
     assert "valid:accuracy" in trained.stdout.decode()
     for name in ("curves.png", "confusion_matrix.png", "top_losses.png"):
@@ -139,7 +140,8 @@ def test_several_hosts_train_and_each_line_says_whose_it_is(run, few, tmp_path):
     assert done.returncode == 0, done.stderr.decode()
     lines = done.stdout.decode().splitlines()
     assert [line[:16] for line in lines if "epoch=" in line] == ["algo-1 | epoch=1", "algo-1 | epoch=2"]
-    assert [line[:18] for line in lines if line.startswith("algo-2")] == ["algo-2 | epoch 1/2", "algo-2 | epoch 2/2"]
+    others = [line[:18] for line in lines if line.startswith("algo-2 | epoch")]  # torch itself may warn as well
+    assert others == ["algo-2 | epoch 1/2", "algo-2 | epoch 2/2"]
     assert any(line.startswith("algo-1 | the parameters of all 2 processes are equal") for line in lines)
     assert sorted(file.name for file in (tmp_path / "checkpoints").iterdir()) == ["epoch-0001.pt", "epoch-0002.pt"]
 
