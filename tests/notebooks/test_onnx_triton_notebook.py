@@ -1,4 +1,4 @@
-"""The notebook of ONNX Runtime and Triton runs from top to bottom, on generated photos, with a server, on real photos."""
+"""The notebook of ONNX Runtime and Triton runs from top to bottom, on generated photos, with a server, on real ones."""
 
 import re
 import shlex
