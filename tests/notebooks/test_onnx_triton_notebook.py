@@ -78,7 +78,8 @@ def onnx_triton(environment, home, small, temporary):
 def test_onnx_triton_trains_on_all_photos_but_a_fifth(onnx_triton):
     assert printed(onnx_triton, "find-photos")[0].startswith("60 of 60 photos in ")
     assert printed(onnx_triton, "learner") == [f"48 photos to train, {HELD_OUT} held out"]
-    assert re.fullmatch(r"[01]\.\d{3} of the held-out photos get the right label", printed(onnx_triton, "fit")[-1])
+    last = printed(onnx_triton, "fit")[-1]
+    assert re.fullmatch(r"[01]\.\d{3} of the held-out photos get the right label; 0\.\d{3} of them are dogs", last)
 
 
 def test_onnx_triton_says_what_the_bundle_and_the_onnx_file_hold(onnx_triton):
@@ -99,7 +100,8 @@ def test_onnx_triton_gets_the_answers_of_learn_predict_without_torch(onnx_triton
 
 def test_onnx_triton_quantises_to_a_third_of_the_size_or_less(onnx_triton):
     *_, sizes, compared, right = printed(onnx_triton, "int8")
-    float32, int8 = (int(number.replace(",", "")) for number in re.findall(r"[\d,]+(?= bytes|\s*in int8)", sizes))
+    numbers = re.fullmatch(r"([\d,]+) bytes in float32, ([\d,]+) in int8", sizes).groups()
+    float32, int8 = (int(number.replace(",", "")) for number in numbers)
     assert 0 < int8 < float32 / 3
     same, of, difference = agreement(compared)
     assert 0 <= same <= of == HELD_OUT
