@@ -75,6 +75,24 @@ def onnx_triton(environment, home, small, temporary):
     return run(environment, temporary, **small)
 
 
+# First: the server is to be installed before `environment` cuts this module off from the network.
+@pytest.mark.triton
+def test_onnx_triton_asks_a_server_that_polls_its_repository(environment, home, small, server_files, tmp_path):
+    temporary, repository = tmp_path / "temporary", tmp_path / "models"
+    temporary.mkdir()
+    repository.mkdir()
+    options, url, _ = triton_server.addresses()
+    options += [f"--model-repository={repository}", "--model-control-mode=poll", "--repository-poll-secs=1"]
+    values = {"REPOSITORY": repository, "BACKEND": "python", "TRITON_URL": url, "PATHS": WITHOUT_SERVERS + ",triton"}
+    with triton_server.running(server_files, tmp_path / "log", f"{url}/v2/health/ready", *options):
+        notebook = run(environment, temporary, **{**small, **values})
+    answer, compared = printed(notebook, "ask-triton")
+    assert '"label"' in answer
+    assert_as_learn_predict(compared, HELD_OUT)
+    assert table(notebook)["triton"][-1] == "agrees"
+    assert_nothing_is_left(notebook, home, temporary)
+
+
 def test_onnx_triton_trains_on_all_photos_but_a_fifth(onnx_triton):
     assert printed(onnx_triton, "find-photos")[0].startswith("60 of 60 photos in ")
     assert printed(onnx_triton, "learner") == [f"48 photos to train, {HELD_OUT} held out"]
@@ -158,23 +176,6 @@ def test_onnx_triton_says_what_to_do_when_the_photos_cannot_be_downloaded(enviro
         patch.delenv("PETS_DIR", raising=False)
         with pytest.raises(CellFailed, match=r"cannot be downloaded .*refused.*set PETS_DIR"):
             execute(up_to(nbformat.read(ONNX_TRITON, 4), "find-photos"), folder)
-
-
-@pytest.mark.triton
-def test_onnx_triton_asks_a_server_that_polls_its_repository(environment, home, small, server_files, tmp_path):
-    temporary, repository = tmp_path / "temporary", tmp_path / "models"
-    temporary.mkdir()
-    repository.mkdir()
-    options, url, _ = triton_server.addresses()
-    options += [f"--model-repository={repository}", "--model-control-mode=poll", "--repository-poll-secs=1"]
-    values = {"REPOSITORY": repository, "BACKEND": "python", "TRITON_URL": url, "PATHS": WITHOUT_SERVERS + ",triton"}
-    with triton_server.running(server_files, tmp_path / "log", f"{url}/v2/health/ready", *options):
-        notebook = run(environment, temporary, **{**small, **values})
-    answer, compared = printed(notebook, "ask-triton")
-    assert '"label"' in answer
-    assert_as_learn_predict(compared, HELD_OUT)
-    assert table(notebook)["triton"][-1] == "agrees"
-    assert_nothing_is_left(notebook, home, temporary)
 
 
 @pytest.mark.data
