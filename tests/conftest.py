@@ -147,3 +147,11 @@ def entry_point():
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="session")
+def server_files(tmp_path_factory) -> Path:
+    """The files of a Triton server, which is installed for this run."""
+    import triton_server
+
+    return triton_server.install(tmp_path_factory.mktemp("triton") / "environment")

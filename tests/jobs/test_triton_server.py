@@ -56,11 +56,6 @@ def altered(model: Path, folder: Path, **values) -> Path:
 
 
 @pytest.fixture(scope="session")
-def server_files(tmp_path_factory):
-    return triton_server.install(tmp_path_factory.mktemp("triton") / "environment")
-
-
-@pytest.fixture(scope="session")
 def repository(digits_bundle, scenes_bundle, tmp_path_factory):
     """Each bundle with and without preprocessing, and some that are out of the ordinary."""
     folder = tmp_path_factory.mktemp("triton")

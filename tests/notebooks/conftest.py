@@ -16,6 +16,7 @@ def environment(tmp_path_factory):
         patch.setenv("JUPYTER_PATH", str(folder / "data"))
         patch.setenv("IPYTHONDIR", str(folder / "ipython"))
         patch.setenv("FASTAI_HOME", str(folder / "fastai"))
+        patch.setenv("TORCHINDUCTOR_CACHE_DIR", str(folder / "inductor"))  # torch's, by default in TMPDIR for good
         patch.setenv("https_proxy", NO_NETWORK)
         yield patch
 

@@ -1,12 +1,8 @@
 """Every notebook is kept without outputs; the pets notebook runs from top to bottom, on photos that are made here."""
 
-from pathlib import Path
-
 import nbformat
-import numpy as np
 import pytest
-from kernels import NOTEBOOKS, CellFailed, execute, pictures, printed, processes_of, up_to
-from PIL import Image
+from kernels import NOTEBOOKS, CellFailed, execute, make_photos, pictures, printed, processes_of, up_to
 
 from jobs.local import ProcessSession
 
@@ -30,19 +26,6 @@ def pets(environment, home, tmp_path_factory, task):
     notebook = nbformat.read(PETS, 4)
     execute(notebook, NOTEBOOKS)
     return notebook
-
-
-def make_photos(folder: Path, count: int) -> None:
-    """`count` cats, red with upright stripes, and as many dogs, blue with level ones, under Oxford's names."""
-    random = np.random.default_rng(0)
-    stripes = np.tile([1.0, 1.0, 0.4, 0.4], 16)
-    for number in range(1, count + 1):
-        for name, colour, pattern in (
-            ("Bombay", (220, 90, 40), np.tile(stripes, (64, 1))),
-            ("beagle", (40, 90, 220), np.tile(stripes, (64, 1)).T),
-        ):
-            pixels = pattern[:, :, None] * colour + random.normal(0, 12, (64, 64, 3))
-            Image.fromarray(pixels.clip(0, 255).astype("uint8")).save(folder / f"{name}_{number}.jpg")
 
 
 @pytest.mark.parametrize("path", sorted(NOTEBOOKS.glob("*.ipynb")), ids=lambda path: path.stem)
