@@ -3,8 +3,9 @@
 import contextlib
 import json
 import os
+import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from PIL import Image, ImageDraw, ImageFont
 
@@ -29,6 +30,22 @@ def errors_as_one_line() -> Iterator[None]:
         if isinstance(error, (ValueError, OSError)):
             fail(error, 2)
         raise
+
+
+@contextlib.contextmanager
+def signals(numbers: Iterable[int], handler) -> Iterator[None]:
+    """Let `handler` take these signals."""
+    before = {number: signal.signal(number, handler) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, of_before in before.items():
+            signal.signal(number, of_before)
+
+
+def interrupt(*_) -> None:
+    """A handler: the signal ends the script as Ctrl-C does, which leaves nothing running."""
+    raise KeyboardInterrupt
 
 
 def fail(error: object, status: int) -> None:

@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 from jobs import console, deploy, session, triton
@@ -105,7 +105,7 @@ def package_torchserve(args) -> Path:
         make_archive(model_dir, name, archive, _config(args))
     print(f"archive: {archive}", flush=True)
     if args.serve:
-        with _signals([signal.SIGTERM], _interrupt):
+        with console.signals([signal.SIGTERM], console.interrupt):
             try:
                 serve(archive, name, args.port)
             except ContainerError as error:
@@ -257,7 +257,9 @@ def running(archive: Path, name: str, port: int) -> Iterator[tuple[Container, st
             _await_workers(container, name, port)
             yield container, f"http://127.0.0.1:{port}/predictions/{name}"
         finally:
-            with _signals((signal.SIGINT, signal.SIGTERM), signal.SIG_IGN):  # not left half done by a second Ctrl-C
+            with console.signals(
+                (signal.SIGINT, signal.SIGTERM), signal.SIG_IGN
+            ):  # not left half done by a second Ctrl-C
                 container.close(STOP_SECONDS)
 
 
@@ -341,20 +343,6 @@ def _check_port(port: int) -> None:
             candidate.bind(("127.0.0.1", port))
         except (OSError, OverflowError) as error:
             raise ValueError(f"--port {port} cannot be had: {error}") from None
-
-
-def _interrupt(*_) -> None:
-    raise KeyboardInterrupt
-
-
-@contextlib.contextmanager
-def _signals(numbers: Iterable[int], handler) -> Iterator[None]:
-    before = {number: signal.signal(number, handler) for number in numbers}
-    try:
-        yield
-    finally:
-        for number, of_before in before.items():
-            signal.signal(number, of_before)
 
 
 if __name__ == "__main__":

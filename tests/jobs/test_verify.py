@@ -1,11 +1,14 @@
 """The gate: every path on the same images."""
 
+import os
 import re
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
-from local_mode import running_below
+from local_mode import REPOSITORY, nothing_runs_below, running_below, wait_until
 from PIL import Image
 from test_job_scripts import one_line
 
@@ -97,6 +100,21 @@ def test_a_path_that_cannot_start_fails_the_gate_with_its_reason(gate, digits_bu
     assert status == 1
     assert "FAILED: BundleError" in rows(printed)["onnxruntime"][-1]
     assert rows(printed)["torch"][-1] == "agrees"
+
+
+def test_a_gate_that_is_terminated_leaves_nothing_running(digits_bundle, digits, tmp_path):
+    path = os.pathsep.join(map(str, (REPOSITORY, REPOSITORY / "source")))
+    env = {**os.environ, "FASTMAKER_HOME": str(tmp_path / "home"), "TMPDIR": str(tmp_path), "PYTHONPATH": path}
+    command = [sys.executable, "-m", "jobs.verify", digits_bundle, digits, "--paths", "torchserve,endpoint"]
+    process = subprocess.Popen(command, env=env, cwd=REPOSITORY, stderr=subprocess.PIPE, text=True)
+    try:
+        wait_until(lambda: any("ts.model_server" in p.cmdline() for p in running_below(tmp_path)))
+        process.terminate()
+        assert process.wait(60) == 130
+    finally:
+        process.kill()
+    assert process.stderr.read() == "error: interrupted\n"
+    assert nothing_runs_below(tmp_path)
 
 
 @pytest.mark.parametrize(
