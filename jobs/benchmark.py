@@ -670,12 +670,9 @@ def _onnx_beside_torch(model_dir: Path, n: int, args) -> tuple[float, float, flo
         export.to_onnx(model_dir, model_dir / bundle.ONNX_FILE)
     in_torch, in_onnx = (serving.load(model_dir, precision="float32", engine=engine) for engine in serving.ENGINES)
     batch = torch.stack([in_torch.to_tensor(Image.open(io.BytesIO(photo))) for photo in generated_photos(n)])
-    difference = (in_torch.engine.probabilities(batch) - in_onnx.engine.probabilities(batch)).abs().max().item()
+    difference = (in_torch.probabilities(batch) - in_onnx.probabilities(batch)).abs().max().item()
     seconds = _alternate(
-        *(
-            lambda model=model: _latency(model.engine.probabilities, [batch], args.seconds)
-            for model in (in_torch, in_onnx)
-        )
+        *(lambda model=model: _latency(model.probabilities, [batch], args.seconds) for model in (in_torch, in_onnx))
     )
     rates = [round(n / each, 1) for each in seconds]
     return *rates, round(seconds[0] / seconds[1], 2), f"{difference:.0e}"

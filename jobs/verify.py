@@ -241,7 +241,7 @@ def _here(model_dir: Path, **options) -> Iterator[Callable]:
 
     def ask(image: bytes) -> Answer:
         tensor = model.to_tensor(preprocess.decode(image))
-        [probabilities] = model.engine.probabilities(tensor[None]).numpy()
+        [probabilities] = model.probabilities(tensor[None]).numpy()
         return Answer(probabilities.argmax(axis=0), probabilities)
 
     yield ask

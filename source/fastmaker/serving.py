@@ -63,6 +63,10 @@ class Model:
         """A Pillow image as the network wants it: uint8 (C, H, W). Raises preprocess.ImageError."""
         return preprocess.to_tensor(image, self.info.image_mode, self.info.image_size, self.info.resize_method)
 
+    def probabilities(self, batch: torch.Tensor) -> torch.Tensor:
+        """uint8 (N, C, H, W) -> float32 (N, n_labels), for segmentation (N, n_labels, H, W)."""
+        return self.engine.probabilities(batch)
+
     def predict(self, images: list[Image.Image], mask_size: str | None = None) -> list[Prediction] | list[Mask]:
         """One answer for each image, in order; `mask_size` is one of masks.SIZES, by default the bundle's.
 
@@ -79,7 +83,7 @@ class Model:
         together = 1 if self.info.task == "segmentation" else MAX_BATCH  # one keeps a U-Net busy
         tensors = iter(tensors)
         while batch := list(itertools.islice(tensors, together)):
-            found = self.engine.probabilities(torch.stack(batch))
+            found = self.probabilities(torch.stack(batch))
             if self.info.task == "segmentation":
                 # The argmax of the probabilities, as in fastai: rounding may have made two of them equal.
                 found = found.argmax(dim=1).to(torch.uint8)

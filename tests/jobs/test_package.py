@@ -273,6 +273,7 @@ def label_in_onnx(file, bundle, png):
     return model.info.labels[probabilities.argmax()]
 
 
+@pytest.mark.slow
 def test_an_onnx_file_of_a_model_tar_gz_gives_the_bundles_labels(
     package, digits_archive, digits_bundle, pngs, tmp_path
 ):

@@ -181,6 +181,7 @@ def test_the_default_call_of_the_sdk_shows_the_logs_and_the_answers_lie_beside_n
     assert nothing_runs_below(directory_of(transformer))
 
 
+@pytest.mark.slow
 def test_an_estimator_gives_a_transformer(session, digits, tmp_path):
     hyperparameters = {"arch": "convnet", "epochs": 1}
     job = estimator(  # 2.6.0, because the SDK knows of no newer image for inference
@@ -419,7 +420,9 @@ def test_broken_objects_fail_the_job_and_a_retry_leaves_the_others_untouched(
     assert "all 300 objects of nightly have answers" in run("--retry-failed", "nightly").stdout
 
 
-@pytest.mark.parametrize("victim", ["org.pytorch.serve.ModelServer", "model_service_worker"])
+@pytest.mark.parametrize(
+    "victim", ["org.pytorch.serve.ModelServer", pytest.param("model_service_worker", marks=pytest.mark.slow)]
+)
 def test_a_server_or_worker_that_is_killed_loses_nothing_and_nothing_is_written_twice(
     s3, bucket, home, model_archive, victim
 ):

@@ -110,6 +110,7 @@ def test_camvid_says_what_is_missing(environment, tmp_path):
             execute(up_to(nbformat.read(CAMVID, 4), "find-scenes"), NOTEBOOKS)
 
 
+@pytest.mark.slow
 def test_camvid_says_what_to_do_when_the_scenes_cannot_be_downloaded(environment, tmp_path):
     folder = tmp_path / "project" / "notebooks"  # no scenes lie beside this one
     folder.mkdir(parents=True)

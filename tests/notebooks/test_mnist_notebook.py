@@ -126,6 +126,7 @@ def test_mnist_says_which_files_are_missing(environment, tmp_path):
             execute(up_to(nbformat.read(MNIST, 4), "find-mnist"), NOTEBOOKS)
 
 
+@pytest.mark.slow
 def test_mnist_says_what_to_do_when_the_files_cannot_be_downloaded(environment, tmp_path):
     folder = tmp_path / "project" / "notebooks"  # no files lie beside this one
     folder.mkdir(parents=True)

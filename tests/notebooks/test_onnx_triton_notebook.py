@@ -169,6 +169,7 @@ def test_onnx_triton_compares_all_paths_by_default():
     assert f'"PATHS", "{",".join(verify.PATHS)}")' in parameters
 
 
+@pytest.mark.slow
 def test_onnx_triton_says_what_to_do_when_the_photos_cannot_be_downloaded(environment, tmp_path):
     folder = tmp_path / "project" / "notebooks"  # no photos lie beside this one
     folder.mkdir(parents=True)
