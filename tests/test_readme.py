@@ -18,6 +18,7 @@ from PIL import Image
 from fastmaker import serving
 from jobs import cleanup, deploy, package
 from jobs.local.container import free_ports
+from jobs.quickstart import write_digits
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 README = (REPOSITORY / "README.md").read_text("utf-8")
@@ -49,11 +50,26 @@ def test_every_file_that_the_readme_links_to_is_there():
     assert [link for link in links if not (REPOSITORY / link).is_file()] == []
 
 
+def lay_out(few, folder):
+    """The folder `digits` as `make digits` writes it, with few images in it."""
+    shutil.copytree(few, folder / "digits" / "train")
+    (folder / "digits" / "held-out" / "7").mkdir(parents=True)
+    for number, file in enumerate(sorted((few / "7").iterdir())):
+        shutil.copy(file, folder / "digits" / "held-out" / "7" / f"{240 + number:04}.png")
+
+
+def test_make_digits_writes_the_digits_that_the_readme_names(tmp_path):
+    write_digits(tmp_path / "digits")
+    code = "\n".join(blocks("sh") + blocks("python"))
+    named = set(re.findall(r"(?:[ @\"]|file://)(digits/[\w./-]*\w)", code))
+    assert {"digits/held-out", "digits/held-out/7", "digits/held-out/7/0240.png"} <= named
+    assert [name for name in sorted(named) if not (tmp_path / name).exists()] == []
+
+
 def test_the_sdk_example_runs_as_it_stands(few, tmp_path):
     (example,) = [block for block in blocks("python") if "estimator" in block]
-    (tmp_path / "digits").symlink_to(few)
+    lay_out(few, tmp_path)
     (tmp_path / "source").symlink_to(REPOSITORY / "source")
-    example = example.replace("0007.png", next((few / "7").iterdir()).name)
     env = {**os.environ, "FASTMAKER_HOME": str(tmp_path / "home")}
     done = subprocess.run([sys.executable, "-c", example], cwd=tmp_path, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -83,14 +99,14 @@ def test_the_client_example_gets_the_mask_of_the_bundle(scenes, scenes_bundle, t
     assert np.array_equal(shown, expected.array)
 
 
-def test_the_curl_command_gets_an_answer_from_torchserve(digits, digits_bundle, tmp_path):
+def test_the_curl_command_gets_an_answer_from_torchserve(few, digits_bundle, tmp_path):
     (command,) = commands("curl ")
-    command = command.replace("digits/7/0007.png", str(next((digits / "7").iterdir())))
+    lay_out(few, tmp_path)
     archive = package.main(package.parse_args(["torchserve", str(digits_bundle), "--output", str(tmp_path)]))
     (port,) = free_ports(1)
     with package.running(archive, "digits", port):
         words = shlex.split(command.replace(":8080/", f":{port}/"))
-        done = subprocess.run(words, check=True, capture_output=True)
+        done = subprocess.run(words, cwd=tmp_path, check=True, capture_output=True)
     assert json.loads(done.stdout)["label"] in set("0123456789")
 
 
