@@ -291,12 +291,11 @@ def _onnxruntime(model_dir: Path) -> Iterator[Callable]:
 
 @contextlib.contextmanager
 def _int8(model_dir: Path, files: list[Path]) -> Iterator[Callable]:
-    from fastmaker import bundle, export, serving
+    from fastmaker import bundle, export
 
     with _onnx_directory(model_dir) as folder:
-        onnx, model = folder / bundle.ONNX_FILE, serving.load(folder)
-        inputs = [model.to_tensor(Image.open(file))[None].numpy() for file in files]
-        export.to_int8(onnx, quantised := folder / "int8.onnx", inputs)
+        onnx, info = folder / bundle.ONNX_FILE, bundle.load_info(folder)
+        export.to_int8(onnx, quantised := folder / "int8.onnx", export.inputs(files, info))
         quantised.replace(onnx)
         with _here(folder, engine="onnxruntime") as ask:
             yield ask

@@ -117,6 +117,11 @@ def calibration_images(
     files = sorted(f for f in Path(folder).rglob("*") if f.suffix.lower() in extensions and f.is_file())
     if not files:
         raise ExportError(f"{folder} holds no image")
+    return inputs(files, info, image_input)
+
+
+def inputs(files: Sequence[Path], info: bundle.ModelInfo, image_input: str = "uint8") -> list[np.ndarray]:
+    """Each image file as the exported model takes it, (1, C, H, W). Raises ExportError."""
     found = []
     for file in files:
         try:
