@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+import nbformat
 import numpy as np
 import psutil
 from nbclient import NotebookClient
@@ -39,6 +40,17 @@ def execute(notebook, folder: Path, cell_seconds: int = CELL_SECONDS) -> None:
         client.execute()
     except CellExecutionError as error:  # its text holds the cell, but not what went wrong in it
         raise CellFailed(f"{error.ename}: {error.evalue}") from error
+
+
+def execute_without_data(environment, path: Path, cell_id: str, variable: str, folder: Path, **others: str) -> None:
+    """Run the notebook up to a cell where no data lie beside it and `variable` names none. Raises CellFailed."""
+    notebooks = folder / "project" / "notebooks"
+    notebooks.mkdir(parents=True)
+    with environment.context() as patch:
+        patch.delenv(variable, raising=False)
+        for name, value in others.items():
+            patch.setenv(name, value)
+        execute(up_to(nbformat.read(path, 4), cell_id), notebooks)
 
 
 def up_to(notebook, cell_id: str):

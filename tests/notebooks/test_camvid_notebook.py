@@ -6,7 +6,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from kernels import NOTEBOOKS, CellFailed, execute, pictures, printed, processes_of, up_to
+from kernels import NOTEBOOKS, CellFailed, execute, execute_without_data, pictures, printed, processes_of, up_to
 
 from jobs import package
 from jobs.local import ProcessSession
@@ -112,12 +112,8 @@ def test_camvid_says_what_is_missing(environment, tmp_path):
 
 @pytest.mark.slow
 def test_camvid_says_what_to_do_when_the_scenes_cannot_be_downloaded(environment, tmp_path):
-    folder = tmp_path / "project" / "notebooks"  # no scenes lie beside this one
-    folder.mkdir(parents=True)
-    with environment.context() as patch:
-        patch.delenv("CAMVID_DIR", raising=False)
-        with pytest.raises(CellFailed, match=r"cannot be downloaded .*refused.*set CAMVID_DIR"):
-            execute(up_to(nbformat.read(CAMVID, 4), "find-scenes"), folder)
+    with pytest.raises(CellFailed, match=r"cannot be downloaded .*refused.*set CAMVID_DIR"):
+        execute_without_data(environment, CAMVID, "find-scenes", "CAMVID_DIR", tmp_path)
 
 
 @pytest.mark.data

@@ -8,7 +8,17 @@ from pathlib import Path
 import nbformat
 import numpy as np
 import pytest
-from kernels import NO_NETWORK, NOTEBOOKS, CellFailed, execute, pictures, printed, processes_of, up_to
+from kernels import (
+    NO_NETWORK,
+    NOTEBOOKS,
+    CellFailed,
+    execute,
+    execute_without_data,
+    pictures,
+    printed,
+    processes_of,
+    up_to,
+)
 from PIL import Image
 
 from jobs import transform
@@ -128,13 +138,9 @@ def test_mnist_says_which_files_are_missing(environment, tmp_path):
 
 @pytest.mark.slow
 def test_mnist_says_what_to_do_when_the_files_cannot_be_downloaded(environment, tmp_path):
-    folder = tmp_path / "project" / "notebooks"  # no files lie beside this one
-    folder.mkdir(parents=True)
-    with environment.context() as patch:
-        patch.delenv("MNIST_DIR", raising=False)
-        patch.setenv("http_proxy", NO_NETWORK)  # one of torchvision's mirrors has no TLS
-        with pytest.raises(CellFailed, match=r"(?s)cannot be downloaded .*refused.*set MNIST_DIR"):
-            execute(up_to(nbformat.read(MNIST, 4), "find-mnist"), folder)
+    with pytest.raises(CellFailed, match=r"(?s)cannot be downloaded .*refused.*set MNIST_DIR"):
+        # One of torchvision's mirrors has no TLS.
+        execute_without_data(environment, MNIST, "find-mnist", "MNIST_DIR", tmp_path, http_proxy=NO_NETWORK)
 
 
 @pytest.mark.data

@@ -2,7 +2,7 @@
 
 import nbformat
 import pytest
-from kernels import NOTEBOOKS, CellFailed, execute, make_photos, pictures, printed, processes_of, up_to
+from kernels import NOTEBOOKS, CellFailed, execute, execute_without_data, make_photos, pictures, printed, processes_of
 
 from jobs.local import ProcessSession
 
@@ -79,10 +79,5 @@ def test_pets_leaves_nothing_but_its_training_job(pets, home):
 
 
 def test_pets_says_what_to_do_when_the_photos_cannot_be_downloaded(environment, tmp_path):
-    notebook = up_to(nbformat.read(PETS, 4), "find-photos")
-    folder = tmp_path / "project" / "notebooks"  # no photos lie beside this one
-    folder.mkdir(parents=True)
-    with environment.context() as patch:
-        patch.delenv("PETS_DIR", raising=False)
-        with pytest.raises(CellFailed, match=r"cannot be downloaded .*refused.*set PETS_DIR"):
-            execute(notebook, folder)
+    with pytest.raises(CellFailed, match=r"cannot be downloaded .*refused.*set PETS_DIR"):
+        execute_without_data(environment, PETS, "find-photos", "PETS_DIR", tmp_path)

@@ -7,7 +7,7 @@ from pathlib import Path
 import nbformat
 import pytest
 import triton_server
-from kernels import NOTEBOOKS, CellFailed, execute, make_photos, pictures, printed, processes_of, up_to
+from kernels import NOTEBOOKS, CellFailed, execute, execute_without_data, make_photos, pictures, printed, processes_of
 
 from jobs import verify
 from jobs.local import ProcessSession
@@ -171,12 +171,8 @@ def test_onnx_triton_compares_all_paths_by_default():
 
 @pytest.mark.slow
 def test_onnx_triton_says_what_to_do_when_the_photos_cannot_be_downloaded(environment, tmp_path):
-    folder = tmp_path / "project" / "notebooks"  # no photos lie beside this one
-    folder.mkdir(parents=True)
-    with environment.context() as patch:
-        patch.delenv("PETS_DIR", raising=False)
-        with pytest.raises(CellFailed, match=r"cannot be downloaded .*refused.*set PETS_DIR"):
-            execute(up_to(nbformat.read(ONNX_TRITON, 4), "find-photos"), folder)
+    with pytest.raises(CellFailed, match=r"cannot be downloaded .*refused.*set PETS_DIR"):
+        execute_without_data(environment, ONNX_TRITON, "find-photos", "PETS_DIR", tmp_path)
 
 
 @pytest.mark.data
