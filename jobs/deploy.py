@@ -55,6 +55,7 @@ def model_for(model_data: str, args, sagemaker_session):
     return PyTorchModel(
         model_data=model_data,
         role=args.role,
+        image_uri=args.image_uri,
         entry_point=None,
         env={"SAGEMAKER_PROGRAM": "entry_point.py", **dict(pair.split("=", 1) for pair in args.env)},
         sagemaker_session=sagemaker_session,

@@ -25,6 +25,7 @@ def add_arguments(parser, instances: bool = True) -> None:
     if instances:
         parser.add_argument("--instance-type", default="local", help="local or local_gpu (default: %(default)s)")
         parser.add_argument("--role", default="local", help="IAM role; local instances need none")
+        parser.add_argument("--image-uri", help="a Docker image of your own (default: AWS's; processes need none)")
     parser.add_argument("--backend", choices=BACKENDS, default="process", help="of local types (default: %(default)s)")
 
 

@@ -93,6 +93,7 @@ def estimator_for(args, sagemaker_session):
         entry_point="entry_point.py",
         source_dir=str(SOURCE),
         role=args.role,
+        image_uri=args.image_uri,
         instance_count=args.instance_count,
         instance_type=args.instance_type,
         hyperparameters=args.hyperparameters,
