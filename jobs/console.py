@@ -14,6 +14,10 @@ AWS = ("botocore", "boto3", "sagemaker")
 SHOWN_CLASSES = 3  # of a mask
 
 
+class Failure(Exception):
+    """What a job needs and AWS does not have, or does not allow: one line."""
+
+
 @contextlib.contextmanager
 def errors_as_one_line() -> Iterator[None]:
     """Bad usage and failed jobs end the script with one line on stderr; a fault of ours keeps its traceback."""
@@ -25,7 +29,7 @@ def errors_as_one_line() -> Iterator[None]:
     except KeyboardInterrupt:
         fail("interrupted", 130)
     except Exception as error:
-        if isinstance(error, NotImplementedError) or type(error).__module__.partition(".")[0] in AWS:
+        if isinstance(error, (Failure, NotImplementedError)) or type(error).__module__.partition(".")[0] in AWS:
             fail(error, 1)
         if isinstance(error, (ValueError, OSError)):
             fail(error, 2)

@@ -1,10 +1,12 @@
-"""An instance type and a backend -> the SageMaker session to use. The only place that asks which it is."""
+"""An instance type and a backend -> where jobs run and the SageMaker session to use. The only place that asks which."""
 
 import contextlib
 import logging
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+
+from jobs.local import storage
 
 # The SDK says at each call that version 3 exists; these scripts are written for version 2.
 os.environ.setdefault("SAGEMAKER_SUPPRESS_V2_WARNING", "1")
@@ -14,7 +16,8 @@ for noisy in ("sagemaker.config", "botocore"):
     logging.getLogger(noisy).setLevel(logging.WARNING)
 
 LOCAL_TYPES = ("local", "local_gpu")
-BACKENDS = ("process", "docker")
+BACKENDS = ("process", "docker", "aws")
+AWS_ALONE = ("serverless_memory", "async_output", "data_capture", "max", "volume_size")  # of jobs.deploy's arguments
 # The newest images that SDK v2 knows (https://github.com/aws/deep-learning-containers/blob/master/available_images.md).
 TRAINING_VERSION = {"framework_version": "2.8.0", "py_version": "py312"}
 INFERENCE_VERSION = {"framework_version": "2.6.0", "py_version": "py312"}
@@ -23,16 +26,100 @@ INFERENCE_VERSION = {"framework_version": "2.6.0", "py_version": "py312"}
 def add_arguments(parser, instances: bool = True) -> None:
     """The arguments that say where a job runs."""
     if instances:
-        parser.add_argument("--instance-type", default="local", help="local or local_gpu (default: %(default)s)")
-        parser.add_argument("--role", default="local", help="IAM role; local instances need none")
+        parser.add_argument(
+            "--instance-type", default="local", help="local, local_gpu or, on AWS, ml.* (default: %(default)s)"
+        )
+        parser.add_argument("--role", help="IAM role (default: SAGEMAKER_ROLE, or the SDK's configuration file)")
         parser.add_argument("--image-uri", help="a Docker image of your own (default: AWS's; processes need none)")
-    parser.add_argument("--backend", choices=BACKENDS, default="process", help="of local types (default: %(default)s)")
+        parser.add_argument("--dry-run", action="store_true", help="check, and print the requests without sending them")
+    parser.add_argument(
+        "--backend", choices=BACKENDS, default="process", help="of local types process or docker (default: %(default)s)"
+    )
 
 
-def session(instance_type: str = "local", backend: str = "process"):
-    """Raises ValueError for an instance type that cannot be had."""
-    if instance_type not in LOCAL_TYPES:
-        raise ValueError(f"--instance-type {instance_type!r}: expected one of {', '.join(LOCAL_TYPES)}")
+def backend(args):
+    """Where the jobs of these arguments run: a context, in which things are made. Raises ValueError for an instance type.
+
+    A `Local` or, for ml.* types, a `jobs.aws.backend.Aws`, which has the same methods.
+    """
+    instance_type = getattr(args, "instance_type", None)
+    serverless = getattr(args, "serverless_memory", None)
+    if args.backend == "aws" and instance_type in LOCAL_TYPES:
+        if not serverless:
+            raise ValueError("--backend aws: expected an --instance-type that begins with ml.")
+        instance_type = None
+    if args.backend != "aws" and (instance_type or "local") in LOCAL_TYPES:
+        return Local(args)
+    if instance_type and not instance_type.startswith("ml."):
+        raise ValueError(f"--instance-type {instance_type!r}: expected {', '.join(LOCAL_TYPES)} or one that begins with ml.")
+    with _no_grammars():
+        from jobs.aws.backend import Aws
+    return Aws(instance_type, *(getattr(args, name, None) for name in ("role", "image_uri", "dry_run")))
+
+
+class Local:
+    """This machine: what a job uses is where it is, and nothing costs."""
+
+    def __init__(self, args=None):
+        kind = getattr(args, "backend", "process")
+        self.words = "" if kind == "process" else f" --backend {kind}"  # for a command that goes on from here
+        self.serving_words = self.words  # for one that deploys or transforms
+        self.image_uri = getattr(args, "image_uri", None)
+        self.dry_run = getattr(args, "dry_run", False)
+        self.session = session(kind)
+        self._role = getattr(args, "role", None) or "local"
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_) -> None:
+        pass
+
+    def training(self, job: str) -> dict:
+        """Arguments of the SDK's PyTorch estimator."""
+        return {"role": self._role, "image_uri": self.image_uri, "sagemaker_session": self.session, **TRAINING_VERSION}
+
+    def model(self) -> dict:
+        """Arguments of the SDK's PyTorchModel."""
+        return {"role": self._role, "image_uri": self.image_uri, "sagemaker_session": self.session, **INFERENCE_VERSION}
+
+    def endpoint(self, args, name: str) -> dict:
+        """Arguments of the SDK's deploy; says which of those given are for AWS alone."""
+        given = [option for option in AWS_ALONE if getattr(args, option)]
+        if given:
+            print(f"on AWS alone, without effect here: {', '.join('--' + o.replace('_', '-') for o in given)}")
+        return {}
+
+    def scale(self, args, name: str) -> None:
+        """On AWS: let the number of instances follow the requests."""
+
+    def runtime(self, endpoint: str):
+        """What has invoke_endpoint, as boto3's sagemaker-runtime."""
+        return self.session.sagemaker_runtime_client
+
+    def tags(self, name: str) -> None:
+        """On AWS: the tag of what is made."""
+
+    def check(self, kind: str, count: int, inputs: Iterable[str] = (), outputs: Iterable[str] = ()) -> bool:
+        """Whether to go on. On AWS: find out what a job of this kind may lack."""
+        if self.dry_run:
+            print("checked; here nothing costs, and no request is made: leave out --dry-run to run it")
+        return not self.dry_run
+
+    def upload(self, uri: str, name: str, part: str) -> str:
+        """On AWS: send what lies on this machine; returns its URI."""
+        return uri
+
+    def answers(self, job: str, source: str) -> str | None:
+        """Where a transform job's answers go: below this folder for files, into the session's bucket for S3."""
+        return storage.uri_of(f"answers/{job}") if source.startswith("file://") else None
+
+    def tell_costs(self, kind: str, name: str) -> None:
+        """On AWS: say what costs, and how to end it."""
+
+
+def session(backend: str = "process"):
+    """The SDK's session for local types."""
     with _no_grammars():
         if backend == "docker":
             from sagemaker.local import LocalSession

@@ -1,6 +1,5 @@
 """`ProcessSession`: the SageMaker Python SDK's LocalSession, on processes in place of Docker."""
 
-import copy
 import json
 import logging
 import os
@@ -19,6 +18,7 @@ from tqdm import tqdm
 
 from jobs.local import client, supervisor, training, transform
 from jobs.local import endpoint as endpoints
+from jobs.telemetry import opted_out
 
 logger = logging.getLogger(__name__)
 
@@ -65,8 +65,6 @@ fw_utils.validate_torch_distributed_distribution = _allowing_local(fw_utils.vali
 
 POLL_SECONDS = 0.2
 DEFAULT_REGION = "us-west-2"
-# The SDK reports each call to AWS unless its configuration says not to.
-NO_TELEMETRY = {"SchemaVersion": "1.0", "SageMaker": {"PythonSDK": {"Modules": {"TelemetryOptOut": True}}}}
 
 
 class Interrupted(KeyboardInterrupt, Exception):
@@ -98,7 +96,7 @@ class ProcessSession(LocalSession):
         super()._initialize(boto_session, sagemaker_client, sagemaker_runtime_client, **kwargs)
         self.sagemaker_client = client.SageMaker(self._region_name, self._home, self._job_environment, self.s3_client)
         self.sagemaker_runtime_client = client.SageMakerRuntime(self._home)
-        self.sagemaker_config = _merged(self.sagemaker_config or {}, NO_TELEMETRY)
+        self.sagemaker_config = opted_out(self.sagemaker_config)
         local = {"local_code": not self._disable_local_code, **((self.config or {}).get("local") or {})}
         self.config = {**(self.config or {}), "local": local}
 
@@ -245,12 +243,3 @@ def _progress_bar() -> tqdm:
     watched = sys.stderr.isatty() or "ipykernel" in sys.modules
     pace = 0.1 if sys.stderr.isatty() else 2.0  # seconds; a notebook keeps every line
     return tqdm(unit=" objects", dynamic_ncols=True, mininterval=pace, disable=not watched)
-
-
-def _merged(base: dict, over: dict) -> dict:
-    """A copy of `base` with the values of `over` put in at every depth."""
-    merged = copy.deepcopy(base)
-    for key, value in over.items():
-        inner = merged.get(key, {})
-        merged[key] = _merged(inner, value) if isinstance(inner, dict) and isinstance(value, dict) else value
-    return merged

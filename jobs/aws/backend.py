@@ -1,0 +1,227 @@
+"""The backend of instance types ml.*: the SageMaker Python SDK's own Session, with what each job needs beside it."""
+
+import functools
+import os
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+
+import boto3
+import botocore.session
+from botocore.config import Config
+from sagemaker import get_execution_role, image_uris
+from sagemaker.config import MODEL_EXECUTION_ROLE_ARN_PATH, SESSION_DEFAULT_S3_BUCKET_PATH, TRAINING_JOB_ROLE_ARN_PATH
+from sagemaker.s3 import s3_path_join
+from sagemaker.session import NOTEBOOK_METADATA_FILE, Session
+from sagemaker.utils import resolve_value_from_config
+from tqdm import tqdm
+
+from jobs import console, session
+from jobs.aws import checks, endpoints
+from jobs.aws.requests import Requests
+from jobs.console import Failure
+from jobs.local import storage
+from jobs.telemetry import opted_out
+
+TAG = "fastmaker"  # the key of the tag that everything made here has; its value is the name of the job or endpoint
+FOLDER = "fastmaker"  # of the bucket, below the prefix that the SDK's configuration names
+MARKER = "made-by-fastmaker"  # an object with the tag in each folder of FOLDER, for what AWS writes there has none
+UPLOADS = 16  # at once
+RETRIES = {"mode": "adaptive", "max_attempts": 8}  # of requests that AWS throttles
+# PyTorch 2.8's builds for CUDA 12.8 and 12.9 have no code for V100s any more (its release notes); 2.6's do.
+VOLTA_VERSION = {"framework_version": "2.6.0", "py_version": "py312"}
+VOLTA = ("ml.p3.", "ml.p3dn.")
+
+
+class Aws:
+    """The account and region that boto3 finds. Raises Failure if there are none, ClientError if AWS refuses them.
+
+    Used as a context, it lists what was made if something then fails, with the command that removes it.
+    """
+
+    words = " --backend aws"  # for a command that goes on from here
+    serving_words = " --instance-type ml.c5.xlarge"  # for one that deploys or transforms
+
+    def __init__(self, instance_type: str | None = None, role=None, image_uri=None, dry_run=False):
+        self.instance_type, self.image_uri, self.dry_run = instance_type, image_uri, dry_run
+        self._given_role = role
+        core = botocore.session.Session()
+        core.set_default_client_config(Config(retries=RETRIES))
+        self._requests = Requests(core, dry_run)
+        self.boto = boto3.Session(botocore_session=core)
+        if self.boto.region_name is None:
+            raise Failure("no AWS region: set AWS_DEFAULT_REGION, or run `aws configure`")
+        self._caller = checks.caller(self.boto)
+        self.session = Session(self.boto)
+        self.session.sagemaker_config = opted_out(self.session.sagemaker_config)
+        self._folders: set[str] = set()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, _, error, __) -> None:
+        made = self._requests.made + [f"s3/{name}" for name in sorted(self._folders)]
+        if error is not None and made and not self.dry_run:
+            print(f"\nmade before this ended: {', '.join(made)}")
+            print(f"to remove it: python -m jobs.cleanup --backend aws --only {' '.join(made)} --yes", flush=True)
+
+    def training(self, job: str) -> dict:
+        """Arguments of the SDK's PyTorch estimator."""
+        output = self.folder(job).rpartition("/")[0]  # SageMaker and the SDK add the job's name
+        return {
+            "role": self.role("training"),
+            "image_uri": self.image_uri,
+            "tags": self.tags(job),
+            "output_path": output,
+            "code_location": output,
+            "sagemaker_session": self.session,
+            **self._training_version,
+        }
+
+    def model(self) -> dict:
+        """Arguments of the SDK's PyTorchModel."""
+        return {
+            "role": self.role("endpoint"),
+            "image_uri": self.image_uri,
+            "sagemaker_session": self.session,
+            **session.INFERENCE_VERSION,
+        }
+
+    def endpoint(self, args, name: str) -> dict:
+        """Arguments of the SDK's deploy: what kind of endpoint it is."""
+        return {"tags": self.tags(name), **endpoints.configured(args, self.session, lambda: self.folder(name))}
+
+    def scale(self, args, name: str) -> None:
+        """Let the number of the endpoint's instances follow its requests, if that is wanted."""
+        if args.max:
+            endpoints.scale(self.boto, name, args, self.tags(name))
+            print(f"scales: {args.min} to {args.max} instances")
+
+    def runtime(self, endpoint: str):
+        """What has invoke_endpoint, as boto3's sagemaker-runtime; for an asynchronous endpoint it waits for the answer."""
+        description = self.session.describe_endpoint(endpoint)
+        if "AsyncInferenceConfig" not in description:
+            return self.session.sagemaker_runtime_client
+        return endpoints.AsyncRuntime(self.boto, self.folder(endpoint))
+
+    def tags(self, name: str) -> list[dict]:
+        return [{"Key": TAG, "Value": name}]
+
+    def role(self, kind: str) -> str:
+        """The ARN for jobs of this kind: --role, SAGEMAKER_ROLE, the SDK's configuration, or a SageMaker notebook's own."""
+        path = TRAINING_JOB_ROLE_ARN_PATH if kind.endswith("training") else MODEL_EXECUTION_ROLE_ARN_PATH
+        given = self._given_role or os.environ.get("SAGEMAKER_ROLE")
+        role = given or resolve_value_from_config(None, path, sagemaker_session=self.session)
+        if role:
+            return self.session.expand_role(role)
+        if ":assumed-role/" in self._caller["Arn"] or os.path.exists(NOTEBOOK_METADATA_FILE):
+            return get_execution_role(self.session)
+        raise Failure("no IAM role: give --role, set SAGEMAKER_ROLE or name one in the SDK's configuration file")
+
+    @functools.cached_property
+    def bucket(self) -> str:
+        """The bucket that the SDK's configuration names, which has to exist, or the SDK's default one, made if missing."""
+        named = resolve_value_from_config(None, SESSION_DEFAULT_S3_BUCKET_PATH, sagemaker_session=self.session)
+        own = None if named else self._caller["Account"]
+        name = named or f"sagemaker-{self.boto.region_name}-{own}"
+        if not checks.bucket_exists(self.boto, name, own):
+            if named:
+                raise Failure(f"bucket {name}, which the SDK's configuration names: there is none of this name")
+            self._make_bucket(name)
+        self.session._default_bucket = name  # the SDK asks for an account by an address that cannot be configured
+        return name
+
+    def _make_bucket(self, name: str) -> None:
+        place = {"CreateBucketConfiguration": {"LocationConstraint": self.boto.region_name}}
+        self.session.s3_client.create_bucket(Bucket=name, **({} if self.boto.region_name == "us-east-1" else place))
+        print(f"made bucket {name}, the SageMaker SDK's default one in this region")
+
+    def folder(self, name: str) -> str:
+        """The URI, without a slash at its end, of what belongs to a job or an endpoint in S3; marked as made here."""
+        uri = s3_path_join("s3://", self.bucket, self.session.default_bucket_prefix, FOLDER, name)
+        if name not in self._folders:
+            bucket, key = _bucket_and_key(f"{uri}/{MARKER}")
+            self.session.s3_client.put_object(Bucket=bucket, Key=key, Body=b"", Tagging=f"{TAG}={name}")
+            self._folders.add(name)
+        return uri
+
+    def upload(self, uri: str, name: str, part: str) -> str:
+        """Send what lies on this machine to `part` of the folder of `name`; returns its URI in S3.
+
+        What is in S3 stays where it is.
+        """
+        if uri.startswith("s3://"):
+            return uri
+        root, listed = storage.list_objects(uri)
+        files = list(listed)
+        target = f"{self.folder(name)}/{part}"
+        size = sum(size for _, size in files)
+        print(f"uploading {len(files)} files, {size / 1e6:.1f} MB, to {target}", flush=True)
+        if not self.dry_run:
+            self._send(root, files, target, size)
+        return f"{target}/" if storage.local_path(uri).is_dir() else f"{target}/{files[0][0]}"
+
+    def _send(self, root: str, files: list[tuple[str, int]], target: str, size: int) -> None:
+        bucket, prefix = _bucket_and_key(target)
+        client = self.boto.client("s3", config=Config(retries=RETRIES, max_pool_connections=4 * UPLOADS))
+        with (
+            tqdm(total=size, unit="B", unit_scale=True, leave=False, disable=None) as bar,  # on a terminal alone
+            ThreadPoolExecutor(UPLOADS) as pool,
+        ):
+
+            def send(name: str) -> None:
+                client.upload_file(storage.local_path(root + name), bucket, f"{prefix}/{name}", Callback=bar.update)
+
+            list(pool.map(send, (name for name, _ in files)))
+
+    def check(self, kind: str, count: int, inputs: Iterable[str] = (), outputs: Iterable[str] = ()) -> bool:
+        """Whether to go on: finds out, before anything is made or costs, what a job of this kind may lack.
+
+        `kind` is one of checks.QUOTAS, `inputs` and `outputs` are URIs that it reads and writes. Raises Failure.
+        """
+        rows = [
+            ["credentials", "accepted"],
+            ["role", checks.role(self.boto, self.role(kind))],
+            ["image", checks.image(self.boto, self.image_uri) if self.image_uri else self._managed_image(kind)],
+            *(["data", checks.data(self.boto, uri)] for uri in inputs if uri.startswith("s3://")),
+            *([f"bucket {_bucket_and_key(uri)[0]}", checks.bucket(self.boto, uri)] for uri in outputs if uri),
+        ]
+        if self.instance_type:
+            rows.append([f"quota of {self.instance_type}", checks.quota(self.boto, kind, self.instance_type, count)])
+        print(console.table(["checked", "found"], rows), flush=True)
+        return True
+
+    def answers(self, job: str, source: str) -> str:
+        """Where a transform job's answers go."""
+        return f"{self.folder(job)}/answers"
+
+    def tell_costs(self, kind: str, name: str) -> None:
+        """Say what costs, and how to end it."""
+        if self.dry_run:
+            print("\nnothing was sent; without --dry-run it costs while it runs")
+            return
+        ends = "until it is deleted" if kind == "endpoint" else "while it runs"
+        command = f"python -m jobs.cleanup --backend aws --only {kind}/{name} --yes"
+        print(f"costs {ends}; to end it: {command}", flush=True)
+
+    @property
+    def _training_version(self) -> dict:
+        return VOLTA_VERSION if self.instance_type.startswith(VOLTA) else session.TRAINING_VERSION
+
+    def _managed_image(self, kind: str) -> str:
+        """What the SDK knows of AWS's own image for this kind of job. Raises ValueError if it knows none."""
+        training = kind.endswith("training")
+        version = self._training_version if training else session.INFERENCE_VERSION
+        uri = image_uris.retrieve(
+            "pytorch",
+            self.boto.region_name,
+            version=version["framework_version"],
+            py_version=version["py_version"],
+            instance_type=self.instance_type or "ml.c5.xlarge",  # serverless endpoints run on processors
+            image_scope="training" if training else "inference",
+        )
+        return f"{uri.rpartition('/')[2]} of AWS"
+
+
+def _bucket_and_key(uri: str) -> tuple[str, str]:
+    bucket, _, key = uri.removeprefix("s3://").partition("/")
+    return bucket, key

@@ -1,0 +1,106 @@
+"""What can be known before anything costs: each check says what it found, or raises Failure.
+
+A check that the caller's permissions do not allow is no failure: it says that it was not made.
+"""
+
+import re
+from collections.abc import Callable
+
+from botocore.exceptions import ClientError, NoCredentialsError
+
+from jobs.console import Failure
+
+DENIED = ("AccessDenied", "AccessDeniedException", "UnauthorizedOperation", "403", "Forbidden")
+MISSING = ("404", "NoSuchBucket", "NoSuchEntity", "ImageNotFoundException", "RepositoryNotFoundException")
+ECR_IMAGE = re.compile(
+    r"(?P<account>\d{12})\.dkr\.ecr\.(?P<region>[\w-]+)\.amazonaws\.com(?:\.cn)?/"
+    r"(?P<repository>[^:@]+)(?:@(?P<digest>sha256:\w+)|:(?P<tag>[\w.-]+))?"
+)
+# How the quotas of the service code sagemaker are named: https://docs.aws.amazon.com/general/latest/gr/sagemaker.html
+QUOTAS = {
+    "training": "{} for training job usage",
+    "spot training": "{} for spot training job usage",
+    "endpoint": "{} for endpoint usage",
+    "transform": "{} for transform job usage",
+}
+
+
+def caller(session) -> dict:
+    """Whose the credentials are: `Account` and `Arn`; the first request of all, which finds out whether they are good."""
+    try:
+        return session.client("sts").get_caller_identity()
+    except NoCredentialsError:
+        raise Failure("no AWS credentials: set AWS_PROFILE, or run `aws configure`") from None
+
+
+def role(session, arn: str) -> str:
+    name = arn.rpartition("/")[2]
+    return _asked(f"role {name}", lambda: session.client("iam").get_role(RoleName=name))
+
+
+def bucket(session, uri: str) -> str:
+    """That the bucket of a URI that something will be written to is there."""
+    name = uri.removeprefix("s3://").partition("/")[0]
+    return _asked(f"bucket {name}", lambda: session.client("s3").head_bucket(Bucket=name))
+
+
+def bucket_exists(session, name: str, owner: str | None) -> bool:
+    """Raises ClientError if it is not the owner's, for others may take names that can be foretold."""
+    try:
+        session.client("s3").head_bucket(Bucket=name, **({"ExpectedBucketOwner": owner} if owner else {}))
+    except ClientError as error:
+        if error.response["Error"]["Code"] in MISSING:
+            return False
+        raise
+    return True
+
+
+def data(session, uri: str) -> str:
+    """That some object has the prefix."""
+    bucket_name, _, prefix = uri.removeprefix("s3://").partition("/")
+    listed = session.client("s3").list_objects_v2(Bucket=bucket_name, Prefix=prefix, MaxKeys=1)
+    if not listed["KeyCount"]:
+        raise Failure(f"{uri}: no object in S3 has this prefix")
+    return "there"
+
+
+def image(session, uri: str) -> str:
+    """That an image in ECR is there. Others are the engine's business, as AWS has them only in ECR."""
+    found = ECR_IMAGE.fullmatch(uri)
+    if not found:
+        raise Failure(f"image {uri}: expected one in Amazon ECR; python -m jobs.image push puts one there")
+    named = {"imageDigest": found["digest"]} if found["digest"] else {"imageTag": found["tag"] or "latest"}
+    client = session.client("ecr", region_name=found["region"])
+    arguments = {"registryId": found["account"], "repositoryName": found["repository"], "imageIds": [named]}
+    return _asked(f"image {uri}", lambda: client.describe_images(**arguments))
+
+
+def quota(session, kind: str, instance_type: str, count: int) -> str:
+    """That so many instances of the type may run; says so where Service Quotas does not answer."""
+    name = QUOTAS[kind].format(instance_type)
+    try:
+        pages = session.client("service-quotas").get_paginator("list_service_quotas").paginate(ServiceCode="sagemaker")
+        value = next((q["Value"] for page in pages for q in page["Quotas"] if q["QuotaName"] == name), None)
+    except ClientError as error:
+        return f"not checked: Service Quotas says {error.response['Error']['Code']}"
+    if value is None:
+        return "not checked: Service Quotas does not know it"
+    if value < count:
+        raise Failure(
+            f"quota {name!r} is {value:g}, {count} wanted; it is raised at Service Quotas, by "
+            f"`aws service-quotas request-service-quota-increase`"
+        )
+    return f"{value:g}"
+
+
+def _asked(what: str, ask: Callable) -> str:
+    try:
+        ask()
+    except ClientError as error:
+        code = error.response["Error"]["Code"]
+        if code in DENIED:
+            return "not checked: these credentials may not look"
+        if code in MISSING:
+            raise Failure(f"{what}: there is none of this name") from None
+        raise
+    return "there"
