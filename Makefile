@@ -1,6 +1,6 @@
 # make quickstart   train, deploy and predict on real digits, on this machine (about a minute after the install)
 # make digits       write scikit-learn's digits as images into digits/, one folder a class
-# make test         the test suite; make test-slow adds the checks that take minutes
+# make test         the test suite, on 2 cores; make test-slow adds the checks that take minutes
 # make test-docker  build the image and test its containers, where there is a Docker engine
 # make test-triton  install a Triton server without Docker and test what it makes of our model repositories
 # make check        lint and format
@@ -19,7 +19,7 @@ digits: $(INSTALLED)
 	$(BIN)/python -c "from pathlib import Path; from jobs.quickstart import write_digits; write_digits(Path('digits'))"
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 test-slow: $(INSTALLED)
 	$(BIN)/python -m pytest -m slow
