@@ -147,7 +147,7 @@ def _alternate(ours, bare) -> tuple[float, float]:
 
 def _deploy(archive: str, precision: str) -> str:
     arguments = deploy.parse_args(["--model", archive, "--env", f"FASTMAKER_PRECISION={precision}"])
-    model = deploy.model_for(archive, arguments, session.session())
+    model = deploy.model_for(archive, arguments, session.Local())
     return model.deploy(1, "local").endpoint_name
 
 
@@ -399,13 +399,13 @@ def _hosts_beside_one(data: str, words: list[str], hosts: int) -> list[list]:
 
 def _fit(data: str, words: list[str]) -> tuple[list[float], float]:
     """Images/s of each epoch of a job, and the seconds that ``fit`` took."""
-    sagemaker_session = session.session()
-    estimator = train.estimator_for(train.parse_args(["--data", data, *words]), sagemaker_session)
+    backend = session.Local()
+    estimator = train.estimator_for(train.parse_args(["--data", data, *words]), backend, "benchmark")
     started = time.perf_counter()
     with contextlib.redirect_stdout(io.StringIO()) as log:
         estimator.fit({"train": f"file://{Path(data).resolve()}"})
     seconds = time.perf_counter() - started
-    sagemaker_session.sagemaker_client.delete_training_job(estimator.latest_training_job.name)
+    backend.session.sagemaker_client.delete_training_job(estimator.latest_training_job.name)
     return _rates(log.getvalue()), seconds
 
 
@@ -506,10 +506,10 @@ def _large_job_beside_small(archive: str, large: Path, small: Path) -> list[list
 def _transform(archive: str, data: Path) -> dict[str, float]:
     """Seconds and peak MB of a job, less the start of its server; `answering`: from the first to the last answer."""
     arguments = deploy.parse_args(["--model", archive, "--env", "SAGEMAKER_MODEL_SERVER_WORKERS=2"])
-    sagemaker_session = session.session()
-    client = sagemaker_session.sagemaker_client
+    backend = session.Local()
+    client = backend.session.sagemaker_client
     out = _folder_for_answers(data)
-    transformer = deploy.model_for(archive, arguments, sagemaker_session).transformer(
+    transformer = deploy.model_for(archive, arguments, backend).transformer(
         1, "local", output_path=f"file://{out}", accept="application/json", max_concurrent_transforms=8
     )
     transformer.transform(f"file://{data}", content_type="application/x-image", wait=False)
@@ -563,12 +563,13 @@ def _digits_endpoint(archive: str) -> Iterator[int]:
     """The port of an endpoint's only server, which has two workers."""
     stock = ("SAGEMAKER_MODEL_SERVER_WORKERS=2", "JDK_JAVA_OPTIONS=", "TS_METRICS_MODE=log")
     arguments = deploy.parse_args(["--model", archive, *(word for pair in stock for word in ("--env", pair))])
-    sagemaker_session = session.session()
-    name = deploy.model_for(archive, arguments, sagemaker_session).deploy(1, "local").endpoint_name
+    backend = session.Local()
+    client = backend.session.sagemaker_client
+    name = deploy.model_for(archive, arguments, backend).deploy(1, "local").endpoint_name
     try:
-        yield sagemaker_session.sagemaker_client.endpoints.read(name)["servers"][0]["port"]
+        yield client.endpoints.read(name)["servers"][0]["port"]
     finally:
-        cleanup.delete_endpoint(sagemaker_session.sagemaker_client, name)
+        cleanup.delete_endpoint(client, name)
 
 
 def _archive(arch: str, size: int, folder: Path) -> str:

@@ -1,116 +1,137 @@
-"""List what the jobs made on this machine, and delete it: ``python -m jobs.cleanup --all --yes``."""
+"""List what the jobs made, and delete it: ``python -m jobs.cleanup --all --yes``.
+
+On AWS (``--backend aws``) it knows what the jobs made by the tag that they gave it, and touches nothing else.
+"""
 
 import argparse
 import time
+from functools import partial
 
 from jobs import console, session
+from jobs.things import Thing, every
 
-JOBS = ("training", "transform")
+# Kinds of things: what lists them, where the answer has them, and what their fields begin with. In the order in which
+# they are deleted: what is in use comes after what uses it.
+KINDS = {
+    "endpoint": ("endpoints", "Endpoints", "Endpoint"),
+    "endpoint-config": ("endpoint_configs", "EndpointConfigs", "EndpointConfig"),
+    "model": ("models", "Models", "Model"),
+    "training-job": ("training_jobs", "TrainingJobSummaries", "TrainingJob"),
+    "transform-job": ("transform_jobs", "TransformJobSummaries", "TransformJob"),
+}
+RUNNING = ("InProgress", "Stopping")
 
 
 def parse_args(argv=None):
     parser = argparse.ArgumentParser(
         prog="python -m jobs.cleanup",
-        description="List endpoints, models, training and transform jobs, and delete them.",
-        epilog="example: python -m jobs.cleanup --endpoint pets; python -m jobs.cleanup --all --yes",
+        description="List endpoints, models, jobs and, on AWS, images, scaling and data, and delete them.",
+        epilog="example: python -m jobs.cleanup --endpoint pets; python -m jobs.cleanup --backend aws --all --yes",
     )
     session.add_arguments(parser, instances=False)
     chosen = parser.add_mutually_exclusive_group()
     chosen.add_argument("--endpoint", help="delete this endpoint with its configuration and models")
-    chosen.add_argument("--all", action="store_true", help="delete everything; running jobs are stopped")
-    parser.add_argument("--yes", action="store_true", help="with --all: delete, where otherwise it is only listed")
+    chosen.add_argument("--only", nargs="+", metavar="KIND/NAME", help="these alone, as the list and errors name them")
+    chosen.add_argument("--all", action="store_true", help="everything; running jobs are stopped")
+    parser.add_argument("--yes", action="store_true", help="with --all or --only: delete, where otherwise it is listed")
     return parser.parse_args(argv)
 
 
 def main(args) -> None:
-    client = session.session(backend=args.backend).sagemaker_client
-    if args.endpoint:
-        delete_endpoint(client, args.endpoint)
-        print(f"deleted endpoint {args.endpoint}, its configuration and its models")
-        return
-    rows = _everything(client)
-    if not rows:
-        print("nothing is left")
-        return
-    print(console.table(["kind", "name", "status", "created"], rows))
-    if args.all and args.yes:
-        _delete_everything(client)
-        print("\ndeleted")
-    else:
-        print("\nto delete all of it: python -m jobs.cleanup --all --yes")
+    with session.backend(args) as backend:
+        if args.endpoint:
+            delete_endpoint(backend.session.sagemaker_client, args.endpoint, backend)
+            print(f"deleted endpoint {args.endpoint}, its configuration and its models")
+            return
+        found = things(backend)
+        if args.only:
+            found = [thing for thing in found if thing.label in args.only]
+        if not found:
+            print("nothing is left" + (f" of {', '.join(args.only)}" if args.only else ""))
+            return
+        print(console.table(["kind", "name", "status", "created", "costs"], [_row(thing) for thing in found]))
+        if args.yes and (args.all or args.only):
+            for thing in found:
+                thing.delete()
+            print("\ndeleted")
+        else:
+            which = f"--only {' '.join(args.only)}" if args.only else "--all"
+            print(f"\nto delete all of it: python -m jobs.cleanup{backend.words} {which} --yes")
 
 
-def delete_endpoint(client, name: str) -> None:
-    """The endpoint first, then its configuration, then the configuration's models."""
-    config_name = client.describe_endpoint(EndpointName=name)["EndpointConfigName"]
+def things(backend) -> list[Thing]:
+    """What the jobs of this backend made and is there, in the order in which it can be deleted."""
+    client = backend.session.sagemaker_client
+    found = []
+    for kind, (operation, key, prefix) in KINDS.items():
+        for summary in every(client, f"list_{operation}", key):
+            status = summary.get(f"{prefix}Status", "-")
+            if kind.endswith("job") and not backend.deletes_jobs and status not in RUNNING:
+                continue  # AWS keeps them for ever, and they cost nothing
+            if backend.is_ours(summary[f"{prefix}Arn"]):
+                costs = backend.costs(kind, status)
+                delete = partial(_delete, client, backend, kind, summary[f"{prefix}Name"])
+                found.append(Thing(kind, summary[f"{prefix}Name"], status, summary["CreationTime"], costs, delete))
+    return backend.scalings() + found + backend.others()
+
+
+def delete_endpoint(client, name: str, backend=None) -> None:
+    """The endpoint first, then its configuration, then the configuration's models.
+
+    On the backend AWS, what lacks the tag is left alone; an endpoint that does is a Failure.
+    """
+    endpoint = client.describe_endpoint(EndpointName=name)
+    if backend and not backend.is_ours(endpoint["EndpointArn"]):
+        raise console.Failure(f"endpoint {name} was not made by these scripts: it lacks their tag")
+    for scaling in backend.scalings(name) if backend else ():
+        scaling.delete()
+    config_name = endpoint["EndpointConfigName"]
     client.delete_endpoint(EndpointName=name)
-    if config_name in {c["EndpointConfigName"] for c in _all(client, "endpoint_configs", "EndpointConfigs")}:
+    arns = {
+        c["EndpointConfigName"]: c["EndpointConfigArn"]
+        for c in every(client, "list_endpoint_configs", "EndpointConfigs")
+    }
+    if config_name in arns and _ours(backend, arns[config_name]):
         config = client.describe_endpoint_config(EndpointConfigName=config_name)
         client.delete_endpoint_config(EndpointConfigName=config_name)
-        models = {m["ModelName"] for m in _all(client, "models", "Models")}
-        for model in {variant["ModelName"] for variant in config["ProductionVariants"]} & models:
-            client.delete_model(ModelName=model)
+        models = {m["ModelName"]: m["ModelArn"] for m in every(client, "list_models", "Models")}
+        for model in {variant["ModelName"] for variant in config["ProductionVariants"]} & models.keys():
+            if _ours(backend, models[model]):
+                client.delete_model(ModelName=model)
+
+
+def _ours(backend, arn: str) -> bool:
+    return backend is None or backend.is_ours(arn)
 
 
 def delete_transform_job(client, name: str) -> None:
     """A job that has ended, and its model if no other job has it; the answers stay."""
     model = client.describe_transform_job(TransformJobName=name)["ModelName"]
     client.delete_transform_job(TransformJobName=name)
-    others = (client.describe_transform_job(TransformJobName=j["TransformJobName"]) for j in _jobs(client, "transform"))
-    if model not in {job["ModelName"] for job in others}:
+    jobs = (job["TransformJobName"] for job in every(client, "list_transform_jobs", "TransformJobSummaries"))
+    if model not in {client.describe_transform_job(TransformJobName=job)["ModelName"] for job in jobs}:
         client.delete_model(ModelName=model)
 
 
-def _everything(client) -> list[list[str]]:
-    def rows(kind: str, found: list[dict], name: str, status: str | None):
-        return [[kind, f[name], f.get(status, "-"), f["CreationTime"].strftime("%Y-%m-%d %H:%M")] for f in found]
-
-    return [
-        *rows("endpoint", _all(client, "endpoints", "Endpoints"), "EndpointName", "EndpointStatus"),
-        *rows("configuration", _all(client, "endpoint_configs", "EndpointConfigs"), "EndpointConfigName", None),
-        *rows("model", _all(client, "models", "Models"), "ModelName", None),
-        *(row for kind in JOBS for row in rows(f"{kind} job", _jobs(client, kind), *_keys(kind))),
-    ]
-
-
-def _delete_everything(client) -> None:
-    for found in _all(client, "endpoints", "Endpoints"):
-        client.delete_endpoint(EndpointName=found["EndpointName"])
-    for found in _all(client, "endpoint_configs", "EndpointConfigs"):
-        client.delete_endpoint_config(EndpointConfigName=found["EndpointConfigName"])
-    for found in _all(client, "models", "Models"):
-        client.delete_model(ModelName=found["ModelName"])
-    for kind in JOBS:
-        _delete_jobs(client, kind)
+def _delete(client, backend, kind: str, name: str) -> None:
+    prefix = KINDS[kind][2]
+    if not kind.endswith("job"):
+        getattr(client, f"delete_{kind.replace('-', '_')}")(**{f"{prefix}Name": name})
+        return
+    job = {f"{prefix}Name": name}
+    operation = kind.replace("-", "_")
+    describe = getattr(client, f"describe_{operation}")
+    if describe(**job)[f"{prefix}Status"] in RUNNING:
+        getattr(client, f"stop_{operation}")(**job)
+    if backend.deletes_jobs:
+        while describe(**job)[f"{prefix}Status"] in RUNNING:
+            time.sleep(0.5)
+        getattr(client, f"delete_{operation}")(**job)
 
 
-def _delete_jobs(client, kind: str) -> None:
-    name, status = _keys(kind)
-    for found in _jobs(client, kind):
-        getattr(client, f"stop_{kind}_job")(**{name: found[name]})
-    while any(job[status] in ("InProgress", "Stopping") for job in _jobs(client, kind)):
-        time.sleep(0.5)
-    for found in _jobs(client, kind):
-        getattr(client, f"delete_{kind}_job")(**{name: found[name]})
-
-
-def _jobs(client, kind: str) -> list[dict]:
-    return _all(client, f"{kind}_jobs", f"{kind.capitalize()}JobSummaries")
-
-
-def _keys(kind: str) -> tuple[str, str]:
-    return f"{kind.capitalize()}JobName", f"{kind.capitalize()}JobStatus"
-
-
-def _all(client, kind: str, key: str) -> list[dict]:
-    """Every page of a List operation."""
-    found, token = [], {}
-    while True:
-        page = getattr(client, f"list_{kind}")(**token)
-        found += page[key]
-        if "NextToken" not in page:
-            return found
-        token = {"NextToken": page["NextToken"]}
+def _row(thing: Thing) -> list[str]:
+    created = thing.created.strftime("%Y-%m-%d %H:%M") if thing.created else "-"
+    return [thing.kind, thing.name, thing.status, created, thing.costs or "-"]
 
 
 if __name__ == "__main__":

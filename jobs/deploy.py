@@ -10,12 +10,14 @@ from jobs import console, session
 
 # What a bundle holds; the model directory itself is the business of source/fastmaker/bundle.py.
 BUNDLE_FILES = ("model.json", "model.pth", "code/entry_point.py")
+# https://docs.aws.amazon.com/sagemaker/latest/dg/serverless-endpoints.html
+SERVERLESS_MB = range(1024, 6145, 1024)
 
 
 def parse_args(argv=None):
     parser = argparse.ArgumentParser(
         prog="python -m jobs.deploy",
-        description="Deploy a trained model to a real-time endpoint.",
+        description="Deploy a trained model to an endpoint.",
         epilog="example: python -m jobs.deploy --model fastmaker-2026-01-31-12-00-00-000 --endpoint-name pets",
     )
     session.add_arguments(parser)
@@ -23,9 +25,43 @@ def parse_args(argv=None):
     parser.add_argument("--endpoint-name", help="(default: made from the time)")
     parser.add_argument("--instance-count", type=int, default=1, help="(default: %(default)s)")
     parser.add_argument("--env", action="append", default=[], metavar="NAME=VALUE", help="for the container")
+    _add_aws_arguments(parser.add_argument_group("on AWS"))
     args = parser.parse_args(argv)
     check_container_arguments(parser, args)
+    _check_aws_arguments(parser, args)
     return args
+
+
+def _add_aws_arguments(group) -> None:
+    group.add_argument("--volume-size", type=int, help="GB of an instance's disk (default: AWS's)")
+    group.add_argument("--serverless-memory", type=int, metavar="MB", help="without instances: 1024, 2048, ... 6144")
+    group.add_argument("--serverless-concurrency", type=int, default=5, help="requests at once (default: %(default)s)")
+    group.add_argument("--async-output", metavar="URI", help="asynchronous: answers go below this s3:// URI")
+    group.add_argument("--min", type=int, default=1, help="fewest instances (default: %(default)s)")
+    group.add_argument("--max", type=int, help="most instances, as many as the requests need (default: no scaling)")
+    group.add_argument(
+        "--target-invocations",
+        type=float,
+        default=200,
+        help="a minute and instance; of an asynchronous endpoint, requests that wait for one (default: %(default)s)",
+    )
+    group.add_argument("--data-capture", type=int, metavar="PERCENT", help="of requests and answers, kept in S3")
+
+
+def _check_aws_arguments(parser, args) -> None:
+    if args.serverless_memory and args.serverless_memory not in SERVERLESS_MB:
+        parser.error(
+            f"--serverless-memory {args.serverless_memory}: expected one of {', '.join(map(str, SERVERLESS_MB))}"
+        )
+    if args.serverless_memory and (args.async_output or args.max or args.data_capture):
+        parser.error("--serverless-memory goes without --async-output, --max and --data-capture")
+    if args.async_output and not args.async_output.startswith("s3://"):
+        parser.error(f"--async-output {args.async_output}: expected a URI that begins with s3://")
+    if args.data_capture is not None and not 1 <= args.data_capture <= 100:
+        parser.error(f"--data-capture {args.data_capture}: expected 1 to 100")
+    fewest = 0 if args.async_output else 1
+    if args.max is not None and not fewest <= args.min <= args.instance_count <= args.max:
+        parser.error(f"expected {fewest} <= --min <= --instance-count <= --max")
 
 
 def check_container_arguments(parser, args) -> None:
@@ -35,31 +71,39 @@ def check_container_arguments(parser, args) -> None:
         parser.error("--instance-count: expected 1 or more")
 
 
-def main(args) -> str:
-    """Deploy; returns the endpoint's name."""
-    sagemaker_session = session.session(args.instance_type, args.backend)
-    model = model_for(model_archive(args.model, sagemaker_session), args, sagemaker_session)
-    print(f"deploying {args.model} to {args.instance_count} x {args.instance_type}", flush=True)
-    predictor = model.deploy(args.instance_count, args.instance_type, endpoint_name=args.endpoint_name)
-    name = predictor.endpoint_name
-    print(f"\nendpoint: {name}")
-    print(f"next:     python -m jobs.predict --endpoint {name} IMAGE ...")
-    print(f"to end:   python -m jobs.cleanup --endpoint {name}")
+def main(args) -> str | None:
+    """Deploy; returns the endpoint's name, None if the model was only checked."""
+    from sagemaker.utils import name_from_base
+
+    with session.backend(args) as backend:
+        archive = model_archive(args.model, backend.session)
+        if not backend.check("endpoint", max(args.instance_count, args.max or 0), [archive], [args.async_output]):
+            return None
+        name = args.endpoint_name or name_from_base("fastmaker")
+        model = model_for(backend.upload(archive, name, "model"), args, backend)
+        size = f"{args.serverless_memory} MB, serverless" if args.serverless_memory else None
+        print(f"deploying {args.model} to {size or f'{args.instance_count} x {args.instance_type}'}", flush=True)
+        instances = {"initial_instance_count": args.instance_count, "instance_type": args.instance_type}
+        model.deploy(endpoint_name=name, wait=not backend.dry_run, **instances | backend.endpoint(args, name))
+        backend.scale(args, name)
+        if backend.dry_run:
+            return name
+        print(f"\nendpoint: {name}")
+        backend.tell_costs("endpoint", name)
+        print(f"next:     python -m jobs.predict{backend.words} --endpoint {name} IMAGE ...")
+        print(f"to end:   python -m jobs.cleanup{backend.words} --endpoint {name}")
     return name
 
 
-def model_for(model_data: str, args, sagemaker_session):
+def model_for(model_data: str, args, backend):
     """The SDK's PyTorchModel of a bundle, which brings its own code and so needs no repacking."""
     from sagemaker.pytorch import PyTorchModel
 
     return PyTorchModel(
         model_data=model_data,
-        role=args.role,
-        image_uri=args.image_uri,
         entry_point=None,
         env={"SAGEMAKER_PROGRAM": "entry_point.py", **dict(pair.split("=", 1) for pair in args.env)},
-        sagemaker_session=sagemaker_session,
-        **session.INFERENCE_VERSION,
+        **backend.model(),
     )
 
 

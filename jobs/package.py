@@ -25,7 +25,6 @@ from jobs import console, deploy, session, triton
 from jobs.local import storage, torchserve
 from jobs.local.container import Container, ContainerError, unpack
 
-MODEL_HELP = "a training job, a model directory, a model.tar.gz or its URI"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")  # what torch-model-archiver takes, and Triton
 STOP_SECONDS = 5
 PASSED_ON = ("FASTMAKER_", "TS_MAX_")  # what of the environment a server should see
@@ -41,6 +40,11 @@ def parse_args(argv=None):
     _add_torchserve(commands)
     _add_triton(commands)
     _add_onnx(commands)
+    for command in commands.choices.values():
+        command.add_argument(
+            "model", metavar="MODEL", help="a training job, a model directory, a model.tar.gz or its URI"
+        )
+        command.add_argument("--aws", action="store_true", help="a training job that is called MODEL is one on AWS")
     args = parser.parse_args(argv)
     command = commands.choices[args.command]
     limits = {"batch_size": 1, "max_batch_delay": 0, "workers": 1, "instances": 1, "port": 1}
@@ -56,7 +60,6 @@ def parse_args(argv=None):
 
 def _add_torchserve(commands) -> None:
     archive = commands.add_parser("torchserve", help="a .mar, which TorchServe serves without more")
-    archive.add_argument("model", metavar="MODEL", help=MODEL_HELP)
     archive.add_argument("--output", type=Path, default=Path(), help="a .mar or a folder for it (default: here)")
     archive.add_argument("--model-name", help="(default: as --output or MODEL is called)")
     archive.add_argument("--batch-size", type=int, default=1, help="requests of a batch (default: %(default)s)")
@@ -69,7 +72,6 @@ def _add_torchserve(commands) -> None:
 
 def _add_triton(commands) -> None:
     repository = commands.add_parser("triton", help="a model repository, which Triton serves without more")
-    repository.add_argument("model", metavar="MODEL", help=MODEL_HELP)
     repository.add_argument("--model-name", help="(default: as MODEL is called)")
     triton.add_arguments(repository)
     repository.add_argument("--force", action="store_true", help="replace a model of this name in the repository")
@@ -77,7 +79,6 @@ def _add_triton(commands) -> None:
 
 def _add_onnx(commands) -> None:
     onnx = commands.add_parser("onnx", help="one ONNX file, normalisation and softmax inside it")
-    onnx.add_argument("model", metavar="MODEL", help=MODEL_HELP)
     place = onnx.add_mutually_exclusive_group()
     place.add_argument("--output", type=Path, default=Path(), help="a .onnx or a folder for it (default: here)")
     place.add_argument(
@@ -101,7 +102,7 @@ def package_torchserve(args) -> Path:
     name, archive = _target(args)
     if args.serve:
         _check_port(args.port)
-    with model_directory(args.model) as model_dir:
+    with model_directory(args.model, args.aws) as model_dir:
         make_archive(model_dir, name, archive, _config(args))
     print(f"archive: {archive}", flush=True)
     if args.serve:
@@ -125,7 +126,7 @@ def package_triton(args) -> Path:
     repository = args.output.resolve()
     archive = repository.with_name(repository.name + ".tar.gz") if args.sagemaker else None
     _check_targets(repository, triton.model_folders(name, options), archive, args.force)
-    with model_directory(args.model) as model_dir:
+    with model_directory(args.model, args.aws) as model_dir:
         triton.make_repository(model_dir, name, repository, options, archive)
     print(f"repository: {repository}")
     if archive:
@@ -141,7 +142,7 @@ def package_onnx(args) -> Path:
 
     export.check_packages()
     target = _onnx_target(args)
-    with model_directory(args.model) as model_dir:
+    with model_directory(args.model, args.aws) as model_dir:
         if args.bundle:
             target.parent.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(dir=target.parent, prefix=f"{target.name}.") as scratch:
@@ -308,9 +309,13 @@ def _config(args) -> str:
 
 
 @contextlib.contextmanager
-def model_directory(model: str) -> Iterator[Path]:
-    """The directory of the bundle that `model` means, unpacked if need be. Raises ValueError or StorageError."""
-    found = deploy.locate(model, session.session)
+def model_directory(model: str, aws: bool = False) -> Iterator[Path]:
+    """The directory of the bundle that `model` means, unpacked if need be. Raises ValueError or StorageError.
+
+    A training job is one on AWS if `aws`.
+    """
+    place = argparse.Namespace(backend="aws" if aws else "process")
+    found = deploy.locate(model, lambda: session.backend(place).session)
     if isinstance(found, Path) and found.is_dir():
         yield found
         return

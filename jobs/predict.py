@@ -5,6 +5,7 @@
 """
 
 import argparse
+import contextlib
 import io
 import json
 import sys
@@ -44,7 +45,12 @@ def parse_args(argv=None):
 def main(args) -> list[dict]:
     """Predict; returns a row for each image: `image`, and the answer or `error`."""
     inputs = list(_inputs(args.images))
-    answer, mask_of = _triton_model(args) if args.triton else _endpoint(args)
+    with contextlib.nullcontext() if args.triton else session.backend(args) as backend:
+        return _answered(args, inputs, *(_endpoint(args, backend) if backend else _triton_model(args)))
+
+
+def _answered(args, inputs: list[tuple[str, bytes]], answer, mask_of) -> list[dict]:
+    """Ask about each input, show the answers, and return main's rows."""
     with ThreadPoolExecutor(CLIENTS) as pool:
         answers = pool.map(answer, [data for _, data in inputs])
         shown = tqdm(answers, total=len(inputs), unit="image", leave=False, disable=None)  # on a terminal alone
@@ -55,13 +61,13 @@ def main(args) -> list[dict]:
     return rows
 
 
-def _endpoint(args) -> tuple[Callable[[bytes], dict], Callable[[bytes], bytes]]:
+def _endpoint(args, backend) -> tuple[Callable[[bytes], dict], Callable[[bytes], bytes]]:
     """What gives an endpoint's answer for an image, and what gives its mask as a PNG. Raises ValueError."""
-    sagemaker_session = session.session(backend=args.backend)
-    endpoint = args.endpoint or _only_endpoint(sagemaker_session)
+    endpoint = args.endpoint or _only_endpoint(backend.session)
+    runtime = backend.runtime(endpoint)
     return (
-        lambda image: ask(sagemaker_session, endpoint, image),
-        lambda image: _invoke(sagemaker_session, endpoint, image, "image/png"),
+        lambda image: ask(runtime, endpoint, image),
+        lambda image: _invoke(runtime, endpoint, image, "image/png"),
     )
 
 
@@ -78,20 +84,20 @@ def _triton_model(args) -> tuple[Callable[[bytes], dict], Callable[[bytes], byte
     return answer, lambda image: model.answer(image).as_png()
 
 
-def ask(sagemaker_session, endpoint: str, image: bytes) -> dict:
+def ask(runtime, endpoint: str, image: bytes) -> dict:
     """The endpoint's answer for an encoded image, or ``{"error": why}`` if the model refuses it."""
     from botocore.exceptions import ClientError
 
     try:
-        return json.loads(_invoke(sagemaker_session, endpoint, image, "application/json"))
+        return json.loads(_invoke(runtime, endpoint, image, "application/json"))
     except ClientError as error:
         if error.response["Error"]["Code"] != "ModelError":
             raise
         return {"error": error.response["OriginalMessage"].splitlines()[0]}
 
 
-def _invoke(sagemaker_session, endpoint: str, image: bytes, accept: str) -> bytes:
-    answer = sagemaker_session.sagemaker_runtime_client.invoke_endpoint(
+def _invoke(runtime, endpoint: str, image: bytes, accept: str) -> bytes:
+    answer = runtime.invoke_endpoint(
         EndpointName=endpoint, ContentType="application/x-image", Accept=accept, Body=image
     )
     return answer["Body"].read()

@@ -65,7 +65,7 @@ def _endpoint(steps: list, job: str, files: list[Path]) -> dict[str, dict]:
     try:
         sagemaker_session = session.session()
         with _timed(steps, "predict", f"{len(files)} digits it has not seen"):
-            ask = partial(predict.ask, sagemaker_session, endpoint)
+            ask = partial(predict.ask, sagemaker_session.sagemaker_runtime_client, endpoint)
             return {f"{file.parent.name}/{file.name}": ask(file.read_bytes()) for file in files}
     finally:
         cleanup.delete_endpoint(sagemaker_session.sagemaker_client, endpoint)

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterable, Iterator
 
 from jobs.local import storage
+from jobs.things import Thing
 
 # The SDK says at each call that version 3 exists; these scripts are written for version 2.
 os.environ.setdefault("SAGEMAKER_SUPPRESS_V2_WARNING", "1")
@@ -38,9 +39,10 @@ def add_arguments(parser, instances: bool = True) -> None:
 
 
 def backend(args):
-    """Where the jobs of these arguments run: a context, in which things are made. Raises ValueError for an instance type.
+    """Where the jobs of these arguments run: a context, in which things are made.
 
-    A `Local` or, for ml.* types, a `jobs.aws.backend.Aws`, which has the same methods.
+    A `Local` or, for ml.* types, a `jobs.aws.backend.Aws`, which has the same methods. Raises ValueError for an
+    instance type that cannot be had.
     """
     instance_type = getattr(args, "instance_type", None)
     serverless = getattr(args, "serverless_memory", None)
@@ -51,7 +53,9 @@ def backend(args):
     if args.backend != "aws" and (instance_type or "local") in LOCAL_TYPES:
         return Local(args)
     if instance_type and not instance_type.startswith("ml."):
-        raise ValueError(f"--instance-type {instance_type!r}: expected {', '.join(LOCAL_TYPES)} or one that begins with ml.")
+        raise ValueError(
+            f"--instance-type {instance_type!r}: expected {', '.join(LOCAL_TYPES)} or one that begins with ml."
+        )
     with _no_grammars():
         from jobs.aws.backend import Aws
     return Aws(instance_type, *(getattr(args, name, None) for name in ("role", "image_uri", "dry_run")))
@@ -116,6 +120,26 @@ class Local:
 
     def tell_costs(self, kind: str, name: str) -> None:
         """On AWS: say what costs, and how to end it."""
+
+    # What jobs.cleanup asks.
+
+    deletes_jobs = True
+
+    def is_ours(self, arn: str) -> bool:
+        """On AWS: whether it has the tag."""
+        return True
+
+    def costs(self, kind: str, status: str) -> str:
+        """On AWS: what one pays for."""
+        return ""
+
+    def scalings(self, endpoint: str | None = None) -> list[Thing]:
+        """On AWS: the policies by which the number of an endpoint's instances changes."""
+        return []
+
+    def others(self) -> list[Thing]:
+        """On AWS: images and data."""
+        return []
 
 
 def session(backend: str = "process"):

@@ -46,6 +46,7 @@ def parse_args(argv=None):
         help="let torchrun start the entry point (default: the training toolkit does, once on each host)",
     )
     parser.add_argument("--checkpoints", help="folder or URI: a job that finds its like there goes on after it")
+    parser.add_argument("--volume-size", type=int, default=30, help="GB of an instance's disk, on AWS (%(default)s)")
     parser.add_argument("--max-run", type=int, default=86400, help="seconds (default: %(default)s)")
     parser.add_argument("--spot", action="store_true", help="spot instances, which may be interrupted")
     parser.add_argument("--max-wait", type=int, help="seconds, waiting included (default: --max-run)")
@@ -63,54 +64,66 @@ def parse_args(argv=None):
     return args
 
 
-def main(args) -> str:
-    """Run the job; returns its name."""
-    channels = {"train": _channel(args.data), **({"valid": _channel(args.valid)} if args.valid else {})}
-    sagemaker_session = session.session(args.instance_type, args.backend)
-    _check(channels, args.hyperparameters)
+def main(args) -> str | None:
+    """Run the job; returns its name, None if it was only checked."""
+    from sagemaker.utils import name_from_base
 
+    channels = {"train": _channel(args.data), **({"valid": _channel(args.valid)} if args.valid else {})}
     if args.spot and not args.checkpoints:
         print("without --checkpoints an interrupted job starts from the beginning")
-    estimator = estimator_for(args, sagemaker_session)
-    estimator.fit(channels, job_name=args.job_name)
-    job = estimator.latest_training_job.name
-    description = sagemaker_session.describe_training_job(job)
+    with session.backend(args) as backend:
+        _check(channels, args.hyperparameters)
+        kind = "spot training" if args.spot else "training"
+        if not backend.check(kind, args.instance_count, channels.values(), [args.output, args.checkpoints]):
+            return None
+        job = args.job_name or name_from_base("fastmaker")
+        inputs = {name: backend.upload(uri, job, f"data/{name}") for name, uri in channels.items()}
+        estimator = estimator_for(args, backend, job)
+        backend.tell_costs("training-job", job)
+        estimator.fit(inputs, job_name=job, wait=not backend.dry_run)
+        if not backend.dry_run:
+            _report(args, estimator, backend, job)
+    return job
+
+
+def estimator_for(args, backend, job: str):
+    """The SDK's PyTorch estimator for these arguments."""
+    from sagemaker.pytorch import PyTorch
+
+    arguments = {
+        "entry_point": "entry_point.py",
+        "source_dir": str(SOURCE),
+        "instance_count": args.instance_count,
+        "instance_type": args.instance_type,
+        "volume_size": args.volume_size,
+        "hyperparameters": args.hyperparameters,
+        "metric_definitions": METRIC_DEFINITIONS,
+        "container_log_level": logging.WARNING,  # the toolkit's own lines would bury the script's
+        "distribution": {args.distribution: {"enabled": True}} if args.distribution else None,
+        "max_run": args.max_run,
+        "use_spot_instances": args.spot,
+        "max_wait": args.max_wait,
+        "checkpoint_s3_uri": storage.uri_of(args.checkpoints) if args.checkpoints else None,
+        "disable_profiler": True,
+        "debugger_hook_config": False,
+        **backend.training(job),
+    }
+    if args.output:
+        arguments["output_path"] = args.output
+    return PyTorch(**arguments)
+
+
+def _report(args, estimator, backend, job: str) -> None:
+    description = backend.session.describe_training_job(job)
+    if description["TrainingJobStatus"] == "InProgress":  # the SDK's fit takes Ctrl-C for the end of its waiting
+        raise KeyboardInterrupt
     metrics = description.get("FinalMetricDataList", [])
     print()
     print(console.table(["metric", "value"], [[m["MetricName"], round(m["Value"], 4)] for m in metrics]))
     print(f"\nmodel:  {estimator.model_data}")
-    if report := fetch_report(estimator.model_data, Path(args.report) / job, sagemaker_session):
+    if report := fetch_report(estimator.model_data, Path(args.report) / job, backend.session):
         print(f"report: {report}")
-    print(f"next:   python -m jobs.deploy --model {job}")
-    return job
-
-
-def estimator_for(args, sagemaker_session):
-    """The SDK's PyTorch estimator for these arguments."""
-    from sagemaker.pytorch import PyTorch
-
-    return PyTorch(
-        entry_point="entry_point.py",
-        source_dir=str(SOURCE),
-        role=args.role,
-        image_uri=args.image_uri,
-        instance_count=args.instance_count,
-        instance_type=args.instance_type,
-        hyperparameters=args.hyperparameters,
-        metric_definitions=METRIC_DEFINITIONS,
-        base_job_name="fastmaker",
-        container_log_level=logging.WARNING,  # the toolkit's own lines would bury the script's
-        output_path=args.output,
-        distribution={args.distribution: {"enabled": True}} if args.distribution else None,
-        max_run=args.max_run,
-        use_spot_instances=args.spot,
-        max_wait=args.max_wait,
-        checkpoint_s3_uri=storage.uri_of(args.checkpoints) if args.checkpoints else None,
-        sagemaker_session=sagemaker_session,
-        disable_profiler=True,
-        debugger_hook_config=False,
-        **session.TRAINING_VERSION,
-    )
+    print(f"next:   python -m jobs.deploy --model {job}{backend.serving_words}")
 
 
 def fetch_report(model_data: str, folder: Path, sagemaker_session) -> Path | None:

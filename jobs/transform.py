@@ -69,26 +69,42 @@ def parse_args(argv=None):
 
 def main(args) -> str | None:
     """Run the job; returns its name, None if there was nothing to do. Raises UnexpectedStatusException if it fails."""
-    sagemaker_session = session.session(args.instance_type, args.backend)
-    if args.retry_failed:
-        return _retry(args, sagemaker_session)
-    source = ("S3Prefix", storage.uri_of(args.data)) if args.data else ("ManifestFile", storage.uri_of(args.manifest))
-    with manifest.listed(*source) as inputs:
-        model = deploy.model_for(deploy.model_archive(args.model, sagemaker_session), args, sagemaker_session)
-        transformer, job = _transformer(args, model, source[1])
-        print(f"transforming {inputs.count} objects of {source[1]} on {args.instance_count} x {args.instance_type}")
-        try:
-            transformer.transform(source[1], source[0], job_name=job, logs=False, **_transform_arguments(args))
-        finally:
-            _report(args, sagemaker_session, job, inputs, inputs.count)
+    with session.backend(args) as backend:
+        if args.retry_failed:
+            return _retry(args, backend)
+        kind, source = ("S3Prefix", args.data) if args.data else ("ManifestFile", args.manifest)
+        source = storage.uri_of(source)
+        with manifest.listed(kind, source) as inputs:
+            return _run(args, backend, kind, source, inputs)
+
+
+def _run(args, backend, kind: str, source: str, inputs: Inputs) -> str | None:
+    from sagemaker.utils import name_from_base
+
+    archive = deploy.model_archive(args.model, backend.session)
+    if not backend.check("transform", args.instance_count, [archive], [args.output]):
+        return None
+    job = args.job_name or name_from_base("fastmaker")
+    model = deploy.model_for(backend.upload(archive, job, "model"), args, backend)
+    source = backend.upload(source, job, "inputs")
+    output = storage.uri_of(args.output) if args.output else backend.answers(job, source)
+    transformer = _transformer(args, model, output, backend.tags(job))
+    print(f"transforming {inputs.count} objects of {source} on {args.instance_count} x {args.instance_type}")
+    backend.tell_costs("transform-job", job)
+    arguments = {"job_name": job, "wait": not backend.dry_run, "logs": False, **_transform_arguments(args)}
+    try:
+        transformer.transform(source, kind, **arguments)
+    finally:
+        if not backend.dry_run:
+            _report(args, backend, job, inputs, inputs.count)
     return job
 
 
-def _retry(args, sagemaker_session) -> str | None:
+def _retry(args, backend) -> str | None:
     from sagemaker.transformer import Transformer
     from sagemaker.utils import name_from_base
 
-    description = sagemaker_session.sagemaker_client.describe_transform_job(TransformJobName=args.retry_failed)
+    description = backend.session.sagemaker_client.describe_transform_job(TransformJobName=args.retry_failed)
     if (status := description["TransformJobStatus"]) in ("InProgress", "Stopping"):
         raise ValueError(f"transform job {args.retry_failed} is {status}; only one that has ended can be retried")
     source = description["TransformInput"]["DataSource"]["S3DataSource"]
@@ -100,29 +116,25 @@ def _retry(args, sagemaker_session) -> str | None:
             print(f"all {inputs.count} objects of {args.retry_failed} have answers")
             return None
         print(f"transforming {count} of {inputs.count} objects, those without an answer: {failed}")
-        transformer = Transformer.attach(args.retry_failed, sagemaker_session)
+        transformer = Transformer.attach(args.retry_failed, backend.session)
         transformer.env = description.get("Environment")
         job = args.job_name or name_from_base(args.retry_failed)
+        transformer.tags = backend.tags(job)
+        arguments = {"job_name": job, "wait": not backend.dry_run, "logs": False, **_described_arguments(description)}
         try:
-            arguments = _described_arguments(description)
-            transformer.transform(failed, "ManifestFile", job_name=job, logs=False, **arguments)
+            transformer.transform(failed, "ManifestFile", **arguments)
         finally:
-            _report(args, sagemaker_session, job, inputs, count)
+            if not backend.dry_run:
+                _report(args, backend, job, inputs, count)
     return job
 
 
-def _transformer(args, model, source: str):
-    """The SDK's Transformer, and a name for its job."""
-    from sagemaker.utils import name_from_base
-
-    job = args.job_name or name_from_base("fastmaker")
-    output = storage.uri_of(args.output) if args.output else None
-    if output is None and source.startswith("file://"):
-        output = storage.uri_of(f"answers/{job}")
+def _transformer(args, model, output: str | None, tags: list[dict] | None):
+    """The SDK's Transformer."""
     env = dict(pair.split("=", 1) for pair in args.env)
     if args.max_payload > 6:  # TorchServe's own limit is 6553500 bytes
         env.setdefault("TS_MAX_REQUEST_SIZE", str((args.max_payload + 1) * 2**20))
-    transformer = model.transformer(
+    return model.transformer(
         args.instance_count,
         args.instance_type,
         strategy=args.strategy,
@@ -132,8 +144,8 @@ def _transformer(args, model, source: str):
         env=env,
         max_concurrent_transforms=args.max_concurrent_transforms,
         max_payload=args.max_payload,
+        tags=tags,
     )
-    return transformer, job
 
 
 def _transform_arguments(args) -> dict:
@@ -163,7 +175,7 @@ def _described_arguments(description: dict) -> dict:
     }
 
 
-def _report(args, sagemaker_session, job: str, inputs: Inputs, asked: int) -> None:
+def _report(args, backend, job: str, inputs: Inputs, asked: int) -> None:
     """What there is to show of a job that has ended, well or not, and was asked about so many of the inputs.
 
     Nothing if it was never made.
@@ -171,7 +183,7 @@ def _report(args, sagemaker_session, job: str, inputs: Inputs, asked: int) -> No
     from botocore.exceptions import ClientError
 
     try:
-        description = sagemaker_session.sagemaker_client.describe_transform_job(TransformJobName=job)
+        description = backend.session.sagemaker_client.describe_transform_job(TransformJobName=job)
     except ClientError:
         return
     if "TransformEndTime" not in description or "TransformStartTime" not in description:
@@ -196,7 +208,7 @@ def _report(args, sagemaker_session, job: str, inputs: Inputs, asked: int) -> No
         save_picture(inputs, output, args.picture)
         print(f"picture: {args.picture}")
     if missing:
-        print(f"next:    python -m jobs.transform --retry-failed {args.retry_failed or job}")
+        print(f"next:    python -m jobs.transform{backend.words} --retry-failed {args.retry_failed or job}")
 
 
 def collect(inputs: Inputs, output: str, file: Path) -> None:

@@ -249,20 +249,20 @@ def _here(model_dir: Path, **options) -> Iterator[Callable]:
 
 @contextlib.contextmanager
 def _endpoint(model_dir: Path) -> Iterator[Callable]:
-    sagemaker_session = session.session()
+    backend = session.Local()
     with tempfile.TemporaryDirectory() as scratch:
         pack(model_dir, Path(scratch, "model.tar.gz"))
         words = ["--model", f"file://{scratch}/model.tar.gz", "--env", "SAGEMAKER_MODEL_SERVER_WORKERS=1"]
         arguments = deploy.parse_args(words)
-        model = deploy.model_for(arguments.model, arguments, sagemaker_session)
+        model = deploy.model_for(arguments.model, arguments, backend)
         with contextlib.redirect_stdout(io.StringIO()):  # the SDK's dashes while it waits
             endpoint = model.deploy(1, "local").endpoint_name
         try:
-            invoke = sagemaker_session.sagemaker_runtime_client.invoke_endpoint
+            invoke = backend.session.sagemaker_runtime_client.invoke_endpoint
             fixed = {"EndpointName": endpoint, "ContentType": TYPE, "Accept": ACCEPT, "CustomAttributes": ATTRIBUTES}
             yield lambda image: _from_npy(invoke(Body=image, **fixed)["Body"].read())
         finally:
-            cleanup.delete_endpoint(sagemaker_session.sagemaker_client, endpoint)
+            cleanup.delete_endpoint(backend.session.sagemaker_client, endpoint)
 
 
 @contextlib.contextmanager

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import boto3
 import botocore.session
 from botocore.config import Config
+from botocore.exceptions import ClientError
 from sagemaker import get_execution_role, image_uris
 from sagemaker.config import MODEL_EXECUTION_ROLE_ARN_PATH, SESSION_DEFAULT_S3_BUCKET_PATH, TRAINING_JOB_ROLE_ARN_PATH
 from sagemaker.s3 import s3_path_join
@@ -16,11 +17,12 @@ from sagemaker.utils import resolve_value_from_config
 from tqdm import tqdm
 
 from jobs import console, session
-from jobs.aws import checks, endpoints
+from jobs.aws import checks, endpoints, leftovers
 from jobs.aws.requests import Requests
 from jobs.console import Failure
 from jobs.local import storage
 from jobs.telemetry import opted_out
+from jobs.things import Thing
 
 TAG = "fastmaker"  # the key of the tag that everything made here has; its value is the name of the job or endpoint
 FOLDER = "fastmaker"  # of the bucket, below the prefix that the SDK's configuration names
@@ -97,7 +99,7 @@ class Aws:
             print(f"scales: {args.min} to {args.max} instances")
 
     def runtime(self, endpoint: str):
-        """What has invoke_endpoint, as boto3's sagemaker-runtime; for an asynchronous endpoint it waits for the answer."""
+        """What has invoke_endpoint, as boto3's sagemaker-runtime; of an asynchronous endpoint it waits for answers."""
         description = self.session.describe_endpoint(endpoint)
         if "AsyncInferenceConfig" not in description:
             return self.session.sagemaker_runtime_client
@@ -107,7 +109,7 @@ class Aws:
         return [{"Key": TAG, "Value": name}]
 
     def role(self, kind: str) -> str:
-        """The ARN for jobs of this kind: --role, SAGEMAKER_ROLE, the SDK's configuration, or a SageMaker notebook's own."""
+        """The ARN for jobs of this kind: --role, SAGEMAKER_ROLE, the SDK's configuration, a SageMaker notebook's own."""
         path = TRAINING_JOB_ROLE_ARN_PATH if kind.endswith("training") else MODEL_EXECUTION_ROLE_ARN_PATH
         given = self._given_role or os.environ.get("SAGEMAKER_ROLE")
         role = given or resolve_value_from_config(None, path, sagemaker_session=self.session)
@@ -119,7 +121,7 @@ class Aws:
 
     @functools.cached_property
     def bucket(self) -> str:
-        """The bucket that the SDK's configuration names, which has to exist, or the SDK's default one, made if missing."""
+        """The one that the SDK's configuration names, which has to exist, or the SDK's default one, made if missing."""
         named = resolve_value_from_config(None, SESSION_DEFAULT_S3_BUCKET_PATH, sagemaker_session=self.session)
         own = None if named else self._caller["Account"]
         name = named or f"sagemaker-{self.boto.region_name}-{own}"
@@ -202,6 +204,40 @@ class Aws:
         ends = "until it is deleted" if kind == "endpoint" else "while it runs"
         command = f"python -m jobs.cleanup --backend aws --only {kind}/{name} --yes"
         print(f"costs {ends}; to end it: {command}", flush=True)
+
+    # What jobs.cleanup asks.
+
+    deletes_jobs = False  # AWS keeps what has ended
+
+    def is_ours(self, arn: str) -> bool:
+        return leftovers.tag_of(self.session.sagemaker_client.list_tags(ResourceArn=arn)["Tags"], TAG) is not None
+
+    def costs(self, kind: str, status: str) -> str:
+        """What one pays for."""
+        return {"endpoint": "while it exists", "training-job": "while it runs", "transform-job": "while it runs"}.get(
+            kind, ""
+        )
+
+    def scalings(self, endpoint: str | None = None) -> list[Thing]:
+        """The policies by which the number of an endpoint's instances, or of all our endpoints', changes."""
+        return leftovers.scalings(self.boto, self._is_our_endpoint, endpoint)
+
+    def others(self) -> list[Thing]:
+        """Images and data."""
+        found = leftovers.images(self.boto, TAG)
+        name, prefix = _bucket_and_key(self._folders_root() + "/")
+        if checks.bucket_exists(self.boto, name, None):
+            found += leftovers.folders(self.session.s3_client, name, prefix, MARKER, TAG)
+        return found
+
+    def _is_our_endpoint(self, name: str) -> bool:
+        """Whether an endpoint is, or was, made by the jobs."""
+        try:
+            return self.is_ours(self.session.describe_endpoint(name)["EndpointArn"])
+        except ClientError as error:
+            if "Could not find" in str(error):
+                return True
+            raise
 
     @property
     def _training_version(self) -> dict:

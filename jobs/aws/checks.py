@@ -26,7 +26,7 @@ QUOTAS = {
 
 
 def caller(session) -> dict:
-    """Whose the credentials are: `Account` and `Arn`; the first request of all, which finds out whether they are good."""
+    """Whose the credentials are, `Account` and `Arn`; the first request of all, which finds out if they are good."""
     try:
         return session.client("sts").get_caller_identity()
     except NoCredentialsError:

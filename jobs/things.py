@@ -1,0 +1,32 @@
+"""What jobs make and leave behind, as jobs.cleanup lists and deletes it."""
+
+import datetime
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Thing:
+    """Its `kind` and `name` together are unique; `costs` says for what one pays while it is there, or nothing."""
+
+    kind: str
+    name: str
+    status: str
+    created: datetime.datetime | None
+    costs: str
+    delete: Callable[[], None]
+
+    @property
+    def label(self) -> str:
+        return f"{self.kind}/{self.name}"
+
+
+def every(client, operation: str, key: str, token: str = "NextToken", **arguments) -> Iterator[dict]:
+    """What all pages of a List or Describe operation hold under `key`; `token` is what the operation calls its pages."""
+    following = {}
+    while True:
+        page = getattr(client, operation)(**arguments, **following)
+        yield from page[key]
+        if not page.get(token):
+            return
+        following = {token: page[token]}
