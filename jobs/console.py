@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import signal
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -12,6 +13,9 @@ from PIL import Image, ImageDraw, ImageFont
 # Packages whose own exceptions say what AWS, or a job, has answered.
 AWS = ("botocore", "boto3", "sagemaker")
 SHOWN_CLASSES = 3  # of a mask
+ACCOUNT = re.compile(r"(?<![0-9A-Za-z.])\d{12}(?![0-9A-Za-z])")
+ACCOUNTS_OF_AWS = ("763104351884",)  # of its deep learning images
+SIGNATURE = re.compile(r"(X-Amz-(?:Credential|Security-Token|Signature)|AWSAccessKeyId|Signature)=[^&\s\"']+")
 
 
 class Failure(Exception):
@@ -20,7 +24,15 @@ class Failure(Exception):
 
 @contextlib.contextmanager
 def errors_as_one_line() -> Iterator[None]:
-    """Bad usage and failed jobs end the script with one line on stderr; a fault of ours keeps its traceback."""
+    """Bad usage and failed jobs end the script with one line on stderr; a fault of ours keeps its traceback.
+
+    What is written to files and pipes comes without account numbers and signatures.
+    """
+    with contextlib.redirect_stdout(Masked(sys.stdout)), contextlib.redirect_stderr(Masked(sys.stderr)):
+        yield from _ending_with_one_line()
+
+
+def _ending_with_one_line() -> Iterator[None]:
     try:
         yield
     except BrokenPipeError:  # whoever read our output has seen enough
@@ -34,6 +46,26 @@ def errors_as_one_line() -> Iterator[None]:
         if isinstance(error, (ValueError, OSError)):
             fail(error, 2)
         raise
+
+
+class Masked:
+    """A text stream that shows AWS account numbers and the secret parts of signed URLs to a terminal alone."""
+
+    def __init__(self, stream):
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        self._stream.write(text if self._stream.isatty() else masked(text))
+        return len(text)
+
+    def __getattr__(self, name):
+        return getattr(self._stream, name)
+
+
+def masked(text: str) -> str:
+    """The text with asterisks for 12-digit account numbers, but AWS's own, and for what signs a URL."""
+    text = ACCOUNT.sub(lambda found: found[0] if found[0] in ACCOUNTS_OF_AWS else "*" * 12, text)
+    return SIGNATURE.sub(r"\1=***", text)
 
 
 @contextlib.contextmanager

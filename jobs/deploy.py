@@ -83,13 +83,13 @@ def main(args) -> str | None:
         model = model_for(backend.upload(archive, name, "model"), args, backend)
         size = f"{args.serverless_memory} MB, serverless" if args.serverless_memory else None
         print(f"deploying {args.model} to {size or f'{args.instance_count} x {args.instance_type}'}", flush=True)
+        backend.tell_costs("endpoint", name)
         instances = {"initial_instance_count": args.instance_count, "instance_type": args.instance_type}
         model.deploy(endpoint_name=name, wait=not backend.dry_run, **instances | backend.endpoint(args, name))
         backend.scale(args, name)
         if backend.dry_run:
             return name
         print(f"\nendpoint: {name}")
-        backend.tell_costs("endpoint", name)
         print(f"next:     python -m jobs.predict{backend.words} --endpoint {name} IMAGE ...")
         print(f"to end:   python -m jobs.cleanup{backend.words} --endpoint {name}")
     return name

@@ -45,9 +45,9 @@ def backend(args):
     instance type that cannot be had.
     """
     instance_type = getattr(args, "instance_type", None)
-    serverless = getattr(args, "serverless_memory", None)
+    typeless = getattr(args, "serverless_memory", None) or getattr(args, "retry_failed", None)
     if args.backend == "aws" and instance_type in LOCAL_TYPES:
-        if not serverless:
+        if not typeless:
             raise ValueError("--backend aws: expected an --instance-type that begins with ml.")
         instance_type = None
     if args.backend != "aws" and (instance_type or "local") in LOCAL_TYPES:

@@ -22,7 +22,7 @@ class Thing:
 
 
 def every(client, operation: str, key: str, token: str = "NextToken", **arguments) -> Iterator[dict]:
-    """What all pages of a List or Describe operation hold under `key`; `token` is what the operation calls its pages."""
+    """What all pages of a List or Describe operation hold under `key`; `token` is what leads to the next page."""
     following = {}
     while True:
         page = getattr(client, operation)(**arguments, **following)

@@ -197,7 +197,7 @@ def _report(args, backend, job: str, inputs: Inputs, asked: int) -> None:
         ["answers", answers],
         ["failures", missing],
         ["seconds, start included", round(seconds, 1)],
-        ["objects/s", round((asked - missing) / seconds, 1)],
+        ["objects/s", round((asked - missing) / seconds, 1) if seconds else "-"],
     ]
     print("\n" + console.table(["job", job], [[name, str(value)] for name, value in rows]))
     print(f"\nanswers: {output}")

@@ -28,10 +28,24 @@ TAG = "fastmaker"  # the key of the tag that everything made here has; its value
 FOLDER = "fastmaker"  # of the bucket, below the prefix that the SDK's configuration names
 MARKER = "made-by-fastmaker"  # an object with the tag in each folder of FOLDER, for what AWS writes there has none
 UPLOADS = 16  # at once
-RETRIES = {"mode": "adaptive", "max_attempts": 8}  # of requests that AWS throttles
+POLL_SECONDS = 5
+MAX_ATTEMPTS = 8  # of a request that AWS throttles; AWS_MAX_ATTEMPTS says otherwise
 # PyTorch 2.8's builds for CUDA 12.8 and 12.9 have no code for V100s any more (its release notes); 2.6's do.
 VOLTA_VERSION = {"framework_version": "2.6.0", "py_version": "py312"}
 VOLTA = ("ml.p3.", "ml.p3dn.")
+
+
+class _Session(Session):
+    """The SDK's Session, which it tells to look each 30 s whether an endpoint is there."""
+
+    def wait_for_endpoint(self, endpoint, poll=None, live_logging=False):
+        return super().wait_for_endpoint(endpoint, POLL_SECONDS, live_logging)
+
+    def wait_for_transform_job(self, job, poll=None):
+        return super().wait_for_transform_job(job, POLL_SECONDS)
+
+    def logs_for_job(self, job_name, wait=False, poll=None, log_type="All", timeout=None):
+        return super().logs_for_job(job_name, wait, POLL_SECONDS, log_type, timeout)
 
 
 class Aws:
@@ -44,16 +58,18 @@ class Aws:
     serving_words = " --instance-type ml.c5.xlarge"  # for one that deploys or transforms
 
     def __init__(self, instance_type: str | None = None, role=None, image_uri=None, dry_run=False):
-        self.instance_type, self.image_uri, self.dry_run = instance_type, image_uri, dry_run
+        self.instance_type, self.dry_run = instance_type, dry_run
         self._given_role = role
         core = botocore.session.Session()
-        core.set_default_client_config(Config(retries=RETRIES))
+        attempts = core.get_config_variable("max_attempts") or MAX_ATTEMPTS
+        core.set_default_client_config(Config(retries={"mode": "adaptive", "total_max_attempts": int(attempts)}))
         self._requests = Requests(core, dry_run)
         self.boto = boto3.Session(botocore_session=core)
         if self.boto.region_name is None:
             raise Failure("no AWS region: set AWS_DEFAULT_REGION, or run `aws configure`")
         self._caller = checks.caller(self.boto)
-        self.session = Session(self.boto)
+        self.image_uri = self._in_registry(image_uri) if image_uri and "/" not in image_uri else image_uri
+        self.session = _Session(self.boto)
         self.session.sagemaker_config = opted_out(self.session.sagemaker_config)
         self._folders: set[str] = set()
 
@@ -62,7 +78,9 @@ class Aws:
 
     def __exit__(self, _, error, __) -> None:
         made = self._requests.made + [f"s3/{name}" for name in sorted(self._folders)]
-        if error is not None and made and not self.dry_run:
+        if self.dry_run and error is None:
+            print("\nnothing was sent; without --dry-run the requests above are made")
+        elif error is not None and made and not self.dry_run:
             print(f"\nmade before this ended: {', '.join(made)}")
             print(f"to remove it: python -m jobs.cleanup --backend aws --only {' '.join(made)} --yes", flush=True)
 
@@ -100,8 +118,9 @@ class Aws:
 
     def runtime(self, endpoint: str):
         """What has invoke_endpoint, as boto3's sagemaker-runtime; of an asynchronous endpoint it waits for answers."""
-        description = self.session.describe_endpoint(endpoint)
-        if "AsyncInferenceConfig" not in description:
+        client = self.session.sagemaker_client
+        config = client.describe_endpoint(EndpointName=endpoint)["EndpointConfigName"]
+        if "AsyncInferenceConfig" not in client.describe_endpoint_config(EndpointConfigName=config):
             return self.session.sagemaker_runtime_client
         return endpoints.AsyncRuntime(self.boto, self.folder(endpoint))
 
@@ -109,7 +128,7 @@ class Aws:
         return [{"Key": TAG, "Value": name}]
 
     def role(self, kind: str) -> str:
-        """The ARN for jobs of this kind: --role, SAGEMAKER_ROLE, the SDK's configuration, a SageMaker notebook's own."""
+        """The ARN for jobs of a kind: --role, SAGEMAKER_ROLE, the SDK's configuration, a SageMaker notebook's own."""
         path = TRAINING_JOB_ROLE_ARN_PATH if kind.endswith("training") else MODEL_EXECUTION_ROLE_ARN_PATH
         given = self._given_role or os.environ.get("SAGEMAKER_ROLE")
         role = given or resolve_value_from_config(None, path, sagemaker_session=self.session)
@@ -120,31 +139,39 @@ class Aws:
         raise Failure("no IAM role: give --role, set SAGEMAKER_ROLE or name one in the SDK's configuration file")
 
     @functools.cached_property
+    def root(self) -> str:
+        """The URI, without a slash at its end, of what jobs put into S3."""
+        return s3_path_join("s3://", self._named_bucket or self._own_bucket, self.session.default_bucket_prefix, FOLDER)
+
+    @property
+    def _named_bucket(self) -> str | None:
+        return resolve_value_from_config(None, SESSION_DEFAULT_S3_BUCKET_PATH, sagemaker_session=self.session)
+
+    @property
+    def _own_bucket(self) -> str:
+        """The SDK's default one."""
+        return f"sagemaker-{self.boto.region_name}-{self._caller['Account']}"
+
+    @functools.cached_property
     def bucket(self) -> str:
         """The one that the SDK's configuration names, which has to exist, or the SDK's default one, made if missing."""
-        named = resolve_value_from_config(None, SESSION_DEFAULT_S3_BUCKET_PATH, sagemaker_session=self.session)
-        own = None if named else self._caller["Account"]
-        name = named or f"sagemaker-{self.boto.region_name}-{own}"
+        name = self._named_bucket or self._own_bucket
+        own = None if self._named_bucket else self._caller["Account"]
         if not checks.bucket_exists(self.boto, name, own):
-            if named:
-                raise Failure(f"bucket {name}, which the SDK's configuration names: there is none of this name")
-            self._make_bucket(name)
+            if self._named_bucket:
+                raise Failure(f"there is no bucket {name}, which the SDK's configuration names")
+            place = {"CreateBucketConfiguration": {"LocationConstraint": self.boto.region_name}}
+            self.session.s3_client.create_bucket(Bucket=name, **({} if self.boto.region_name == "us-east-1" else place))
         self.session._default_bucket = name  # the SDK asks for an account by an address that cannot be configured
         return name
 
-    def _make_bucket(self, name: str) -> None:
-        place = {"CreateBucketConfiguration": {"LocationConstraint": self.boto.region_name}}
-        self.session.s3_client.create_bucket(Bucket=name, **({} if self.boto.region_name == "us-east-1" else place))
-        print(f"made bucket {name}, the SageMaker SDK's default one in this region")
-
     def folder(self, name: str) -> str:
         """The URI, without a slash at its end, of what belongs to a job or an endpoint in S3; marked as made here."""
-        uri = s3_path_join("s3://", self.bucket, self.session.default_bucket_prefix, FOLDER, name)
         if name not in self._folders:
-            bucket, key = _bucket_and_key(f"{uri}/{MARKER}")
-            self.session.s3_client.put_object(Bucket=bucket, Key=key, Body=b"", Tagging=f"{TAG}={name}")
+            _, key = _bucket_and_key(f"{self.root}/{name}/{MARKER}")
+            self.session.s3_client.put_object(Bucket=self.bucket, Key=key, Body=b"", Tagging=f"{TAG}={name}")
             self._folders.add(name)
-        return uri
+        return f"{self.root}/{name}"
 
     def upload(self, uri: str, name: str, part: str) -> str:
         """Send what lies on this machine to `part` of the folder of `name`; returns its URI in S3.
@@ -157,14 +184,15 @@ class Aws:
         files = list(listed)
         target = f"{self.folder(name)}/{part}"
         size = sum(size for _, size in files)
-        print(f"uploading {len(files)} files, {size / 1e6:.1f} MB, to {target}", flush=True)
+        verb = "would upload" if self.dry_run else "uploading"
+        print(f"{verb} {len(files)} files, {size / 1e6:.1f} MB, to {target}", flush=True)
         if not self.dry_run:
             self._send(root, files, target, size)
         return f"{target}/" if storage.local_path(uri).is_dir() else f"{target}/{files[0][0]}"
 
     def _send(self, root: str, files: list[tuple[str, int]], target: str, size: int) -> None:
         bucket, prefix = _bucket_and_key(target)
-        client = self.boto.client("s3", config=Config(retries=RETRIES, max_pool_connections=4 * UPLOADS))
+        client = self.boto.client("s3", config=Config(max_pool_connections=4 * UPLOADS))
         with (
             tqdm(total=size, unit="B", unit_scale=True, leave=False, disable=None) as bar,  # on a terminal alone
             ThreadPoolExecutor(UPLOADS) as pool,
@@ -199,7 +227,6 @@ class Aws:
     def tell_costs(self, kind: str, name: str) -> None:
         """Say what costs, and how to end it."""
         if self.dry_run:
-            print("\nnothing was sent; without --dry-run it costs while it runs")
             return
         ends = "until it is deleted" if kind == "endpoint" else "while it runs"
         command = f"python -m jobs.cleanup --backend aws --only {kind}/{name} --yes"
@@ -224,11 +251,7 @@ class Aws:
 
     def others(self) -> list[Thing]:
         """Images and data."""
-        found = leftovers.images(self.boto, TAG)
-        name, prefix = _bucket_and_key(self._folders_root() + "/")
-        if checks.bucket_exists(self.boto, name, None):
-            found += leftovers.folders(self.session.s3_client, name, prefix, MARKER, TAG)
-        return found
+        return [*leftovers.images(self.boto, TAG), *leftovers.folders(self.session.s3_client, self.root, MARKER, TAG)]
 
     def _is_our_endpoint(self, name: str) -> bool:
         """Whether an endpoint is, or was, made by the jobs."""
@@ -238,6 +261,12 @@ class Aws:
             if "Could not find" in str(error):
                 return True
             raise
+
+    def _in_registry(self, image: str) -> str:
+        """The URI of an image of this account's own registry."""
+        region = self.boto.region_name
+        suffix = "amazonaws.com.cn" if region.startswith("cn-") else "amazonaws.com"
+        return f"{self._caller['Account']}.dkr.ecr.{region}.{suffix}/{image}"
 
     @property
     def _training_version(self) -> dict:

@@ -101,6 +101,6 @@ def _asked(what: str, ask: Callable) -> str:
         if code in DENIED:
             return "not checked: these credentials may not look"
         if code in MISSING:
-            raise Failure(f"{what}: there is none of this name") from None
+            raise Failure(f"there is no {what}") from None
         raise
     return "there"

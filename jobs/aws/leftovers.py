@@ -1,9 +1,12 @@
 """What the jobs leave on AWS beside SageMaker's own things: scaling policies with their alarms, images, data in S3."""
 
+import contextlib
+from collections.abc import Iterator
 from functools import partial
 
 from botocore.exceptions import ClientError
 
+from jobs.aws.checks import DENIED
 from jobs.aws.endpoints import DIMENSION, POLICY
 from jobs.things import Thing, every
 
@@ -16,19 +19,20 @@ def tag_of(tags: list[dict], key: str) -> str | None:
 
 
 def scalings(boto, is_ours, endpoint: str | None = None) -> list[Thing]:
-    """Scaling policies that the jobs made: by their name, and by the endpoint, which is ours or gone."""
+    """Scaling policies that the jobs made, of one endpoint or of all: by their name and the endpoint, if it is ours."""
     client = boto.client("application-autoscaling")
-    found = every(client, "describe_scaling_policies", "ScalingPolicies", **NAMESPACE)
-    named = [(policy["ResourceId"].split("/")[1], policy) for policy in found if policy["PolicyName"] == POLICY]
-    return [
-        Thing("scaling", name, "-", policy["CreationTime"], "its alarms", partial(_delete_scaling, boto, policy))
-        for name, policy in named
-        if endpoint in (None, name) and is_ours(name)
-    ]
+    with _allowed("scaling"):
+        found = every(client, "describe_scaling_policies", "ScalingPolicies", **NAMESPACE)
+        named = [(policy["ResourceId"].split("/")[1], policy) for policy in found if policy["PolicyName"] == POLICY]
+        return [
+            Thing("scaling", name, "-", policy["CreationTime"], "its alarms", partial(_delete_scaling, client, policy))
+            for name, policy in named
+            if endpoint in (None, name) and is_ours(name)
+        ]
+    return []
 
 
-def _delete_scaling(boto, policy: dict) -> None:
-    client = boto.client("application-autoscaling")
+def _delete_scaling(client, policy: dict) -> None:
     target = {**NAMESPACE, "ResourceId": policy["ResourceId"], "ScalableDimension": DIMENSION}
     client.delete_scaling_policy(**target, PolicyName=POLICY)  # with its alarms
     client.deregister_scalable_target(**target)
@@ -38,26 +42,32 @@ def images(boto, tag: str) -> list[Thing]:
     """Repositories of ECR that have the tag, with all images in them."""
     client = boto.client("ecr")
     found = []
-    for repository in every(client, "describe_repositories", "repositories", "nextToken"):
-        tags = client.list_tags_for_resource(resourceArn=repository["repositoryArn"])["tags"]
-        if tag_of(tags, tag) is not None:
-            name = repository["repositoryName"]
-            delete = partial(client.delete_repository, repositoryName=name, force=True)
-            found.append(Thing("image", name, "-", repository["createdAt"], "storage", delete))
+    with _allowed("images"):
+        for repository in every(client, "describe_repositories", "repositories", "nextToken"):
+            tags = client.list_tags_for_resource(resourceArn=repository["repositoryArn"])["tags"]
+            if tag_of(tags, tag) is not None:
+                name = repository["repositoryName"]
+                delete = partial(client.delete_repository, repositoryName=name, force=True)
+                found.append(Thing("image", name, "-", repository["createdAt"], "storage", delete))
     return found
 
 
-def folders(client, bucket: str, prefix: str, marker: str, tag: str) -> list[Thing]:
-    """The folders below the prefix, which ends with a slash, whose object `marker` has the tag."""
+def folders(client, root: str, marker: str, tag: str) -> list[Thing]:
+    """The folders right below the URI `root` whose object `marker` has the tag."""
+    bucket, _, prefix = root.removeprefix("s3://").partition("/")
     found = []
-    for page in client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix, Delimiter="/"):
-        for folder in (item["Prefix"] for item in page.get("CommonPrefixes", ())):
-            if _marked(client, bucket, folder + marker, tag):
-                sizes = [item["Size"] for item in _objects(client, bucket, folder)]
-                status = f"{len(sizes)} objects, {sum(sizes) / 1e6:.1f} MB"
-                delete = partial(_delete_folder, client, bucket, folder)
-                found.append(Thing("s3", folder[len(prefix) : -1], status, None, "storage", delete))
+    with _allowed("data in S3"):
+        for page in client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=f"{prefix}/", Delimiter="/"):
+            for folder in (item["Prefix"] for item in page.get("CommonPrefixes", ())):
+                if _marked(client, bucket, folder + marker, tag):
+                    found.append(_folder(client, bucket, folder))
     return found
+
+
+def _folder(client, bucket: str, folder: str) -> Thing:
+    sizes = [item["Size"] for page in _pages(client, bucket, folder) for item in page]
+    status = f"{len(sizes)} objects, {sum(sizes) / 1e6:.1f} MB"
+    return Thing("s3", folder.split("/")[-2], status, None, "storage", partial(_delete_folder, client, bucket, folder))
 
 
 def _marked(client, bucket: str, key: str, tag: str) -> bool:
@@ -69,13 +79,25 @@ def _marked(client, bucket: str, key: str, tag: str) -> bool:
         raise
 
 
-def _objects(client, bucket: str, folder: str):
+def _pages(client, bucket: str, folder: str) -> Iterator[list[dict]]:
     for page in client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=folder):
-        yield from page.get("Contents", ())
+        if page.get("Contents"):
+            yield page["Contents"]
 
 
 def _delete_folder(client, bucket: str, folder: str) -> None:
-    for page in client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=folder):
-        keys = [{"Key": item["Key"]} for item in page.get("Contents", ())]
-        if keys:
-            client.delete_objects(Bucket=bucket, Delete={"Objects": keys, "Quiet": True})
+    for page in _pages(client, bucket, folder):
+        client.delete_objects(Bucket=bucket, Delete={"Objects": [{"Key": item["Key"]} for item in page], "Quiet": True})
+
+
+@contextlib.contextmanager
+def _allowed(what: str) -> Iterator[None]:
+    """Go on without what these credentials may not look at, saying so."""
+    try:
+        yield
+    except ClientError as error:
+        code = error.response["Error"]["Code"]
+        if code in DENIED:
+            print(f"not listed: {what}, at which these credentials may not look")
+        elif code != "NoSuchBucket":
+            raise
