@@ -208,15 +208,17 @@ class Aws:
 
         `kind` is one of checks.QUOTAS, `inputs` and `outputs` are URIs that it reads and writes. Raises Failure.
         """
+        known = self.instance_type and checks.instance_type(self.session.sagemaker_client, kind, self.instance_type)
         rows = [
             ["credentials", "accepted"],
+            *([[self.instance_type, known]] if known else ()),
             ["role", checks.role(self.boto, self.role(kind))],
             ["image", checks.image(self.boto, self.image_uri) if self.image_uri else self._managed_image(kind)],
             *(["data", checks.data(self.boto, uri)] for uri in inputs if uri.startswith("s3://")),
             *([f"bucket {_bucket_and_key(uri)[0]}", checks.bucket(self.boto, uri)] for uri in outputs if uri),
         ]
         if self.instance_type:
-            rows.append([f"quota of {self.instance_type}", checks.quota(self.boto, kind, self.instance_type, count)])
+            rows.append(["quota", checks.quota(self.boto, kind, self.instance_type, count)])
         print(console.table(["checked", "found"], rows), flush=True)
         return True
 

@@ -3,6 +3,7 @@
 A check that the caller's permissions do not allow is no failure: it says that it was not made.
 """
 
+import difflib
 import re
 from collections.abc import Callable
 
@@ -16,6 +17,13 @@ ECR_IMAGE = re.compile(
     r"(?P<account>\d{12})\.dkr\.ecr\.(?P<region>[\w-]+)\.amazonaws\.com(?:\.cn)?/"
     r"(?P<repository>[^:@]+)(?:@(?P<digest>sha256:\w+)|:(?P<tag>[\w.-]+))?"
 )
+# What botocore's model of SageMaker's API calls their instance types.
+SHAPES = {
+    "training": "TrainingInstanceType",
+    "spot training": "TrainingInstanceType",
+    "endpoint": "ProductionVariantInstanceType",
+    "transform": "TransformInstanceType",
+}
 # How the quotas of the service code sagemaker are named: https://docs.aws.amazon.com/general/latest/gr/sagemaker.html
 QUOTAS = {
     "training": "{} for training job usage",
@@ -73,6 +81,15 @@ def image(session, uri: str) -> str:
     client = session.client("ecr", region_name=found["region"])
     arguments = {"registryId": found["account"], "repositoryName": found["repository"], "imageIds": [named]}
     return _asked(f"image {uri}", lambda: client.describe_images(**arguments))
+
+
+def instance_type(client, kind: str, name: str) -> str:
+    """That SageMaker's API, as botocore knows it, has the type for this kind of job."""
+    known = client.meta.service_model.shape_for(SHAPES[kind]).enum
+    if name not in known:
+        near = difflib.get_close_matches(name, known) or ["ml.g4dn.xlarge"]
+        raise Failure(f"instance type {name}: boto3 knows no such {kind} type; expected one such as {', '.join(near)}")
+    return "known"
 
 
 def quota(session, kind: str, instance_type: str, count: int) -> str:

@@ -12,7 +12,7 @@ import pytest
 from aws_server import AwsServer
 
 from fastmaker import preprocess, serving
-from jobs import console
+from jobs import console, deploy, session
 from jobs.aws import backend
 from jobs.aws.endpoints import DIMENSION, POLICY
 
@@ -170,6 +170,36 @@ def test_a_model_is_deployed_to_instances_of_a_type_without_being_packed_again(a
     assert [tags(request)["fastmaker"] for request in (model, config, endpoint)] == ["e", "e", "e"]
 
 
+@pytest.mark.parametrize(("instance_type", "image"), [("ml.m7i.large", "2.6.0-cpu"), ("ml.g5.xlarge", "2.6.0-gpu")])
+def test_a_model_can_be_deployed_to_types_that_are_newer_than_moto(aws, run, instance_type, image):
+    out = succeeded(run(f"{DEPLOY} --instance-type {instance_type} --dry-run"))
+    assert f'"InstanceType": "{instance_type}"' in out
+    assert f"/pytorch-inference:{image}-py312" in out
+
+
+def test_what_is_for_aws_alone_is_said_and_left_out_on_this_machine(capsys):
+    words = "--model m --max 4 --data-capture 9 --async-output s3://a/b"
+    assert session.Local().endpoint(deploy.parse_args(words.split()), "e") == {}
+    assert capsys.readouterr().out == "on AWS alone, without effect here: --async-output, --data-capture, --max\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        ("--serverless-memory 1000", "expected one of 1024, 2048"),
+        ("--serverless-memory 1024 --max 2", "goes without"),
+        ("--async-output out", "begins with s3://"),
+        ("--data-capture 0", "expected 1 to 100"),
+        ("--max 2 --min 0", "expected 1 <= --min"),
+        ("--max 2 --instance-count 3", "--instance-count <= --max"),
+    ],
+)
+def test_bad_arguments_of_an_endpoint_on_aws_are_refused(run, words, reason):
+    status, _, error = run(f"jobs.deploy --model m {words}")
+    assert status == 2
+    assert reason in error
+
+
 def test_a_serverless_endpoint_needs_no_instance_type(aws, run):
     succeeded(run(f"{DEPLOY} --backend aws --serverless-memory 3072 --serverless-concurrency 9"))
     (variant,) = aws.sent("CreateEndpointConfig")[0]["ProductionVariants"]
@@ -245,10 +275,10 @@ def test_a_batch_job_over_a_manifest_and_another_for_what_it_left(aws, run, few)
     assert tags(again) == {"fastmaker": "again"}
 
 
-def test_an_endpoint_is_asked_through_its_api(session, digits_predictor, aws, run, few, digits_bundle):
+def test_an_endpoint_is_asked_through_its_api(digits_predictor, aws, run, few, digits_bundle):
     """What answers is a container of local mode, with the stock toolkit in it."""
     succeeded(run(f"{DEPLOY} --instance-type ml.c5.large"))
-    found = session.sagemaker_client.endpoints.read(digits_predictor.endpoint_name)
+    found = digits_predictor.sagemaker_session.sagemaker_client.endpoints.read(digits_predictor.endpoint_name)
     aws.containers["e"] = f"http://127.0.0.1:{found['servers'][0]['port']}"
     images = sorted((few / "7").glob("*.png"))[:3]
     out = succeeded(run(f"jobs.predict --backend aws --endpoint e --json {' '.join(map(str, images))}"))
@@ -441,6 +471,8 @@ NO_LIMIT = (
         (f"{TRAIN_ON_S3} --instance-type ml.g4dn.xlarge --image-uri fastmaker:7", {}, "there is no image"),
         (f"{TRAIN_ON_S3} --instance-type ml.g4dn.xlarge --image-uri docker.io/me/it", {}, "expected one in Amazon ECR"),
         ("jobs.train --data s3://given/nothing --instance-type ml.g4dn.xlarge", {}, "no object in S3 has this prefix"),
+        (f"{TRAIN_ON_S3} --instance-type ml.g4dn.xlarg", {}, "expected one such as ml.g4dn.xlarge"),
+        (f"{TRANSFORM} --instance-type ml.eia1.large", {}, "boto3 knows no such transform type"),
         (f"{DEPLOY} --instance-type ml.c5.large --async-output s3://missing/o", {}, "there is no bucket missing"),
         ("jobs.deploy --model s3://given/nothing --instance-type ml.c5.large", {}, "no object in S3 has this prefix"),
         ("jobs.cleanup --backend aws", {"ListEndpoints": THROTTLED}, "Rate exceeded"),
@@ -500,7 +532,7 @@ def test_credentials_that_may_not_look_are_told_what_was_not_checked(aws, run):
     aws.failures = dict.fromkeys(("GetRole", "ListServiceQuotas"), DENIED)
     out = succeeded(run(f"{DEPLOY} --instance-type ml.c5.large --role {ROLE}"))
     assert re.search(r"role +not checked", out)
-    assert re.search(r"quota of ml.c5.large +not checked: Service Quotas says AccessDeniedException", out)
+    assert re.search(r"quota +not checked: Service Quotas says AccessDeniedException", out)
 
 
 def test_the_sdks_configuration_file_gives_role_bucket_network_keys_and_tags(aws, run, tmp_path, monkeypatch):

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 
+import boto3
 import jsonschema
 import pytest
 import sagemaker.session
@@ -52,6 +53,13 @@ def test_the_session_overrides_methods_that_the_sdk_still_has():
         assert hasattr(Session, name), name
     assert callable(sagemaker.session._check_job_status)
     assert "s3_endpoint_url" in inspect.signature(LocalSession).parameters
+
+
+def test_the_sdk_uses_the_bucket_that_a_session_on_aws_was_given():
+    session = Session(boto3.Session(region_name="us-east-1"))
+    session._default_bucket = "found"
+    assert session.default_bucket() == "found"
+    assert sagemaker.session.NOTEBOOK_METADATA_FILE.startswith("/opt/ml")
 
 
 def test_the_sdk_finds_that_telemetry_is_off(home):
