@@ -77,9 +77,10 @@ def main(args) -> str | None:
 
     with session.backend(args) as backend:
         archive = model_archive(args.model, backend.session)
-        if not backend.check("endpoint", max(args.instance_count, args.max or 0), [archive], [args.async_output]):
-            return None
         name = args.endpoint_name or name_from_base("fastmaker")
+        most = max(args.instance_count, args.max or 0)
+        if not backend.check("endpoint", name, most, [archive], [args.async_output]):
+            return None
         model = model_for(backend.upload(archive, name, "model"), args, backend)
         size = f"{args.serverless_memory} MB, serverless" if args.serverless_memory else None
         print(f"deploying {args.model} to {size or f'{args.instance_count} x {args.instance_type}'}", flush=True)

@@ -104,7 +104,7 @@ class Local:
     def tags(self, name: str) -> None:
         """On AWS: the tag of what is made."""
 
-    def check(self, kind: str, count: int, inputs: Iterable[str] = (), outputs: Iterable[str] = ()) -> bool:
+    def check(self, kind: str, name: str, count: int, inputs: Iterable[str] = (), outputs: Iterable[str] = ()) -> bool:
         """Whether to go on. On AWS: find out what a job of this kind may lack."""
         if self.dry_run:
             print("checked; here nothing costs, and no request is made: leave out --dry-run to run it")

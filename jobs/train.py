@@ -73,10 +73,10 @@ def main(args) -> str | None:
         print("without --checkpoints an interrupted job starts from the beginning")
     with session.backend(args) as backend:
         _check(channels, args.hyperparameters)
-        kind = "spot training" if args.spot else "training"
-        if not backend.check(kind, args.instance_count, channels.values(), [args.output, args.checkpoints]):
-            return None
         job = args.job_name or name_from_base("fastmaker")
+        kind = "spot training" if args.spot else "training"
+        if not backend.check(kind, job, args.instance_count, channels.values(), [args.output, args.checkpoints]):
+            return None
         inputs = {name: backend.upload(uri, job, f"data/{name}") for name, uri in channels.items()}
         estimator = estimator_for(args, backend, job)
         backend.tell_costs("training-job", job)

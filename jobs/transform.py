@@ -82,9 +82,9 @@ def _run(args, backend, kind: str, source: str, inputs: Inputs) -> str | None:
     from sagemaker.utils import name_from_base
 
     archive = deploy.model_archive(args.model, backend.session)
-    if not backend.check("transform", args.instance_count, [archive], [args.output]):
-        return None
     job = args.job_name or name_from_base("fastmaker")
+    if not backend.check("transform", job, args.instance_count, [archive], [args.output]):
+        return None
     model = deploy.model_for(backend.upload(archive, job, "model"), args, backend)
     source = backend.upload(source, job, "inputs")
     output = storage.uri_of(args.output) if args.output else backend.answers(job, source)

@@ -122,7 +122,9 @@ class Aws:
         config = client.describe_endpoint(EndpointName=endpoint)["EndpointConfigName"]
         if "AsyncInferenceConfig" not in client.describe_endpoint_config(EndpointConfigName=config):
             return self.session.sagemaker_runtime_client
-        return endpoints.AsyncRuntime(self.boto, self.folder(endpoint))
+        runtime = endpoints.AsyncRuntime(self.boto, self.folder(endpoint))
+        self._folders.clear()  # it is the endpoint's, and not made by what asks it
+        return runtime
 
     def tags(self, name: str) -> list[dict]:
         return [{"Key": TAG, "Value": name}]
@@ -203,11 +205,13 @@ class Aws:
 
             list(pool.map(send, (name for name, _ in files)))
 
-    def check(self, kind: str, count: int, inputs: Iterable[str] = (), outputs: Iterable[str] = ()) -> bool:
-        """Whether to go on: finds out, before anything is made or costs, what a job of this kind may lack.
+    def check(self, kind: str, name: str, count: int, inputs: Iterable[str] = (), outputs: Iterable[str] = ()) -> bool:
+        """Whether to go on: finds out, before anything is made or costs, what a job or an endpoint may lack.
 
-        `kind` is one of checks.QUOTAS, `inputs` and `outputs` are URIs that it reads and writes. Raises Failure.
+        `kind` is one of checks.QUOTAS, `count` of instances, `inputs` and `outputs` are URIs that it reads and writes.
+        Raises Failure.
         """
+        checks.name(self.session.sagemaker_client, kind, name)
         known = self.instance_type and checks.instance_type(self.session.sagemaker_client, kind, self.instance_type)
         rows = [
             ["credentials", "accepted"],

@@ -41,6 +41,19 @@ def caller(session) -> dict:
         raise Failure("no AWS credentials: set AWS_PROFILE, or run `aws configure`") from None
 
 
+def name(client, kind: str, name: str) -> None:
+    """That nothing has the name: what belongs to it would be overwritten in S3 before AWS refuses it."""
+    what = "endpoint" if kind == "endpoint" else f"{kind.split()[-1]}_job"
+    key = "".join(word.capitalize() for word in what.split("_")) + "Name"
+    try:
+        getattr(client, f"describe_{what}")(**{key: name})
+    except ClientError as error:
+        if error.response["Error"]["Code"] in ("ValidationException", "ResourceNotFound", "ResourceNotFoundException"):
+            return
+        raise
+    raise Failure(f"{what.replace('_', ' ')} {name} exists; AWS keeps the names of jobs for ever: choose another")
+
+
 def role(session, arn: str) -> str:
     name = arn.rpartition("/")[2]
     return _asked(f"role {name}", lambda: session.client("iam").get_role(RoleName=name))

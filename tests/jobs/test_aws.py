@@ -316,11 +316,17 @@ def test_a_dry_run_prints_what_is_sent_without_it_and_sends_nothing(aws, run, co
     out = succeeded(run(f"{command} --dry-run"))
     assert [name for name in aws.changes() if name != "AssumeRole"] == []
     assert "nothing was sent" in out
-    printed = dict(re.findall(r"^[\w -]+ (\w+)\n(\{.*?^\})", out, re.MULTILINE | re.DOTALL))
+    requests = printed(out)
     succeeded(run(command))
     for operation in operations:
         (sent,) = aws.sent(operation)
-        assert without_times(json.loads(printed[operation])) == without_times(sent), operation
+        assert without_times(requests[operation]) == without_times(sent), operation
+
+
+def printed(out: str) -> dict[str, dict]:
+    """The requests that a dry run has printed, by their operations."""
+    found = re.findall(r"^[\w -]+ (\w+)\n(\{.*?^\})", out, re.MULTILINE | re.DOTALL)
+    return {operation: json.loads(request) for operation, request in found}
 
 
 def without_times(request: dict) -> str:
@@ -424,12 +430,12 @@ def test_cleanup_deletes_what_the_jobs_made_and_nothing_else_and_may_run_again(a
 
 
 def test_cleanup_of_an_endpoint_takes_its_scaling_configuration_and_models(aws, run):
-    everything_is_made(run)
+    succeeded(run(f"{DEPLOY} --instance-type ml.c5.large --max 4"))
+    succeeded(run(f"{TRANSFORM} --instance-type ml.c5.large"))
     before = what_is_there()
     succeeded(run("jobs.cleanup --backend aws --endpoint e"))
     gone = before - what_is_there()
-    assert {name.split()[0] for name in gone} == {"endpoint", "config", "model", "policy", "target"}
-    assert len([name for name in gone if name.startswith("model")]) == 1
+    assert sorted(name.split()[0] for name in gone) == ["config", "endpoint", "model", "policy", "target"]
 
 
 def test_cleanup_refuses_an_endpoint_of_others(aws, run):
@@ -483,6 +489,17 @@ def test_what_is_missing_is_told_in_one_line_before_anything_is_made(aws, run, c
     aws.failures = failures
     assert reason in failed(run(command))
     assert aws.changes() == []
+
+
+@pytest.mark.parametrize(
+    "command", [f"{DEPLOY} --instance-type ml.c5.large", f"{TRANSFORM} --instance-type ml.c5.large"]
+)
+def test_a_name_that_is_taken_is_refused_before_its_data_are_overwritten(aws, run, command):
+    succeeded(run(command))
+    before, requests = what_is_there(), len(aws.requests)
+    assert "choose another" in failed(run(command))
+    assert what_is_there() == before
+    assert all(name.startswith(("Describe", "Get")) for name, _ in aws.requests[requests:])
 
 
 def test_no_quota_for_a_type_is_told_before_anything_is_made(aws, run):
@@ -550,9 +567,8 @@ def test_the_sdks_configuration_file_gives_role_bucket_network_keys_and_tags(aws
     file.write_text(json.dumps({"SchemaVersion": "1.0", "SageMaker": settings}))
     monkeypatch.setenv("SAGEMAKER_USER_CONFIG_OVERRIDE", str(file))
     monkeypatch.delenv("SAGEMAKER_ROLE")
-    succeeded(run(f"{TRAIN_ON_S3} --instance-type ml.g4dn.xlarge"))
-    (request,) = aws.sent("CreateTrainingJob")
-    assert request["RoleArn"] == ROLE
+    request = printed(succeeded(run(f"{TRAIN_ON_S3} --instance-type ml.g4dn.xlarge --dry-run")))["CreateTrainingJob"]
+    assert request["RoleArn"] == ROLE.replace(ACCOUNT, "*" * 12)
     assert request["VpcConfig"] == network
     assert request["OutputDataConfig"] == {"S3OutputPath": "s3://given/ours/fastmaker", "KmsKeyId": "key"}
     assert tags(request) == {"fastmaker": "j", "team": "vision"}

@@ -81,7 +81,7 @@ def test_from_a_folder_to_an_answer_by_the_commands_that_each_step_names(run, fe
     assert "no image that Pillow can read" in table.stdout.decode()
 
     listed = run("jobs.cleanup")
-    assert {"endpoint", "configuration", "model", "training"} <= set(listed.stdout.decode().split())
+    assert {"endpoint", "endpoint-config", "model", "training-job"} <= set(listed.stdout.decode().split())
     cleaned = run("jobs.cleanup", "--all", "--yes")
     assert cleaned.returncode == 0, cleaned.stderr.decode()
     assert run("jobs.cleanup").stdout.decode().strip() == "nothing is left"
@@ -152,7 +152,12 @@ def test_several_hosts_train_and_each_line_says_whose_it_is(run, few, tmp_path):
         ("jobs.train --data nowhere", 2, "expected a directory"),
         ("jobs.train --data {digits} --arch resnet99", 2, "expected one of convnet, resnet18"),
         ("jobs.train --data {digits} --epochs many", 2, "invalid int value"),
-        ("jobs.train --data {digits} --instance-type ml.p3.2xlarge", 2, "expected one of local, local_gpu"),
+        (
+            "jobs.train --data {digits} --instance-type p3.2xlarge",
+            2,
+            "expected local, local_gpu or one that begins with ml.",
+        ),
+        ("jobs.train --data {digits} --backend aws", 2, "expected an --instance-type that begins with ml."),
         ("jobs.train --data {digits} --instance-count 0", 2, "expected at least 1"),
         ("jobs.train --data {digits} --distribution mpi", 2, "invalid choice: 'mpi'"),
         ("jobs.train --data {digits} --max-wait 60", 2, "give --spot as well"),
