@@ -110,6 +110,10 @@ def _retry(args, backend) -> str | None:
     source = description["TransformInput"]["DataSource"]["S3DataSource"]
     output = description["TransformOutput"]["S3OutputPath"].rstrip("/")
     with manifest.listed(source["S3DataType"], source["S3Uri"]) as inputs:
+        if backend.dry_run:
+            missing = sum(1 for _ in inputs.unanswered(output))
+            print(f"would transform {missing} of {inputs.count} objects, those without an answer")
+            return None
         failed = f"{output}-retry.json"
         count = manifest.write(failed, inputs.prefix, inputs.unanswered(output))
         if not count:
@@ -120,12 +124,12 @@ def _retry(args, backend) -> str | None:
         transformer.env = description.get("Environment")
         job = args.job_name or name_from_base(args.retry_failed)
         transformer.tags = backend.tags(job)
-        arguments = {"job_name": job, "wait": not backend.dry_run, "logs": False, **_described_arguments(description)}
+        backend.tell_costs("transform-job", job)
+        arguments = _described_arguments(description)
         try:
-            transformer.transform(failed, "ManifestFile", **arguments)
+            transformer.transform(failed, "ManifestFile", job_name=job, logs=False, **arguments)
         finally:
-            if not backend.dry_run:
-                _report(args, backend, job, inputs, count)
+            _report(args, backend, job, inputs, count)
     return job
 
 

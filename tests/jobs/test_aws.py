@@ -266,7 +266,10 @@ def test_a_batch_job_over_a_manifest_and_another_for_what_it_left(aws, run, few)
     assert "python -m jobs.transform --backend aws --retry-failed t" in out
 
     s3.put_object(Bucket="given", Key="out/a.png.out", Body=b'{"label": "7"}')
-    succeeded(run("jobs.transform --backend aws --retry-failed t --job-name again"))
+    retry = "jobs.transform --backend aws --retry-failed t --job-name again"
+    assert "would transform 1 of 2 objects" in succeeded(run(f"{retry} --dry-run"))
+    assert len(aws.sent("CreateTransformJob")) == 1
+    succeeded(run(retry))
     again = aws.sent("CreateTransformJob")[1]
     uri = again["TransformInput"]["DataSource"]["S3DataSource"]["S3Uri"]
     assert json.loads(s3.get_object(Bucket="given", Key=uri.removeprefix("s3://given/"))["Body"].read())[1:] == [
