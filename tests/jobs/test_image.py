@@ -101,7 +101,7 @@ def serving_container(image, model, *options, port_inside=8080):
 def await_health(name) -> None:
     def healthy() -> bool:
         assert docker("inspect", "--format", "{{.State.Running}}", name) == "true", docker("logs", name)
-        return subprocess.run(["docker", "exec", name, "python", "/opt/fastmaker/serve.py", "healthy"]).returncode == 0
+        return subprocess.run(["docker", "exec", name, "python", "/opt/fastmaker/run.py", "healthy"]).returncode == 0
 
     wait_until(healthy, 60)
 
