@@ -56,7 +56,7 @@ RUN apt-get update \
     && apt-get install --yes --no-install-recommends build-essential python3-dev \
     && python3 -m venv /opt/venv
 COPY constraints.txt /opt/fastmaker/
-RUN /opt/venv/bin/pip wheel --no-cache-dir --no-deps --wheel-dir /opt/wheels \
+RUN /opt/venv/bin/pip wheel --use-pep517 --no-cache-dir --no-deps --wheel-dir /opt/wheels \
         $(grep '^sagemaker-training=' /opt/fastmaker/constraints.txt)
 
 FROM serving AS training
@@ -64,6 +64,5 @@ COPY --from=toolkit /opt/wheels /opt/wheels
 RUN pip install --constraint /opt/fastmaker/constraints.txt --find-links /opt/wheels fastai \
         sagemaker-pytorch-training sagemaker-training
 ENV SAGEMAKER_TRAINING_MODULE=sagemaker_pytorch_container.training:main
-CMD ["train"]
 
 FROM serving

@@ -96,12 +96,16 @@ def healthy() -> None:
 def train() -> None:
     """Run the training job; SIGTERM goes on to its script, which the toolkit would not tell."""
     try:
-        from sagemaker_training import modules
+        from sagemaker_pytorch_container import training
+        from sagemaker_training import modules, torch_distributed
         from sagemaker_training.cli.train import main
     except ImportError:
         sys.exit("error: this image serves alone; `docker build --target training` makes one that trains as well")
     import psutil
     import requirements
+
+    if port := os.environ.get("FASTMAKER_MASTER_PORT"):  # where hosts share a machine with those of other jobs
+        training.MASTER_PORT = torch_distributed.MASTER_PORT = port
 
     # pip runs for what is missing alone, so that a job needs no network.
     modules.has_requirements = lambda path: not requirements.met(Path(path, "requirements.txt"))

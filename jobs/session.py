@@ -34,13 +34,9 @@ def session(instance_type: str = "local", backend: str = "process"):
     if instance_type not in LOCAL_TYPES:
         raise ValueError(f"--instance-type {instance_type!r}: expected one of {', '.join(LOCAL_TYPES)}")
     with _no_grammars():
-        if backend == "docker":
-            from sagemaker.local import LocalSession
+        from jobs.local import DockerSession, ProcessSession
 
-            return LocalSession()
-        from jobs.local import ProcessSession
-
-        return ProcessSession()
+        return DockerSession() if backend == "docker" else ProcessSession()
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""One container as processes: its opt/ml tree, environment, toolkit process, log and stop.
+"""One container as processes, or one of Docker's: its opt/ml tree, environment, toolkit process, log and stop.
 
 The toolkits take SAGEMAKER_BASE_DIR in place of /opt/ml. What a container starts shares a process session, and is
 found and ended by it, from any process of the same user.
@@ -21,6 +21,7 @@ from pathlib import Path
 
 import psutil
 
+from jobs.local import docker
 from jobs.local.requirements import met
 
 # What a container sees of the caller's environment: how to reach things, never what to compute.
@@ -119,6 +120,7 @@ class Container:
     def stop(self, grace_seconds: float) -> None:
         """SIGTERM, then SIGKILL to what is left after `grace_seconds`; returns when nothing runs."""
         stop_processes(self.processes, grace_seconds)
+        docker.remove(self.root)
 
     def close(self, grace_seconds: float = 0) -> None:
         """Stop what runs and remove the temporary files; logs and results stay."""
