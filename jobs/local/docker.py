@@ -1,8 +1,8 @@
 """Docker in place of processes: what a container of an image is started with, and how it is ended.
 
-A container belongs to the directory of a `Container`, which holds its name. `docker run` stays in the foreground, as the
-process of that Container: it passes on the log, SIGTERM and the exit status. A container outlives a `docker run` that
-is killed, which `remove` is for.
+A container belongs to the directory of a `Container`, which holds its name. `docker run` stays in the foreground as
+the process of that Container: it passes on the log, SIGTERM and the exit status. A container outlives a `docker run`
+that is killed, which `remove` is for.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""Whether a requirements.txt asks for anything that this environment lacks; the image of the Dockerfile asks it, too."""
+"""Whether a requirements.txt asks for anything that this environment lacks; in the image of the Dockerfile as well."""
 
 import importlib.metadata
 from pathlib import Path
@@ -7,7 +7,7 @@ from packaging.requirements import InvalidRequirement, Requirement
 
 
 def met(requirements: Path) -> bool:
-    """Whether each line is a plain requirement that this environment meets; a file that is not there asks for nothing."""
+    """Whether each line is a plain requirement that this environment meets; a file that is missing asks for nothing."""
     lines = requirements.read_text("utf-8").splitlines() if requirements.is_file() else []
     for line in lines:
         line = line.split(" #")[0].strip()

@@ -1,69 +1,28 @@
 """The Dockerfile, built by a real engine (`make test-docker`): containers that serve as endpoints of local mode do."""
 
 import json
-import os
 import shutil
-import subprocess
 import time
-import uuid
 import zipfile
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import urllib3
-from local_mode import REPOSITORY, wait_until
+from engine import ONE_WORKER, await_health, docker, serving_container, started
+from local_mode import wait_until
 from test_abuse import Server, survives
 from test_package import ask, asked_for
 
 from fastmaker import preprocess, serving
 from jobs import package
-from jobs.local.container import free_ports
 
 pytestmark = pytest.mark.docker
 
-PUBLIC_BASE = "python:3.11-slim-bookworm"  # the Dockerfile's own
-CERTIFICATES = "etc/ssl/certs/ca-certificates.crt"
-ONE_WORKER = ["--env", "SAGEMAKER_MODEL_SERVER_WORKERS=1"]
 WORKERS = """
 import json, urllib.request
 workers = json.load(urllib.request.urlopen("http://127.0.0.1:8081/models/model"))[0]["workers"]
 print(*(worker["pid"] for worker in workers if worker["status"] == "READY"))
 """
-
-
-def docker(*words, check=True, **arguments) -> str:
-    done = subprocess.run(["docker", *map(str, words)], capture_output=True, text=True, **arguments)
-    assert done.returncode == 0 or not check, done.stderr[-3000:]
-    return (done.stdout + done.stderr).strip()
-
-
-@pytest.fixture(scope="module")
-def base_image(tmp_path_factory) -> str:
-    """FASTMAKER_BASE_IMAGE, else the Dockerfile's own, else one by debootstrap where no registry can be reached."""
-    if named := os.environ.get("FASTMAKER_BASE_IMAGE"):
-        return named
-    for words in (["image", "inspect", PUBLIC_BASE], ["pull", "--quiet", PUBLIC_BASE]):
-        if subprocess.run(["docker", *words], capture_output=True).returncode == 0:
-            return PUBLIC_BASE
-    own = "fastmaker-base:bookworm"
-    if subprocess.run(["docker", "image", "inspect", own], capture_output=True).returncode == 0:
-        return own
-    root = tmp_path_factory.mktemp("base")
-    packages = "--include=python3,python3-venv,ca-certificates"
-    subprocess.run(["debootstrap", "--variant=minbase", packages, "bookworm", root], check=True, capture_output=True)
-    # The engine builds in this machine's network, which may have certificates of its own.
-    shutil.copy(os.environ.get("SSL_CERT_FILE", f"/{CERTIFICATES}"), root / CERTIFICATES)
-    with subprocess.Popen(["tar", "-C", root, "-c", "."], stdout=subprocess.PIPE) as packed:
-        docker("import", "--change", f"ENV PIP_CERT=/{CERTIFICATES}", "-", own, stdin=packed.stdout)
-    shutil.rmtree(root)
-    return own
-
-
-@pytest.fixture(scope="module")
-def image(base_image) -> str:
-    docker("build", "--network=host", "--build-arg", f"BASE_IMAGE={base_image}", "-t", "fastmaker-test", REPOSITORY)
-    return "fastmaker-test"
 
 
 @pytest.fixture(scope="module")
@@ -76,34 +35,6 @@ def models(digits_bundle, scenes_bundle, tmp_path_factory) -> dict[str, Path]:
         shutil.copytree(source, folder / name)
         package.make_archive(source, name, folder / f"{name}-archive" / f"{name}.mar", "minWorkers: 1\nmaxWorkers: 1\n")
     return {name: folder / name for name in (*bundles, *(f"{name}-archive" for name in bundles))}
-
-
-@contextmanager
-def started(image, model, *options):
-    """The name of a container that serves the directory `model`, or tries to; it is gone afterwards."""
-    name = f"fastmaker-test-{uuid.uuid4()}"
-    docker("run", "--detach", "--name", name, "-v", f"{model}:/opt/ml/model:ro", *options, image, "serve")
-    try:
-        yield name
-    finally:
-        docker("rm", "--force", name)
-
-
-@contextmanager
-def serving_container(image, model, *options, port_inside=8080):
-    """The container's name and the URL of its port on this machine, once it is healthy."""
-    (port,) = free_ports(1)
-    with started(image, model, "-p", f"127.0.0.1:{port}:{port_inside}", *options) as name:
-        await_health(name)
-        yield name, f"http://127.0.0.1:{port}"
-
-
-def await_health(name) -> None:
-    def healthy() -> bool:
-        assert docker("inspect", "--format", "{{.State.Running}}", name) == "true", docker("logs", name)
-        return subprocess.run(["docker", "exec", name, "python", "/opt/fastmaker/run.py", "healthy"]).returncode == 0
-
-    wait_until(healthy, 60)
 
 
 @pytest.mark.parametrize("model", ["digits", "digits-archive"])
@@ -200,7 +131,8 @@ def test_a_directory_that_holds_no_model_ends_with_one_line(image, tmp_path, fil
 
 
 def test_a_command_that_the_image_lacks_ends_with_one_line(image):
-    assert docker("run", "--rm", image, "fly", check=False) == "error: expected one of serve, healthy, not fly"
+    assert docker("run", "--rm", image, "fly", check=False) == "error: expected one of serve, healthy, train, not fly"
+    assert docker("run", "--rm", image, "train", check=False).startswith("error: this image serves alone")
 
 
 def test_an_archive_without_model_json_says_so_in_the_log(image, models, tmp_path):

@@ -1,0 +1,137 @@
+"""Local mode with Docker, on the project's images: what processes pass, containers pass.
+
+The tests are those of endpoints, training and transform jobs, with another session.
+"""
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+
+import pytest
+from botocore.exceptions import ClientError
+from engine import docker
+from local_mode import REPOSITORY, deployed, estimator, script_mode, wait_until
+from sagemaker import image_uris
+
+# ruff: noqa: F401
+from test_abuse import test_bad_requests_are_refused_and_good_ones_answered_right_by_the_same_workers
+from test_endpoints import (
+    digit,
+    test_a_bad_request_gets_its_status_and_a_first_line_that_says_why,
+    test_a_model_that_cannot_load_fails_the_endpoint_with_its_reason,
+    test_a_predictor_of_the_sdk_works_unchanged,
+    test_a_server_that_died_shows_as_failed,
+    test_a_timeout_that_is_set_holds,
+    test_an_altered_bundle_fails_the_endpoint_naming_the_file,
+    test_an_archive_that_is_none_fails_the_endpoint,
+    test_an_endpoint_is_used_and_deleted_from_another_process,
+    test_an_entry_point_of_ones_own_is_repacked_and_a_worker_imports_no_fastai,
+    test_an_update_brings_the_new_model_and_a_failing_one_keeps_the_old,
+    test_several_instances_all_answer_and_all_go,
+    test_the_endpoint_gives_the_bits_that_the_bundle_gives,
+    test_two_endpoints_at_once_answer_from_their_own_models,
+)
+from test_job_scripts import next_command, one_line, run
+from test_training_jobs import (
+    SLEEPS,
+    data,
+    log_of,
+    start,
+    test_a_job_longer_than_max_run_is_stopped,
+    test_a_job_sees_its_own_environment_and_not_the_callers,
+    test_a_job_that_is_stopped_at_once_is_stopped,
+    test_a_job_whose_own_process_is_killed_is_failed_and_leaves_nothing_running,
+    test_a_script_that_is_killed_fails_the_job,
+    test_a_script_that_raises_fails_the_job_with_its_reason_and_leaves_no_model,
+    test_fit_runs_anybodys_script_with_its_hyperparameters_channels_and_outputs,
+)
+from test_training_on_hosts import (
+    test_a_host_that_fails_ends_the_job_and_is_named,
+    test_checkpoints_are_taken_away_while_a_job_runs_and_brought_to_the_next,
+    test_hosts_meet_have_their_shards_and_leave_one_model,
+    test_two_jobs_of_two_hosts_at_once_do_not_meet_each_other,
+)
+from test_transform_jobs import (
+    echo,
+    test_a_bad_manifest_is_refused_in_one_line_before_a_server_starts,
+    test_a_container_knows_that_it_serves_a_batch_job,
+    test_a_job_that_is_stopped_keeps_what_is_whole_and_leaves_nothing_running,
+    test_a_model_that_cannot_be_loaded_fails_the_job_with_its_reason,
+    test_broken_objects_fail_the_job_and_a_retry_leaves_the_others_untouched,
+    test_json_lines_are_filtered_joined_and_filtered_again,
+    test_the_default_call_of_the_sdk_shows_the_logs_and_the_answers_lie_beside_no_partial_file,
+)
+
+from jobs.local import DockerSession
+from jobs.local.docker import LABEL
+
+pytestmark = pytest.mark.docker
+
+
+def containers_below(folder) -> list[str]:
+    """The names of containers that belong to a directory below `folder`."""
+    listed = docker("ps", "--all", "--filter", f"label={LABEL}", "--format", f'{{{{.Names}}}} {{{{.Label "{LABEL}"}}}}')
+    names = dict(line.split(maxsplit=1) for line in listed.splitlines())
+    return [name for name, root in names.items() if root.startswith(f"{folder}{os.sep}")]
+
+
+@pytest.fixture(scope="session")
+def session(home, training_image):
+    """A session that takes the project's image where the SDK names AWS's; no container is left behind."""
+    session = DockerSession(home=home)
+    arguments = {"py_version": "py312", "instance_type": "ml.c5.large"}
+    versions = {"training": "2.8.0", "inference": "2.6.0"}
+    names = [
+        image_uris.retrieve("pytorch", session.boto_region_name, version, image_scope=scope, **arguments)
+        for scope, version in versions.items()
+    ]
+    for name in names:
+        docker("tag", training_image, name)
+    yield session
+    for name in names:
+        docker("image", "rm", name)
+    assert not containers_below(home)
+
+
+@pytest.fixture(scope="session")
+def digits_predictor(session, digits_archive):
+    with deployed(session, digits_archive) as predictor:
+        yield predictor
+
+
+def test_an_endpoint_is_reached_from_this_machine_alone(session, digits_predictor, home):
+    (name,) = containers_below(home / "endpoints" / digits_predictor.endpoint_name)
+    assert docker("port", name).splitlines()[0].split(" -> ")[1].startswith("127.0.0.1:")
+    assert len(docker("port", name).splitlines()) == 1
+
+
+def test_a_container_is_told_to_stop_and_its_script_hears_it(session, write_script):
+    """SageMaker's training toolkit does not pass SIGTERM on; the image does."""
+    source = write_script(
+        """
+        import os, signal, sys, time
+        def stop(*_):
+            open(os.path.join(os.environ["SM_MODEL_DIR"], "last words"), "w").close()
+            sys.exit(143)
+        signal.signal(signal.SIGTERM, stop)
+        print("asleep", flush=True)
+        time.sleep(600)
+        """
+    )
+    name = start(session, source)
+    wait_until(lambda: "asleep" in log_of(session, name))
+    session.stop_training_job(name)
+    session.wait_for_job(name)
+    assert (session.sagemaker_client.training_jobs.directory(name) / "algo-1" / "model" / "last words").exists()
+
+
+def test_an_image_that_is_not_there_is_refused_before_anything_starts(session, write_script, digits_archive):
+    jobs = session.sagemaker_client.training_jobs.names()
+    with pytest.raises(ClientError, match=r"no image nobody-made-this on this machine: .*jobs\.image build"):
+        estimator(session, write_script("pass"), image_uri="nobody-made-this").fit()
+    with pytest.raises(ClientError, match="no image nobody-made-this on this machine"):
+        script_mode(session, digits_archive).deploy(1, "local", image_uri="nobody-made-this")
+    assert session.sagemaker_client.training_jobs.names() == jobs
