@@ -104,6 +104,7 @@ def train() -> None:
     import psutil
     import requirements
 
+    sys.path.pop(0)  # this folder, whose module names are ours alone: scripts are given the toolkit's path
     if port := os.environ.get("FASTMAKER_MASTER_PORT"):  # where hosts share a machine with those of other jobs
         training.MASTER_PORT = torch_distributed.MASTER_PORT = port
 

@@ -1,15 +1,18 @@
 """The Dockerfile, built by a real engine (`make test-docker`): containers that serve as endpoints of local mode do."""
 
+import io
 import json
 import shutil
+import subprocess
 import time
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 import urllib3
 from engine import ONE_WORKER, await_health, docker, serving_container, started
-from local_mode import wait_until
+from local_mode import REPOSITORY, wait_until
 from test_abuse import Server, survives
 from test_package import ask, asked_for
 
@@ -146,3 +149,105 @@ def test_an_archive_without_model_json_says_so_in_the_log(image, models, tmp_pat
                 lacking.writestr(name, whole.read(name))
     with started(image, tmp_path) as name:
         wait_until(lambda: "model.json: missing; is" in docker("logs", name), 60)
+
+
+# What a container is not to need: packages from an index, and pickles.
+FORBID = """
+import torch
+
+load = torch.load
+
+
+def weights(*arguments, **options):
+    if not options.get("weights_only"):
+        raise RuntimeError("torch.load may unpickle anything here")
+    return load(*arguments, **options)
+
+
+torch.load = weights
+"""
+ASK = """
+import sys, urllib.request
+headers = {"Content-Type": "image/png", "Accept": "application/x-npy"}
+request = urllib.request.Request("http://127.0.0.1:8080/invocations", sys.stdin.buffer.read(), headers)
+sys.stdout.buffer.write(urllib.request.urlopen(request).read())
+"""
+
+
+@pytest.fixture
+def bare(tmp_path):
+    """Options of a container that has neither root, nor pip, nor a network, nor unpickles what torch.load reads."""
+    (tmp_path / "forbid").mkdir()
+    (tmp_path / "forbid" / "sitecustomize.py").write_text(FORBID)
+    tmp_path.chmod(0o755)
+    options = ["--user", "4321:4321", "--network", "none", "--tmpfs", "/opt/venv/lib/python3.11/site-packages/pip"]
+    return [*options, "--volume", f"{tmp_path}/forbid:/opt/forbid:ro", "--env", "PYTHONPATH=/opt/forbid"]
+
+
+def test_what_a_bare_container_lacks_it_lacks(image, bare):
+    for words in (["-m", "pip", "--version"], ["-c", "import torch; torch.load('x')"]):
+        command = ["run", "--rm", *bare, "--entrypoint", "python", image, *words]
+        said = docker(*command, check=False)
+        assert "No module named pip" in said or "may unpickle anything" in said
+    assert docker("run", "--rm", *bare, "--entrypoint", "id", image, "-u") == "4321"
+
+
+@pytest.mark.parametrize("model", ["digits", "digits-archive"])
+def test_serving_needs_neither_root_nor_pip_nor_a_network_nor_pickles(image, models, model, bare, digits_bundle, pngs):
+    with started(image, models[model], *bare, *ONE_WORKER) as name:
+        await_health(name)
+        command = ["docker", "exec", "--interactive", name, "python", "-c", ASK]
+        answer = subprocess.run(command, input=pngs[0], check=True, capture_output=True).stdout
+    expected = serving.load(digits_bundle).predict([preprocess.decode(pngs[0])])[0].probabilities
+    assert np.array_equal(np.load(io.BytesIO(answer)), expected)
+
+
+def train(image, opt_ml, *options, **hyperparameters) -> str:
+    """The log of a training job of one host on /opt/ml/code and /opt/ml/input/data, which anybody may read."""
+    configuration = {
+        "hyperparameters": {name: str(value) for name, value in hyperparameters.items()},
+        "inputdataconfig": {"train": {"TrainingInputMode": "File"}},
+        "resourceconfig": {"current_host": "localhost", "hosts": ["localhost"], "network_interface_name": "lo"},
+    }
+    for folder in ("input/config", "input/data/train", "model", "output"):
+        (opt_ml / folder).mkdir(parents=True, exist_ok=True)
+    for name, content in configuration.items():
+        (opt_ml / "input" / "config" / f"{name}.json").write_text(json.dumps(content))
+    for path in (opt_ml, *opt_ml.rglob("*")):
+        path.chmod(0o777)
+    return docker("run", "--rm", *options, "--volume", f"{opt_ml}:/opt/ml", image, "train", check=False)
+
+
+def test_training_needs_neither_root_nor_pip_nor_a_network_nor_pickles(training_image, few, bare, tmp_path, pngs):
+    shutil.copytree(few, tmp_path / "ml" / "input" / "data" / "train")
+    shutil.copytree(REPOSITORY / "source", tmp_path / "ml" / "code")
+    assert (tmp_path / "ml" / "code" / "requirements.txt").is_file()
+    options = [*bare, "--env", "HOME=/tmp"]
+    log = train(training_image, tmp_path / "ml", *options, sagemaker_program="entry_point.py", arch="convnet", epochs=1)
+    assert "Reporting training SUCCESS" in log, log
+    assert "pip" not in log
+    model = tmp_path / "ml" / "model"
+    assert serving.load(model).predict([preprocess.decode(pngs[0])])
+    assert {path.stat().st_uid for path in model.rglob("*")} == {4321}
+
+
+def test_requirements_that_the_image_lacks_are_asked_of_pip(training_image, tmp_path):
+    code = tmp_path / "ml" / "code"
+    code.mkdir(parents=True)
+    (code / "train.py").write_text("print('ran')")
+    (code / "requirements.txt").write_text("--no-index\nnobody-wrote-this==1.0\n")
+    log = train(training_image, tmp_path / "ml", sagemaker_program="train.py")
+    assert "No matching distribution found for nobody-wrote-this" in log
+    assert "ran" not in log.splitlines()
+
+
+def test_a_script_sees_no_module_of_the_image(training_image, tmp_path):
+    code = tmp_path / "ml" / "code"
+    code.mkdir(parents=True)
+    (code / "train.py").write_text("import sys; print([path for path in sys.path if 'fastmaker' in path])")
+    assert "[]" in train(training_image, tmp_path / "ml", sagemaker_program="train.py").splitlines()
+
+
+def test_no_compiler_is_left_in_an_image(image, training_image):
+    for name in (image, training_image):
+        assert docker("run", "--rm", "--entrypoint", "sh", name, "-c", "command -v gcc cc || echo none") == "none"
