@@ -8,6 +8,7 @@ that is killed, which `remove` is for.
 import os
 import shutil
 import subprocess
+import time
 import uuid
 from pathlib import Path
 
@@ -50,12 +51,20 @@ def training_command(
 ) -> list[str]:
     """`docker run` of a host of a training job, with `root` as /opt/ml.
 
-    Links in it lead into `folders`, which the container sees where they are. Several hosts meet on loopback.
+    Links in it lead into `folders`, which the container sees where they are. Several hosts meet on loopback. The first
+    process is an init, so that SIGTERM ends the second at any moment.
     """
     volumes = [f"{root}:/opt/ml", *(f"{folder}:{folder}:ro" for folder in folders)]
     options = [word for volume in volumes for word in ("--volume", volume)]
     network = ["--network", "host"] if hosts > 1 else []
-    return [*_run(root, image, instance_type, env), "--shm-size", "2g", *network, *options, image, "train"]
+    return [*_run(root, image, instance_type, env), "--init", "--shm-size", "2g", *network, *options, image, "train"]
+
+
+def await_start(root: Path, process: subprocess.Popen) -> None:
+    """Wait until the container that belongs to `root` runs, or its `docker run` has ended: signals before are lost."""
+    name = (root / NAME_FILE).read_text().splitlines()[0]
+    while process.poll() is None and _docker("inspect", "--format", "{{.State.Running}}", name).stdout != "true\n":
+        time.sleep(0.05)
 
 
 def environment(env: dict[str, str]) -> dict[str, str]:

@@ -67,6 +67,7 @@ class Host:
             root, self.image, instance_type, len(self.names), [root.parent, *folders], env
         )
         self.process = self.container.start(command, docker.environment(env))
+        docker.await_start(root, self.process)
 
     def failure(self) -> str:
         """What the toolkit wrote to output/failure, else how the process ended."""

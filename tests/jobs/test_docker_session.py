@@ -3,20 +3,17 @@
 The tests are those of endpoints, training and transform jobs, with another session.
 """
 
+import json
 import os
 import shutil
-import signal
-import socket
-import subprocess
-import sys
 
 import pytest
 from botocore.exceptions import ClientError
 from engine import docker
-from local_mode import REPOSITORY, deployed, estimator, script_mode, wait_until
+from local_mode import deployed, estimator, script_mode, wait_until
 from sagemaker import image_uris
 
-# ruff: noqa: F401
+# ruff: noqa: F401, F811
 from test_abuse import test_bad_requests_are_refused_and_good_ones_answered_right_by_the_same_workers
 from test_endpoints import (
     digit,
@@ -34,9 +31,8 @@ from test_endpoints import (
     test_the_endpoint_gives_the_bits_that_the_bundle_gives,
     test_two_endpoints_at_once_answer_from_their_own_models,
 )
-from test_job_scripts import next_command, one_line, run
+from test_job_scripts import next_command, run
 from test_training_jobs import (
-    SLEEPS,
     data,
     log_of,
     start,
@@ -135,3 +131,33 @@ def test_an_image_that_is_not_there_is_refused_before_anything_starts(session, w
     with pytest.raises(ClientError, match="no image nobody-made-this on this machine"):
         script_mode(session, digits_archive).deploy(1, "local", image_uri="nobody-made-this")
     assert session.sagemaker_client.training_jobs.names() == jobs
+
+
+def test_the_scripts_go_from_a_folder_to_the_answers_of_a_batch_job(run, few, training_image, tmp_path):
+    shutil.copytree(few, tmp_path / "digits")
+    options = ["--backend", "docker", "--image-uri", training_image]
+    trained = run("jobs.train", "--data", "digits", "--arch", "convnet", "--epochs", "1", "--job-name", "it", *options)
+    assert trained.returncode == 0, trained.stderr.decode()
+    assert "valid:accuracy" in trained.stdout.decode()
+    assert (tmp_path / "reports" / "it" / "confusion_matrix.png").is_file()
+
+    deployed = run(*next_command(trained), *options)
+    assert deployed.returncode == 0, deployed.stderr.decode()
+    file = min((few / "7").iterdir())
+    asked = run(*next_command(deployed)[:-2], str(file), "--json")
+    label = json.loads(asked.stdout)["label"]
+
+    (tmp_path / "digits" / "7" / "broken.png").write_bytes(b"no image")
+    names = [f"7/{file.name}", "7/broken.png", f"3/{min((few / '3').iterdir()).name}"]
+    (tmp_path / "some.json").write_text(json.dumps([{"prefix": f"file://{tmp_path}/digits/"}, *names]))
+    done = run("jobs.transform", "--model", "it", "--manifest", "some.json", "--output", "answers", *options)
+    assert done.returncode == 1
+    assert "1 of 3 objects failed" in done.stderr.decode()
+    assert "7/broken.png: 400" in done.stderr.decode()
+    answers = {str(path.relative_to(tmp_path / "answers")) for path in (tmp_path / "answers").rglob("*.out")}
+    assert answers == {f"{name}.out" for name in names if "broken" not in name}
+    assert json.loads((tmp_path / "answers" / f"{names[0]}.out").read_text())["label"] == label
+
+    assert len(containers_below(tmp_path / "home" / "endpoints")) == 1
+    assert run("jobs.cleanup", "--all", "--yes").returncode == 0
+    assert containers_below(tmp_path / "home") == []
