@@ -10,7 +10,7 @@ import shutil
 import pytest
 from botocore.exceptions import ClientError
 from engine import docker
-from local_mode import deployed, estimator, script_mode, wait_until
+from local_mode import bundle_model, deployed, estimator, wait_until
 from sagemaker import image_uris
 
 # ruff: noqa: F401, F811
@@ -129,7 +129,7 @@ def test_an_image_that_is_not_there_is_refused_before_anything_starts(session, w
     with pytest.raises(ClientError, match=r"no image nobody-made-this on this machine: .*jobs\.image build"):
         estimator(session, write_script("pass"), image_uri="nobody-made-this").fit()
     with pytest.raises(ClientError, match="no image nobody-made-this on this machine"):
-        script_mode(session, digits_archive).deploy(1, "local", image_uri="nobody-made-this")
+        bundle_model(session, digits_archive, image_uri="nobody-made-this").deploy(1, "local")
     assert session.sagemaker_client.training_jobs.names() == jobs
 
 
