@@ -101,18 +101,26 @@ def train() -> None:
         from sagemaker_training.cli.train import main
     except ImportError:
         sys.exit("error: this image serves alone; `docker build --target training` makes one that trains as well")
-    import psutil
     import requirements
 
     sys.path.pop(0)  # this folder, whose module names are ours alone: scripts are given the toolkit's path
-    if port := os.environ.get("FASTMAKER_MASTER_PORT"):  # where hosts share a machine with those of other jobs
-        training.MASTER_PORT = torch_distributed.MASTER_PORT = port
-
     # pip runs for what is missing alone, so that a job needs no network.
     modules.has_requirements = lambda path: not requirements.met(Path(path, "requirements.txt"))
-    script = psutil.Process()
-    signal.signal(signal.SIGTERM, lambda *_: [process.terminate() for process in script.children()])
+    if port := os.environ.get("FASTMAKER_MASTER_PORT"):  # where hosts share a machine with those of other jobs
+        training.MASTER_PORT = torch_distributed.MASTER_PORT = port
+    signal.signal(signal.SIGTERM, stop_training)
     main()
+
+
+def stop_training(number, frame) -> None:
+    """Tell the script, or end if it has not been started."""
+    import psutil
+
+    scripts = psutil.Process().children()
+    for script in scripts:
+        script.terminate()
+    if not scripts:
+        sys.exit(128 + number)
 
 
 if __name__ == "__main__":

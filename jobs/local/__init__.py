@@ -2,6 +2,8 @@
 
 from jobs.local import ProcessSession
 estimator = PyTorch(..., instance_type="local", sagemaker_session=ProcessSession())
+
+A DockerSession keeps the same rules in containers of the image that an estimator or model names.
 """
 
 
