@@ -28,11 +28,11 @@ def unavailable() -> str | None:
 
 def missing(image: str) -> str | None:
     """Why no container of `image` can be started, or None."""
-    if not _docker("image", "inspect", image).returncode:
-        return None
-    return unavailable() or (
-        f"no image {image} on this machine: `python -m jobs.image build` makes one, `docker pull` brings one"
-    )
+    if reason := unavailable():
+        return reason
+    if _docker("image", "inspect", image).returncode:
+        return f"no image {image} on this machine: `python -m jobs.image build` makes one, `docker pull` brings one"
+    return None
 
 
 def serving_command(root: Path, image: str, instance_type: str, port: int, env: dict[str, str]) -> list[str]:
@@ -86,7 +86,10 @@ def remove(root: Path) -> None:
 
 
 def _run(root: Path, image: str, instance_type: str, env: dict[str, str]) -> list[str]:
-    """The beginning of a `docker run`; values of variables are not among its words, which everybody can read."""
+    """The beginning of a `docker run`, whose container belongs to `root` from now on.
+
+    Values of variables are not among its words, which everybody can read.
+    """
     name = f"fastmaker-{uuid.uuid4()}"
     (root / NAME_FILE).write_text(f"{name}\n{image}\n")
     passed_on = [*env, *(variable for variable in PASSED_ON if variable in os.environ and variable not in env)]

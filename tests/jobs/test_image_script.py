@@ -118,11 +118,19 @@ def test_daemon_json_configures_a_real_engine():
         assert int(size) == 2 * 2**30
 
 
-def test_without_an_engine_both_commands_end_with_one_line():
-    for command in ("build", "push"):
-        done = image(command, DOCKER_HOST="unix:///nowhere")
-        assert done.returncode == 2
-        assert "no `docker` command" in one_line(done.stderr) or "engine does not answer" in one_line(done.stderr)
+@pytest.mark.parametrize("command", ["build", "push"])
+def test_without_docker_both_commands_end_with_one_line(command):
+    done = image(command, PATH="/nowhere")
+    assert done.returncode == 2
+    assert "there is no `docker` command" in one_line(done.stderr)
+
+
+@pytest.mark.docker
+@pytest.mark.parametrize("command", ["build", "push"])
+def test_without_an_engine_both_commands_end_with_one_line(command):
+    done = image(command, DOCKER_HOST="unix:///nowhere")
+    assert done.returncode == 2
+    assert "the Docker engine does not answer: Cannot connect" in one_line(done.stderr)
 
 
 @pytest.mark.parametrize(
