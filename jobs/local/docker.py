@@ -82,7 +82,7 @@ def remove(root: Path) -> None:
     if os.getuid() != 0:  # containers run as root, as on AWS
         owner, volume = f"{os.getuid()}:{os.getgid()}", f"{root}:/opt/ml"
         _docker("run", "--rm", "--volume", volume, "--entrypoint", "chown", image, "--recursive", owner, "/opt/ml")
-    (root / NAME_FILE).unlink()
+    (root / NAME_FILE).unlink(missing_ok=True)  # another thread or process may have been as quick
 
 
 def _run(root: Path, image: str, instance_type: str, env: dict[str, str]) -> list[str]:

@@ -56,7 +56,6 @@ from test_transform_jobs import (
     test_a_container_knows_that_it_serves_a_batch_job,
     test_a_job_that_is_stopped_keeps_what_is_whole_and_leaves_nothing_running,
     test_a_model_that_cannot_be_loaded_fails_the_job_with_its_reason,
-    test_broken_objects_fail_the_job_and_a_retry_leaves_the_others_untouched,
     test_json_lines_are_filtered_joined_and_filtered_again,
     test_the_default_call_of_the_sdk_shows_the_logs_and_the_answers_lie_beside_no_partial_file,
 )
@@ -150,13 +149,20 @@ def test_the_scripts_go_from_a_folder_to_the_answers_of_a_batch_job(run, few, tr
     (tmp_path / "digits" / "7" / "broken.png").write_bytes(b"no image")
     names = [f"7/{file.name}", "7/broken.png", f"3/{min((few / '3').iterdir()).name}"]
     (tmp_path / "some.json").write_text(json.dumps([{"prefix": f"file://{tmp_path}/digits/"}, *names]))
-    done = run("jobs.transform", "--model", "it", "--manifest", "some.json", "--output", "answers", *options)
+    words = ["--model", "it", "--manifest", "some.json", "--output", "answers", "--job-name", "batch"]
+    done = run("jobs.transform", *words, *options)
     assert done.returncode == 1
     assert "1 of 3 objects failed" in done.stderr.decode()
     assert "7/broken.png: 400" in done.stderr.decode()
     answers = {str(path.relative_to(tmp_path / "answers")) for path in (tmp_path / "answers").rglob("*.out")}
     assert answers == {f"{name}.out" for name in names if "broken" not in name}
     assert json.loads((tmp_path / "answers" / f"{names[0]}.out").read_text())["label"] == label
+
+    shutil.copy(file, tmp_path / "digits" / "7" / "broken.png")
+    again = run("jobs.transform", "--retry-failed", "batch", "--backend", "docker")
+    assert again.returncode == 0, again.stderr.decode()
+    assert "transforming 1 of 3 objects" in again.stdout.decode()
+    assert json.loads((tmp_path / "answers" / "7" / "broken.png.out").read_text())["label"] == label
 
     assert len(containers_below(tmp_path / "home" / "endpoints")) == 1
     assert run("jobs.cleanup", "--all", "--yes").returncode == 0
