@@ -1,7 +1,7 @@
 # make quickstart   train, deploy and predict on real digits, on this machine (about a minute after the install)
 # make digits       write scikit-learn's digits as images into digits/, one folder a class
 # make test         the test suite, on 2 cores; make test-slow adds the checks that take minutes
-# make test-docker  build the image and test its containers, where there is a Docker engine
+# make test-docker  build the images and test their containers, where there is a Docker engine
 # make test-triton  install a Triton server without Docker and test what it makes of our model repositories
 # make check        lint and format
 # make clean        remove .venv and what the tools left behind

@@ -145,13 +145,9 @@ class Local:
 def session(backend: str = "process"):
     """The SDK's session for local types."""
     with _no_grammars():
-        if backend == "docker":
-            from sagemaker.local import LocalSession
+        from jobs.local import DockerSession, ProcessSession
 
-            return LocalSession()
-        from jobs.local import ProcessSession
-
-        return ProcessSession()
+        return DockerSession() if backend == "docker" else ProcessSession()
 
 
 @contextlib.contextmanager

@@ -2,13 +2,15 @@
 
 from jobs.local import ProcessSession
 estimator = PyTorch(..., instance_type="local", sagemaker_session=ProcessSession())
+
+A DockerSession keeps the same rules in containers of the image that an estimator or model names.
 """
 
 
 def __getattr__(name):
     # The SDK takes seconds to import, and the process that runs a training job does without it.
-    if name == "ProcessSession":
-        from jobs.local.session import ProcessSession
+    if name in ("ProcessSession", "DockerSession"):
+        from jobs.local import session
 
-        return ProcessSession
+        return getattr(session, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -18,7 +18,7 @@ from botocore.exceptions import ClientError
 from botocore.model import ServiceModel
 from botocore.response import StreamingBody
 
-from jobs.local import endpoint, storage, supervisor, torchserve, training, transform
+from jobs.local import docker, endpoint, storage, supervisor, torchserve, training, transform
 from jobs.local.store import Store, default_home, now
 
 ACCOUNT = "000000000000"
@@ -46,10 +46,21 @@ def invalid(operation: str, message: str) -> ClientError:
 
 
 class SageMaker:
-    """Training jobs, models, endpoint configs, endpoints and transform jobs under `home`."""
+    """Training jobs, models, endpoint configs, endpoints and transform jobs under `home`.
 
-    def __init__(self, region: str, home: Path | None = None, job_environment=lambda: dict(os.environ), s3_client=None):
+    With `use_docker` what is created runs in containers of its image, else as processes of this environment.
+    """
+
+    def __init__(
+        self,
+        region: str,
+        home: Path | None = None,
+        job_environment=lambda: dict(os.environ),
+        s3_client=None,
+        use_docker: bool = False,
+    ):
         self.region = region
+        self.use_docker = use_docker
         self._s3_client = s3_client  # for what is fetched by this process; jobs have their environment
         self._job_environment = job_environment
         home = home or default_home()
@@ -80,8 +91,9 @@ class SageMaker:
             raise invalid("CreateTrainingJob", reason)
         _check_gpu("CreateTrainingJob", request["ResourceConfig"]["InstanceType"])
         arn = self._arn("training-job", name)
+        image = self._checked_image("CreateTrainingJob", request["AlgorithmSpecification"]["TrainingImage"])
         try:
-            training.start(self.training_jobs, request, arn, self._job_environment())
+            training.start(self.training_jobs, request, arn, self._job_environment(), image)
         except FileExistsError:
             raise _in_use("CreateTrainingJob", "Training", name) from None
         return {"TrainingJobArn": arn}
@@ -120,6 +132,7 @@ class SageMaker:
                 storage.check(uri)
         except storage.StorageError as error:
             raise invalid("CreateModel", f"Could not find model data: {error}") from None
+        self._checked_image("CreateModel", container.get("Image"))
         if "ModelDataUrl" in container:
             container = {**container, "ModelDataUrl": storage.absolute(container["ModelDataUrl"])}
         arn = self._arn("model", ModelName)
@@ -194,7 +207,7 @@ class SageMaker:
         config = self.describe_endpoint_config(EndpointConfigName)
         arn = self._arn("endpoint", EndpointName)
         try:
-            models = self._models_of(config)
+            models = self._models_of("CreateEndpoint", config)
             endpoint.create(self.endpoints, EndpointName, arn, config, models, Tags or [], self._s3_client)
         except FileExistsError:
             raise invalid("CreateEndpoint", f'Cannot create already existing endpoint "{arn}".') from None
@@ -206,7 +219,8 @@ class SageMaker:
         if description["EndpointStatus"] != "InService":
             message = f'Cannot update endpoint "{EndpointName}" in status {description["EndpointStatus"]}.'
             raise invalid("UpdateEndpoint", message)
-        endpoint.update(self.endpoints, EndpointName, config, self._models_of(config), self._s3_client)
+        models = self._models_of("UpdateEndpoint", config)
+        endpoint.update(self.endpoints, EndpointName, config, models, self._s3_client)
         return {"EndpointArn": description["EndpointArn"]}
 
     def describe_endpoint(self, EndpointName):
@@ -235,7 +249,7 @@ class SageMaker:
             here = "output_path='file:///...', or a session with s3_endpoint_url or default_bucket"
             raise invalid(operation, f"{output} is no place outside of AWS; expected {here}")
         _check_gpu(operation, request["TransformResources"]["InstanceType"])
-        model = self.describe_model(request["ModelName"])["PrimaryContainer"]
+        model = self._container_of(operation, request["ModelName"])
         arn = self._arn("transform-job", name)
         try:
             transform.start(self.transform_jobs, request, arn, model, env)
@@ -270,9 +284,22 @@ class SageMaker:
         with _must_exist("ListTags", kind, name):
             return {"Tags": stores[kind].read(name).get("tags", [])}
 
-    def _models_of(self, config: dict) -> dict[str, dict]:
+    def _models_of(self, operation: str, config: dict) -> dict[str, dict]:
         names = {variant["ModelName"] for variant in config["ProductionVariants"]}
-        return {name: self.describe_model(name)["PrimaryContainer"] for name in names}
+        return {name: self._container_of(operation, name) for name in names}
+
+    def _container_of(self, operation: str, model: str) -> dict:
+        """The model's ContainerDefinition, with the image to run as DockerImage where Docker is used."""
+        container = self.describe_model(model)["PrimaryContainer"]
+        return {**container, "DockerImage": self._checked_image(operation, container.get("Image"))}
+
+    def _checked_image(self, operation: str, image: str | None) -> str | None:
+        """The image that has to run, None where processes do."""
+        if not self.use_docker:
+            return None
+        if reason := docker.missing(image or ""):
+            raise invalid(operation, reason)
+        return image
 
     def _create(self, operation: str, kind: str, store: Store, name: str, record: dict) -> None:
         try:

@@ -1,4 +1,4 @@
-"""One container as processes: its opt/ml tree, environment, toolkit process, log and stop.
+"""One container as processes, or one of Docker's: its opt/ml tree, environment, toolkit process, log and stop.
 
 The toolkits take SAGEMAKER_BASE_DIR in place of /opt/ml. What a container starts shares a process session, and is
 found and ended by it, from any process of the same user.
@@ -6,7 +6,6 @@ found and ended by it, from any process of the same user.
 
 import contextlib
 import fnmatch
-import importlib.metadata
 import json
 import os
 import random
@@ -21,7 +20,9 @@ import time
 from pathlib import Path
 
 import psutil
-from packaging.requirements import InvalidRequirement, Requirement
+
+from jobs.local import docker
+from jobs.local.requirements import met
 
 # What a container sees of the caller's environment: how to reach things, never what to compute.
 PASSED_ON = (
@@ -73,7 +74,7 @@ class Container:
         requirements = code_dir / "requirements.txt"
         if not requirements.is_file():
             return
-        if not _met(requirements):
+        if not met(requirements):
             overlay = self.root / "overlay"
             subprocess.run([sys.executable, "-m", "venv", "--without-pip", overlay], check=True)
             site_packages = next(overlay.glob("lib/python*/site-packages"))
@@ -119,6 +120,7 @@ class Container:
     def stop(self, grace_seconds: float) -> None:
         """SIGTERM, then SIGKILL to what is left after `grace_seconds`; returns when nothing runs."""
         stop_processes(self.processes, grace_seconds)
+        docker.remove(self.root)
 
     def close(self, grace_seconds: float = 0) -> None:
         """Stop what runs and remove the temporary files; logs and results stay."""
@@ -225,21 +227,3 @@ def _short_temporary_folder() -> str:
 def _send(process: psutil.Process, number: int) -> None:
     with contextlib.suppress(psutil.Error):
         process.send_signal(number)
-
-
-def _met(requirements: Path) -> bool:
-    """Whether each line is a plain requirement that this environment meets."""
-    for line in requirements.read_text("utf-8").splitlines():
-        line = line.split(" #")[0].strip()
-        if not line or line.startswith("#"):
-            continue
-        try:
-            requirement = Requirement(line)
-            if requirement.marker and not requirement.marker.evaluate():
-                continue
-            version = importlib.metadata.version(requirement.name)
-        except (InvalidRequirement, importlib.metadata.PackageNotFoundError):
-            return False
-        if requirement.url or requirement.extras or not requirement.specifier.contains(version, prereleases=True):
-            return False
-    return True

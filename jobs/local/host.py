@@ -8,7 +8,7 @@ import sys
 import tarfile
 from pathlib import Path
 
-from jobs.local import storage, supervisor
+from jobs.local import docker, storage, supervisor
 from jobs.local.container import Container, ContainerError, copy_tree, unpack
 
 LAUNCHER = Path(__file__).with_name("training_launcher.py")
@@ -18,10 +18,13 @@ PEER_GONE = re.compile(r"Connection (closed|reset)|gloo|NCCL|Broken pipe|recvVal
 
 
 class Host:
-    """Host `number` (from 1) of the hosts `names` of a job that CreateTrainingJob's `request` describes."""
+    """Host `number` (from 1) of the hosts `names` of a job that CreateTrainingJob's `request` describes.
 
-    def __init__(self, directory: Path, number: int, names: list[str], request: dict):
-        self.number, self.names, self.request = number, names, request
+    With an `image`, Docker runs it, else processes of this environment do.
+    """
+
+    def __init__(self, directory: Path, number: int, names: list[str], request: dict, image: str | None = None):
+        self.number, self.names, self.request, self.image = number, names, request, image
         self.label = f"algo-{number}"
         self.name = names[number - 1]
         self.container = Container(directory / self.label)
@@ -53,8 +56,18 @@ class Host:
 
     def start(self, master_port: int) -> None:
         """Start the toolkit, whose script the hosts' processes meet at `master_port` of the first of them."""
-        env = self._environment() | {"FASTMAKER_MASTER_PORT": str(master_port)}
-        self.process = self.container.start([sys.executable, str(LAUNCHER)], env)
+        env = self._variables() | {"FASTMAKER_MASTER_PORT": str(master_port)}
+        if self.image is None:
+            self.process = self.container.start([sys.executable, str(LAUNCHER)], self.container.environment(env))
+            return
+        uris = [channel["DataSource"]["S3DataSource"]["S3Uri"] for channel in self.request.get("InputDataConfig", ())]
+        folders = [storage.local_path(uri) for uri in uris if uri.startswith("file://")]
+        root, instance_type = self.container.root, self.request["ResourceConfig"]["InstanceType"]
+        command = docker.training_command(
+            root, self.image, instance_type, len(self.names), [root.parent, *folders], env
+        )
+        self.process = self.container.start(command, docker.environment(env))
+        docker.await_start(root, self.process)
 
     def failure(self) -> str:
         """What the toolkit wrote to output/failure, else how the process ended."""
@@ -80,7 +93,7 @@ class Host:
             }
             for channel in self.request.get("InputDataConfig", ())
         }
-        submitted = json.dumps(str(self.container.root / "code"))
+        submitted = json.dumps("/opt/ml/code" if self.image else str(self.container.root / "code"))
         group = {"instance_group_name": "homogeneousCluster", "instance_type": "local", "hosts": self.names}
         return {
             "hyperparameters.json": {**self.request["HyperParameters"], "sagemaker_submit_directory": submitted},
@@ -108,9 +121,10 @@ class Host:
             unpack(source, code)
         else:
             raise ContainerError(f"{uri} is neither a directory nor an archive of source code")
-        self.container.install_requirements(code, self._environment())
+        if self.image is None:
+            self.container.install_requirements(code, self.container.environment(self._variables()))
 
-    def _environment(self) -> dict[str, str]:
+    def _variables(self) -> dict[str, str]:
         extra = {
             "SAGEMAKER_TRAINING_MODULE": "sagemaker_pytorch_container.training:main",
             "TRAINING_JOB_NAME": self.request["TrainingJobName"],
@@ -123,4 +137,4 @@ class Host:
         if len(self.names) > 1:  # they share the machine: with all cores each, they would wait for each other
             extra["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // len(self.names)))
             extra["GLOO_SOCKET_IFNAME"] = NETWORK_INTERFACE
-        return self.container.environment(extra | self.request.get("Environment", {}))
+        return extra | self.request.get("Environment", {})

@@ -85,6 +85,8 @@ class ProcessSession(LocalSession):
     at `s3_endpoint_url` or AWS_ENDPOINT_URL_S3, or is AWS's; nothing else leaves this machine.
     """
 
+    _use_docker = False
+
     def __init__(self, boto_session=None, *, home: str | os.PathLike | None = None, s3_endpoint_url=None, **kwargs):
         self._home = Path(home).absolute() if home else None
         boto_session = boto_session or boto3.Session()
@@ -94,7 +96,9 @@ class ProcessSession(LocalSession):
 
     def _initialize(self, boto_session, sagemaker_client, sagemaker_runtime_client, **kwargs):
         super()._initialize(boto_session, sagemaker_client, sagemaker_runtime_client, **kwargs)
-        self.sagemaker_client = client.SageMaker(self._region_name, self._home, self._job_environment, self.s3_client)
+        self.sagemaker_client = client.SageMaker(
+            self._region_name, self._home, self._job_environment, self.s3_client, self._use_docker
+        )
         self.sagemaker_runtime_client = client.SageMakerRuntime(self._home)
         self.sagemaker_config = opted_out(self.sagemaker_config)
         local = {"local_code": not self._disable_local_code, **((self.config or {}).get("local") or {})}
@@ -212,6 +216,12 @@ class ProcessSession(LocalSession):
             if credentials.token:
                 env["AWS_SESSION_TOKEN"] = credentials.token
         return env
+
+
+class DockerSession(ProcessSession):
+    """A ProcessSession whose jobs and endpoints run in Docker containers of the image that each names (`image_uri`)."""
+
+    _use_docker = True
 
 
 def _printing(containers):

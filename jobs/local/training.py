@@ -70,8 +70,11 @@ def refusal(request: dict) -> str | None:
     return None
 
 
-def start(store: Store, request: dict, arn: str, env: dict[str, str]) -> None:
-    """Record the job and start the process that runs it. Raises FileExistsError if the name is taken."""
+def start(store: Store, request: dict, arn: str, env: dict[str, str], image: str | None = None) -> None:
+    """Record the job and start the process that runs it, with its hosts as Docker containers of `image` if it is given.
+
+    Raises FileExistsError if the name is taken.
+    """
     name = request["TrainingJobName"]
     created = now()
     channels, checkpoints = request.get("InputDataConfig"), request.get("CheckpointConfig")
@@ -91,7 +94,7 @@ def start(store: Store, request: dict, arn: str, env: dict[str, str]) -> None:
         "CreationTime": created,
         "LastModifiedTime": created,
     }
-    record = {"description": description, "tags": request.get("Tags", [])}
+    record = {"description": description, "tags": request.get("Tags", []), "image": image}
     supervisor.start(store, name, record, "jobs.local.training", env)
 
 
@@ -140,10 +143,12 @@ class Job:
     def __init__(self, directory: Path):
         self.name = directory.name
         self.store = Store(directory.parent.parent, KIND)
-        self.request = self.store.read(self.name)["description"]
+        record = self.store.read(self.name)
+        self.request = record["description"]
         # The toolkit resolves the names of hosts; loopback addresses need no set-up.
         names = [f"127.0.0.{number + 1}" for number in range(self.request["ResourceConfig"].get("InstanceCount", 1))]
-        self.hosts = [Host(directory, number, names, self.request) for number in range(1, len(names) + 1)]
+        numbers = range(1, len(names) + 1)
+        self.hosts = [Host(directory, number, names, self.request, record["image"]) for number in numbers]
         self.checkpoints = Checkpoints(self.request.get("CheckpointConfig"), [host.container for host in self.hosts])
         self.stop_requested = False
 

@@ -2,6 +2,9 @@
 
 import functools
 import logging
+import os
+import shutil
+import subprocess
 import textwrap
 import uuid
 from collections.abc import Callable
@@ -11,12 +14,17 @@ from pathlib import Path
 import boto3
 import pytest
 import torch
+from engine import docker
 from local_mode import deployed, running_below
 from moto.server import ThreadedMotoServer
 
 from fastmaker import preprocess, serving
+from jobs import image as image_script
 from jobs.local import ProcessSession
 from jobs.local.container import pack
+
+PUBLIC_BASE = "python:3.11-slim-bookworm"  # the Dockerfile's own
+CERTIFICATES = "etc/ssl/certs/ca-certificates.crt"
 
 
 @pytest.fixture(scope="session")
@@ -170,3 +178,42 @@ def place(request, tmp_path) -> Place:
     return Place(
         f"file://{folder}", write, lambda: {str(f.relative_to(folder)) for f in folder.rglob("*") if f.is_file()}
     )
+
+
+@pytest.fixture(scope="session")
+def base_image(tmp_path_factory) -> str:
+    """FASTMAKER_BASE_IMAGE, else the Dockerfile's own, else one by debootstrap where no registry can be reached."""
+    if named := os.environ.get("FASTMAKER_BASE_IMAGE"):
+        return named
+    for words in (["image", "inspect", PUBLIC_BASE], ["pull", "--quiet", PUBLIC_BASE]):
+        if subprocess.run(["docker", *words], capture_output=True).returncode == 0:
+            return PUBLIC_BASE
+    own = "fastmaker-base:bookworm"
+    if subprocess.run(["docker", "image", "inspect", own], capture_output=True).returncode == 0:
+        return own
+    root = tmp_path_factory.mktemp("base")
+    packages = "--include=python3,python3-venv,ca-certificates"
+    subprocess.run(["debootstrap", "--variant=minbase", packages, "bookworm", root], check=True, capture_output=True)
+    # The engine builds in this machine's network, which may have certificates of its own.
+    shutil.copy(os.environ.get("SSL_CERT_FILE", f"/{CERTIFICATES}"), root / CERTIFICATES)
+    with subprocess.Popen(["tar", "-C", root, "-c", "."], stdout=subprocess.PIPE) as packed:
+        docker("import", "--change", f"ENV PIP_CERT=/{CERTIFICATES}", "-", own, stdin=packed.stdout)
+    shutil.rmtree(root)
+    return own
+
+
+@pytest.fixture(scope="session")
+def image(base_image) -> str:
+    """The image that serves."""
+    return build_image(base_image, "fastmaker-test")
+
+
+@pytest.fixture(scope="session")
+def training_image(base_image) -> str:
+    """The image that trains as well."""
+    return build_image(base_image, "fastmaker-test-training", "--training")
+
+
+def build_image(base_image, name, *words) -> str:
+    words = ["build", "--tag", name, "--network", "host", "--build-arg", f"BASE_IMAGE={base_image}", *words]
+    return image_script.main(image_script.parse_args(words))

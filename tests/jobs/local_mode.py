@@ -37,8 +37,8 @@ def script_mode(session, archive, **env):
 
 def estimator(session, source: Path, **arguments) -> PyTorch:
     arguments = {"entry_point": "train.py", "instance_count": 1, "instance_type": "local", **arguments}
-    arguments = {"framework_version": "2.8.0", "py_version": "py312", **arguments}
-    return PyTorch(source_dir=str(source), role="local", sagemaker_session=session, **arguments)
+    arguments = {"framework_version": "2.8.0", "py_version": "py312", "role": "local", **arguments}
+    return PyTorch(source_dir=str(source), sagemaker_session=session, **arguments)
 
 
 def running_below(home: Path) -> list[psutil.Process]:

@@ -118,3 +118,9 @@ def test_the_training_toolkit_still_takes_the_port_of_a_meeting_from_what_the_la
 
     assert training.MASTER_PORT == torch_distributed.MASTER_PORT == "7777"
     assert "os.environ['MASTER_PORT'] = MASTER_PORT" in inspect.getsource(training)
+
+
+def test_the_training_toolkit_still_asks_for_requirements_through_the_function_that_the_image_replaces():
+    from sagemaker_training import entry_point
+
+    assert "and modules.has_requirements(path)" in inspect.getsource(entry_point.install)

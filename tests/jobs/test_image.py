@@ -1,69 +1,31 @@
 """The Dockerfile, built by a real engine (`make test-docker`): containers that serve as endpoints of local mode do."""
 
+import io
 import json
-import os
 import shutil
 import subprocess
 import time
-import uuid
 import zipfile
-from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import pytest
 import urllib3
+from engine import ONE_WORKER, await_health, docker, serving_container, started
 from local_mode import REPOSITORY, wait_until
 from test_abuse import Server, survives
 from test_package import ask, asked_for
 
 from fastmaker import preprocess, serving
 from jobs import package
-from jobs.local.container import free_ports
 
 pytestmark = pytest.mark.docker
 
-PUBLIC_BASE = "python:3.11-slim-bookworm"  # the Dockerfile's own
-CERTIFICATES = "etc/ssl/certs/ca-certificates.crt"
-ONE_WORKER = ["--env", "SAGEMAKER_MODEL_SERVER_WORKERS=1"]
 WORKERS = """
 import json, urllib.request
 workers = json.load(urllib.request.urlopen("http://127.0.0.1:8081/models/model"))[0]["workers"]
 print(*(worker["pid"] for worker in workers if worker["status"] == "READY"))
 """
-
-
-def docker(*words, check=True, **arguments) -> str:
-    done = subprocess.run(["docker", *map(str, words)], capture_output=True, text=True, **arguments)
-    assert done.returncode == 0 or not check, done.stderr[-3000:]
-    return (done.stdout + done.stderr).strip()
-
-
-@pytest.fixture(scope="module")
-def base_image(tmp_path_factory) -> str:
-    """FASTMAKER_BASE_IMAGE, else the Dockerfile's own, else one by debootstrap where no registry can be reached."""
-    if named := os.environ.get("FASTMAKER_BASE_IMAGE"):
-        return named
-    for words in (["image", "inspect", PUBLIC_BASE], ["pull", "--quiet", PUBLIC_BASE]):
-        if subprocess.run(["docker", *words], capture_output=True).returncode == 0:
-            return PUBLIC_BASE
-    own = "fastmaker-base:bookworm"
-    if subprocess.run(["docker", "image", "inspect", own], capture_output=True).returncode == 0:
-        return own
-    root = tmp_path_factory.mktemp("base")
-    packages = "--include=python3,python3-venv,ca-certificates"
-    subprocess.run(["debootstrap", "--variant=minbase", packages, "bookworm", root], check=True, capture_output=True)
-    # The engine builds in this machine's network, which may have certificates of its own.
-    shutil.copy(os.environ.get("SSL_CERT_FILE", f"/{CERTIFICATES}"), root / CERTIFICATES)
-    with subprocess.Popen(["tar", "-C", root, "-c", "."], stdout=subprocess.PIPE) as packed:
-        docker("import", "--change", f"ENV PIP_CERT=/{CERTIFICATES}", "-", own, stdin=packed.stdout)
-    shutil.rmtree(root)
-    return own
-
-
-@pytest.fixture(scope="module")
-def image(base_image) -> str:
-    docker("build", "--network=host", "--build-arg", f"BASE_IMAGE={base_image}", "-t", "fastmaker-test", REPOSITORY)
-    return "fastmaker-test"
 
 
 @pytest.fixture(scope="module")
@@ -76,34 +38,6 @@ def models(digits_bundle, scenes_bundle, tmp_path_factory) -> dict[str, Path]:
         shutil.copytree(source, folder / name)
         package.make_archive(source, name, folder / f"{name}-archive" / f"{name}.mar", "minWorkers: 1\nmaxWorkers: 1\n")
     return {name: folder / name for name in (*bundles, *(f"{name}-archive" for name in bundles))}
-
-
-@contextmanager
-def started(image, model, *options):
-    """The name of a container that serves the directory `model`, or tries to; it is gone afterwards."""
-    name = f"fastmaker-test-{uuid.uuid4()}"
-    docker("run", "--detach", "--name", name, "-v", f"{model}:/opt/ml/model:ro", *options, image, "serve")
-    try:
-        yield name
-    finally:
-        docker("rm", "--force", name)
-
-
-@contextmanager
-def serving_container(image, model, *options, port_inside=8080):
-    """The container's name and the URL of its port on this machine, once it is healthy."""
-    (port,) = free_ports(1)
-    with started(image, model, "-p", f"127.0.0.1:{port}:{port_inside}", *options) as name:
-        await_health(name)
-        yield name, f"http://127.0.0.1:{port}"
-
-
-def await_health(name) -> None:
-    def healthy() -> bool:
-        assert docker("inspect", "--format", "{{.State.Running}}", name) == "true", docker("logs", name)
-        return subprocess.run(["docker", "exec", name, "python", "/opt/fastmaker/serve.py", "healthy"]).returncode == 0
-
-    wait_until(healthy, 60)
 
 
 @pytest.mark.parametrize("model", ["digits", "digits-archive"])
@@ -200,7 +134,8 @@ def test_a_directory_that_holds_no_model_ends_with_one_line(image, tmp_path, fil
 
 
 def test_a_command_that_the_image_lacks_ends_with_one_line(image):
-    assert docker("run", "--rm", image, "fly", check=False) == "error: expected one of serve, healthy, not fly"
+    assert docker("run", "--rm", image, "fly", check=False) == "error: expected one of serve, healthy, train, not fly"
+    assert docker("run", "--rm", image, "train", check=False).startswith("error: this image serves alone")
 
 
 def test_an_archive_without_model_json_says_so_in_the_log(image, models, tmp_path):
@@ -214,3 +149,105 @@ def test_an_archive_without_model_json_says_so_in_the_log(image, models, tmp_pat
                 lacking.writestr(name, whole.read(name))
     with started(image, tmp_path) as name:
         wait_until(lambda: "model.json: missing; is" in docker("logs", name), 60)
+
+
+# What a container is not to need: packages from an index, and pickles.
+FORBID = """
+import torch
+
+load = torch.load
+
+
+def weights(*arguments, **options):
+    if not options.get("weights_only"):
+        raise RuntimeError("torch.load may unpickle anything here")
+    return load(*arguments, **options)
+
+
+torch.load = weights
+"""
+ASK = """
+import sys, urllib.request
+headers = {"Content-Type": "image/png", "Accept": "application/x-npy"}
+request = urllib.request.Request("http://127.0.0.1:8080/invocations", sys.stdin.buffer.read(), headers)
+sys.stdout.buffer.write(urllib.request.urlopen(request).read())
+"""
+
+
+@pytest.fixture
+def bare(tmp_path):
+    """Options of a container that has neither root, nor pip, nor a network, nor unpickles what torch.load reads."""
+    (tmp_path / "forbid").mkdir()
+    (tmp_path / "forbid" / "sitecustomize.py").write_text(FORBID)
+    tmp_path.chmod(0o755)
+    options = ["--user", "4321:4321", "--network", "none", "--tmpfs", "/opt/venv/lib/python3.11/site-packages/pip"]
+    return [*options, "--volume", f"{tmp_path}/forbid:/opt/forbid:ro", "--env", "PYTHONPATH=/opt/forbid"]
+
+
+def test_what_a_bare_container_lacks_it_lacks(image, bare):
+    for words in (["-m", "pip", "--version"], ["-c", "import torch; torch.load('x')"]):
+        command = ["run", "--rm", *bare, "--entrypoint", "python", image, *words]
+        said = docker(*command, check=False)
+        assert "No module named pip" in said or "may unpickle anything" in said
+    assert docker("run", "--rm", *bare, "--entrypoint", "id", image, "-u") == "4321"
+
+
+@pytest.mark.parametrize("model", ["digits", "digits-archive"])
+def test_serving_needs_neither_root_nor_pip_nor_a_network_nor_pickles(image, models, model, bare, digits_bundle, pngs):
+    with started(image, models[model], *bare, *ONE_WORKER) as name:
+        await_health(name)
+        command = ["docker", "exec", "--interactive", name, "python", "-c", ASK]
+        answer = subprocess.run(command, input=pngs[0], check=True, capture_output=True).stdout
+    expected = serving.load(digits_bundle).predict([preprocess.decode(pngs[0])])[0].probabilities
+    assert np.array_equal(np.load(io.BytesIO(answer)), expected)
+
+
+def train(image, opt_ml, *options, **hyperparameters) -> str:
+    """The log of a training job of one host on /opt/ml/code and /opt/ml/input/data, which anybody may read."""
+    configuration = {
+        "hyperparameters": {name: str(value) for name, value in hyperparameters.items()},
+        "inputdataconfig": {"train": {"TrainingInputMode": "File"}},
+        "resourceconfig": {"current_host": "localhost", "hosts": ["localhost"], "network_interface_name": "lo"},
+    }
+    for folder in ("input/config", "input/data/train", "model", "output"):
+        (opt_ml / folder).mkdir(parents=True, exist_ok=True)
+    for name, content in configuration.items():
+        (opt_ml / "input" / "config" / f"{name}.json").write_text(json.dumps(content))
+    for path in (opt_ml, *opt_ml.rglob("*")):
+        path.chmod(0o777)
+    return docker("run", "--rm", *options, "--volume", f"{opt_ml}:/opt/ml", image, "train", check=False)
+
+
+def test_training_needs_neither_root_nor_pip_nor_a_network_nor_pickles(training_image, few, bare, tmp_path, pngs):
+    shutil.copytree(few, tmp_path / "ml" / "input" / "data" / "train")
+    shutil.copytree(REPOSITORY / "source", tmp_path / "ml" / "code")
+    assert (tmp_path / "ml" / "code" / "requirements.txt").is_file()
+    options = [*bare, "--env", "HOME=/tmp"]
+    log = train(training_image, tmp_path / "ml", *options, sagemaker_program="entry_point.py", arch="convnet", epochs=1)
+    assert "Reporting training SUCCESS" in log, log
+    assert "pip" not in log
+    model = tmp_path / "ml" / "model"
+    assert serving.load(model).predict([preprocess.decode(pngs[0])])
+    assert {path.stat().st_uid for path in model.rglob("*")} == {4321}
+
+
+def test_requirements_that_the_image_lacks_are_asked_of_pip(training_image, tmp_path):
+    code = tmp_path / "ml" / "code"
+    code.mkdir(parents=True)
+    (code / "train.py").write_text("print('ran')")
+    (code / "requirements.txt").write_text("--no-index\nnobody-wrote-this==1.0\n")
+    log = train(training_image, tmp_path / "ml", sagemaker_program="train.py")
+    assert "No matching distribution found for nobody-wrote-this" in log
+    assert "ran" not in log.splitlines()
+
+
+def test_a_script_sees_no_module_of_the_image(training_image, tmp_path):
+    code = tmp_path / "ml" / "code"
+    code.mkdir(parents=True)
+    (code / "train.py").write_text("import sys; print([path for path in sys.path if 'fastmaker' in path])")
+    assert "[]" in train(training_image, tmp_path / "ml", sagemaker_program="train.py").splitlines()
+
+
+def test_no_compiler_is_left_in_an_image(image, training_image):
+    for name in (image, training_image):
+        assert docker("run", "--rm", "--entrypoint", "sh", name, "-c", "command -v gcc cc || echo none") == "none"

@@ -25,7 +25,7 @@ from jobs import console, manifest, transform
 
 SCRIPTS = (
     *("train", "deploy", "predict", "transform", "manifest", "package", "cleanup", "quickstart", "benchmark", "verify"),
-    "local.s3",
+    *("image", "local.s3"),
 )
 
 

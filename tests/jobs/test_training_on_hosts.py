@@ -155,7 +155,7 @@ def test_all_hosts_of_a_job_that_is_stopped_end(session, write_script):
 
 COUNTING = """
 import os, pathlib, time
-folder = pathlib.Path(os.environ["SAGEMAKER_BASE_DIR"], "checkpoints")
+folder = pathlib.Path(os.environ.get("SAGEMAKER_BASE_DIR", "/opt/ml"), "checkpoints")
 found = sorted(folder.rglob("*.txt"))
 print(f"found {len(found)}", flush=True)
 (folder / "run").mkdir(exist_ok=True)

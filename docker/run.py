@@ -1,8 +1,10 @@
-"""What the image runs: ``serve`` on port 8080 what lies in /opt/ml/model, or tell whether it is ``healthy``.
+"""What the images run: ``serve`` on port 8080 what lies in /opt/ml/model, tell whether that is ``healthy``, ``train``.
 
 A bundle, or any model directory of the PyTorch serving toolkit, is served by the toolkit; one TorchServe archive
 (*.mar) by TorchServe alone. Both answer GET /ping and POST /invocations, the contract of SageMaker's inference
 containers: https://docs.aws.amazon.com/sagemaker/latest/dg/your-algorithms-inference-code.html
+The training toolkit runs the script that /opt/ml/input/config names, as in SageMaker's training containers:
+https://docs.aws.amazon.com/sagemaker/latest/dg/your-algorithms-training-algo-running-container.html
 """
 
 import json
@@ -24,6 +26,7 @@ def serve() -> None:
     """Serve until SIGTERM."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit())  # which process 1 would not heed until there is a server
     archive = find_archive()
+    os.environ.setdefault("SAGEMAKER_PROGRAM", "entry_point.py")  # here alone: `train` would put it above the job's own
     port = os.environ.get("SAGEMAKER_BIND_TO_PORT", "8080")
     os.environ["TS_INFERENCE_ADDRESS"] = f"http://0.0.0.0:{port}"
     give_up_root()
@@ -90,8 +93,38 @@ def healthy() -> None:
     sys.exit(set(states) != {"READY"})
 
 
+def train() -> None:
+    """Run the training job; SIGTERM goes on to its script, which the toolkit would not tell."""
+    try:
+        from sagemaker_pytorch_container import training
+        from sagemaker_training import modules, torch_distributed
+        from sagemaker_training.cli.train import main
+    except ImportError:
+        sys.exit("error: this image serves alone; `docker build --target training` makes one that trains as well")
+    import requirements
+
+    sys.path.pop(0)  # this folder, whose module names are ours alone: scripts are given the toolkit's path
+    # pip runs for what is missing alone, so that a job needs no network.
+    modules.has_requirements = lambda path: not requirements.met(Path(path, "requirements.txt"))
+    if port := os.environ.get("FASTMAKER_MASTER_PORT"):  # where hosts share a machine with those of other jobs
+        training.MASTER_PORT = torch_distributed.MASTER_PORT = port
+    signal.signal(signal.SIGTERM, stop_training)
+    main()
+
+
+def stop_training(number, frame) -> None:
+    """Tell the script, or end if it has not been started."""
+    import psutil
+
+    scripts = psutil.Process().children()
+    for script in scripts:
+        script.terminate()
+    if not scripts:
+        sys.exit(128 + number)
+
+
 if __name__ == "__main__":
-    commands = {"serve": serve, "healthy": healthy}
+    commands = {"serve": serve, "healthy": healthy, "train": train}
     if len(sys.argv) != 2 or sys.argv[1] not in commands:
         sys.exit(f"error: expected one of {', '.join(commands)}, not {' '.join(sys.argv[1:]) or 'nothing'}")
     commands[sys.argv[1]]()

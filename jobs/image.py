@@ -1,0 +1,158 @@
+"""Build the image of the Dockerfile, and push it to Amazon ECR, where SageMaker takes it from.
+
+``python -m jobs.image build [--training]``
+``python -m jobs.image push [--training]``
+
+Both images go to one repository, so that what they share is uploaded once. Region and credentials are those of boto3.
+"""
+
+import argparse
+import base64
+import os
+import shlex
+import subprocess
+import tempfile
+from pathlib import Path
+
+from jobs import console
+from jobs.local import docker
+
+ROOT = Path(__file__).resolve().parents[1]
+NAMES = {"serving": "fastmaker", "training": "fastmaker-training"}  # of the Dockerfile's stages, on this machine
+NEXT = {"serving": "deploy --model JOB", "training": "train --data FOLDER"}
+REPOSITORY = "fastmaker"
+TAG = {"Key": "fastmaker", "Value": "image"}  # of the repository, by which all that these scripts make is found
+
+
+def parse_args(argv=None):
+    parser = argparse.ArgumentParser(
+        prog="python -m jobs.image",
+        description="Build the image that serves, or the one that trains as well, and push it to Amazon ECR.",
+        epilog="example: python -m jobs.image build --training; python -m jobs.image push --training",
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    build = commands.add_parser("build", help="build an image with the Dockerfile")
+    build.add_argument("--build-arg", action="append", default=[], metavar="NAME=VALUE", help="see the Dockerfile")
+    build.add_argument("--network", help="of the build's steps, such as host (default: Docker's)")
+    build.add_argument("--platform", help="such as linux/amd64, which SageMaker runs (default: this machine's)")
+    push = commands.add_parser("push", help="push an image to Amazon ECR")
+    push.add_argument("--repository", metavar="NAME[:TAG]", help=f"(default: {REPOSITORY}:serving or :training)")
+    for command in (build, push):
+        command.add_argument("--training", action="store_true", help="the image that trains as well")
+        command.add_argument("--tag", help=f"the image's name on this machine (default: {' or '.join(NAMES.values())})")
+        command.add_argument("--dry-run", action="store_true", help="print what would be done")
+    args = parser.parse_args(argv)
+    args.stage = "training" if args.training else "serving"
+    args.tag = args.tag or NAMES[args.stage]
+    if args.command == "build" and (bad := [pair for pair in args.build_arg if "=" not in pair]):
+        build.error(f"--build-arg {bad[0]!r}: expected NAME=VALUE")
+    if args.command == "push":
+        args.repository, _, tag = (args.repository or REPOSITORY).partition(":")
+        args.remote_tag = tag or args.stage
+    return args
+
+
+def main(args) -> str:
+    """Build or push; returns the image's name, or its URI in ECR. Raises ValueError, OSError or botocore's errors."""
+    return build(args) if args.command == "build" else push(args)
+
+
+def build(args) -> str:
+    command = ["docker", "build", "--target", args.stage, "--tag", args.tag]
+    command += [word for pair in args.build_arg for word in ("--build-arg", pair)]
+    command += ["--network", args.network] if args.network else []
+    command += ["--platform", args.platform] if args.platform else []
+    command.append(str(ROOT))
+    if args.dry_run:
+        print(shlex.join(command))
+        return args.tag
+    if reason := docker.unavailable():
+        raise ValueError(reason)
+    # With attestations the image would be an index of manifests, which SageMaker does not take.
+    _run(command, {"BUILDX_NO_DEFAULT_ATTESTATIONS": "1"})
+    print(f"\nimage: {args.tag}, {_size(args.tag)}")
+    training = ["--training"] if args.training else []
+    tag = ["--tag", args.tag] if args.tag != NAMES[args.stage] else []
+    print(f"next:  python -m jobs.image {shlex.join(['push', *training, *tag])}")
+    return args.tag
+
+
+def push(args) -> str:
+    import boto3
+    from botocore.exceptions import NoCredentialsError
+
+    if reason := docker.missing(args.tag):
+        raise ValueError(reason)
+    session = boto3.Session()
+    if session.region_name is None:
+        raise ValueError("no AWS region: set AWS_DEFAULT_REGION, or one in ~/.aws/config")
+    if session.get_credentials() is None:
+        raise NoCredentialsError
+    if args.dry_run:
+        print(f"would create the repository {args.repository} in {session.region_name}, unless it is there")
+        print(f"would push {args.tag}, {_size(args.tag)}, to it as {args.repository}:{args.remote_tag}")
+        return args.tag
+    ecr = session.client("ecr")
+    repository = _repository(ecr, args.repository)
+    uri = f"{repository}:{args.remote_tag}"
+    with tempfile.TemporaryDirectory() as config:
+        environment = {"DOCKER_HOST": _engine(), "DOCKER_CONFIG": config}
+        _log_in(ecr, environment)
+        _run(["docker", "tag", args.tag, uri])
+        _run(["docker", "push", uri], environment)
+    print(f"\nimage:  {uri}")
+    print(f"digest: {_digest(uri, repository)}")
+    print(f"next:   python -m jobs.{NEXT[args.stage]} --image-uri {uri}")
+    return uri
+
+
+def _repository(ecr, name: str) -> str:
+    """The URI of the repository, which is made if it is not there."""
+    try:
+        return ecr.describe_repositories(repositoryNames=[name])["repositories"][0]["repositoryUri"]
+    except ecr.exceptions.RepositoryNotFoundException:
+        scanning = {"scanOnPush": True}
+        made = ecr.create_repository(repositoryName=name, tags=[TAG], imageScanningConfiguration=scanning)
+        print(f"created the repository {name}, whose images cost money as long as they are kept")
+        print(f"to end: aws ecr delete-repository --repository-name {name} --force", flush=True)
+        return made["repository"]["repositoryUri"]
+
+
+def _log_in(ecr, environment: dict[str, str]) -> None:
+    """Log in where `environment` says; the password, good for 12 hours, is not among the words of a command."""
+    authorization = ecr.get_authorization_token()["authorizationData"][0]
+    user, _, password = base64.b64decode(authorization["authorizationToken"]).decode().partition(":")
+    command = ["docker", "login", "--username", user, "--password-stdin", authorization["proxyEndpoint"]]
+    done = subprocess.run(command, env=os.environ | environment, input=password, capture_output=True, text=True)
+    if done.returncode:
+        raise ChildProcessError(f"docker login failed: {done.stderr.strip()}")
+
+
+def _engine() -> str:
+    """Where the engine is that `docker` talks to; a configuration of its own would not know."""
+    return _output("docker", "context", "inspect", "--format", "{{.Endpoints.docker.Host}}")
+
+
+def _digest(uri: str, repository: str) -> str:
+    digests = _output("docker", "image", "inspect", "--format", '{{join .RepoDigests "\\n"}}', uri).splitlines()
+    return next(digest.partition("@")[2] for digest in digests if digest.startswith(f"{repository}@"))
+
+
+def _size(image: str) -> str:
+    return f"{int(_output('docker', 'image', 'inspect', '--format', '{{.Size}}', image)) / 1e9:.2f} GB"
+
+
+def _output(*command: str) -> str:
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+
+def _run(command: list[str], environment: dict[str, str] | None = None) -> None:
+    """Run a command that shows its own progress."""
+    if status := subprocess.run(command, env=os.environ | (environment or {})).returncode:
+        raise ChildProcessError(f"{shlex.join(command[:2])} ended with status {status}")
+
+
+if __name__ == "__main__":
+    arguments = parse_args()
+    with console.errors_as_one_line():
+        main(arguments)

@@ -1,0 +1,106 @@
+"""Docker in place of processes: what a container of an image is started with, and how it is ended.
+
+A container belongs to the directory of a `Container`, which holds its name. `docker run` stays in the foreground as
+the process of that Container: it passes on the log, SIGTERM and the exit status. A container outlives a `docker run`
+that is killed, which `remove` is for.
+"""
+
+import os
+import shutil
+import subprocess
+import time
+import uuid
+from pathlib import Path
+
+NAME_FILE = "docker-container"  # its name, and that of its image
+LABEL = "fastmaker"  # of every container; its value is the directory that the container belongs to
+PORT = 8080  # that serving containers listen on
+PASSED_ON = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_REGION", "AWS_DEFAULT_REGION")
+
+
+def unavailable() -> str | None:
+    """Why no container can be started on this machine, or None."""
+    if shutil.which("docker") is None:
+        return "there is no `docker` command on this machine"
+    done = _docker("version", "--format", "{{.Server.Version}}")
+    return f"the Docker engine does not answer: {_last_line(done.stderr)}" if done.returncode else None
+
+
+def missing(image: str) -> str | None:
+    """Why no container of `image` can be started, or None."""
+    if reason := unavailable():
+        return reason
+    if _docker("image", "inspect", image).returncode:
+        return f"no image {image} on this machine: `python -m jobs.image build` makes one, `docker pull` brings one"
+    return None
+
+
+def serving_command(root: Path, image: str, instance_type: str, port: int, env: dict[str, str]) -> list[str]:
+    """`docker run` of a server for the model in `root`/model, on this machine's loopback alone, at `port`."""
+    options = ["--publish", f"127.0.0.1:{port}:{PORT}", "--volume", f"{root / 'model'}:/opt/ml/model:ro"]
+    return [*_run(root, image, instance_type, env), *options, image, "serve"]
+
+
+def serving_environment(env: dict[str, str]) -> dict[str, str]:
+    """`env` with what makes a server tell of its workers, on the port that it answers at; AWS's images do so anyway."""
+    return {"TS_MANAGEMENT_ADDRESS": f"http://0.0.0.0:{PORT}", **env}
+
+
+def training_command(
+    root: Path, image: str, instance_type: str, hosts: int, folders: list[Path], env: dict[str, str]
+) -> list[str]:
+    """`docker run` of a host of a training job, with `root` as /opt/ml.
+
+    Links in it lead into `folders`, which the container sees where they are. Several hosts meet on loopback. The first
+    process is an init, so that SIGTERM ends the second at any moment.
+    """
+    volumes = [f"{root}:/opt/ml", *(f"{folder}:{folder}:ro" for folder in folders)]
+    options = [word for volume in volumes for word in ("--volume", volume)]
+    network = ["--network", "host"] if hosts > 1 else []
+    return [*_run(root, image, instance_type, env), "--init", "--shm-size", "2g", *network, *options, image, "train"]
+
+
+def await_start(root: Path, process: subprocess.Popen) -> None:
+    """Wait until the container that belongs to `root` runs, or its `docker run` has ended: signals before are lost."""
+    name = (root / NAME_FILE).read_text().splitlines()[0]
+    while process.poll() is None and _docker("inspect", "--format", "{{.State.Running}}", name).stdout != "true\n":
+        time.sleep(0.05)
+
+
+def environment(env: dict[str, str]) -> dict[str, str]:
+    """What `docker run` itself sees: the caller's environment, with the values that go on to the container."""
+    return os.environ | env
+
+
+def remove(root: Path) -> None:
+    """End the container that belongs to `root`, if there is one, and give what it wrote to the caller."""
+    try:
+        name, image = (root / NAME_FILE).read_text().splitlines()
+    except FileNotFoundError:
+        return
+    _docker("rm", "--force", "--volumes", name)
+    if os.getuid() != 0:  # containers run as root, as on AWS
+        owner, volume = f"{os.getuid()}:{os.getgid()}", f"{root}:/opt/ml"
+        _docker("run", "--rm", "--volume", volume, "--entrypoint", "chown", image, "--recursive", owner, "/opt/ml")
+    (root / NAME_FILE).unlink(missing_ok=True)  # another thread or process may have been as quick
+
+
+def _run(root: Path, image: str, instance_type: str, env: dict[str, str]) -> list[str]:
+    """The beginning of a `docker run`, whose container belongs to `root` from now on.
+
+    Values of variables are not among its words, which everybody can read.
+    """
+    name = f"fastmaker-{uuid.uuid4()}"
+    (root / NAME_FILE).write_text(f"{name}\n{image}\n")
+    passed_on = [*env, *(variable for variable in PASSED_ON if variable in os.environ and variable not in env)]
+    variables = [word for variable in passed_on for word in ("--env", variable)]
+    gpus = ["--gpus", "all"] if instance_type == "local_gpu" else []
+    return [shutil.which("docker"), "run", "--rm", "--name", name, "--label", f"{LABEL}={root}", *gpus, *variables]
+
+
+def _docker(*words: str) -> subprocess.CompletedProcess:
+    return subprocess.run(["docker", *words], capture_output=True, text=True)
+
+
+def _last_line(text: str) -> str:
+    return (text.strip().splitlines() or ["it says nothing"])[-1]

@@ -1,0 +1,201 @@
+"""jobs.image: what it builds is tested in test_image.py; here it pushes, to a registry that asks for ECR's password."""
+
+import base64
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+
+import bcrypt
+import boto3
+import pytest
+import urllib3
+from engine import docker, own_engine, tiny_image
+from local_mode import REPOSITORY, wait_until
+from test_job_scripts import one_line
+
+CREDENTIALS = {"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b", "AWS_DEFAULT_REGION": "us-east-1"}
+# An engine asks a registry on loopback by HTTP as well, without certificates.
+REGISTRY = """
+version: 0.1
+storage: {{filesystem: {{rootdirectory: {folder}/storage}}}}
+http: {{addr: "127.0.0.1:80"}}
+auth: {{htpasswd: {{realm: test, path: {folder}/passwords}}}}
+"""
+
+
+def image(*words, **environment):
+    lacking = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
+    env = {**lacking, "PYTHONPATH": str(REPOSITORY), "AWS_EC2_METADATA_DISABLED": "true", **environment}
+    return subprocess.run([sys.executable, "-m", "jobs.image", *words], env=env, capture_output=True, text=True)
+
+
+@pytest.fixture
+def ecr(s3_url, monkeypatch):
+    """A client of moto's ECR, whose environment is in CREDENTIALS and AWS_ENDPOINT_URL."""
+    for name, value in {**CREDENTIALS, "AWS_ENDPOINT_URL": s3_url}.items():
+        monkeypatch.setenv(name, value)
+    client = boto3.client("ecr")
+    yield client
+    for repository in client.describe_repositories()["repositories"]:
+        client.delete_repository(repositoryName=repository["repositoryName"], force=True)
+
+
+@contextmanager
+def registry(folder: Path, engine: int, user: str, password: str):
+    """A registry in the network of the engine, for whoever has the password."""
+    folder.mkdir()
+    hashed = bcrypt.hashpw(password.encode(), bcrypt.gensalt(4)).decode()
+    (folder / "passwords").write_text(f"{user}:{hashed}\n")
+    (folder / "config.yml").write_text(REGISTRY.format(folder=folder))
+    command = ["nsenter", "--target", str(engine), "--net", "docker-registry", "serve", str(folder / "config.yml")]
+    with open(folder / "log", "w") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log)
+    try:
+        wait_until(lambda: "listening on" in (folder / "log").read_text() or process.poll() is not None, 20)
+        yield
+    finally:
+        process.terminate()
+        process.wait()
+
+
+@pytest.mark.docker
+@pytest.mark.skipif(shutil.which("docker-registry") is None, reason="there is no docker-registry")
+def test_an_image_is_pushed_to_a_repository_that_is_made_for_it(ecr, s3_url, tmp_path):
+    authorization = ecr.get_authorization_token()["authorizationData"][0]
+    user, _, password = base64.b64decode(authorization["authorizationToken"]).decode().partition(":")
+    host = authorization["proxyEndpoint"].removeprefix("https://")
+    with (
+        own_engine(hosts=f"127.0.0.1 localhost {host}\n") as (environment, engine),
+        registry(tmp_path / "registry", engine, user, password),
+    ):
+        tiny_image("fastmaker-training", environment)
+        here = {"DOCKER_HOST": environment["DOCKER_HOST"], "HOME": str(tmp_path), "AWS_ENDPOINT_URL": s3_url}
+        first = image("push", "--training", **CREDENTIALS, **here)
+        assert first.returncode == 0, first.stderr
+        second = image("push", "--training", "--repository", "fastmaker:again", **CREDENTIALS, **here)
+        assert second.returncode == 0, second.stderr
+    told = dict(line.split(maxsplit=1) for line in first.stdout.splitlines()[-3:])
+    assert told["image:"] == f"{host}/fastmaker:training"
+    assert told["next:"] == f"python -m jobs.train --data FOLDER --image-uri {host}/fastmaker:training"
+    tags = tmp_path / "registry/storage/docker/registry/v2/repositories/fastmaker/_manifests/tags"
+    for tag in ("training", "again"):
+        assert (tags / tag / "current" / "link").read_text() == told["digest:"]
+    (repository,) = ecr.describe_repositories()["repositories"]
+    assert repository["imageScanningConfiguration"] == {"scanOnPush": True}
+    assert ecr.list_tags_for_resource(resourceArn=repository["repositoryArn"])["tags"][0]["Key"] == "fastmaker"
+    assert "created the repository" in first.stdout
+    assert "created the repository" not in second.stdout
+    assert password not in first.stdout + first.stderr
+    assert not (tmp_path / ".docker").exists()  # where a login of the user's would be kept
+
+
+@pytest.mark.docker
+@pytest.mark.skipif(shutil.which("docker-registry") is None, reason="there is no docker-registry")
+def test_a_registry_that_refuses_the_password_ends_the_push_with_one_line(ecr, s3_url, tmp_path):
+    host = ecr.get_authorization_token()["authorizationData"][0]["proxyEndpoint"].removeprefix("https://")
+    with (
+        own_engine(hosts=f"127.0.0.1 localhost {host}\n") as (environment, engine),
+        registry(tmp_path / "registry", engine, "AWS", "another password"),
+    ):
+        tiny_image("fastmaker", environment)
+        here = {"DOCKER_HOST": environment["DOCKER_HOST"], "AWS_ENDPOINT_URL": s3_url}
+        done = image("push", **CREDENTIALS, **here)
+    assert "docker login failed" in done.stderr.splitlines()[-1]
+    assert "401 Unauthorized" in done.stderr.splitlines()[-1]
+
+
+@pytest.mark.docker
+def test_daemon_json_configures_a_real_engine():
+    with own_engine("--config-file", REPOSITORY / "daemon.json") as (environment, _):
+        assert docker("info", "--format", "{{.DefaultRuntime}}", env=environment) == "nvidia"
+        tiny_image("tiny", environment)
+        container = docker("create", "tiny", "command", env=environment)
+        size = docker("inspect", "--format", "{{.HostConfig.ShmSize}}", container, env=environment)
+        assert int(size) == 2 * 2**30
+
+
+@pytest.mark.parametrize("command", ["build", "push"])
+def test_without_docker_both_commands_end_with_one_line(command):
+    done = image(command, PATH="/nowhere")
+    assert done.returncode == 2
+    assert "there is no `docker` command" in one_line(done.stderr)
+
+
+@pytest.mark.docker
+@pytest.mark.parametrize("command", ["build", "push"])
+def test_without_an_engine_both_commands_end_with_one_line(command):
+    done = image(command, DOCKER_HOST="unix:///nowhere")
+    assert done.returncode == 2
+    assert "the Docker engine does not answer: Cannot connect" in one_line(done.stderr)
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (["build", "--build-arg", "TORCH_VERSION"], "--build-arg 'TORCH_VERSION': expected NAME=VALUE"),
+        (["push", "--network", "host"], "unrecognized arguments: --network host"),
+        ([], "the following arguments are required: command"),
+    ],
+)
+def test_wrong_usage_ends_with_one_line(words, reason):
+    done = image(*words)
+    assert done.returncode == 2
+    assert reason in one_line(done.stderr)
+
+
+def test_a_dry_run_prints_the_command_that_builds():
+    words = ["--training", "--build-arg", "BASE_IMAGE=a b", "--network", "host", "--tag", "mine", "--dry-run"]
+    expected = ["docker", "build", "--target", "training", "--tag", "mine", "--build-arg", "BASE_IMAGE=a b"]
+    assert shlex.split(image("build", *words).stdout) == [*expected, "--network", "host", str(REPOSITORY)]
+
+
+@pytest.fixture
+def tiny():
+    """An image of this machine's engine."""
+    tiny_image(name := "fastmaker-test-tiny", os.environ)
+    yield name
+    docker("image", "rm", name)
+
+
+@pytest.mark.docker
+@pytest.mark.parametrize(
+    ("lacking", "reason"),
+    [
+        ("AWS_DEFAULT_REGION", "no AWS region"),
+        ("AWS_ACCESS_KEY_ID", "Unable to locate credentials"),
+        (None, "would push"),
+    ],
+)
+def test_region_and_credentials_are_asked_for_before_anything_is_done(tiny, tmp_path, lacking, reason):
+    environment = {name: value for name, value in CREDENTIALS.items() if name != lacking}
+    done = image("push", "--tag", tiny, "--dry-run", HOME=str(tmp_path), **environment)
+    assert reason in (one_line(done.stderr) if lacking else done.stdout)
+    assert bool(done.returncode) == bool(lacking)
+
+
+@pytest.mark.docker
+def test_who_may_not_push_is_told_in_one_line(tiny, ecr, s3_url):
+    urllib3.request("POST", f"{s3_url}/moto-api/reset-auth", body=b"0")  # from now on, ask who it is
+    try:
+        done = image("push", "--tag", tiny, **CREDENTIALS, AWS_ENDPOINT_URL=s3_url)
+    finally:
+        urllib3.request("POST", f"{s3_url}/moto-api/reset-auth", body=b"inf")
+    assert done.returncode == 1
+    assert "DescribeRepositories operation" in one_line(done.stderr)
+
+
+@pytest.mark.docker
+def test_an_image_that_is_not_there_is_not_pushed():
+    assert "no image nobody-made-this on this machine" in one_line(image("push", "--tag", "nobody-made-this").stderr)
+
+
+@pytest.mark.docker
+def test_a_build_that_fails_ends_with_one_line():
+    done = image("build", "--build-arg", "BASE_IMAGE=nobody-made-this:1", "--tag", "fastmaker-test-failed")
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1] == "error: docker build ended with status 1"
+    assert not docker("images", "--quiet", "fastmaker-test-failed")
