@@ -11,6 +11,7 @@ import base64
 import os
 import shlex
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -19,7 +20,10 @@ from jobs.local import docker
 
 ROOT = Path(__file__).resolve().parents[1]
 NAMES = {"serving": "fastmaker", "training": "fastmaker-training"}  # of the Dockerfile's stages, on this machine
-NEXT = {"serving": "deploy --model JOB", "training": "train --data FOLDER"}
+NEXT = {  # what goes on with an image of each
+    "serving": "deploy --model JOB --instance-type ml.c5.xlarge",
+    "training": "train --data FOLDER --instance-type ml.g4dn.xlarge",
+}
 REPOSITORY = "fastmaker"
 TAG = {"Key": "fastmaker", "Value": "image"}  # of the repository, by which all that these scripts make is found
 
@@ -79,15 +83,15 @@ def build(args) -> str:
 
 def push(args) -> str:
     import boto3
-    from botocore.exceptions import NoCredentialsError
+
+    from jobs.aws import checks
 
     if reason := docker.missing(args.tag):
         raise ValueError(reason)
     session = boto3.Session()
     if session.region_name is None:
-        raise ValueError("no AWS region: set AWS_DEFAULT_REGION, or one in ~/.aws/config")
-    if session.get_credentials() is None:
-        raise NoCredentialsError
+        raise console.Failure("no AWS region: set AWS_DEFAULT_REGION, or run `aws configure`")
+    checks.caller(session)
     if args.dry_run:
         print(f"would create the repository {args.repository} in {session.region_name}, unless it is there")
         print(f"would push {args.tag}, {_size(args.tag)}, to it as {args.repository}:{args.remote_tag}")
@@ -102,7 +106,7 @@ def push(args) -> str:
         _run(["docker", "push", uri], environment)
     print(f"\nimage:  {uri}")
     print(f"digest: {_digest(uri, repository)}")
-    print(f"next:   python -m jobs.{NEXT[args.stage]} --image-uri {uri}")
+    print(f"next:   python -m jobs.{NEXT[args.stage]} --image-uri {args.repository}:{args.remote_tag}")
     return uri
 
 
@@ -114,7 +118,7 @@ def _repository(ecr, name: str) -> str:
         scanning = {"scanOnPush": True}
         made = ecr.create_repository(repositoryName=name, tags=[TAG], imageScanningConfiguration=scanning)
         print(f"created the repository {name}, whose images cost money as long as they are kept")
-        print(f"to end: aws ecr delete-repository --repository-name {name} --force", flush=True)
+        print(f"to end: python -m jobs.cleanup --backend aws --only image/{name} --yes", flush=True)
         return made["repository"]["repositoryUri"]
 
 
@@ -147,9 +151,14 @@ def _output(*command: str) -> str:
 
 
 def _run(command: list[str], environment: dict[str, str] | None = None) -> None:
-    """Run a command that shows its own progress."""
-    if status := subprocess.run(command, env=os.environ | (environment or {})).returncode:
-        raise ChildProcessError(f"{shlex.join(command[:2])} ended with status {status}")
+    """Run a command that shows its own progress: as it likes on a terminal, else line by line through our stdout."""
+    watched = sys.stdout.isatty()
+    streams = {} if watched else {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    with subprocess.Popen(command, env=os.environ | (environment or {}), **streams) as process:
+        for line in () if watched else process.stdout:
+            print(line, end="", flush=True)
+    if process.returncode:
+        raise ChildProcessError(f"{shlex.join(command[:2])} ended with status {process.returncode}")
 
 
 if __name__ == "__main__":

@@ -66,9 +66,9 @@ class Local:
 
     def __init__(self, args=None):
         kind = getattr(args, "backend", "process")
-        self.words = "" if kind == "process" else f" --backend {kind}"  # for a command that goes on from here
-        self.serving_words = self.words  # for one that deploys or transforms
         self.image_uri = getattr(args, "image_uri", None)
+        self.words = "" if kind == "process" else f" --backend {kind}"  # for a command that goes on from here
+        self.serving_words = f"{self.words} --image-uri {self.image_uri}" if self.words else ""  # for one that serves
         self.dry_run = getattr(args, "dry_run", False)
         self.session = session(kind)
         self._role = getattr(args, "role", None) or "local"

@@ -55,7 +55,7 @@ class Aws:
     """
 
     words = " --backend aws"  # for a command that goes on from here
-    serving_words = " --instance-type ml.c5.xlarge"  # for one that deploys or transforms
+    serving_words = " --instance-type ml.c5.xlarge"  # for one that serves
 
     def __init__(self, instance_type: str | None = None, role=None, image_uri=None, dry_run=False):
         self.instance_type, self.dry_run = instance_type, dry_run
