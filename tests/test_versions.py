@@ -8,10 +8,12 @@ one version is served under another: this is tried both ways.
 """
 
 import os
+import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 import environments
 import numpy as np
@@ -32,7 +34,9 @@ PACKAGES = (
     "setuptools",
     "torchserve",
 )
-# These make ONNX files, for which torch 2.8 and packages are needed that serving a bundle does without.
+# The export to ONNX needs these, and a torch that is not older.
+ONNX_PACKAGES = ("onnx", "onnxruntime", "onnxscript")
+ONNX_TORCH = (2, 8)
 WITHOUT_ONNX = (
     "--ignore=tests/source/test_export.py",
     "--ignore=tests/source/test_onnx_engine.py",
@@ -41,28 +45,41 @@ WITHOUT_ONNX = (
 TOLERANCE = 1e-5  # of a probability: another build of torch adds up in another order
 
 
+class Environment(NamedTuple):
+    python: Path
+    has_onnx: bool
+
+
 @pytest.fixture(scope="module", params=PAIRS)
-def other_python(request, tmp_path_factory):
-    """The Python of an environment with a pair's torch and torchvision; there is one of them at a time."""
-    torch, slash, torchvision = request.param.partition("/")
-    if not (torch and slash and torchvision):
-        pytest.fail(f"TORCH_PAIRS holds {request.param!r}; expected TORCH/TORCHVISION, as in 2.6.0/0.21.0", False)
-    folder = tmp_path_factory.mktemp("versions")
+def other(request, tmp_path_factory):
+    """An environment with a pair's torch and torchvision; there is one at a time."""
+    torch, torchvision = parse(request.param)
+    has_onnx = tuple(map(int, torch.split(".")[:2])) >= ONNX_TORCH
     pinned = (REPOSITORY / "constraints.txt").read_text().splitlines()
     others = [line for line in pinned if not line.startswith(("torch==", "torchvision=="))]
+    folder = tmp_path_factory.mktemp("versions")
     constraints = folder / "constraints.txt"
     constraints.write_text("\n".join([*others, f"torch=={torch}", f"torchvision=={torchvision}"]))
+    packages = ["torch", "torchvision", *PACKAGES, *(ONNX_PACKAGES if has_onnx else ())]
     try:
         python = environments.create(folder / "environment")
         print(f"\ninstalling torch {torch} and torchvision {torchvision}", flush=True)
-        environments.install(python, "--constraint", constraints, "torch", "torchvision", *PACKAGES)
-        yield python
+        environments.install(python, "--constraint", constraints, *packages)
+        yield Environment(python, has_onnx)
     finally:
         shutil.rmtree(folder)  # some gigabytes, which pytest would keep for its next runs
 
 
-def test_the_tests_of_source_pass(other_python):
-    command = [other_python, "-m", "pytest", "tests/source", *WITHOUT_ONNX, "-p", "no:cacheprovider"]
+def parse(pair):
+    """The versions of torch and torchvision."""
+    if not re.fullmatch(r"\d+\.\d+[^/]*/\d+\.\d+[^/]*", pair):
+        pytest.fail(f"TORCH_PAIRS holds {pair!r}; expected TORCH/TORCHVISION, as in 2.6.0/0.21.0", pytrace=False)
+    return pair.split("/")
+
+
+def test_the_tests_of_source_pass(other):
+    options = () if other.has_onnx else WITHOUT_ONNX
+    command = [other.python, "-m", "pytest", "tests/source", *options, "-p", "no:cacheprovider"]
     env = environments.variables() | {"PYTHONPATH": str(REPOSITORY / "source")}
     subprocess.run(command, cwd=REPOSITORY, env=env, check=True)
 
@@ -121,11 +138,11 @@ def answer(python, model_dir, files, output):
 @pytest.mark.parametrize("run", RUNS)
 @pytest.mark.parametrize("trained_by", ["this", "other"])
 def test_a_bundle_is_served_alike_by_the_version_that_trained_it_and_by_another(
-    other_python, trained_by, run, request, tmp_path
+    other, trained_by, run, request, tmp_path
 ):
     data, arguments = RUNS[run]
     images = request.getfixturevalue(data)
-    pythons = {"this": sys.executable, "other": other_python}
+    pythons = {"this": sys.executable, "other": other.python}
     model_dir = train(pythons[trained_by], images, arguments, tmp_path)
     files = sorted(file for file in images.rglob("*") if file.suffix in (".png", ".jpg"))[::3]
     (expected_classes, expected), (classes, probabilities) = (
