@@ -22,7 +22,7 @@ import pytest
 pytestmark = pytest.mark.versions
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-# torch and the torchvision that was built for it: those of the newest inference image, and the newest that there are.
+# torch and a torchvision that takes it: those of the newest inference image, and the newest that there are.
 PAIRS = os.environ.get("TORCH_PAIRS", "2.6.0/0.21.0 2.15.0/0.29.2").split()
 # What source/ and its tests import; what they need in turn comes with it.
 PACKAGES = (
