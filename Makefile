@@ -3,6 +3,7 @@
 # make test         the test suite, on 2 cores; make test-slow adds the checks that take minutes
 # make test-docker  build the images and test their containers, where there is a Docker engine
 # make test-triton  install a Triton server without Docker and test what it makes of our model repositories
+# make test-versions test source/ under torch 2.6 and the newest one; TORCH_PAIRS names others (tests/test_versions.py)
 # make check        lint and format
 # make clean        remove .venv and what the tools left behind
 
@@ -10,7 +11,7 @@ PYTHON ?= python3
 BIN = .venv/bin
 INSTALLED = .venv/.installed
 
-.PHONY: quickstart digits test test-slow test-docker test-triton check clean
+.PHONY: quickstart digits test test-slow test-docker test-triton test-versions check clean
 
 quickstart: $(INSTALLED)
 	$(BIN)/python -m jobs.quickstart
@@ -29,6 +30,10 @@ test-docker: $(INSTALLED)
 
 test-triton: $(INSTALLED)
 	$(BIN)/python -m pytest -m triton
+
+# Shows what the tests that it starts print: they take minutes.
+test-versions: $(INSTALLED)
+	$(BIN)/python -m pytest -m versions --capture=no
 
 check: $(INSTALLED)
 	$(BIN)/ruff check .

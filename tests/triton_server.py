@@ -12,6 +12,7 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
+import environments
 import psutil
 import pytest
 from local_mode import REPOSITORY
@@ -28,12 +29,9 @@ def install(folder: Path) -> Path:
     """Make an environment with the server; returns the folder of the server's files."""
     if (platform.system(), platform.machine()) != ("Linux", "x86_64"):
         pytest.skip("the wheel that holds the Triton server is for Linux on x86-64")
-    subprocess.run([sys.executable, "-m", "venv", folder], check=True)
-    pip = [folder / "bin" / "python", "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-    subprocess.run([*pip, "--no-deps", SERVER], env=_own_environment(), check=True)
-    subprocess.run(
-        [*pip, "--constraint", REPOSITORY / "constraints.txt", *PACKAGES], env=_own_environment(), check=True
-    )
+    python = environments.create(folder)
+    environments.install(python, "--no-deps", SERVER)
+    environments.install(python, "--constraint", REPOSITORY / "constraints.txt", *PACKAGES)
     (files,) = folder.glob("lib/python*/site-packages/pytriton/tritonserver")
     # The Python backend looks beside itself for its stub: the program that a model's process is, for one Python.
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
@@ -80,17 +78,12 @@ def addresses() -> tuple[list[str], str, str]:
 def _environment(files: Path) -> dict[str, str]:
     """With the server's environment first on PATH: by that the stubs find their packages, and libpython beside it."""
     binaries = files.parents[4] / "bin"
-    env = _own_environment()
+    env = environments.variables()
     libraries = [sysconfig.get_config_var("LIBDIR"), env.get("LD_LIBRARY_PATH", "")]
     return env | {
         "PATH": os.pathsep.join([str(binaries), env["PATH"]]),
         "LD_LIBRARY_PATH": os.pathsep.join(filter(None, libraries)),
     }
-
-
-def _own_environment() -> dict[str, str]:
-    """The variables of this process, less those by which another Python would find its packages."""
-    return {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONHOME")}
 
 
 def _await_ready(server: subprocess.Popen, url: str, log: Path, seconds: float = 90) -> None:

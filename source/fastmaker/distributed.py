@@ -11,6 +11,7 @@ less: each process normalises by its own B images, and the running statistics ar
 import contextlib
 import datetime
 import hashlib
+import inspect
 import json
 import os
 import sys
@@ -20,6 +21,11 @@ import torch
 import torch.distributed as dist
 from fastai.vision.all import Callback
 from torch.nn.parallel import DistributedDataParallel
+
+# Lets each process keep the statistics of its batch norms until `average_buffers`. torch 2.15 warns of the argument's
+# old name. By the new one it still hands out the first process's at the start, when all have the same.
+RENAMED = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
+OWN_BUFFERS = {"forward_sync_buffers" if RENAMED else "broadcast_buffers": False}
 
 
 class GroupError(ValueError):
@@ -267,7 +273,7 @@ class DataParallel(Callback):
 
     def before_fit(self):
         device = [self.group.local_rank] if self.dls.device.type == "cuda" else None
-        self.network = DistributedDataParallel(self.learn.model, device_ids=device, broadcast_buffers=False)
+        self.network = DistributedDataParallel(self.learn.model, device_ids=device, **OWN_BUFFERS)
 
     def before_train(self):
         self.learn.model = self.network

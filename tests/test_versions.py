@@ -1,0 +1,156 @@
+"""`source/` under other versions of torch than constraints.txt's, each in an environment that is removed afterwards.
+
+    make test-versions
+    make test-versions TORCH_PAIRS="2.7.1/0.22.1 2.9.1/0.24.1"
+
+The training image and the inference image of one endpoint differ in their torch, so that a bundle that was made under
+one version is served under another: this is tried both ways.
+"""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import environments
+import numpy as np
+import pytest
+
+pytestmark = pytest.mark.versions
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+# torch and a torchvision that takes it: those of the newest inference image, and the newest that there are.
+PAIRS = os.environ.get("TORCH_PAIRS", "2.6.0/0.21.0 2.15.0/0.29.2").split()
+# What source/ and its tests import; what they need in turn comes with it.
+PACKAGES = (
+    "fastai",
+    "psutil",
+    "pytest",
+    "sagemaker-inference",
+    "sagemaker-pytorch-inference",
+    "setuptools",
+    "torchserve",
+)
+# The export to ONNX needs these, and a torch that is not older.
+ONNX_PACKAGES = ("onnx", "onnxruntime", "onnxscript")
+ONNX_TORCH = (2, 8)
+WITHOUT_ONNX = (
+    "--ignore=tests/source/test_export.py",
+    "--ignore=tests/source/test_onnx_engine.py",
+    "--deselect=tests/source/test_torchserve_handler.py::test_a_batch_is_answered_by_onnx_runtime_as_well",
+)
+TOLERANCE = 1e-5  # of a probability: another build of torch adds up in another order
+
+
+class Environment(NamedTuple):
+    python: Path
+    has_onnx: bool
+
+
+@pytest.fixture(scope="module", params=PAIRS)
+def other(request, tmp_path_factory):
+    """An environment with a pair's torch and torchvision; there is one at a time."""
+    torch, torchvision = parse(request.param)
+    has_onnx = tuple(map(int, torch.split(".")[:2])) >= ONNX_TORCH
+    pinned = (REPOSITORY / "constraints.txt").read_text().splitlines()
+    others = [line for line in pinned if not line.startswith(("torch==", "torchvision=="))]
+    folder = tmp_path_factory.mktemp("versions")
+    constraints = folder / "constraints.txt"
+    constraints.write_text("\n".join([*others, f"torch=={torch}", f"torchvision=={torchvision}"]))
+    packages = ["torch", "torchvision", *PACKAGES, *(ONNX_PACKAGES if has_onnx else ())]
+    try:
+        python = environments.create(folder / "environment")
+        print(f"\ninstalling torch {torch} and torchvision {torchvision}", flush=True)
+        environments.install(python, "--constraint", constraints, *packages)
+        yield Environment(python, has_onnx)
+    finally:
+        shutil.rmtree(folder)  # some gigabytes, which pytest would keep for its next runs
+
+
+def parse(pair):
+    """The versions of torch and torchvision."""
+    if not re.fullmatch(r"\d+\.\d+[^/]*/\d+\.\d+[^/]*", pair):
+        pytest.fail(f"TORCH_PAIRS holds {pair!r}; expected TORCH/TORCHVISION, as in 2.6.0/0.21.0", pytrace=False)
+    return pair.split("/")
+
+
+def test_the_tests_of_source_pass(other):
+    options = () if other.has_onnx else WITHOUT_ONNX
+    command = [other.python, "-m", "pytest", "tests/source", *options, "-p", "no:cacheprovider"]
+    env = environments.variables() | {"PYTHONPATH": str(REPOSITORY / "source")}
+    subprocess.run(command, cwd=REPOSITORY, env=env, check=True)
+
+
+# A data set's fixture, and the arguments of a short run on it.
+RUNS = {
+    "convnet": ("few", "--arch convnet --epochs 2"),
+    "resnet18": ("photos", "--arch resnet18 --pretrained false --epochs 1 --batch-size 8 --image-size 64"),
+    "U-Net": (
+        "scenes",
+        "--task segmentation --arch resnet18 --pretrained false --self-attention true --epochs 2 --batch-size 4"
+        " --image-size 40x56",
+    ),
+}
+
+# Answers image files from a bundle's own code, by the functions that a container calls.
+ANSWER = """
+import base64, json, sys
+from types import SimpleNamespace
+import numpy as np
+model_dir, output, *files = sys.argv[1:]
+sys.path.insert(0, model_dir + "/code")
+import entry_point
+
+model = entry_point.model_fn(model_dir, SimpleNamespace(system_properties={}))
+answers, probabilities = [], []
+for file in files:
+    request = entry_point.input_fn(open(file, "rb").read(), "application/x-image")
+    body, _ = entry_point.output_fn(entry_point.predict_fn(request, model), "application/json")
+    answer = json.loads(body)
+    is_mask = "base64_prediction" in answer
+    answers.append(list(base64.b64decode(answer["base64_prediction"])) if is_mask else [answer["index"]])
+    [found] = model.probabilities(model.to_tensor(request.images[0])[None]).numpy()
+    probabilities.append(found.reshape(len(found), -1))
+np.savez(output, classes=answers, probabilities=probabilities)
+"""
+
+
+def train(python, images, arguments, folder):
+    """The bundle that the entry point makes, under that Python."""
+    folders = ["--train", images, "--model-dir", folder / "model", "--output-data-dir", folder / "data"]
+    entry_point = REPOSITORY / "source" / "entry_point.py"
+    command = [python, entry_point, *folders, *arguments.split()]
+    subprocess.run(command, cwd=folder, env=environments.variables(), check=True)
+    return folder / "model"
+
+
+def answer(python, model_dir, files, output):
+    """What a container with that Python answers: the class of each image or pixel, uint8 or int64 (N, pixels), and the
+    probabilities, float32 (N, n_labels, pixels); a classifier's images are one pixel."""
+    subprocess.run([python, "-I", "-c", ANSWER, model_dir, output, *files], env=environments.variables(), check=True)
+    with np.load(output) as found:
+        return found["classes"], found["probabilities"]
+
+
+@pytest.mark.parametrize("run", RUNS)
+@pytest.mark.parametrize("trained_by", ["this", "other"])
+def test_a_bundle_is_served_alike_by_the_version_that_trained_it_and_by_another(
+    other, trained_by, run, request, tmp_path
+):
+    data, arguments = RUNS[run]
+    images = request.getfixturevalue(data)
+    pythons = {"this": sys.executable, "other": other.python}
+    model_dir = train(pythons[trained_by], images, arguments, tmp_path)
+    files = sorted(file for file in images.rglob("*") if file.suffix in (".png", ".jpg"))[::3]
+    (expected_classes, expected), (classes, probabilities) = (
+        answer(python, model_dir, files, tmp_path / f"{name}.npz") for name, python in pythons.items()
+    )
+    assert np.ptp(expected, axis=0).max() > 100 * TOLERANCE  # the images do make a difference
+    assert np.abs(probabilities - expected).max() <= TOLERANCE
+    best, second = np.sort(expected, axis=1)[:, :-3:-1].swapaxes(0, 1)
+    clear = best - second > 2 * TOLERANCE  # where rounding cannot exchange them
+    assert clear.mean() > 0.99
+    assert np.array_equal(classes[clear], expected_classes[clear])
