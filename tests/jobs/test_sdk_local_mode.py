@@ -15,7 +15,7 @@ from test_package import ask
 
 from fastmaker import preprocess, serving
 from jobs.local.container import free_ports
-from jobs.local.session import NO_TELEMETRY
+from jobs.telemetry import opted_out
 
 pytestmark = pytest.mark.docker
 
@@ -26,7 +26,7 @@ def sdk_session(tmp_path_factory, s3_url):
     with pytest.MonkeyPatch.context() as patch:
         for name, value in {**CREDENTIALS, "AWS_ENDPOINT_URL": s3_url}.items():
             patch.setenv(name, value)
-        session = LocalSession(default_bucket="bucket-of-the-sdk", sagemaker_config=NO_TELEMETRY)
+        session = LocalSession(default_bucket="bucket-of-the-sdk", sagemaker_config=opted_out(None))
         (port,) = free_ports(1)
         folder = str(tmp_path_factory.mktemp("containers"))
         session.config = {"local": {"local_code": True, "serving_port": port, "container_root": folder}}
