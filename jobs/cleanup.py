@@ -49,7 +49,9 @@ def main(args) -> None:
         if not found:
             print("nothing is left" + (f" of {', '.join(args.only)}" if args.only else ""))
             return
-        print(console.table(["kind", "name", "status", "created", "costs"], [_row(thing) for thing in found]))
+        columns = 5 if any(thing.costs for thing in found) else 4  # on this machine nothing costs
+        header = ["kind", "name", "status", "created", "costs"]
+        print(console.table(header[:columns], [_row(thing)[:columns] for thing in found]))
         if args.yes and (args.all or args.only):
             for thing in found:
                 thing.delete()
