@@ -81,7 +81,7 @@ def main(args) -> str | None:
         most = max(args.instance_count, args.max or 0)
         if not backend.check("endpoint", name, most, [archive], [args.async_output]):
             return None
-        model = model_for(backend.upload(archive, name, "model"), args, backend)
+        model = model_for(backend.upload(archive, "endpoint", name, "model"), args, backend)
         size = f"{args.serverless_memory} MB, serverless" if args.serverless_memory else None
         print(f"deploying {args.model} to {size or f'{args.instance_count} x {args.instance_type}'}", flush=True)
         backend.tell_costs("endpoint", name)

@@ -110,7 +110,7 @@ class Local:
             print("checked; here nothing costs, and no request is made: leave out --dry-run to run it")
         return not self.dry_run
 
-    def upload(self, uri: str, name: str, part: str) -> str:
+    def upload(self, uri: str, kind: str, name: str, part: str) -> str:
         """On AWS: send what lies on this machine; returns its URI."""
         return uri
 

@@ -77,7 +77,7 @@ def main(args) -> str | None:
         kind = "spot training" if args.spot else "training"
         if not backend.check(kind, job, args.instance_count, channels.values(), [args.output, args.checkpoints]):
             return None
-        inputs = {name: backend.upload(uri, job, f"data/{name}") for name, uri in channels.items()}
+        inputs = {name: backend.upload(uri, "training-job", job, f"data/{name}") for name, uri in channels.items()}
         estimator = estimator_for(args, backend, job)
         backend.tell_costs("training-job", job)
         estimator.fit(inputs, job_name=job, wait=not backend.dry_run)

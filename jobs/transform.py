@@ -85,8 +85,8 @@ def _run(args, backend, kind: str, source: str, inputs: Inputs) -> str | None:
     job = args.job_name or name_from_base("fastmaker")
     if not backend.check("transform", job, args.instance_count, [archive], [args.output]):
         return None
-    model = deploy.model_for(backend.upload(archive, job, "model"), args, backend)
-    source = backend.upload(source, job, "inputs")
+    model = deploy.model_for(backend.upload(archive, "transform-job", job, "model"), args, backend)
+    source = backend.upload(source, "transform-job", job, "inputs")
     output = storage.uri_of(args.output) if args.output else backend.answers(job, source)
     transformer = _transformer(args, model, output, backend.tags(job))
     print(f"transforming {inputs.count} objects of {source} on {args.instance_count} x {args.instance_type}")

@@ -71,7 +71,7 @@ class Aws:
         self.image_uri = self._in_registry(image_uri) if image_uri and "/" not in image_uri else image_uri
         self.session = _Session(self.boto)
         self.session.sagemaker_config = opted_out(self.session.sagemaker_config)
-        self._folders: set[str] = set()
+        self._folders: set[str] = set()  # that were made
 
     def __enter__(self):
         return self
@@ -86,7 +86,7 @@ class Aws:
 
     def training(self, job: str) -> dict:
         """Arguments of the SDK's PyTorch estimator."""
-        output = self.folder(job).rpartition("/")[0]  # SageMaker and the SDK add the job's name
+        output = self.folder("training-job", job).rpartition("/")[0]  # SageMaker and the SDK add the job's name
         return {
             "role": self.role("training"),
             "image_uri": self.image_uri,
@@ -108,7 +108,8 @@ class Aws:
 
     def endpoint(self, args, name: str) -> dict:
         """Arguments of the SDK's deploy: what kind of endpoint it is."""
-        return {"tags": self.tags(name), **endpoints.configured(args, self.session, lambda: self.folder(name))}
+        captured = functools.partial(self.folder, "endpoint", name)
+        return {"tags": self.tags(name), **endpoints.configured(args, self.session, captured)}
 
     def scale(self, args, name: str) -> None:
         """Let the number of the endpoint's instances follow its requests, if that is wanted."""
@@ -122,9 +123,7 @@ class Aws:
         config = client.describe_endpoint(EndpointName=endpoint)["EndpointConfigName"]
         if "AsyncInferenceConfig" not in client.describe_endpoint_config(EndpointConfigName=config):
             return self.session.sagemaker_runtime_client
-        runtime = endpoints.AsyncRuntime(self.boto, self.folder(endpoint))
-        self._folders.clear()  # it is the endpoint's, and not made by what asks it
-        return runtime
+        return endpoints.AsyncRuntime(self.boto, self.folder("endpoint", endpoint))
 
     def tags(self, name: str) -> list[dict]:
         return [{"Key": TAG, "Value": name}]
@@ -167,16 +166,25 @@ class Aws:
         self.session._default_bucket = name  # the SDK asks for an account by an address that cannot be configured
         return name
 
-    def folder(self, name: str) -> str:
-        """The URI, without a slash at its end, of what belongs to a job or an endpoint in S3; marked as made here."""
-        if name not in self._folders:
-            _, key = _bucket_and_key(f"{self.root}/{name}/{MARKER}")
-            self.session.s3_client.put_object(Bucket=self.bucket, Key=key, Body=b"", Tagging=f"{TAG}={name}")
-            self._folders.add(name)
-        return f"{self.root}/{name}"
+    def folder(self, kind: str, name: str) -> str:
+        """The URI, without a slash at its end, of what a job or an endpoint has in S3; marked as made here.
 
-    def upload(self, uri: str, name: str, part: str) -> str:
-        """Send what lies on this machine to `part` of the folder of `name`; returns its URI in S3.
+        Raises Failure if there is something of others.
+        """
+        uri = f"{self.root}/{kind}/{name}"
+        if f"{kind}/{name}" in self._folders:
+            return uri
+        key = _bucket_and_key(f"{uri}/{MARKER}")[1]
+        client = self.session.s3_client
+        if not leftovers.is_marked(client, self.bucket, key, TAG):
+            if leftovers.holds_any(client, self.bucket, key.removesuffix(MARKER)):
+                raise Failure(f"{uri} holds what these scripts did not make: choose another name")
+            client.put_object(Bucket=self.bucket, Key=key, Body=b"", Tagging=f"{TAG}={name}")
+            self._folders.add(f"{kind}/{name}")
+        return uri
+
+    def upload(self, uri: str, kind: str, name: str, part: str) -> str:
+        """Send what lies on this machine to `part` of the folder of a job or an endpoint; returns its URI in S3.
 
         What is in S3 stays where it is.
         """
@@ -184,7 +192,7 @@ class Aws:
             return uri
         root, listed = storage.list_objects(uri)
         files = list(listed)
-        target = f"{self.folder(name)}/{part}"
+        target = f"{self.folder(kind, name)}/{part}"
         size = sum(size for _, size in files)
         verb = "would upload" if self.dry_run else "uploading"
         print(f"{verb} {len(files)} files, {size / 1e6:.1f} MB, to {target}", flush=True)
@@ -228,7 +236,7 @@ class Aws:
 
     def answers(self, job: str, source: str) -> str:
         """Where a transform job's answers go."""
-        return f"{self.folder(job)}/answers"
+        return f"{self.folder('transform-job', job)}/answers"
 
     def tell_costs(self, kind: str, name: str) -> None:
         """Say what costs, and how to end it."""

@@ -53,28 +53,45 @@ def images(boto, tag: str) -> list[Thing]:
 
 
 def folders(client, root: str, marker: str, tag: str) -> list[Thing]:
-    """The folders right below the URI `root` whose object `marker` has the tag."""
+    """The folders KIND/NAME below the URI `root` whose object `marker` has the tag."""
     bucket, _, prefix = root.removeprefix("s3://").partition("/")
     found = []
     with _allowed("data in S3"):
-        for page in client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=f"{prefix}/", Delimiter="/"):
-            for folder in (item["Prefix"] for item in page.get("CommonPrefixes", ())):
-                if _marked(client, bucket, folder + marker, tag):
-                    found.append(_folder(client, bucket, folder))
+        for kind in _folders_in(client, bucket, f"{prefix}/"):
+            for folder in _folders_in(client, bucket, kind):
+                if is_marked(client, bucket, folder + marker, tag):
+                    name = folder.removeprefix(f"{prefix}/").rstrip("/")
+                    found.append(_folder(client, bucket, folder, name))
     return found
 
 
-def _folder(client, bucket: str, folder: str) -> Thing:
+def _folders_in(client, bucket: str, prefix: str) -> Iterator[str]:
+    for page in client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix, Delimiter="/"):
+        yield from (item["Prefix"] for item in page.get("CommonPrefixes", ()))
+
+
+def _folder(client, bucket: str, folder: str, name: str) -> Thing:
     sizes = [item["Size"] for page in _pages(client, bucket, folder) for item in page]
     status = f"{len(sizes)} objects, {sum(sizes) / 1e6:.1f} MB"
-    return Thing("s3", folder.split("/")[-2], status, None, "storage", partial(_delete_folder, client, bucket, folder))
+    return Thing("s3", name, status, None, "storage", partial(_delete_folder, client, bucket, folder))
 
 
-def _marked(client, bucket: str, key: str, tag: str) -> bool:
+def is_marked(client, bucket: str, key: str, tag: str) -> bool:
+    """Whether there is an object of this key that has the tag."""
     try:
         return tag_of(client.get_object_tagging(Bucket=bucket, Key=key)["TagSet"], tag) is not None
     except ClientError as error:
-        if error.response["Error"]["Code"] in ("NoSuchKey", "404"):
+        if error.response["Error"]["Code"] in ("NoSuchKey", "NoSuchBucket", "404"):
+            return False
+        raise
+
+
+def holds_any(client, bucket: str, prefix: str) -> bool:
+    """Whether any object has the prefix."""
+    try:
+        return bool(client.list_objects_v2(Bucket=bucket, Prefix=prefix, MaxKeys=1)["KeyCount"])
+    except ClientError as error:
+        if error.response["Error"]["Code"] == "NoSuchBucket":  # in a dry run, which does not make it
             return False
         raise
 

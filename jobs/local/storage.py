@@ -288,7 +288,7 @@ def _bucket_and_key(uri: str) -> tuple[str, str]:
 
 
 def _s3():
-    return _client(os.environ.get("AWS_ENDPOINT_URL_S3"))
+    return _client(os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL"))
 
 
 @functools.cache

@@ -15,6 +15,7 @@ from fastmaker import preprocess, serving
 from jobs import console, deploy, session
 from jobs.aws import backend
 from jobs.aws.endpoints import DIMENSION, POLICY
+from jobs.local import storage
 
 ACCOUNT = "123456789012"  # moto's
 ROLE = f"arn:aws:iam::{ACCOUNT}:role/jobs"
@@ -118,15 +119,20 @@ def test_a_training_job_is_asked_for_with_its_data_and_code_in_s3(aws, run, few)
     assert request["AlgorithmSpecification"]["TrainingImage"].endswith("/pytorch-training:2.8.0-gpu-py312")
     assert request["ResourceConfig"] == {"InstanceCount": 1, "InstanceType": "ml.g4dn.xlarge", "VolumeSizeInGB": 50}
     assert request["StoppingCondition"] == {"MaxRuntimeInSeconds": 3600}
-    assert request["OutputDataConfig"] == {"S3OutputPath": f"s3://{OWN_BUCKET}/fastmaker"}
+    assert request["OutputDataConfig"] == {"S3OutputPath": f"s3://{OWN_BUCKET}/fastmaker/training-job"}
     assert request["HyperParameters"]["arch"] == '"convnet"'
     assert {metric["Name"] for metric in request["AlgorithmSpecification"]["MetricDefinitions"]} >= {"valid:accuracy"}
     assert tags(request) == {"fastmaker": "j"}
 
     uri = request["InputDataConfig"][0]["DataSource"]["S3DataSource"]["S3Uri"]
-    assert uri == f"s3://{OWN_BUCKET}/fastmaker/j/data/train/"
-    pages = boto3.client("s3").get_paginator("list_objects_v2").paginate(Bucket=OWN_BUCKET, Prefix="fastmaker/j/")
-    keys = {item["Key"].removeprefix("fastmaker/j/") for page in pages for item in page["Contents"]}
+    assert uri == f"s3://{OWN_BUCKET}/fastmaker/training-job/j/data/train/"
+    pages = (
+        boto3.client("s3")
+        .get_paginator("list_objects_v2")
+        .paginate(Bucket=OWN_BUCKET, Prefix="fastmaker/training-job/j/")
+    )
+    below = len("fastmaker/training-job/j/")
+    keys = {item["Key"][below:] for page in pages for item in page["Contents"]}
     images = {f"data/train/{file.relative_to(few)}" for file in few.rglob("*.png")}
     assert keys == {"made-by-fastmaker", "source/sourcedir.tar.gz", *images}
     assert "next:   python -m jobs.deploy --model j --instance-type" in out
@@ -158,7 +164,7 @@ def test_a_model_is_deployed_to_instances_of_a_type_without_being_packed_again(a
     (model,) = aws.sent("CreateModel")
     container = model.get("PrimaryContainer") or model["Containers"][0]
     assert container["Image"].endswith(f"/pytorch-inference:{image}-py312")
-    assert container["ModelDataUrl"] == f"s3://{OWN_BUCKET}/fastmaker/e/model/bundle.tar.gz"
+    assert container["ModelDataUrl"] == f"s3://{OWN_BUCKET}/fastmaker/endpoint/e/model/bundle.tar.gz"
     assert (
         container["Environment"].items()
         >= {"SAGEMAKER_PROGRAM": "entry_point.py", "FASTMAKER_PRECISION": "bf16"}.items()
@@ -227,7 +233,7 @@ def test_an_endpoint_scales_by_its_requests_and_captures_some(aws, run):
     (config,) = aws.sent("CreateEndpointConfig")
     capture = config["DataCaptureConfig"]
     assert (capture["EnableCapture"], capture["InitialSamplingPercentage"]) == (True, 25)
-    assert capture["DestinationS3Uri"] == f"s3://{OWN_BUCKET}/fastmaker/e/captured"
+    assert capture["DestinationS3Uri"] == f"s3://{OWN_BUCKET}/fastmaker/endpoint/e/captured"
     (policy,) = aws.sent("PutScalingPolicy")
     tracking = policy["TargetTrackingScalingPolicyConfiguration"]
     metric = {"PredefinedMetricType": "SageMakerVariantInvocationsPerInstance"}
@@ -238,14 +244,16 @@ def test_a_batch_job_over_a_folder_on_two_instances(aws, run, few):
     words = "--instance-type ml.c5.xlarge --instance-count 2 --max-retries 1 --join-source Input --split-type Line"
     succeeded(run(f"{TRANSFORM} {words}"))
     (request,) = aws.sent("CreateTransformJob")
-    source = {"S3DataSource": {"S3DataType": "S3Prefix", "S3Uri": f"s3://{OWN_BUCKET}/fastmaker/t/inputs/"}}
+    source = {
+        "S3DataSource": {"S3DataType": "S3Prefix", "S3Uri": f"s3://{OWN_BUCKET}/fastmaker/transform-job/t/inputs/"}
+    }
     assert request["TransformInput"]["DataSource"] == source
-    assert request["TransformOutput"]["S3OutputPath"] == f"s3://{OWN_BUCKET}/fastmaker/t/answers"
+    assert request["TransformOutput"]["S3OutputPath"] == f"s3://{OWN_BUCKET}/fastmaker/transform-job/t/answers"
     assert request["TransformResources"] == {"InstanceCount": 2, "InstanceType": "ml.c5.xlarge"}
     assert request["ModelClientConfig"] == {"InvocationsMaxRetries": 1}
     assert request["DataProcessing"] == {"JoinSource": "Input"}
     assert tags(request) == {"fastmaker": "t"}
-    keys = boto3.client("s3").list_objects_v2(Bucket=OWN_BUCKET, Prefix="fastmaker/t/inputs/")["Contents"]
+    keys = boto3.client("s3").list_objects_v2(Bucket=OWN_BUCKET, Prefix="fastmaker/transform-job/t/inputs/")["Contents"]
     assert len(keys) == len(list((few / "7").iterdir()))
 
 
@@ -258,11 +266,9 @@ def test_a_batch_job_over_a_manifest_and_another_for_what_it_left(aws, run, few)
     out = succeeded(run(f"jobs.transform --model {{bundle}} --job-name t {words}"))
     (request,) = aws.sent("CreateTransformJob")
     source = request["TransformInput"]["DataSource"]["S3DataSource"]
-    assert source == {"S3DataType": "ManifestFile", "S3Uri": f"s3://{OWN_BUCKET}/fastmaker/t/inputs/m.json"}
-    assert json.loads(s3.get_object(Bucket=OWN_BUCKET, Key="fastmaker/t/inputs/m.json")["Body"].read())[1:] == [
-        "a.png",
-        "b.png",
-    ]
+    uri = f"s3://{OWN_BUCKET}/fastmaker/transform-job/t/inputs/m.json"
+    assert source == {"S3DataType": "ManifestFile", "S3Uri": uri}
+    assert json.load(storage.open_object(uri)) == [{"prefix": "s3://given/in/"}, "a.png", "b.png"]
     assert "python -m jobs.transform --backend aws --retry-failed t" in out
 
     s3.put_object(Bucket="given", Key="out/a.png.out", Body=b'{"label": "7"}')
@@ -272,9 +278,7 @@ def test_a_batch_job_over_a_manifest_and_another_for_what_it_left(aws, run, few)
     succeeded(run(retry))
     again = aws.sent("CreateTransformJob")[1]
     uri = again["TransformInput"]["DataSource"]["S3DataSource"]["S3Uri"]
-    assert json.loads(s3.get_object(Bucket="given", Key=uri.removeprefix("s3://given/"))["Body"].read())[1:] == [
-        "b.png"
-    ]
+    assert json.load(storage.open_object(uri)) == [{"prefix": "s3://given/in/"}, "b.png"]
     assert tags(again) == {"fastmaker": "again"}
 
 
@@ -346,7 +350,7 @@ def test_a_dry_run_on_this_machine_checks_and_starts_nothing(aws, run, tmp_path,
 
 def test_a_package_is_made_of_a_training_job_on_aws(aws, run, digits_archive, tmp_path):
     succeeded(run(f"{TRAIN_ON_S3} --instance-type ml.g4dn.xlarge"))
-    boto3.client("s3").upload_file(str(digits_archive), OWN_BUCKET, "fastmaker/j/output/model.tar.gz")
+    boto3.client("s3").upload_file(str(digits_archive), OWN_BUCKET, "fastmaker/training-job/j/output/model.tar.gz")
     succeeded(run("jobs.package torchserve j --aws"))
     assert zipfile.is_zipfile("j.mar")
 
@@ -389,8 +393,8 @@ def something_of_others_is_made() -> None:
         )
     boto3.client("ecr").create_repository(repositoryName="others")
     s3 = boto3.client("s3")
-    s3.put_object(Bucket=OWN_BUCKET, Key="fastmaker/others/data", Body=b"")
-    s3.put_object(Bucket=OWN_BUCKET, Key="fastmaker/theirs/made-by-fastmaker", Body=b"")
+    s3.put_object(Bucket=OWN_BUCKET, Key="fastmaker/endpoint/others/data", Body=b"")
+    s3.put_object(Bucket=OWN_BUCKET, Key="fastmaker/endpoint/theirs/made-by-fastmaker", Body=b"")
     s3.put_object(Bucket=OWN_BUCKET, Key="else", Body=b"")
 
 
@@ -506,6 +510,23 @@ def test_a_name_that_is_taken_is_refused_before_its_data_are_overwritten(aws, ru
     assert what_is_there() == before
 
 
+def test_a_folder_of_others_is_not_written_to(aws, run):
+    boto3.client("s3").create_bucket(Bucket=OWN_BUCKET)
+    boto3.client("s3").put_object(Bucket=OWN_BUCKET, Key="fastmaker/endpoint/e/theirs", Body=b"")
+    aws.requests.clear()
+    assert "holds what these scripts did not make" in failed(run(f"{DEPLOY} --instance-type ml.c5.large"))
+    assert aws.changes() == []
+
+
+def test_a_failing_job_does_not_name_the_data_of_an_earlier_one(aws, run):
+    succeeded(run(f"{DEPLOY} --instance-type ml.c5.large"))
+    succeeded(run("jobs.cleanup --backend aws --endpoint e"))
+    aws.failures = {"CreateEndpoint": THROTTLED}
+    _, out, _ = run(f"{DEPLOY} --instance-type ml.c5.large")
+    (made,) = re.findall("made before this ended: (.*)", out)
+    assert [name.partition("/")[0] for name in made.split(", ")] == ["model", "endpoint-config"]
+
+
 def test_no_quota_for_a_type_is_told_before_anything_is_made(aws, run):
     aws.quotas["ml.c5.large for endpoint usage"] = 0
     assert "'ml.c5.large for endpoint usage' is 0, 1 wanted" in failed(run(f"{DEPLOY} --instance-type ml.c5.large"))
@@ -574,7 +595,7 @@ def test_the_sdks_configuration_file_gives_role_bucket_network_keys_and_tags(aws
     request = printed(succeeded(run(f"{TRAIN_ON_S3} --instance-type ml.g4dn.xlarge --dry-run")))["CreateTrainingJob"]
     assert request["RoleArn"] == ROLE.replace(ACCOUNT, "*" * 12)
     assert request["VpcConfig"] == network
-    assert request["OutputDataConfig"] == {"S3OutputPath": "s3://given/ours/fastmaker", "KmsKeyId": "key"}
+    assert request["OutputDataConfig"] == {"S3OutputPath": "s3://given/ours/fastmaker/training-job", "KmsKeyId": "key"}
     assert tags(request) == {"fastmaker": "j", "team": "vision"}
 
 
