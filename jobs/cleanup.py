@@ -4,8 +4,11 @@ On AWS (``--backend aws``) it knows what the jobs made by the tag that they gave
 """
 
 import argparse
+import contextlib
 import time
 from functools import partial
+
+from botocore.exceptions import ClientError
 
 from jobs import console, session
 from jobs.things import Thing, every
@@ -43,38 +46,49 @@ def main(args) -> None:
             delete_endpoint(backend.session.sagemaker_client, args.endpoint, backend)
             print(f"deleted endpoint {args.endpoint}, its configuration and its models")
             return
-        found = things(backend)
-        if args.only:
-            found = [thing for thing in found if thing.label in args.only]
+        found = things(backend, args.only)
+        if unknown := set(args.only or ()) - {thing.label for thing in found}:
+            print(f"not there, or not made by these scripts: {', '.join(sorted(unknown))}")
         if not found:
-            print("nothing is left" + (f" of {', '.join(args.only)}" if args.only else ""))
+            print(f"nothing is left{backend.where}")
             return
         columns = 5 if any(thing.costs for thing in found) else 4  # on this machine nothing costs
         header = ["kind", "name", "status", "created", "costs"]
         print(console.table(header[:columns], [_row(thing)[:columns] for thing in found]))
         if args.yes and (args.all or args.only):
-            for thing in found:
-                thing.delete()
+            _delete_all(found)
             print("\ndeleted")
         else:
             which = f"--only {' '.join(args.only)}" if args.only else "--all"
-            print(f"\nto delete all of it: python -m jobs.cleanup{backend.words} {which} --yes")
+            print(f"\nto delete all of it{backend.where}: python -m jobs.cleanup{backend.words} {which} --yes")
 
 
-def things(backend) -> list[Thing]:
-    """What the jobs of this backend made and is there, in the order in which it can be deleted."""
+def _delete_all(found: list[Thing]) -> None:
+    """Raises Failure, after all else was deleted, for what cannot be."""
+    failures = []
+    for thing in found:
+        try:
+            thing.delete()
+        except (console.Failure, ClientError) as error:
+            failures.append(f"{thing.label}: {error}")
+    if failures:
+        raise console.Failure(f"not deleted, try again later: {'; '.join(failures)}")
+
+
+def things(backend, only: list[str] | None = None) -> list[Thing]:
+    """What the jobs of this backend made and is there, or what of it `only` names, in the order to delete it in."""
     client = backend.session.sagemaker_client
     found = []
     for kind, (operation, key, prefix) in KINDS.items():
-        for summary in every(client, f"list_{operation}", key):
-            status = summary.get(f"{prefix}Status", "-")
-            if kind.endswith("job") and not backend.deletes_jobs and status not in RUNNING:
-                continue  # AWS keeps them for ever, and they cost nothing
+        for summary in every(client, f"list_{operation}", key, **backend.listing(kind)):
+            name, status = summary[f"{prefix}Name"], summary.get(f"{prefix}Status", "-")
+            if status == "Deleting" or (only and f"{kind}/{name}" not in only):
+                continue
             if backend.is_ours(summary[f"{prefix}Arn"]):
-                costs = backend.costs(kind, status)
-                delete = partial(_delete, client, backend, kind, summary[f"{prefix}Name"])
-                found.append(Thing(kind, summary[f"{prefix}Name"], status, summary["CreationTime"], costs, delete))
-    return backend.scalings() + found + backend.others()
+                delete = partial(_delete, client, backend, kind, name)
+                found.append(Thing(kind, name, status, summary["CreationTime"], backend.costs(kind), delete))
+    others = [thing for thing in backend.scalings() + backend.others() if only is None or thing.label in only]
+    return [t for t in others if t.kind == "scaling"] + found + [t for t in others if t.kind != "scaling"]
 
 
 def delete_endpoint(client, name: str, backend=None) -> None:
@@ -88,7 +102,10 @@ def delete_endpoint(client, name: str, backend=None) -> None:
     for scaling in backend.scalings(name) if backend else ():
         scaling.delete()
     config_name = endpoint["EndpointConfigName"]
-    client.delete_endpoint(EndpointName=name)
+    if backend:
+        _end_endpoint(client, backend, name)
+    else:
+        client.delete_endpoint(EndpointName=name)
     arns = {
         c["EndpointConfigName"]: c["EndpointConfigArn"]
         for c in every(client, "list_endpoint_configs", "EndpointConfigs")
@@ -116,19 +133,34 @@ def delete_transform_job(client, name: str) -> None:
 
 
 def _delete(client, backend, kind: str, name: str) -> None:
+    """A job that runs is stopped and waited for: what it writes at its end has to be there to be deleted."""
     prefix = KINDS[kind][2]
+    if kind == "endpoint":
+        _end_endpoint(client, backend, name)
+        return
     if not kind.endswith("job"):
         getattr(client, f"delete_{kind.replace('-', '_')}")(**{f"{prefix}Name": name})
         return
     job = {f"{prefix}Name": name}
     operation = kind.replace("-", "_")
     describe = getattr(client, f"describe_{operation}")
-    if describe(**job)[f"{prefix}Status"] in RUNNING:
+    if describe(**job)[f"{prefix}Status"] == "InProgress":
         getattr(client, f"stop_{operation}")(**job)
+    while describe(**job)[f"{prefix}Status"] in RUNNING:
+        time.sleep(backend.poll_seconds)
     if backend.deletes_jobs:
-        while describe(**job)[f"{prefix}Status"] in RUNNING:
-            time.sleep(0.5)
         getattr(client, f"delete_{operation}")(**job)
+
+
+def _end_endpoint(client, backend, name: str) -> None:
+    """AWS refuses to delete one that is being changed, and takes a while, in which it may write what it captured."""
+    while (status := client.describe_endpoint(EndpointName=name)["EndpointStatus"]) in backend.busy:
+        print(f"endpoint {name} is {status}; it can be deleted after that", flush=True)
+        time.sleep(backend.poll_seconds)
+    client.delete_endpoint(EndpointName=name)
+    with contextlib.suppress(ClientError):
+        while backend.busy and client.describe_endpoint(EndpointName=name)["EndpointStatus"] == "Deleting":
+            time.sleep(backend.poll_seconds)
 
 
 def _row(thing: Thing) -> list[str]:

@@ -6,6 +6,7 @@ import os
 import re
 import signal
 import sys
+import traceback
 from collections.abc import Iterable, Iterator, Sequence
 
 from PIL import Image, ImageDraw, ImageFont
@@ -13,13 +14,21 @@ from PIL import Image, ImageDraw, ImageFont
 # Packages whose own exceptions say what AWS, or a job, has answered.
 AWS = ("botocore", "boto3", "sagemaker")
 SHOWN_CLASSES = 3  # of a mask
-ACCOUNT = re.compile(r"(?<![0-9A-Za-z.])\d{12}(?![0-9A-Za-z])")
-ACCOUNTS_OF_AWS = ("763104351884",)  # of its deep learning images
-SIGNATURE = re.compile(r"(X-Amz-(?:Credential|Security-Token|Signature)|AWSAccessKeyId|Signature)=[^&\s\"']+")
+# Where AWS puts account numbers: in ARNs, also quoted for a URL, in registries and in the SDK's default buckets.
+ACCOUNT = re.compile(r"(?<=:)\d{12}(?=:)|(?<=%3A)\d{12}(?=%3A)|\d{12}(?=\.dkr\.ecr)|(?<=-\d-)\d{12}", re.IGNORECASE)
+ACCOUNTS_OF_AWS = ("763104351884",)  # of its deep learning images, in most regions
+SIGNATURE = re.compile(
+    r"(X-Amz-(?:Credential|Security-Token|Signature)|AWSAccessKeyId|Credential|Signature)=[^&\s\"',]+", re.IGNORECASE
+)
+own_accounts: set[str] = set()  # that were found out, and are masked wherever they stand
 
 
 class Failure(Exception):
     """What a job needs and AWS does not have, or does not allow: one line."""
+
+
+class Interrupted(KeyboardInterrupt, Exception):
+    """Ctrl-C where the SDK would swallow it: its fit returns in a ``finally``, from which an Exception gets out."""
 
 
 @contextlib.contextmanager
@@ -45,7 +54,8 @@ def _ending_with_one_line() -> Iterator[None]:
             fail(error, 1)
         if isinstance(error, (ValueError, OSError)):
             fail(error, 2)
-        raise
+        traceback.print_exc()
+        sys.exit(1)
 
 
 class Masked:
@@ -58,12 +68,18 @@ class Masked:
         self._stream.write(text if self._stream.isatty() else masked(text))
         return len(text)
 
+    def writelines(self, lines: Iterable[str]) -> None:
+        for line in lines:
+            self.write(line)
+
     def __getattr__(self, name):
         return getattr(self._stream, name)
 
 
 def masked(text: str) -> str:
-    """The text with asterisks for 12-digit account numbers, but AWS's own, and for what signs a URL."""
+    """The text with asterisks for account numbers, but AWS's own, and for what signs a URL."""
+    for account in own_accounts:
+        text = text.replace(account, "*" * 12)
     text = ACCOUNT.sub(lambda found: found[0] if found[0] in ACCOUNTS_OF_AWS else "*" * 12, text)
     return SIGNATURE.sub(r"\1=***", text)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from urllib.parse import urlparse
 
 from jobs import console, session
+from jobs.things import is_missing
 
 # What a bundle holds; the model directory itself is the business of source/fastmaker/bundle.py.
 BUNDLE_FILES = ("model.json", "model.pth", "code/entry_point.py")
@@ -154,8 +155,10 @@ def _is_training_job(name: str, sagemaker_session: Callable) -> bool:
         return False
     try:
         return bool(sagemaker_session().describe_training_job(name))
-    except ClientError:
-        return False
+    except ClientError as error:
+        if is_missing(error):
+            return False
+        raise
 
 
 def _archive_of_job(name: str, sagemaker_session) -> str:
@@ -163,8 +166,10 @@ def _archive_of_job(name: str, sagemaker_session) -> str:
 
     try:
         description = sagemaker_session.describe_training_job(name)
-    except ClientError:
-        raise ValueError(f"{name}: no such training job, model directory or model.tar.gz") from None
+    except ClientError as error:
+        if is_missing(error):
+            raise ValueError(f"{name}: no such training job, model directory or model.tar.gz") from None
+        raise
     if description["TrainingJobStatus"] != "Completed":
         raise ValueError(f"training job {name} is {description['TrainingJobStatus']}; it has no model to deploy")
     return description["ModelArtifacts"]["S3ModelArtifacts"]

@@ -91,7 +91,7 @@ def push(args) -> str:
     session = boto3.Session()
     if session.region_name is None:
         raise console.Failure("no AWS region: set AWS_DEFAULT_REGION, or run `aws configure`")
-    checks.caller(session)
+    console.own_accounts.add(checks.caller(session)["Account"])
     if args.dry_run:
         print(f"would create the repository {args.repository} in {session.region_name}, unless it is there")
         print(f"would push {args.tag}, {_size(args.tag)}, to it as {args.repository}:{args.remote_tag}")
@@ -147,7 +147,10 @@ def _size(image: str) -> str:
 
 
 def _output(*command: str) -> str:
-    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise ChildProcessError(f"{shlex.join(command[:3])} failed: {done.stderr.strip()}")
+    return done.stdout.strip()
 
 
 def _run(command: list[str], environment: dict[str, str] | None = None) -> None:

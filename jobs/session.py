@@ -79,6 +79,9 @@ class Local:
     def __exit__(self, *_) -> None:
         pass
 
+    def done(self) -> None:
+        """On AWS: what was made is wanted, whatever comes now."""
+
     def training(self, job: str) -> dict:
         """Arguments of the SDK's PyTorch estimator."""
         return {"role": self._role, "image_uri": self.image_uri, "sagemaker_session": self.session, **TRAINING_VERSION}
@@ -124,12 +127,19 @@ class Local:
     # What jobs.cleanup asks.
 
     deletes_jobs = True
+    where = ""  # on AWS: the region
+    busy = ()  # on AWS: the states in which an endpoint cannot be deleted
+    poll_seconds = 0.5
+
+    def listing(self, kind: str) -> dict:
+        """On AWS: arguments that let a List operation leave out what costs nothing."""
+        return {}
 
     def is_ours(self, arn: str) -> bool:
         """On AWS: whether it has the tag."""
         return True
 
-    def costs(self, kind: str, status: str) -> str:
+    def costs(self, kind: str) -> str:
         """On AWS: what one pays for."""
         return ""
 

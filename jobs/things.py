@@ -30,3 +30,8 @@ def every(client, operation: str, key: str, token: str = "NextToken", **argument
         if not page.get(token):
             return
         following = {token: page[token]}
+
+
+def is_missing(error) -> bool:
+    """Whether SageMaker's ClientError to a Describe or List operation says that nothing has the name."""
+    return error.response["Error"]["Code"] in ("ResourceNotFound", "ResourceNotFoundException", "ValidationException")

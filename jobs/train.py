@@ -115,8 +115,9 @@ def estimator_for(args, backend, job: str):
 
 def _report(args, estimator, backend, job: str) -> None:
     description = backend.session.describe_training_job(job)
-    if description["TrainingJobStatus"] == "InProgress":  # the SDK's fit takes Ctrl-C for the end of its waiting
-        raise KeyboardInterrupt
+    if (status := description["TrainingJobStatus"]) != "Completed":  # such as stopped by --max-run, or by somebody
+        raise console.Failure(f"training job {job} is {status}: {description.get('SecondaryStatus')}")
+    backend.done()
     metrics = description.get("FinalMetricDataList", [])
     print()
     print(console.table(["metric", "value"], [[m["MetricName"], round(m["Value"], 4)] for m in metrics]))

@@ -1,8 +1,9 @@
 """The backend of instance types ml.*: the SageMaker Python SDK's own Session, with what each job needs beside it."""
 
+import contextlib
 import functools
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import boto3
@@ -19,14 +20,14 @@ from tqdm import tqdm
 from jobs import console, session
 from jobs.aws import checks, endpoints, leftovers
 from jobs.aws.requests import Requests
-from jobs.console import Failure
+from jobs.console import Failure, Interrupted
 from jobs.local import storage
 from jobs.telemetry import opted_out
-from jobs.things import Thing
+from jobs.things import Thing, every, is_missing
 
 TAG = "fastmaker"  # the key of the tag that everything made here has; its value is the name of the job or endpoint
 FOLDER = "fastmaker"  # of the bucket, below the prefix that the SDK's configuration names
-MARKER = "made-by-fastmaker"  # an object with the tag in each folder of FOLDER, for what AWS writes there has none
+MARKER = "made-by-fastmaker"  # an object in each folder of a job or an endpoint, with the tag as its metadata
 UPLOADS = 16  # at once
 POLL_SECONDS = 5
 MAX_ATTEMPTS = 8  # of a request that AWS throttles; AWS_MAX_ATTEMPTS says otherwise
@@ -34,9 +35,19 @@ MAX_ATTEMPTS = 8  # of a request that AWS throttles; AWS_MAX_ATTEMPTS says other
 VOLTA_VERSION = {"framework_version": "2.6.0", "py_version": "py312"}
 VOLTA = ("ml.p3.", "ml.p3dn.")
 
+# GPUs that PyTorch's builds have code for since 2.7 (its release notes).
+BLACKWELL = ("ml.g7.", "ml.g7e.", "ml.p6-")
+
 
 class _Session(Session):
-    """The SDK's Session, which it tells to look each 30 s whether an endpoint is there."""
+    """The SDK's Session, which looks every few seconds in place of each 30, and in which Ctrl-C gets through.
+
+    The SDK's fit returns in a ``finally``, which swallows a KeyboardInterrupt.
+    """
+
+    def train(self, **request):
+        with _interruptible():
+            return super().train(**request)
 
     def wait_for_endpoint(self, endpoint, poll=None, live_logging=False):
         return super().wait_for_endpoint(endpoint, POLL_SECONDS, live_logging)
@@ -45,7 +56,16 @@ class _Session(Session):
         return super().wait_for_transform_job(job, POLL_SECONDS)
 
     def logs_for_job(self, job_name, wait=False, poll=None, log_type="All", timeout=None):
-        return super().logs_for_job(job_name, wait, POLL_SECONDS, log_type, timeout)
+        with _interruptible():
+            return super().logs_for_job(job_name, wait, POLL_SECONDS, log_type, timeout)
+
+
+@contextlib.contextmanager
+def _interruptible() -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise Interrupted from None
 
 
 class Aws:
@@ -68,9 +88,12 @@ class Aws:
         if self.boto.region_name is None:
             raise Failure("no AWS region: set AWS_DEFAULT_REGION, or run `aws configure`")
         self._caller = checks.caller(self.boto)
-        self.image_uri = self._in_registry(image_uri) if image_uri and "/" not in image_uri else image_uri
+        console.own_accounts.add(self._caller["Account"])
+        self.image_uri = image_uri and self._in_registry(image_uri)
         self.session = _Session(self.boto)
         self.session.sagemaker_config = opted_out(self.session.sagemaker_config)
+        # The SDK would make it, where nothing is put into it, and asks for an account at an address that is fixed.
+        self.session._default_bucket = self._named_bucket or self._own_bucket
         self._folders: set[str] = set()  # that were made
 
     def __enter__(self):
@@ -83,6 +106,11 @@ class Aws:
         elif error is not None and made and not self.dry_run:
             print(f"\nmade before this ended: {', '.join(made)}")
             print(f"to remove it: python -m jobs.cleanup --backend aws --only {' '.join(made)} --yes", flush=True)
+
+    def done(self) -> None:
+        """What was made is wanted, whatever comes now."""
+        self._requests.made.clear()
+        self._folders.clear()
 
     def training(self, job: str) -> dict:
         """Arguments of the SDK's PyTorch estimator."""
@@ -114,7 +142,7 @@ class Aws:
     def scale(self, args, name: str) -> None:
         """Let the number of the endpoint's instances follow its requests, if that is wanted."""
         if args.max:
-            endpoints.scale(self.boto, name, args, self.tags(name))
+            endpoints.scale(self.boto, name, args)
             print(f"scales: {args.min} to {args.max} instances")
 
     def runtime(self, endpoint: str):
@@ -163,7 +191,6 @@ class Aws:
                 raise Failure(f"there is no bucket {name}, which the SDK's configuration names")
             place = {"CreateBucketConfiguration": {"LocationConstraint": self.boto.region_name}}
             self.session.s3_client.create_bucket(Bucket=name, **({} if self.boto.region_name == "us-east-1" else place))
-        self.session._default_bucket = name  # the SDK asks for an account by an address that cannot be configured
         return name
 
     def folder(self, kind: str, name: str) -> str:
@@ -179,7 +206,7 @@ class Aws:
         if not leftovers.is_marked(client, self.bucket, key, TAG):
             if leftovers.holds_any(client, self.bucket, key.removesuffix(MARKER)):
                 raise Failure(f"{uri} holds what these scripts did not make: choose another name")
-            client.put_object(Bucket=self.bucket, Key=key, Body=b"", Tagging=f"{TAG}={name}")
+            client.put_object(Bucket=self.bucket, Key=key, Body=b"", Metadata={TAG: name})
             self._folders.add(f"{kind}/{name}")
         return uri
 
@@ -219,6 +246,10 @@ class Aws:
         `kind` is one of checks.QUOTAS, `count` of instances, `inputs` and `outputs` are URIs that it reads and writes.
         Raises Failure.
         """
+        inputs, outputs = list(inputs), list(outputs)
+        for uri in [*inputs, *outputs]:
+            if uri and not uri.startswith(("s3://", "file://") if uri in inputs else "s3://"):
+                raise ValueError(f"{uri}: on AWS expected a URI that begins with s3://")
         checks.name(self.session.sagemaker_client, kind, name)
         known = self.instance_type and checks.instance_type(self.session.sagemaker_client, kind, self.instance_type)
         rows = [
@@ -243,17 +274,34 @@ class Aws:
         if self.dry_run:
             return
         ends = "until it is deleted" if kind == "endpoint" else "while it runs"
-        command = f"python -m jobs.cleanup --backend aws --only {kind}/{name} --yes"
-        print(f"costs {ends}; to end it: {command}", flush=True)
+        what = f"--endpoint {name}" if kind == "endpoint" else f"--only {kind}/{name} --yes"
+        print(f"costs {ends}; to end it: python -m jobs.cleanup --backend aws {what}", flush=True)
 
     # What jobs.cleanup asks.
 
     deletes_jobs = False  # AWS keeps what has ended
+    busy = ("Creating", "Updating", "SystemUpdating", "RollingBack")
+    poll_seconds = property(lambda self: POLL_SECONDS)
+
+    @property
+    def where(self) -> str:
+        return f" in {self.boto.region_name}"
+
+    def listing(self, kind: str) -> dict:
+        """Arguments that let a List operation leave out what costs nothing: AWS keeps all jobs that ever were."""
+        return {"MaxResults": 100, **({"StatusEquals": "InProgress"} if kind.endswith("job") else {})}
 
     def is_ours(self, arn: str) -> bool:
-        return leftovers.tag_of(self.session.sagemaker_client.list_tags(ResourceArn=arn)["Tags"], TAG) is not None
+        """Whether it has the tag; what is gone has none."""
+        try:
+            tags = self.session.sagemaker_client.list_tags(ResourceArn=arn)["Tags"]
+        except ClientError as error:
+            if is_missing(error):
+                return False
+            raise
+        return leftovers.tag_of(tags, TAG) is not None
 
-    def costs(self, kind: str, status: str) -> str:
+    def costs(self, kind: str) -> str:
         """What one pays for."""
         return {"endpoint": "while it exists", "training-job": "while it runs", "transform-job": "while it runs"}.get(
             kind, ""
@@ -265,19 +313,36 @@ class Aws:
 
     def others(self) -> list[Thing]:
         """Images and data."""
-        return [*leftovers.images(self.boto, TAG), *leftovers.folders(self.session.s3_client, self.root, MARKER, TAG)]
+        client = self.session.s3_client
+        return [
+            *leftovers.images(self.boto, TAG),
+            *leftovers.folders(client, self.root, MARKER, TAG, self._models_below),
+        ]
 
-    def _is_our_endpoint(self, name: str) -> bool:
-        """Whether an endpoint is, or was, made by the jobs."""
+    def _models_below(self, uri: str) -> list[str]:
+        """The models, anybody's, whose data lie below a URI."""
+        client = self.session.sagemaker_client
+        found = []
+        for summary in every(client, "list_models", "Models", MaxResults=100):
+            model = client.describe_model(ModelName=summary["ModelName"])
+            containers = [model.get("PrimaryContainer", {}), *model.get("Containers", ())]
+            if any(container.get("ModelDataUrl", "").startswith(uri) for container in containers):
+                found.append(summary["ModelName"])
+        return found
+
+    def _is_our_endpoint(self, name: str, if_gone: bool) -> bool:
+        """Whether an endpoint was made by the jobs; `if_gone` is the answer for one that is not there any more."""
         try:
             return self.is_ours(self.session.describe_endpoint(name)["EndpointArn"])
         except ClientError as error:
-            if "Could not find" in str(error):
-                return True
+            if is_missing(error):
+                return if_gone
             raise
 
     def _in_registry(self, image: str) -> str:
-        """The URI of an image of this account's own registry."""
+        """The URI of an image: one without a host is of this account's own registry."""
+        if "/" in image and any(sign in image.partition("/")[0] for sign in ".:"):
+            return image
         region = self.boto.region_name
         suffix = "amazonaws.com.cn" if region.startswith("cn-") else "amazonaws.com"
         return f"{self._caller['Account']}.dkr.ecr.{region}.{suffix}/{image}"
@@ -290,6 +355,11 @@ class Aws:
         """What the SDK knows of AWS's own image for this kind of job. Raises ValueError if it knows none."""
         training = kind.endswith("training")
         version = self._training_version if training else session.INFERENCE_VERSION
+        if not training and (self.instance_type or "").startswith(BLACKWELL):
+            raise Failure(
+                f"AWS's newest inference image, of PyTorch 2.6.0, has no code for {self.instance_type}: "
+                "give an --image-uri of your own"
+            )
         uri = image_uris.retrieve(
             "pytorch",
             self.boto.region_name,

@@ -4,15 +4,19 @@ A check that the caller's permissions do not allow is no failure: it says that i
 """
 
 import difflib
+import functools
 import re
 from collections.abc import Callable
 
-from botocore.exceptions import ClientError, NoCredentialsError
+from botocore.exceptions import ClientError, HTTPClientError, NoCredentialsError
 
 from jobs.console import Failure
+from jobs.things import is_missing
 
 DENIED = ("AccessDenied", "AccessDeniedException", "UnauthorizedOperation", "403", "Forbidden")
+UNREACHABLE = "not checked: the service cannot be reached from here"
 MISSING = ("404", "NoSuchBucket", "NoSuchEntity", "ImageNotFoundException", "RepositoryNotFoundException")
+NAME = re.compile(r"(?=.{1,63}$)[a-zA-Z0-9](-*[a-zA-Z0-9])*")
 ECR_IMAGE = re.compile(
     r"(?P<account>\d{12})\.dkr\.ecr\.(?P<region>[\w-]+)\.amazonaws\.com(?:\.cn)?/"
     r"(?P<repository>[^:@]+)(?:@(?P<digest>sha256:\w+)|:(?P<tag>[\w.-]+))?"
@@ -42,13 +46,15 @@ def caller(session) -> dict:
 
 
 def name(client, kind: str, name: str) -> None:
-    """That nothing has the name: what belongs to it would be overwritten in S3 before AWS refuses it."""
+    """That AWS takes the name, and that nothing has it: in S3 it would be overwritten before AWS refuses it."""
+    if not NAME.fullmatch(name):
+        raise Failure(f"name {name!r}: expected at most 63 letters, digits and hyphens, with no hyphen at its ends")
     what = "endpoint" if kind == "endpoint" else f"{kind.split()[-1]}_job"
     key = "".join(word.capitalize() for word in what.split("_")) + "Name"
     try:
         getattr(client, f"describe_{what}")(**{key: name})
     except ClientError as error:
-        if error.response["Error"]["Code"] in ("ValidationException", "ResourceNotFound", "ResourceNotFoundException"):
+        if is_missing(error):
             return
         raise
     raise Failure(f"{what.replace('_', ' ')} {name} exists; AWS keeps the names of jobs for ever: choose another")
@@ -66,12 +72,15 @@ def bucket(session, uri: str) -> str:
 
 
 def bucket_exists(session, name: str, owner: str | None) -> bool:
-    """Raises ClientError if it is not the owner's, for others may take names that can be foretold."""
+    """Raises Failure if it is not the owner's, for others may take names that can be foretold."""
     try:
         session.client("s3").head_bucket(Bucket=name, **({"ExpectedBucketOwner": owner} if owner else {}))
     except ClientError as error:
-        if error.response["Error"]["Code"] in MISSING:
+        code = error.response["Error"]["Code"]
+        if code in MISSING:
             return False
+        if code in DENIED:
+            raise Failure(f"bucket {name}: it is somebody else's, or these credentials may not use it") from None
         raise
     return True
 
@@ -79,10 +88,12 @@ def bucket_exists(session, name: str, owner: str | None) -> bool:
 def data(session, uri: str) -> str:
     """That some object has the prefix."""
     bucket_name, _, prefix = uri.removeprefix("s3://").partition("/")
-    listed = session.client("s3").list_objects_v2(Bucket=bucket_name, Prefix=prefix, MaxKeys=1)
-    if not listed["KeyCount"]:
+    list_some = functools.partial(session.client("s3").list_objects_v2, Bucket=bucket_name, Prefix=prefix, MaxKeys=1)
+    found = []
+    told = _asked(f"bucket {bucket_name}", lambda: found.append(list_some()["KeyCount"]))
+    if found == [0]:
         raise Failure(f"{uri}: no object in S3 has this prefix")
-    return "there"
+    return told
 
 
 def image(session, uri: str) -> str:
@@ -113,6 +124,8 @@ def quota(session, kind: str, instance_type: str, count: int) -> str:
         value = next((q["Value"] for page in pages for q in page["Quotas"] if q["QuotaName"] == name), None)
     except ClientError as error:
         return f"not checked: Service Quotas says {error.response['Error']['Code']}"
+    except HTTPClientError:
+        return UNREACHABLE
     if value is None:
         return "not checked: Service Quotas does not know it"
     if value < count:
@@ -133,4 +146,6 @@ def _asked(what: str, ask: Callable) -> str:
         if code in MISSING:
             raise Failure(f"there is no {what}") from None
         raise
+    except HTTPClientError:
+        return UNREACHABLE
     return "there"

@@ -11,10 +11,10 @@ from sagemaker.model_monitor import DataCaptureConfig
 from sagemaker.serverless import ServerlessInferenceConfig
 
 VARIANT = "AllTraffic"  # as the SDK calls the only one
-POLICY = "fastmaker-scaling"
+TRACKING, WAKING = POLICIES = ("fastmaker-tracking", "fastmaker-waking")  # scaling policies
 DIMENSION = "sagemaker:variant:DesiredInstanceCount"
 POLL_SECONDS = 0.5
-ANSWER_SECONDS = 3600  # how long SageMaker works on an asynchronous request, at most
+ANSWER_SECONDS = 3600  # how long an answer is waited for; requests may wait longer in AWS's queue
 
 
 def configured(args, session, folder: Callable[[], str]) -> dict:
@@ -36,7 +36,7 @@ def configured(args, session, folder: Callable[[], str]) -> dict:
     return configs
 
 
-def scale(boto, endpoint: str, args, tags: list[dict]) -> None:
+def scale(boto, endpoint: str, args) -> None:
     """Let the number of instances follow the invocations, or the backlog of an asynchronous endpoint.
 
     https://docs.aws.amazon.com/sagemaker/latest/dg/endpoint-auto-scaling.html
@@ -47,9 +47,7 @@ def scale(boto, endpoint: str, args, tags: list[dict]) -> None:
         "ResourceId": f"endpoint/{endpoint}/variant/{VARIANT}",
         "ScalableDimension": DIMENSION,
     }
-    client.register_scalable_target(
-        **target, MinCapacity=args.min, MaxCapacity=args.max, Tags={tag["Key"]: tag["Value"] for tag in tags}
-    )
+    client.register_scalable_target(**target, MinCapacity=args.min, MaxCapacity=args.max)
     metric = {"PredefinedMetricSpecification": {"PredefinedMetricType": "SageMakerVariantInvocationsPerInstance"}}
     if args.async_output:
         metric = {
@@ -62,10 +60,49 @@ def scale(boto, endpoint: str, args, tags: list[dict]) -> None:
         }
     client.put_scaling_policy(
         **target,
-        PolicyName=POLICY,
+        PolicyName=TRACKING,
         PolicyType="TargetTrackingScaling",
         TargetTrackingScalingPolicyConfiguration={"TargetValue": args.target_invocations, **metric},
     )
+    if args.min == 0:
+        _wake(boto, endpoint, target)
+
+
+def _wake(boto, endpoint: str, target: dict) -> None:
+    """Let an asynchronous endpoint have an instance again as soon as a request waits and there is none.
+
+    https://docs.aws.amazon.com/sagemaker/latest/dg/async-inference-autoscale.html
+    """
+    policy = boto.client("application-autoscaling").put_scaling_policy(
+        **target,
+        PolicyName=WAKING,
+        PolicyType="StepScaling",
+        StepScalingPolicyConfiguration={
+            "AdjustmentType": "ChangeInCapacity",
+            "MetricAggregationType": "Average",
+            "Cooldown": 300,
+            "StepAdjustments": [{"MetricIntervalLowerBound": 0, "ScalingAdjustment": 1}],
+        },
+    )
+    boto.client("cloudwatch").put_metric_alarm(
+        AlarmName=alarm_of(endpoint),
+        Namespace="AWS/SageMaker",
+        MetricName="HasBacklogWithoutCapacity",
+        Dimensions=[{"Name": "EndpointName", "Value": endpoint}],
+        Statistic="Average",
+        Period=60,
+        EvaluationPeriods=2,
+        DatapointsToAlarm=2,
+        Threshold=1,
+        ComparisonOperator="GreaterThanOrEqualToThreshold",
+        TreatMissingData="missing",
+        AlarmActions=[policy["PolicyARN"]],
+    )
+
+
+def alarm_of(endpoint: str) -> str:
+    """The name of the alarm that wakes an endpoint."""
+    return f"fastmaker-waking-{endpoint}"
 
 
 class AsyncRuntime:
@@ -80,9 +117,15 @@ class AsyncRuntime:
 
     def invoke_endpoint(self, *, Body: bytes, **arguments) -> dict:
         """Raises ClientError with the code ModelError, as boto3 does, if the model refuses the request."""
-        key = f"{self._prefix}/requests/{uuid.uuid4()}"
-        self._s3.put_object(Bucket=self._bucket, Key=key, Body=Body)
-        sent = self._runtime.invoke_endpoint_async(InputLocation=f"s3://{self._bucket}/{key}", **arguments)
+        request = {"Bucket": self._bucket, "Key": f"{self._prefix}/requests/{uuid.uuid4()}"}
+        self._s3.put_object(**request, Body=Body)
+        try:
+            return self._answer(f"s3://{self._bucket}/{request['Key']}", arguments)
+        finally:
+            self._s3.delete_object(**request)
+
+    def _answer(self, request: str, arguments: dict) -> dict:
+        sent = self._runtime.invoke_endpoint_async(InputLocation=request, **arguments)
         deadline = time.monotonic() + ANSWER_SECONDS
         while time.monotonic() < deadline:
             if (answer := self._object(sent["OutputLocation"])) is not None:

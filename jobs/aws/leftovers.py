@@ -7,7 +7,8 @@ from functools import partial
 from botocore.exceptions import ClientError
 
 from jobs.aws.checks import DENIED
-from jobs.aws.endpoints import DIMENSION, POLICY
+from jobs.aws.endpoints import DIMENSION, POLICIES, alarm_of
+from jobs.console import Failure
 from jobs.things import Thing, every
 
 NAMESPACE = {"ServiceNamespace": "sagemaker"}
@@ -19,23 +20,29 @@ def tag_of(tags: list[dict], key: str) -> str | None:
 
 
 def scalings(boto, is_ours, endpoint: str | None = None) -> list[Thing]:
-    """Scaling policies that the jobs made, of one endpoint or of all: by their name and the endpoint, if it is ours."""
+    """What scales endpoints, one or all: of those that are ours, and by our policies where one is gone."""
     client = boto.client("application-autoscaling")
     with _allowed("scaling"):
-        found = every(client, "describe_scaling_policies", "ScalingPolicies", **NAMESPACE)
-        named = [(policy["ResourceId"].split("/")[1], policy) for policy in found if policy["PolicyName"] == POLICY]
-        return [
-            Thing("scaling", name, "-", policy["CreationTime"], "its alarms", partial(_delete_scaling, client, policy))
-            for name, policy in named
-            if endpoint in (None, name) and is_ours(name)
-        ]
+        targets = list(every(client, "describe_scalable_targets", "ScalableTargets", **NAMESPACE))
+        policies = list(every(client, "describe_scaling_policies", "ScalingPolicies", **NAMESPACE))
+        found = []
+        for target in targets:
+            name = target["ResourceId"].split("/")[1]
+            named = [policy for policy in policies if policy["ResourceId"] == target["ResourceId"]]
+            ours = any(policy["PolicyName"] in POLICIES for policy in named)
+            if endpoint in (None, name) and is_ours(name, ours):
+                delete = partial(_delete_scaling, boto, target["ResourceId"], named)
+                found.append(Thing("scaling", name, "-", target["CreationTime"], "its alarms", delete))
+        return found
     return []
 
 
-def _delete_scaling(client, policy: dict) -> None:
-    target = {**NAMESPACE, "ResourceId": policy["ResourceId"], "ScalableDimension": DIMENSION}
-    client.delete_scaling_policy(**target, PolicyName=POLICY)  # with its alarms
-    client.deregister_scalable_target(**target)
+def _delete_scaling(boto, resource: str, policies: list[dict]) -> None:
+    client, target = boto.client("application-autoscaling"), {"ResourceId": resource, "ScalableDimension": DIMENSION}
+    for policy in policies:
+        client.delete_scaling_policy(**NAMESPACE, **target, PolicyName=policy["PolicyName"])  # with alarms of its own
+    client.deregister_scalable_target(**NAMESPACE, **target)
+    boto.client("cloudwatch").delete_alarms(AlarmNames=[alarm_of(resource.split("/")[1])])
 
 
 def images(boto, tag: str) -> list[Thing]:
@@ -52,8 +59,11 @@ def images(boto, tag: str) -> list[Thing]:
     return found
 
 
-def folders(client, root: str, marker: str, tag: str) -> list[Thing]:
-    """The folders KIND/NAME below the URI `root` whose object `marker` has the tag."""
+def folders(client, root: str, marker: str, tag: str, in_use) -> list[Thing]:
+    """The folders KIND/NAME below the URI `root` whose object `marker` has the tag, as metadata.
+
+    `in_use` names the models whose data lie below a URI; a folder that has such is not deleted.
+    """
     bucket, _, prefix = root.removeprefix("s3://").partition("/")
     found = []
     with _allowed("data in S3"):
@@ -61,7 +71,7 @@ def folders(client, root: str, marker: str, tag: str) -> list[Thing]:
             for folder in _folders_in(client, bucket, kind):
                 if is_marked(client, bucket, folder + marker, tag):
                     name = folder.removeprefix(f"{prefix}/").rstrip("/")
-                    found.append(_folder(client, bucket, folder, name))
+                    found.append(_folder(client, bucket, folder, name, marker, in_use))
     return found
 
 
@@ -70,16 +80,17 @@ def _folders_in(client, bucket: str, prefix: str) -> Iterator[str]:
         yield from (item["Prefix"] for item in page.get("CommonPrefixes", ()))
 
 
-def _folder(client, bucket: str, folder: str, name: str) -> Thing:
+def _folder(client, bucket: str, folder: str, name: str, marker: str, in_use) -> Thing:
     sizes = [item["Size"] for page in _pages(client, bucket, folder) for item in page]
     status = f"{len(sizes)} objects, {sum(sizes) / 1e6:.1f} MB"
-    return Thing("s3", name, status, None, "storage", partial(_delete_folder, client, bucket, folder))
+    delete = partial(_delete_folder, client, bucket, folder, marker, in_use)
+    return Thing("s3", name, status, None, "storage", delete)
 
 
 def is_marked(client, bucket: str, key: str, tag: str) -> bool:
-    """Whether there is an object of this key that has the tag."""
+    """Whether there is an object of this key that has the tag, as metadata: roles seldom may tag objects."""
     try:
-        return tag_of(client.get_object_tagging(Bucket=bucket, Key=key)["TagSet"], tag) is not None
+        return tag in client.head_object(Bucket=bucket, Key=key)["Metadata"]
     except ClientError as error:
         if error.response["Error"]["Code"] in ("NoSuchKey", "NoSuchBucket", "404"):
             return False
@@ -102,9 +113,20 @@ def _pages(client, bucket: str, folder: str) -> Iterator[list[dict]]:
             yield page["Contents"]
 
 
-def _delete_folder(client, bucket: str, folder: str) -> None:
+def _delete_folder(client, bucket: str, folder: str, marker: str, in_use) -> None:
+    """The marker last: while anything is left, it is listed. Raises Failure."""
+    if models := in_use(f"s3://{bucket}/{folder}"):
+        raise Failure(f"s3://{bucket}/{folder} is kept: it holds the data of the models {', '.join(models)}")
     for page in _pages(client, bucket, folder):
-        client.delete_objects(Bucket=bucket, Delete={"Objects": [{"Key": item["Key"]} for item in page], "Quiet": True})
+        _delete_objects(client, bucket, [item["Key"] for item in page if item["Key"] != folder + marker])
+    _delete_objects(client, bucket, [folder + marker])
+
+
+def _delete_objects(client, bucket: str, keys: list[str]) -> None:
+    if keys:
+        answer = client.delete_objects(Bucket=bucket, Delete={"Objects": [{"Key": key} for key in keys], "Quiet": True})
+        if errors := answer.get("Errors"):
+            raise Failure(f"s3://{bucket}/{errors[0]['Key']} was not deleted: {errors[0].get('Message')}")
 
 
 @contextlib.contextmanager

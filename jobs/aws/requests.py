@@ -5,14 +5,19 @@ https://botocore.amazonaws.com/v1/documentation/api/latest/topics/events.html
 """
 
 import json
+import re
 from collections.abc import Iterator
 
 from botocore.awsrequest import AWSResponse
 
 # What changes nothing begins with one of these; a dry run sends it, to check what can be checked.
 READS = ("BatchGet", "Describe", "Get", "Head", "List", "Search")
+# Services that credentials come from: boto3 asks them by itself, and what they are sent is secret.
+CREDENTIALS = ("signin", "sso", "sso-oidc", "sts")
+SECRET = re.compile(r"credential|key|password|secret|token", re.IGNORECASE)  # names of variables that hold such
 # The operations that make what jobs.cleanup finds, with the kinds that it gives them and where their names stand.
 MAKES = {
+    "RegisterScalableTarget": ("scaling", "ResourceId"),
     "CreateModel": ("model", "ModelName"),
     "CreateEndpointConfig": ("endpoint-config", "EndpointConfigName"),
     "CreateEndpoint": ("endpoint", "EndpointName"),
@@ -30,23 +35,33 @@ class Requests:
         self.dry_run = dry_run
         self.made: list[str] = []  # kind/name, in order
         botocore_session.register("before-parameter-build", self._remember)
-        botocore_session.register("after-call", self._note)
         if dry_run:
             botocore_session.register("before-call", self._print)
+        else:
+            botocore_session.register("before-call", self._note)
+            botocore_session.register("after-call", self._forget_refused)
 
     @staticmethod
     def _remember(params: dict, context: dict, **_) -> None:
         context[PARAMETERS] = params
 
-    def _note(self, http_response, model, context: dict, **_) -> None:
-        if model.name in MAKES and http_response.status_code < 300 and not self.dry_run:
+    def _note(self, model, context: dict, **_) -> None:
+        """Before the answer, which may be lost where the request is not."""
+        if model.name in MAKES:
             kind, key = MAKES[model.name]
-            self.made.append(f"{kind}/{context[PARAMETERS][key]}")
+            name = context[PARAMETERS][key]
+            self.made.append(f"{kind}/{name.split('/')[1] if kind == 'scaling' else name}")
+
+    def _forget_refused(self, http_response, parsed: dict, model, **_) -> None:
+        """What was refused at once was not made; what is refused at a second try may be there from the first."""
+        refused = 400 <= http_response.status_code < 500
+        if model.name in MAKES and refused and not parsed["ResponseMetadata"].get("RetryAttempts"):
+            self.made.pop()
 
     @staticmethod
     def _print(model, context: dict, **_) -> tuple[AWSResponse, dict] | None:
         """An answer in place of AWS's for what would change something."""
-        if model.name.startswith(READS):
+        if model.service_model.service_name in CREDENTIALS or model.name.startswith(READS):
             return None
         service = model.service_model.service_id
         print(f"\n{service} {model.name}\n{json.dumps(shown(context[PARAMETERS]), indent=2, default=str)}")
@@ -54,14 +69,19 @@ class Requests:
 
 
 def shown(value):
-    """A request's parameters without the bytes that they carry."""
+    """A request's parameters without the bytes that they carry, and without the values of secret variables."""
     if isinstance(value, dict):
-        return {name: shown(item) for name, item in value.items()}
+        return {name: "***" if _is_secret(name, item) else shown(item) for name, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [shown(item) for item in value]
     if isinstance(value, bytes | bytearray) or hasattr(value, "read"):
         return "(data)"
     return value
+
+
+def _is_secret(name: str, value) -> bool:
+    """Whether it is a variable of a container, or a hyperparameter, that is called as a secret is."""
+    return isinstance(value, str) and bool(SECRET.search(name)) and (name.isupper() or name.islower())
 
 
 def _empty(shape) -> Iterator[tuple[str, object]]:

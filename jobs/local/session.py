@@ -16,6 +16,7 @@ from sagemaker.local import LocalSession
 from sagemaker.session import Session, _check_job_status
 from tqdm import tqdm
 
+from jobs.console import Interrupted
 from jobs.local import client, supervisor, training, transform
 from jobs.local import endpoint as endpoints
 from jobs.telemetry import opted_out
@@ -65,13 +66,6 @@ fw_utils.validate_torch_distributed_distribution = _allowing_local(fw_utils.vali
 
 POLL_SECONDS = 0.2
 DEFAULT_REGION = "us-west-2"
-
-
-class Interrupted(KeyboardInterrupt, Exception):
-    """Ctrl-C, after what it interrupted was stopped.
-
-    An Exception as well, because the SDK's fit and deploy return in a ``finally``, which swallows a KeyboardInterrupt.
-    """
 
 
 class ProcessSession(LocalSession):

@@ -14,7 +14,7 @@ from aws_server import AwsServer
 from fastmaker import preprocess, serving
 from jobs import console, deploy, session
 from jobs.aws import backend
-from jobs.aws.endpoints import DIMENSION, POLICY
+from jobs.aws.endpoints import DIMENSION, TRACKING
 from jobs.local import storage
 
 ACCOUNT = "123456789012"  # moto's
@@ -222,10 +222,17 @@ def test_an_asynchronous_endpoint_scales_to_nothing_by_its_backlog(aws, run):
     (target,) = aws.sent("RegisterScalableTarget")
     assert (target["MinCapacity"], target["MaxCapacity"]) == (0, 3)
     assert target["ResourceId"] == "endpoint/e/variant/AllTraffic"
-    (policy,) = aws.sent("PutScalingPolicy")
+    policy, waking = aws.sent("PutScalingPolicy")
     tracking = policy["TargetTrackingScalingPolicyConfiguration"]
     assert tracking["TargetValue"] == 5
     assert tracking["CustomizedMetricSpecification"]["Dimensions"] == [{"Name": "EndpointName", "Value": "e"}]
+    assert waking["StepScalingPolicyConfiguration"]["StepAdjustments"][0]["ScalingAdjustment"] == 1
+    (alarm,) = boto3.client("cloudwatch").describe_alarms()["MetricAlarms"]
+    assert (alarm["MetricName"], alarm["Threshold"]) == ("HasBacklogWithoutCapacity", 1)
+    assert [action.rpartition("/")[2] for action in alarm["AlarmActions"]] == ["fastmaker-waking"]
+    succeeded(run("jobs.cleanup --backend aws --endpoint e"))
+    assert boto3.client("cloudwatch").describe_alarms()["MetricAlarms"] == []
+    assert not [name for name in what_is_there() if name.startswith(("policy", "target"))]
 
 
 def test_an_endpoint_scales_by_its_requests_and_captures_some(aws, run):
@@ -321,7 +328,7 @@ def test_an_asynchronous_endpoint_is_asked_through_s3(aws, run, few):
 )
 def test_a_dry_run_prints_what_is_sent_without_it_and_sends_nothing(aws, run, command, operations):
     out = succeeded(run(f"{command} --dry-run"))
-    assert [name for name in aws.changes() if name != "AssumeRole"] == []
+    assert aws.changes() == []
     assert "nothing was sent" in out
     requests = printed(out)
     succeeded(run(command))
@@ -384,7 +391,7 @@ def something_of_others_is_made() -> None:
     scaling.register_scalable_target(**target, MinCapacity=1, MaxCapacity=2)
     metric = {"PredefinedMetricType": "SageMakerVariantInvocationsPerInstance"}
     tracking = {"TargetValue": 1.0, "PredefinedMetricSpecification": metric}
-    for name in ("others", POLICY):
+    for name in ("others", TRACKING):
         scaling.put_scaling_policy(
             **target,
             PolicyName=name,
@@ -433,7 +440,7 @@ def test_cleanup_deletes_what_the_jobs_made_and_nothing_else_and_may_run_again(a
     assert what_is_there() == ours | theirs
     assert "deleted" in succeeded(run("jobs.cleanup --backend aws --all --yes"))
     assert what_is_there() == theirs
-    assert succeeded(run("jobs.cleanup --backend aws --all --yes")).strip() == "nothing is left"
+    assert succeeded(run("jobs.cleanup --backend aws --all --yes")).strip() == "nothing is left in us-east-1"
 
 
 def test_cleanup_of_an_endpoint_takes_its_scaling_configuration_and_models(aws, run):
@@ -480,6 +487,13 @@ NO_LIMIT = (
             "there is no role nobody",
         ),
         (f"{TRAIN_ON_S3} --instance-type ml.g4dn.xlarge --output s3://missing/o", {}, "there is no bucket missing"),
+        (
+            "jobs.deploy --model {bundle} --endpoint-name my_pets --instance-type ml.c5.large",
+            {},
+            "letters, digits and hyphens",
+        ),
+        (f"{DEPLOY} --instance-type ml.g7e.2xlarge", {}, "has no code for ml.g7e.2xlarge"),
+        ("jobs.deploy --model j --instance-type ml.c5.large", {"DescribeTrainingJob": THROTTLED}, "Rate exceeded"),
         (f"{TRAIN_ON_S3} --instance-type ml.g4dn.xlarge --instance-count 3", {}, "is 2, 3 wanted"),
         (f"{TRAIN_ON_S3} --instance-type ml.g4dn.xlarge --image-uri fastmaker:7", {}, "there is no image"),
         (f"{TRAIN_ON_S3} --instance-type ml.g4dn.xlarge --image-uri docker.io/me/it", {}, "expected one in Amazon ECR"),
@@ -521,7 +535,7 @@ def test_a_folder_of_others_is_not_written_to(aws, run):
 def test_a_failing_job_does_not_name_the_data_of_an_earlier_one(aws, run):
     succeeded(run(f"{DEPLOY} --instance-type ml.c5.large"))
     succeeded(run("jobs.cleanup --backend aws --endpoint e"))
-    aws.failures = {"CreateEndpoint": THROTTLED}
+    aws.failures = {"CreateEndpoint": NO_LIMIT}
     _, out, _ = run(f"{DEPLOY} --instance-type ml.c5.large")
     (made,) = re.findall("made before this ended: (.*)", out)
     assert [name.partition("/")[0] for name in made.split(", ")] == ["model", "endpoint-config"]
@@ -565,9 +579,10 @@ def test_what_a_failing_job_has_made_is_listed_with_the_command_that_removes_it(
     assert "made before this ended: " in out
     (remove,) = re.findall(r"to remove it: python -m (.*)", out)
     before = what_is_there()
+    aws.failures = {}
     succeeded(run(remove))
     assert before
-    assert {name for name in what_is_there() if not name.startswith("target")} == set()
+    assert what_is_there() == set()
 
 
 def test_credentials_that_may_not_look_are_told_what_was_not_checked(aws, run):
@@ -601,17 +616,96 @@ def test_the_sdks_configuration_file_gives_role_bucket_network_keys_and_tags(aws
 
 def test_a_bucket_of_the_sdks_name_that_somebody_else_owns_is_not_used(aws, run):
     aws.failures = {"HeadBucket": (403, "Forbidden", "Forbidden")}
-    assert "403" in failed(run(f"{DEPLOY} --instance-type ml.c5.large"))
+    assert "it is somebody else's" in failed(run(f"{DEPLOY} --instance-type ml.c5.large"))
     assert aws.changes() == []
 
 
-def test_account_numbers_and_signatures_are_masked_in_what_is_no_terminal():
-    signed = f"s3://b-{ACCOUNT}/k https://b/k?X-Amz-Credential=AKIA%2F1&X-Amz-Signature=0f3c&x=1 1234567890123"
-    assert (
-        console.masked(signed)
-        == "s3://b-************/k https://b/k?X-Amz-Credential=***&X-Amz-Signature=***&x=1 1234567890123"
-    )
-    assert (
-        console.masked("763104351884.dkr.ecr.us-east-1.amazonaws.com/pytorch")
-        == "763104351884.dkr.ecr.us-east-1.amazonaws.com/pytorch"
-    )
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        (f"arn:aws:iam::{ACCOUNT}:role/x", "arn:aws:iam::************:role/x"),
+        (f"arn%3Aaws%3Aiam%3A%3A{ACCOUNT}%3Arole", "arn%3Aaws%3Aiam%3A%3A************%3Arole"),
+        (f"s3://sagemaker-eu-west-3-{ACCOUNT}/k", "s3://sagemaker-eu-west-3-************/k"),
+        (f"{ACCOUNT}.dkr.ecr.us-east-1.amazonaws.com/x", "************.dkr.ecr.us-east-1.amazonaws.com/x"),
+        ("763104351884.dkr.ecr.us-east-1.amazonaws.com/x", "763104351884.dkr.ecr.us-east-1.amazonaws.com/x"),
+        (
+            "https://b/k?X-Amz-Credential=AKIA%2F1&x-amz-signature=0f3c&x=1",
+            "https://b/k?X-Amz-Credential=***&x-amz-signature=***&x=1",
+        ),
+        ('{"image": "val2017/000000000139.jpg"}', '{"image": "val2017/000000000139.jpg"}'),
+    ],
+)
+def test_account_numbers_and_signatures_are_masked_where_aws_puts_them(monkeypatch, text, shown):
+    monkeypatch.setattr(console, "own_accounts", set())
+    assert console.masked(text) == shown
+
+
+def test_an_account_that_was_found_out_is_masked_wherever_it_stands(monkeypatch):
+    monkeypatch.setattr(console, "own_accounts", {ACCOUNT})
+    assert console.masked(f"b-{ACCOUNT}/\n{ACCOUNT}") == "b-************/\n************"
+
+
+def test_a_fault_shows_its_traceback_without_account_numbers(capsys):
+    with pytest.raises(SystemExit) as ended, console.errors_as_one_line():
+        raise KeyError(f"arn:aws:iam::{ACCOUNT}:role/x")
+    error = capsys.readouterr().err
+    assert ended.value.code == 1
+    assert "Traceback" in error
+    assert "KeyError: 'arn:aws:iam::************:role/x'" in error
+
+
+def test_a_dry_run_lets_credentials_be_asked_for_and_shows_no_secret(aws, run, tmp_path, monkeypatch):
+    role = boto3.client("iam").create_role(RoleName="assumed", AssumeRolePolicyDocument="{}")["Role"]["Arn"]
+    keys = "aws_access_key_id = key\naws_secret_access_key = secret\n"
+    (tmp_path / "config").write_text(f"[profile q]\n{keys}[profile p]\nrole_arn = {role}\nsource_profile = q\n")
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    monkeypatch.setenv("AWS_PROFILE", "p")
+    out = succeeded(run(f"{DEPLOY} --instance-type ml.c5.large --env API_TOKEN=hunter2 --dry-run"))
+    assert aws.sent("AssumeRole")
+    assert "AssumeRole" not in out
+    assert "hunter2" not in out
+    assert '"API_TOKEN": "***"' in out
+
+
+def test_a_model_in_s3_is_deployed_without_a_bucket_of_its_own(aws, run):
+    boto3.client("s3").put_object(Bucket="given", Key="model.tar.gz", Body=b"a model")
+    succeeded(run("jobs.deploy --model s3://given/model.tar.gz --endpoint-name e --instance-type ml.c5.large"))
+    assert aws.sent("CreateModel")[0]["PrimaryContainer"]["ModelDataUrl"] == "s3://given/model.tar.gz"
+    assert [bucket["Name"] for bucket in boto3.client("s3").list_buckets()["Buckets"]] == ["given"]
+
+
+def test_data_that_a_model_uses_are_kept(aws, run):
+    succeeded(run(f"{DEPLOY} --instance-type ml.c5.large"))
+    before = what_is_there()
+    line = failed(run("jobs.cleanup --backend aws --only s3/endpoint/e --yes"))
+    assert "is kept: it holds the data of the models" in line
+    assert what_is_there() == before
+
+
+def test_what_cannot_be_deleted_keeps_nothing_else(aws, run):
+    succeeded(run(f"{DEPLOY} --instance-type ml.c5.large"))
+    aws.failures = {"DeleteEndpointConfig": DENIED}
+    assert "not deleted, try again later: endpoint-config/e" in failed(run("jobs.cleanup --backend aws --all --yes"))
+    assert what_is_there() == {"config e"}
+
+
+def test_an_answer_that_was_lost_leaves_the_job_among_what_was_made(aws, run):
+    aws.failures = {"CreateTransformJob": (500, "InternalFailure", "lost")}
+    _, out, _ = run(f"{TRANSFORM} --instance-type ml.c5.xlarge")
+    assert "transform-job/t" in re.findall("made before this ended: (.*)", out)[0].split(", ")
+
+
+@pytest.mark.parametrize(
+    ("command", "reason"),
+    [
+        (f"{TRAIN_ON_S3} --instance-type ml.g4dn.xlarge --checkpoints given", "expected a URI that begins with s3://"),
+        (f"{TRANSFORM} --instance-type ml.c5.xlarge --output out", "expected a URI that begins with s3://"),
+    ],
+)
+def test_places_on_this_machine_are_refused_for_what_aws_writes(aws, run, command, reason):
+    status, _, error = run(command)
+    assert status == 2
+    assert reason in error
+    assert aws.changes() == []
