@@ -126,7 +126,7 @@ def _measure_endpoint(model_dir: Path, photos: list[bytes], precision: str, seco
                 ),
             )
         finally:
-            cleanup.delete_endpoint(session.session().sagemaker_client, name)
+            cleanup.delete_endpoint(session.Local(), name)
     ours, bare = throughput
     p50, bare_p50 = latency
     return [
@@ -564,12 +564,11 @@ def _digits_endpoint(archive: str) -> Iterator[int]:
     stock = ("SAGEMAKER_MODEL_SERVER_WORKERS=2", "JDK_JAVA_OPTIONS=", "TS_METRICS_MODE=log")
     arguments = deploy.parse_args(["--model", archive, *(word for pair in stock for word in ("--env", pair))])
     backend = session.Local()
-    client = backend.session.sagemaker_client
     name = deploy.model_for(archive, arguments, backend).deploy(1, "local").endpoint_name
     try:
-        yield client.endpoints.read(name)["servers"][0]["port"]
+        yield backend.session.sagemaker_client.endpoints.read(name)["servers"][0]["port"]
     finally:
-        cleanup.delete_endpoint(client, name)
+        cleanup.delete_endpoint(backend, name)
 
 
 def _archive(arch: str, size: int, folder: Path) -> str:

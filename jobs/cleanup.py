@@ -43,12 +43,12 @@ def parse_args(argv=None):
 def main(args) -> None:
     with session.backend(args) as backend:
         if args.endpoint:
-            delete_endpoint(backend.session.sagemaker_client, args.endpoint, backend)
+            delete_endpoint(backend, args.endpoint)
             print(f"deleted endpoint {args.endpoint}, its configuration and its models")
             return
         found = things(backend, args.only)
         if unknown := set(args.only or ()) - {thing.label for thing in found}:
-            print(f"not there, or not made by these scripts: {', '.join(sorted(unknown))}")
+            print(f"not there any more, or not made by these scripts: {', '.join(sorted(unknown))}")
         if not found:
             print(f"nothing is left{backend.where}")
             return
@@ -91,36 +91,32 @@ def things(backend, only: list[str] | None = None) -> list[Thing]:
     return [t for t in others if t.kind == "scaling"] + found + [t for t in others if t.kind != "scaling"]
 
 
-def delete_endpoint(client, name: str, backend=None) -> None:
+def delete_endpoint(backend, name: str) -> None:
     """The endpoint first, then its configuration, then the configuration's models.
 
-    On the backend AWS, what lacks the tag is left alone; an endpoint that does is a Failure.
+    Raises Failure for an endpoint that the jobs have not made; a configuration and models of others are left alone.
     """
+    client = backend.session.sagemaker_client
     endpoint = client.describe_endpoint(EndpointName=name)
-    if backend and not backend.is_ours(endpoint["EndpointArn"]):
+    if not backend.is_ours(endpoint["EndpointArn"]):
         raise console.Failure(f"endpoint {name} was not made by these scripts: it lacks their tag")
-    for scaling in backend.scalings(name) if backend else ():
+    for scaling in backend.scalings(name):
         scaling.delete()
+    _end_endpoint(client, backend, name)
     config_name = endpoint["EndpointConfigName"]
-    if backend:
-        _end_endpoint(client, backend, name)
-    else:
-        client.delete_endpoint(EndpointName=name)
-    arns = {
-        c["EndpointConfigName"]: c["EndpointConfigArn"]
-        for c in every(client, "list_endpoint_configs", "EndpointConfigs")
-    }
-    if config_name in arns and _ours(backend, arns[config_name]):
+    if config_name in _our_names(backend, "endpoint-config", {config_name}):
         config = client.describe_endpoint_config(EndpointConfigName=config_name)
         client.delete_endpoint_config(EndpointConfigName=config_name)
-        models = {m["ModelName"]: m["ModelArn"] for m in every(client, "list_models", "Models")}
-        for model in {variant["ModelName"] for variant in config["ProductionVariants"]} & models.keys():
-            if _ours(backend, models[model]):
-                client.delete_model(ModelName=model)
+        for model in _our_names(backend, "model", {variant["ModelName"] for variant in config["ProductionVariants"]}):
+            client.delete_model(ModelName=model)
 
 
-def _ours(backend, arn: str) -> bool:
-    return backend is None or backend.is_ours(arn)
+def _our_names(backend, kind: str, names: set[str]) -> list[str]:
+    """Those of the names that are there and were made by the jobs."""
+    operation, key, prefix = KINDS[kind]
+    listed = every(backend.session.sagemaker_client, f"list_{operation}", key, **backend.listing(kind))
+    named = [summary for summary in listed if summary[f"{prefix}Name"] in names]
+    return [summary[f"{prefix}Name"] for summary in named if backend.is_ours(summary[f"{prefix}Arn"])]
 
 
 def delete_transform_job(client, name: str) -> None:

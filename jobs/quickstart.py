@@ -62,13 +62,13 @@ def _endpoint(steps: list, job: str, files: list[Path]) -> dict[str, dict]:
     """Answers of an endpoint, by ``<digit>/<file>``."""
     with _timed(steps, "deploy", "TorchServe behind a SageMaker endpoint"):
         endpoint = deploy.main(deploy.parse_args(["--model", job]))
+    backend = session.Local()
     try:
-        sagemaker_session = session.session()
         with _timed(steps, "predict", f"{len(files)} digits it has not seen"):
-            ask = partial(predict.ask, sagemaker_session.sagemaker_runtime_client, endpoint)
+            ask = partial(predict.ask, backend.runtime(endpoint), endpoint)
             return {f"{file.parent.name}/{file.name}": ask(file.read_bytes()) for file in files}
     finally:
-        cleanup.delete_endpoint(sagemaker_session.sagemaker_client, endpoint)
+        cleanup.delete_endpoint(backend, endpoint)
 
 
 def _transform(steps: list, job: str, folder: Path, answers: dict[str, dict]) -> None:

@@ -262,7 +262,7 @@ def _endpoint(model_dir: Path) -> Iterator[Callable]:
             fixed = {"EndpointName": endpoint, "ContentType": TYPE, "Accept": ACCEPT, "CustomAttributes": ATTRIBUTES}
             yield lambda image: _from_npy(invoke(Body=image, **fixed)["Body"].read())
         finally:
-            cleanup.delete_endpoint(backend.session.sagemaker_client, endpoint)
+            cleanup.delete_endpoint(backend, endpoint)
 
 
 @contextlib.contextmanager
