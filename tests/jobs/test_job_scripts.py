@@ -87,6 +87,7 @@ def test_from_a_folder_to_an_answer_by_the_commands_that_each_step_names(run, fe
     assert run("jobs.cleanup").stdout.decode().strip() == "nothing is left"
 
 
+@pytest.mark.slow
 def test_masks_are_told_by_their_classes_and_saved_beside_their_images(run, scenes, scenes_bundle, tmp_path):
     deployed = run("jobs.deploy", "--model", str(scenes_bundle), "--endpoint-name", "scenes")
     assert deployed.returncode == 0, deployed.stderr.decode()
@@ -134,6 +135,7 @@ def test_a_class_of_the_last_mask_alone_is_collected_and_json_lines_hold_whole_a
     assert list(rows) == [{"key": name, **answer} for name, answer in answers.items()]
 
 
+@pytest.mark.slow
 def test_several_hosts_train_and_each_line_says_whose_it_is(run, few, tmp_path):
     words = "--arch convnet --epochs 2 --instance-count 2 --distribution torch_distributed --spot --job-name pair"
     done = run("jobs.train", "--data", str(few), *words.split(), "--checkpoints", str(tmp_path / "checkpoints"))

@@ -52,6 +52,7 @@ def test_every_path_of_a_classifier_agrees(gate, digits_bundle, digits, tmp_path
         assert float(found[path][2]) < 1e-5
 
 
+@pytest.mark.slow
 def test_every_path_of_a_unet_agrees(gate, scenes_bundle, scenes):
     images = sorted((scenes / "images").iterdir())[:3]
     status, printed, _ = gate(scenes_bundle, *images)

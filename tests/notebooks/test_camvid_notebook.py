@@ -16,6 +16,9 @@ CAMVID = NOTEBOOKS / "03_camvid_unet_torchserve.ipynb"
 STOPS = ["bundle", "TorchServe, JSON", "endpoint, JSON", "endpoint, PNG, enlarged"]
 
 
+pytestmark = pytest.mark.slow  # the other notebooks run in the suite
+
+
 def run(environment, temporary: Path, **values):
     """The notebook after a run whose temporary files lie in `temporary`."""
     for name, value in {**values, "TMPDIR": temporary}.items():
@@ -110,14 +113,12 @@ def test_camvid_says_what_is_missing(environment, tmp_path):
             execute(up_to(nbformat.read(CAMVID, 4), "find-scenes"), NOTEBOOKS)
 
 
-@pytest.mark.slow
 def test_camvid_says_what_to_do_when_the_scenes_cannot_be_downloaded(environment, tmp_path):
     with pytest.raises(CellFailed, match=r"cannot be downloaded .*refused.*set CAMVID_DIR"):
         execute_without_data(environment, CAMVID, "find-scenes", "CAMVID_DIR", tmp_path)
 
 
 @pytest.mark.data
-@pytest.mark.slow
 def test_camvid_has_one_mask_at_every_stop_on_real_scenes(environment, home, test_data, tmp_path):
     values = {"ARCH": "resnet18", "SCENES": 60, "EPOCHS": 2, "IMAGE_SIZE": "96x128", "PRETRAINED": "false"}
     notebook = run(environment, tmp_path, CAMVID_DIR=test_data / "camvid", **values)

@@ -30,6 +30,9 @@ TEST_IMAGES = 297
 DIGITS = 60
 
 
+pytestmark = pytest.mark.slow  # the other notebooks run in the suite
+
+
 @pytest.fixture(scope="module")
 def idx_files(tmp_path_factory):
     """1,500 of scikit-learn's digits to train and the other 297 to test, 28x28, in MNIST's four files."""
@@ -136,7 +139,6 @@ def test_mnist_says_which_files_are_missing(environment, tmp_path):
             execute(up_to(nbformat.read(MNIST, 4), "find-mnist"), NOTEBOOKS)
 
 
-@pytest.mark.slow
 def test_mnist_says_what_to_do_when_the_files_cannot_be_downloaded(environment, tmp_path):
     with pytest.raises(CellFailed, match=r"(?s)cannot be downloaded .*refused.*set MNIST_DIR"):
         # One of torchvision's mirrors has no TLS.
@@ -144,7 +146,6 @@ def test_mnist_says_what_to_do_when_the_files_cannot_be_downloaded(environment, 
 
 
 @pytest.mark.data
-@pytest.mark.slow
 def test_mnist_answers_98_of_100_real_digits_right(environment, home, test_data):
     notebook = run(environment, MNIST_DIR=test_data / "mnist_idx", EPOCHS=3, BATCH_SIZE=64, DIGITS=1000)
     assert printed(notebook, "collect")[-1].endswith("on 1000 digits")

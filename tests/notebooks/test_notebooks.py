@@ -75,7 +75,7 @@ def test_pets_leaves_nothing_but_its_training_job(pets, home):
     assert client.list_endpoint_configs()["EndpointConfigs"] == []
     assert client.list_models()["Models"] == []
     assert processes_of(home) == []
-    assert any("training job" in line and "Completed" in line for line in printed(pets, "left"))
+    assert any("training-job" in line and "Completed" in line for line in printed(pets, "left"))
 
 
 def test_pets_says_what_to_do_when_the_photos_cannot_be_downloaded(environment, tmp_path):

@@ -320,7 +320,7 @@ def pretrained(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_pretrained_network_goes_on_without_the_pretrained_weights(
     photos, pretrained, tmp_path, monkeypatch, capsys, workers
 ):
@@ -462,6 +462,7 @@ def test_killed_while_checkpoints_are_written_a_run_ends_with_the_same_figures(f
     assert names(run.checkpoints) == ["epoch-0004.pt", "epoch-0005.pt"]
 
 
+@pytest.mark.slow
 def test_killed_within_an_epoch_a_run_goes_on_there_if_checkpoints_are_written_that_often(few, tmp_path, uninterrupted):
     run, log = Run(few, tmp_path, LONGER + " --checkpoint-minutes 0.001"), tmp_path / "log"
     process = start(run, log)
@@ -506,6 +507,7 @@ def test_after_sigterm_the_next_start_goes_on(few, tmp_path, uninterrupted):
     assert (run.result, metric_lines(output)) == uninterrupted
 
 
+@pytest.mark.slow
 def test_sigterm_to_each_process_of_a_run_leaves_a_checkpoint_of_the_batch(few, tmp_path):
     run, log = Run(few, tmp_path, LONGER + " --workers 2"), tmp_path / "log"
     process = start(run, log)

@@ -176,6 +176,7 @@ def test_the_parameters_are_compared_and_found_equal(pair):
     assert distributed.ALONE.check_parameters(network) == digest
 
 
+@pytest.mark.slow
 def test_one_host_with_two_processes_does_the_same(pair, few, tmp_path):
     folder, _ = pair
     done = subprocess.run(
