@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Iterable, Iterator
 
+from jobs import versions
 from jobs.local import storage
 from jobs.things import Thing
 
@@ -19,9 +20,6 @@ for noisy in ("sagemaker.config", "botocore"):
 LOCAL_TYPES = ("local", "local_gpu")
 BACKENDS = ("process", "docker", "aws")
 AWS_ALONE = ("serverless_memory", "async_output", "data_capture", "max", "volume_size")  # of jobs.deploy's arguments
-# The newest images that SDK v2 knows (https://github.com/aws/deep-learning-containers/blob/master/available_images.md).
-TRAINING_VERSION = {"framework_version": "2.8.0", "py_version": "py312"}
-INFERENCE_VERSION = {"framework_version": "2.6.0", "py_version": "py312"}
 
 
 def add_arguments(parser, instances: bool = True) -> None:
@@ -84,11 +82,16 @@ class Local:
 
     def training(self, job: str) -> dict:
         """Arguments of the SDK's PyTorch estimator."""
-        return {"role": self._role, "image_uri": self.image_uri, "sagemaker_session": self.session, **TRAINING_VERSION}
+        return {"role": self._role, "image_uri": self.image_uri, "sagemaker_session": self.session, **versions.TRAINING}
 
     def model(self) -> dict:
         """Arguments of the SDK's PyTorchModel."""
-        return {"role": self._role, "image_uri": self.image_uri, "sagemaker_session": self.session, **INFERENCE_VERSION}
+        return {
+            "role": self._role,
+            "image_uri": self.image_uri,
+            "sagemaker_session": self.session,
+            **versions.INFERENCE,
+        }
 
     def endpoint(self, args, name: str) -> dict:
         """Arguments of the SDK's deploy; says which of those given are for AWS alone."""

@@ -17,7 +17,7 @@ from sagemaker.session import NOTEBOOK_METADATA_FILE, Session
 from sagemaker.utils import resolve_value_from_config
 from tqdm import tqdm
 
-from jobs import console, session
+from jobs import console, versions
 from jobs.aws import checks, endpoints, leftovers
 from jobs.aws.requests import Requests
 from jobs.console import Failure, Interrupted
@@ -31,12 +31,6 @@ MARKER = "made-by-fastmaker"  # an object in each folder of a job or an endpoint
 UPLOADS = 16  # at once
 POLL_SECONDS = 5
 MAX_ATTEMPTS = 8  # of a request that AWS throttles; AWS_MAX_ATTEMPTS says otherwise
-# PyTorch 2.8's builds for CUDA 12.8 and 12.9 have no code for V100s any more (its release notes); 2.6's do.
-VOLTA_VERSION = {"framework_version": "2.6.0", "py_version": "py312"}
-VOLTA = ("ml.p3.", "ml.p3dn.")
-
-# GPUs that PyTorch's builds have code for since 2.7 (its release notes).
-BLACKWELL = ("ml.g7.", "ml.g7e.", "ml.p6-")
 
 
 class _Session(Session):
@@ -131,7 +125,7 @@ class Aws:
             "role": self.role("endpoint"),
             "image_uri": self.image_uri,
             "sagemaker_session": self.session,
-            **session.INFERENCE_VERSION,
+            **versions.INFERENCE,
         }
 
     def endpoint(self, args, name: str) -> dict:
@@ -349,13 +343,13 @@ class Aws:
 
     @property
     def _training_version(self) -> dict:
-        return VOLTA_VERSION if self.instance_type.startswith(VOLTA) else session.TRAINING_VERSION
+        return versions.VOLTA_TRAINING if self.instance_type.startswith(versions.VOLTA) else versions.TRAINING
 
     def _managed_image(self, kind: str) -> str:
         """What the SDK knows of AWS's own image for this kind of job. Raises ValueError if it knows none."""
         training = kind.endswith("training")
-        version = self._training_version if training else session.INFERENCE_VERSION
-        if not training and (self.instance_type or "").startswith(BLACKWELL):
+        version = self._training_version if training else versions.INFERENCE
+        if not training and (self.instance_type or "").startswith(versions.BLACKWELL):
             raise Failure(
                 f"AWS's newest inference image, of PyTorch 2.6.0, has no code for {self.instance_type}: "
                 "give an --image-uri of your own"
