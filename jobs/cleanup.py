@@ -87,8 +87,8 @@ def things(backend, only: list[str] | None = None) -> list[Thing]:
             if backend.is_ours(summary[f"{prefix}Arn"]):
                 delete = partial(_delete, client, backend, kind, name)
                 found.append(Thing(kind, name, status, summary["CreationTime"], backend.costs(kind), delete))
-    others = [thing for thing in backend.scalings() + backend.others() if only is None or thing.label in only]
-    return [t for t in others if t.kind == "scaling"] + found + [t for t in others if t.kind != "scaling"]
+    every_one = [*backend.scalings(), *found, *backend.others()]
+    return [thing for thing in every_one if only is None or thing.label in only]
 
 
 def delete_endpoint(backend, name: str) -> None:

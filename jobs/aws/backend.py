@@ -195,7 +195,7 @@ class Aws:
         uri = f"{self.root}/{kind}/{name}"
         if f"{kind}/{name}" in self._folders:
             return uri
-        key = _bucket_and_key(f"{uri}/{MARKER}")[1]
+        key = storage.bucket_and_key(f"{uri}/{MARKER}")[1]
         client = self.session.s3_client
         if not leftovers.is_marked(client, self.bucket, key, TAG):
             if leftovers.holds_any(client, self.bucket, key.removesuffix(MARKER)):
@@ -222,7 +222,7 @@ class Aws:
         return f"{target}/" if storage.local_path(uri).is_dir() else f"{target}/{files[0][0]}"
 
     def _send(self, root: str, files: list[tuple[str, int]], target: str, size: int) -> None:
-        bucket, prefix = _bucket_and_key(target)
+        bucket, prefix = storage.bucket_and_key(target)
         client = self.boto.client("s3", config=Config(max_pool_connections=4 * UPLOADS))
         with (
             tqdm(total=size, unit="B", unit_scale=True, leave=False, disable=None) as bar,  # on a terminal alone
@@ -252,7 +252,7 @@ class Aws:
             ["role", checks.role(self.boto, self.role(kind))],
             ["image", checks.image(self.boto, self.image_uri) if self.image_uri else self._managed_image(kind)],
             *(["data", checks.data(self.boto, uri)] for uri in inputs if uri.startswith("s3://")),
-            *([f"bucket {_bucket_and_key(uri)[0]}", checks.bucket(self.boto, uri)] for uri in outputs if uri),
+            *([f"bucket {storage.bucket_and_key(uri)[0]}", checks.bucket(self.boto, uri)] for uri in outputs if uri),
         ]
         if self.instance_type:
             rows.append(["quota", checks.quota(self.boto, kind, self.instance_type, count)])
@@ -363,8 +363,3 @@ class Aws:
             image_scope="training" if training else "inference",
         )
         return f"{uri.rpartition('/')[2]} of AWS"
-
-
-def _bucket_and_key(uri: str) -> tuple[str, str]:
-    bucket, _, key = uri.removeprefix("s3://").partition("/")
-    return bucket, key

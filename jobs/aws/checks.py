@@ -11,6 +11,7 @@ from collections.abc import Callable
 from botocore.exceptions import ClientError, HTTPClientError, NoCredentialsError
 
 from jobs.console import Failure
+from jobs.local import storage
 from jobs.things import is_missing
 
 DENIED = ("AccessDenied", "AccessDeniedException", "UnauthorizedOperation", "403", "Forbidden")
@@ -67,7 +68,7 @@ def role(session, arn: str) -> str:
 
 def bucket(session, uri: str) -> str:
     """That the bucket of a URI that something will be written to is there."""
-    name = uri.removeprefix("s3://").partition("/")[0]
+    name = storage.bucket_and_key(uri)[0]
     return _asked(f"bucket {name}", lambda: session.client("s3").head_bucket(Bucket=name))
 
 
@@ -87,7 +88,7 @@ def bucket_exists(session, name: str, owner: str | None) -> bool:
 
 def data(session, uri: str) -> str:
     """That some object has the prefix."""
-    bucket_name, _, prefix = uri.removeprefix("s3://").partition("/")
+    bucket_name, prefix = storage.bucket_and_key(uri)
     list_some = functools.partial(session.client("s3").list_objects_v2, Bucket=bucket_name, Prefix=prefix, MaxKeys=1)
     found = []
     told = _asked(f"bucket {bucket_name}", lambda: found.append(list_some()["KeyCount"]))

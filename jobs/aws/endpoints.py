@@ -10,6 +10,8 @@ from sagemaker.async_inference import AsyncInferenceConfig
 from sagemaker.model_monitor import DataCaptureConfig
 from sagemaker.serverless import ServerlessInferenceConfig
 
+from jobs.local import storage
+
 VARIANT = "AllTraffic"  # as the SDK calls the only one
 TRACKING, WAKING = POLICIES = ("fastmaker-tracking", "fastmaker-waking")  # scaling policies
 DIMENSION = "sagemaker:variant:DesiredInstanceCount"
@@ -113,7 +115,7 @@ class AsyncRuntime:
 
     def __init__(self, boto, folder: str):
         self._runtime, self._s3 = boto.client("sagemaker-runtime"), boto.client("s3")
-        self._bucket, _, self._prefix = folder.removeprefix("s3://").partition("/")
+        self._bucket, self._prefix = storage.bucket_and_key(folder)
 
     def invoke_endpoint(self, *, Body: bytes, **arguments) -> dict:
         """Raises ClientError with the code ModelError, as boto3 does, if the model refuses the request."""
@@ -138,7 +140,7 @@ class AsyncRuntime:
         raise TimeoutError(f"no answer at {sent['OutputLocation']} after {ANSWER_SECONDS} s")
 
     def _object(self, uri: str) -> bytes | None:
-        bucket, _, key = uri.removeprefix("s3://").partition("/")
+        bucket, key = storage.bucket_and_key(uri)
         try:
             return self._s3.get_object(Bucket=bucket, Key=key)["Body"].read()
         except ClientError as error:

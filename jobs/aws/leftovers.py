@@ -9,6 +9,7 @@ from botocore.exceptions import ClientError
 from jobs.aws.checks import DENIED
 from jobs.aws.endpoints import DIMENSION, POLICIES, alarm_of
 from jobs.console import Failure
+from jobs.local import storage
 from jobs.things import Thing, every
 
 NAMESPACE = {"ServiceNamespace": "sagemaker"}
@@ -64,7 +65,7 @@ def folders(client, root: str, marker: str, tag: str, in_use) -> list[Thing]:
 
     `in_use` names the models whose data lie below a URI; a folder that has such is not deleted.
     """
-    bucket, _, prefix = root.removeprefix("s3://").partition("/")
+    bucket, prefix = storage.bucket_and_key(root)
     found = []
     with _allowed("data in S3"):
         for kind in _folders_in(client, bucket, f"{prefix}/"):

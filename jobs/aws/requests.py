@@ -32,7 +32,6 @@ class Requests:
     """The requests of one botocore session's clients, those that are made from it later as well."""
 
     def __init__(self, botocore_session, dry_run: bool):
-        self.dry_run = dry_run
         self.made: list[str] = []  # kind/name, in order
         botocore_session.register("before-parameter-build", self._remember)
         if dry_run:

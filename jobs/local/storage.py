@@ -79,7 +79,7 @@ def fetch(uri: str, target: Path, s3=None) -> Path:
     if _scheme(uri) != "s3":
         check(uri)
         return local_path(uri)
-    bucket, key = _bucket_and_key(uri)
+    bucket, key = bucket_and_key(uri)
     target.parent.mkdir(parents=True, exist_ok=True)
     with _clear_errors(uri):
         (s3 or _s3()).download_file(bucket, key, str(target))
@@ -95,7 +95,7 @@ def put(file: Path, uri: str, kms_key: str | None = None) -> None:
 def put_stream(stream: BinaryIO, uri: str, kms_key: str | None = None) -> None:
     """Write what `stream` gives to `uri`, whole or not at all; in S3 encrypted by `kms_key`. Raises StorageError."""
     if _scheme(uri) == "s3":
-        bucket, key = _bucket_and_key(uri)
+        bucket, key = bucket_and_key(uri)
         encryption = {"ServerSideEncryption": "aws:kms", "SSEKMSKeyId": kms_key} if kms_key else {}
         with _clear_errors(uri):
             start = stream.read(ONE_PUT)
@@ -144,7 +144,7 @@ def check_writable(uri: str) -> None:
         if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
             raise StorageError(f"{uri}: {folder} is no directory that can be written to")
         return
-    bucket, key = _bucket_and_key(join(uri, "write-check"))
+    bucket, key = bucket_and_key(join(uri, "write-check"))
     with _clear_errors(uri):  # what begins an upload needs the permission to write, and is seen by nobody
         upload = _s3().create_multipart_upload(Bucket=bucket, Key=key)
         _s3().abort_multipart_upload(Bucket=bucket, Key=key, UploadId=upload["UploadId"])
@@ -153,7 +153,7 @@ def check_writable(uri: str) -> None:
 def open_object(uri: str) -> BinaryIO:
     """The object at `uri`, to be read and closed. Raises StorageError."""
     if _scheme(uri) == "s3":
-        bucket, key = _bucket_and_key(uri)
+        bucket, key = bucket_and_key(uri)
         with _clear_errors(uri):
             return _Body(_s3().get_object(Bucket=bucket, Key=key)["Body"], uri)
     with _clear_errors(uri):
@@ -167,7 +167,7 @@ def list_objects(uri: str) -> tuple[str, Iterator[tuple[str, int]]]:
     """
     check(uri)
     if _scheme(uri) == "s3":
-        bucket, prefix = _bucket_and_key(uri)
+        bucket, prefix = bucket_and_key(uri)
         return f"s3://{bucket}/", _listed_in_s3(bucket, prefix)
     path = local_path(uri).absolute()
     if path.is_dir():
@@ -186,7 +186,7 @@ def names_below(folder: str) -> Iterator[str]:
 def sizes(prefix: str, names: Iterable[str]) -> Iterator[tuple[str, int | None]]:
     """(name, bytes) of the objects `prefix` + name, None for one that is not there. `names` come sorted."""
     if _scheme(prefix) == "s3":
-        yield from _sizes_in_s3(*_bucket_and_key(prefix), names)
+        yield from _sizes_in_s3(*bucket_and_key(prefix), names)
         return
     for name in names:
         yield name, _file_size(prefix + name)
@@ -205,7 +205,7 @@ def join(prefix: str, *parts: str) -> str:
 
 
 def _download_prefix(uri: str, target: Path, shard: int, shards: int) -> None:
-    bucket, prefix = _bucket_and_key(uri)
+    bucket, prefix = bucket_and_key(uri)
     target.mkdir(parents=True)
     with _clear_errors(uri):
         keys = [key for key, _ in _listed_in_s3(bucket, prefix)]
@@ -282,7 +282,8 @@ def _literal_path(uri: str) -> Path:
     return Path(uri.removeprefix("file://"))
 
 
-def _bucket_and_key(uri: str) -> tuple[str, str]:
+def bucket_and_key(uri: str) -> tuple[str, str]:
+    """Of an ``s3://`` URI; the key, or prefix, may be empty."""
     bucket, _, key = uri.removeprefix("s3://").partition("/")
     return bucket, key
 
