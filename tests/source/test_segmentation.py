@@ -1,5 +1,7 @@
 """A U-Net's bundle answers with the mask of learn.predict, on every pixel. Also its figures, and what is refused."""
 
+import contextlib
+
 import numpy as np
 import pytest
 import torch
@@ -48,20 +50,32 @@ def notebook_learner(folder, item_tfms=None, batch_tfms=None, img_cls=None, code
     return unet_learner(dls, arch, pretrained=False, n_out=options.pop("n_out", 4), **options)
 
 
+@contextlib.contextmanager
+def outputs_of(network):
+    """A list that takes in what the network puts out."""
+    outputs = []
+    handle = network.register_forward_hook(lambda _module, _inputs, output: outputs.append(output))
+    try:
+        yield outputs
+    finally:
+        handle.remove()
+
+
 def assert_same_masks(learn, model_dir, files):
     """The bundle of `learn` answers each file with the mask and the very logits of `learn.predict`."""
     learner.save_bundle(learn, model_dir)
     model = serving.load(model_dir, precision="float32")
     seen = set()
-    for file in files:
-        with learn.no_bar(), learn.no_logging():
-            mask, _, probabilities = learn.predict(file)
-        image = preprocess.decode(file.read_bytes())
-        [found] = model.predict([image])
-        assert found.array.dtype == np.uint8
-        assert np.array_equal(found.array, mask.numpy())
-        assert torch.equal(model.probabilities(model.to_tensor(image)[None])[0], torch.Tensor(probabilities))
-        seen |= set(found.array.ravel().tolist())
+    with outputs_of(learn.model) as expected, outputs_of(model.engine.network) as logits:
+        for file in files:
+            with learn.no_bar(), learn.no_logging():
+                mask, _, probabilities = learn.predict(file)
+            [found] = model.predict([preprocess.decode(file.read_bytes())])
+            assert found.array.dtype == np.uint8
+            assert np.array_equal(found.array, mask.numpy())
+            assert torch.equal(logits[-1][0].softmax(dim=0), torch.Tensor(probabilities))
+            assert torch.equal(logits.pop(), torch.Tensor(expected.pop()))
+            seen |= set(found.array.ravel().tolist())
     assert len(seen) > 1
 
 
