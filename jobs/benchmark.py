@@ -62,8 +62,9 @@ def parse_args(argv=None):
     batch.add_argument("--photos", type=int, default=600, help="objects of a job (default: %(default)s)")
     batch.add_argument("--digits", type=int, default=20000, help="objects of the large job (default: %(default)s)")
     archive = commands.add_parser("torchserve", help="what batches of requests are worth in a TorchServe archive")
+    archive.add_argument("--task", choices=("classification", "segmentation"), default="classification")
     archive.add_argument("--arch", default="resnet34", help="(default: %(default)s)")
-    archive.add_argument("--image-size", type=int, default=224, help="(default: %(default)s)")
+    archive.add_argument("--image-size", type=int, default=224, help="of a classifier (default: %(default)s)")
     archive.add_argument("--batch-size", type=int, default=8, help="(default: %(default)s)")
     archive.add_argument("--max-batch-delay", type=int, default=20, help="ms (default: %(default)s)")
     archive.add_argument("--clients", type=int, default=16, help="(default: %(default)s)")
@@ -602,7 +603,11 @@ def benchmark_torchserve(args) -> None:
     """Both archives on servers of their own at once, asked in turn: the one that waits takes no time."""
     photos = generated_photos(32)
     with tempfile.TemporaryDirectory() as scratch, contextlib.ExitStack() as servers:
-        model_dir = fresh_bundle(args.arch, Path(scratch, "model"), args.image_size)
+        model_dir = Path(scratch, "model")
+        if args.task == "segmentation":
+            fresh_unet_bundle(args.arch, model_dir)
+        else:
+            fresh_bundle(args.arch, model_dir, args.image_size)
         single, batched = (
             servers.enter_context(_archive_server(model_dir, Path(scratch), args, size))
             for size in (1, args.batch_size)

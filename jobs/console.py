@@ -35,9 +35,14 @@ class Interrupted(KeyboardInterrupt, Exception):
 def errors_as_one_line() -> Iterator[None]:
     """Bad usage and failed jobs end the script with one line on stderr; a fault of ours keeps its traceback.
 
-    What is written to files and pipes comes without account numbers and signatures.
+    SIGTERM ends it as Ctrl-C does, which leaves nothing running. What is written to files and pipes comes without
+    account numbers and signatures.
     """
-    with contextlib.redirect_stdout(Masked(sys.stdout)), contextlib.redirect_stderr(Masked(sys.stderr)):
+    with (
+        contextlib.redirect_stdout(Masked(sys.stdout)),
+        contextlib.redirect_stderr(Masked(sys.stderr)),
+        signals([signal.SIGTERM], signal.default_int_handler),
+    ):
         yield from _ending_with_one_line()
 
 
@@ -93,11 +98,6 @@ def signals(numbers: Iterable[int], handler) -> Iterator[None]:
     finally:
         for number, of_before in before.items():
             signal.signal(number, of_before)
-
-
-def interrupt(*_) -> None:
-    """A handler: the signal ends the script as Ctrl-C does, which leaves nothing running."""
-    raise KeyboardInterrupt
 
 
 def fail(error: object, status: int) -> None:

@@ -106,11 +106,10 @@ def package_torchserve(args) -> Path:
         make_archive(model_dir, name, archive, _config(args))
     print(f"archive: {archive}", flush=True)
     if args.serve:
-        with console.signals([signal.SIGTERM], console.interrupt):
-            try:
-                serve(archive, name, args.port)
-            except ContainerError as error:
-                console.fail(error, 1)
+        try:
+            serve(archive, name, args.port)
+        except ContainerError as error:
+            console.fail(error, 1)
     else:
         print(
             "next:    torchserve --start --disable-token-auth --model-store "
@@ -258,9 +257,8 @@ def running(archive: Path, name: str, port: int) -> Iterator[tuple[Container, st
             _await_workers(container, name, port)
             yield container, f"http://127.0.0.1:{port}/predictions/{name}"
         finally:
-            with console.signals(
-                (signal.SIGINT, signal.SIGTERM), signal.SIG_IGN
-            ):  # not left half done by a second Ctrl-C
+            # Not left half done by a second Ctrl-C.
+            with console.signals((signal.SIGINT, signal.SIGTERM), signal.SIG_IGN):
                 container.close(STOP_SECONDS)
 
 

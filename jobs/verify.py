@@ -18,7 +18,6 @@ import contextlib
 import functools
 import io
 import shutil
-import signal
 import sys
 import tempfile
 import time
@@ -369,5 +368,5 @@ def _tolerance(text: str) -> float:
 
 if __name__ == "__main__":
     arguments = parse_args()
-    with console.errors_as_one_line(), console.signals([signal.SIGTERM], console.interrupt):
+    with console.errors_as_one_line():
         sys.exit(not main(arguments))

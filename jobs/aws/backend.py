@@ -1,6 +1,7 @@
 """The backend of instance types ml.*: the SageMaker Python SDK's own Session, with what each job needs beside it."""
 
 import contextlib
+import datetime
 import functools
 import os
 from collections.abc import Iterable, Iterator
@@ -89,6 +90,7 @@ class Aws:
         # The SDK would make it, where nothing is put into it, and asks for an account at an address that is fixed.
         self.session._default_bucket = self._named_bucket or self._own_bucket
         self._folders: set[str] = set()  # that were made
+        self._data_of_models: dict[tuple[str, datetime.datetime], list[str]] = {}
 
     def __enter__(self):
         return self
@@ -315,14 +317,21 @@ class Aws:
 
     def _models_below(self, uri: str) -> list[str]:
         """The models, anybody's, whose data lie below a URI."""
-        client = self.session.sagemaker_client
-        found = []
-        for summary in every(client, "list_models", "Models", MaxResults=100):
-            model = client.describe_model(ModelName=summary["ModelName"])
-            containers = [model.get("PrimaryContainer", {}), *model.get("Containers", ())]
-            if any(container.get("ModelDataUrl", "").startswith(uri) for container in containers):
-                found.append(summary["ModelName"])
-        return found
+        models = every(self.session.sagemaker_client, "list_models", "Models", MaxResults=100)
+        made = [(summary["ModelName"], summary["CreationTime"]) for summary in models]
+        return [name for name, time in made if any(data.startswith(uri) for data in self._data_of_model(name, time))]
+
+    def _data_of_model(self, name: str, made: datetime.datetime) -> list[str]:
+        """The URIs of a model's data. A model never changes: what is made later under its name has another time."""
+        if (name, made) not in self._data_of_models:
+            try:
+                model = self.session.sagemaker_client.describe_model(ModelName=name)
+            except ClientError as error:
+                if is_missing(error):  # by now
+                    return []
+                raise
+            self._data_of_models[name, made] = list(leftovers.data_of(model))
+        return self._data_of_models[name, made]
 
     def _is_our_endpoint(self, name: str, if_gone: bool) -> bool:
         """Whether an endpoint was made by the jobs; `if_gone` is the answer for one that is not there any more."""

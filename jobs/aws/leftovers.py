@@ -88,6 +88,16 @@ def _folder(client, bucket: str, folder: str, name: str, marker: str, in_use) ->
     return Thing("s3", name, status, None, "storage", delete)
 
 
+def data_of(model: dict) -> Iterator[str]:
+    """The URIs of what the containers of a model, as DescribeModel has it, take from S3."""
+    for container in [model.get("PrimaryContainer", {}), *model.get("Containers", ())]:
+        if "ModelDataUrl" in container:
+            yield container["ModelDataUrl"]
+        for source in [container.get("ModelDataSource", {}), *container.get("AdditionalModelDataSources", ())]:
+            if "S3DataSource" in source:
+                yield source["S3DataSource"]["S3Uri"]
+
+
 def is_marked(client, bucket: str, key: str, tag: str) -> bool:
     """Whether there is an object of this key that has the tag, as metadata: roles seldom may tag objects."""
     try:

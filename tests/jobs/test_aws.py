@@ -684,6 +684,31 @@ def test_data_that_a_model_uses_are_kept(aws, run):
     assert what_is_there() == before
 
 
+def test_data_that_models_of_others_use_are_kept_and_each_model_is_looked_at_once(aws, run):
+    s3, sagemaker = boto3.client("s3"), boto3.client("sagemaker")
+    uses = {
+        "url": lambda uri: {"ModelDataUrl": f"{uri}model.tar.gz"},
+        "source": lambda uri: {"ModelDataSource": {"S3DataSource": s3_data(uri)}},
+        "more": lambda uri: {"AdditionalModelDataSources": [{"ChannelName": "more", "S3DataSource": s3_data(uri)}]},
+    }
+    s3.create_bucket(Bucket=OWN_BUCKET)
+    markers = {name: f"fastmaker/endpoint/{name}/made-by-fastmaker" for name in (*uses, "unused")}
+    for name, key in markers.items():
+        s3.put_object(Bucket=OWN_BUCKET, Key=key, Metadata={"fastmaker": name})
+    for name, container in uses.items():
+        container = {"Image": "image", **container(f"s3://{OWN_BUCKET}/fastmaker/endpoint/{name}/")}
+        sagemaker.create_model(ModelName=f"of-others-{name}", PrimaryContainer=container, ExecutionRoleArn=ROLE)
+    line = failed(run("jobs.cleanup --backend aws --all --yes"))
+    for name in uses:
+        assert f"endpoint/{name}/ is kept: it holds the data of the models of-others-{name}" in line
+    assert {f"object {key}" for key in markers.values()} - what_is_there() == {f"object {markers['unused']}"}
+    assert len(aws.sent("DescribeModel")) == len(uses)
+
+
+def s3_data(uri: str) -> dict:
+    return {"S3Uri": uri, "S3DataType": "S3Prefix", "CompressionType": "None"}
+
+
 def test_what_cannot_be_deleted_keeps_nothing_else(aws, run):
     succeeded(run(f"{DEPLOY} --instance-type ml.c5.large"))
     aws.failures = {"DeleteEndpointConfig": DENIED}

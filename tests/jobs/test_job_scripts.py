@@ -17,7 +17,7 @@ import termios
 
 import numpy as np
 import pytest
-from local_mode import REPOSITORY, running_below
+from local_mode import REPOSITORY, nothing_runs_below, running_below
 from PIL import Image
 
 from fastmaker import masks, serving
@@ -85,6 +85,20 @@ def test_from_a_folder_to_an_answer_by_the_commands_that_each_step_names(run, fe
     cleaned = run("jobs.cleanup", "--all", "--yes")
     assert cleaned.returncode == 0, cleaned.stderr.decode()
     assert run("jobs.cleanup").stdout.decode().strip() == "nothing is left"
+
+
+def test_a_job_script_that_is_terminated_ends_its_job(few, tmp_path):
+    env = {**os.environ, "FASTMAKER_HOME": str(tmp_path / "home"), "PYTHONPATH": str(REPOSITORY)}
+    words = ["--data", str(few), "--arch", "convnet", "--epochs", "1000"]
+    command = [sys.executable, "-m", "jobs.train", *words]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, cwd=tmp_path, env=env, **pipes) as process:
+        assert any("epoch=1 " in line for line in process.stdout)
+        process.terminate()
+        _, error = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert error.splitlines()[-1] == "error: interrupted"
+    assert nothing_runs_below(tmp_path / "home")
 
 
 @pytest.mark.slow
