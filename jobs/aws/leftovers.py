@@ -130,14 +130,18 @@ def _delete_folder(client, bucket: str, folder: str, marker: str, in_use) -> Non
         raise Failure(f"s3://{bucket}/{folder} is kept: it holds the data of the models {', '.join(models)}")
     for page in _pages(client, bucket, folder):
         _delete_objects(client, bucket, [item["Key"] for item in page if item["Key"] != folder + marker])
-    _delete_objects(client, bucket, [folder + marker])
+    if _delete_objects(client, bucket, [folder + marker]):
+        print(f"s3://{bucket}/{folder} had versions, which the bucket keeps and which go on costing")
 
 
-def _delete_objects(client, bucket: str, keys: list[str]) -> None:
-    if keys:
-        answer = client.delete_objects(Bucket=bucket, Delete={"Objects": [{"Key": key} for key in keys], "Quiet": True})
-        if errors := answer.get("Errors"):
-            raise Failure(f"s3://{bucket}/{errors[0]['Key']} was not deleted: {errors[0].get('Message')}")
+def _delete_objects(client, bucket: str, keys: list[str]) -> bool:
+    """Whether a version of each is kept. Raises Failure."""
+    if not keys:
+        return False
+    answer = client.delete_objects(Bucket=bucket, Delete={"Objects": [{"Key": key} for key in keys]})
+    if errors := answer.get("Errors"):
+        raise Failure(f"s3://{bucket}/{errors[0]['Key']} was not deleted: {errors[0].get('Message')}")
+    return all(deleted.get("DeleteMarker") for deleted in answer["Deleted"])
 
 
 @contextlib.contextmanager

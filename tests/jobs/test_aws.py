@@ -438,7 +438,7 @@ def test_cleanup_deletes_what_the_jobs_made_and_nothing_else_and_may_run_again(a
     assert "others" not in listed
     assert "theirs" not in listed
     assert what_is_there() == ours | theirs
-    assert "deleted" in succeeded(run("jobs.cleanup --backend aws --all --yes"))
+    assert succeeded(run("jobs.cleanup --backend aws --all --yes")).endswith("\n\ndeleted\n")
     assert what_is_there() == theirs
     assert succeeded(run("jobs.cleanup --backend aws --all --yes")).strip() == "nothing is left in us-east-1"
 
@@ -450,6 +450,16 @@ def test_cleanup_of_an_endpoint_takes_its_scaling_configuration_and_models(aws, 
     succeeded(run("jobs.cleanup --backend aws --endpoint e"))
     gone = before - what_is_there()
     assert sorted(name.split()[0] for name in gone) == ["config", "endpoint", "model", "policy", "target"]
+
+
+def test_cleanup_says_where_a_bucket_keeps_versions_of_what_was_deleted(aws, run):
+    versions = {"Status": "Enabled"}
+    boto3.client("s3").create_bucket(Bucket=OWN_BUCKET)
+    boto3.client("s3").put_bucket_versioning(Bucket=OWN_BUCKET, VersioningConfiguration=versions)
+    succeeded(run(f"{DEPLOY} --instance-type ml.c5.large"))
+    out = succeeded(run("jobs.cleanup --backend aws --all --yes"))
+    assert "fastmaker/endpoint/e/ had versions, which the bucket keeps" in out
+    assert what_is_there() == set()
 
 
 def test_cleanup_refuses_an_endpoint_of_others(aws, run):
