@@ -303,10 +303,21 @@ def _readable(pairs: Pairs) -> tuple[Pairs, list[str]]:
 
 def _problem(file: Path) -> str | None:
     try:
-        preprocess.decode(file.read_bytes())
+        open_image(file)
     except (preprocess.ImageError, OSError) as error:
         return f"{file}: {error}"
     return None
+
+
+def open_image(file: Path) -> Image.Image:
+    """An image to train on. Raises preprocess.ImageError and OSError.
+
+    Of 16-bit and floating-point images Pillow, and so fastai, cuts off what is not in 0 to 255: most become blank.
+    """
+    image = preprocess.decode(file.read_bytes())
+    if image.mode.startswith(("I", "F")) and (np.asarray(image.convert("L")) != np.asarray(image)).any():
+        raise preprocess.ImageError(f"its pixels ({image.mode}) are not whole numbers from 0 to 255; convert it")
+    return image
 
 
 def check_skipped(skipped: Sequence[str], n_files: int, folder: Path) -> None:

@@ -4,8 +4,9 @@ Where a process stands is told by torchrun (RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_
 toolkit, which starts one process a host (SM_HOSTS, SM_CURRENT_HOST, MASTER_ADDR, MASTER_PORT); for several processes a
 host, that one makes way for torchrun (`launch`).
 
-N processes with batches of B images compute what one process computes with batches of N*B images. Only batch norms see
-less: each process normalises by its own B images, and the running statistics are averaged after each epoch.
+N processes with batches of B images compute what one process computes with batches of N*B images, but for two things.
+Batch norms see less: each process normalises by its own B images, and the running statistics are averaged after each
+epoch. The loss of masks is the mean over the pixels that are not void, in each process of its own.
 """
 
 import contextlib

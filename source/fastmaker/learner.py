@@ -9,7 +9,9 @@ import dataclasses
 import os
 import random
 import sys
+import tempfile
 import time
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -31,8 +33,9 @@ from fastai.vision.all import (
     set_seed,
     vision_learner,
 )
+from PIL import Image
 
-from fastmaker import bundle, checkpoint, networks, preprocess, unet
+from fastmaker import bundle, checkpoint, masks, networks, preprocess, unet
 from fastmaker.distributed import ALONE, Group
 
 PROGRESS_SECONDS = 10.0
@@ -248,7 +251,10 @@ def save_bundle(
     bundle.BundleError if the Learner has an architecture, a transform or a loss that the bundle cannot reproduce.
     """
     info = dataclasses.replace(describe(learn, metrics), mask_size=mask_size)
+    if mask_size == "original" and not masks.restorable(info.resize_method, info.void_code):
+        raise bundle.BundleError("masks of images that the Learner's Resize crops have no original size without void")
     _check_layers(learn.model, info)
+    _check_pixels(learn, info)
     return bundle.save(model_dir, learn.model, info)
 
 
@@ -326,13 +332,41 @@ def _of_masks(learn: Learner) -> dict:
 def _check_layers(model, info: bundle.ModelInfo) -> None:
     """Layers without weights, such as an activation that was exchanged, do not show in the state_dict's keys."""
     device, training = next(model.parameters()).device, model.training
-    batch = torch.rand(2, info.channels, *info.image_size)
+    strided = all(parameter.is_contiguous() for parameter in model.parameters())
+    layout = torch.contiguous_format if strided else torch.channels_last
+    batch = torch.rand(2, info.channels, *info.image_size).to(memory_format=layout)
     with torch.no_grad():
-        given = bundle.rebuilt(model, info)(batch)
+        given = bundle.rebuilt(model, info).to(memory_format=layout)(batch)
         expected = model.cpu().eval()(batch)
     model.to(device).train(training)
     if not torch.equal(given.nan_to_num(), torch.Tensor(expected).nan_to_num()):
         raise bundle.BundleError(f"the Learner's network has other layers than {info.architecture}")
+
+
+def _check_pixels(learn: Learner, info: bundle.ModelInfo) -> None:
+    """What makes an image of an item may change it, too: the Learner's input for an image is that of a bundle."""
+    height, width = info.image_size if info.resize_method == preprocess.NO_RESIZE else (401, 307)
+    pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
+    image = Image.fromarray(pixels).convert(info.image_mode)
+    expected = _input_for(learn, image)
+    mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in (info.mean, info.std))
+    batch = preprocess.to_tensor(image, info.image_mode, info.image_size, info.resize_method)[None]
+    given = preprocess.normalise(batch, mean, std, info.resampled)
+    if expected is not None and (given.shape != expected.shape or not torch.allclose(given, expected, atol=1e-3)):
+        raise bundle.BundleError(
+            "the Learner changes the pixels of an image in another way than by its Resize and normalisation"
+        )
+
+
+def _input_for(learn: Learner, image: Image.Image) -> torch.Tensor | None:
+    """What ``learn.predict`` gives the network for an image; None if the Learner takes neither files nor arrays."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, "image.png")
+        image.save(file)
+        for item in (file, np.asarray(image)):
+            with contextlib.suppress(AssertionError):  # fastai says so that it does not take such an item
+                return torch.Tensor(learn.dls.test_dl([item], num_workers=0).one_batch()[0]).cpu()
+    return None
 
 
 def _only_trains(transform) -> bool:

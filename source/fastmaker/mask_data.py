@@ -3,7 +3,7 @@
 The layout is the one of fast.ai's CAMVID_TINY:
 
     images/a.png      any image that Pillow reads
-    labels/a_P.png    its mask: one channel, the class index of each pixel, as large as the image
+    labels/a_P.png    its mask: one channel, the class index of each pixel, as large as the image; a.jpg has one, too
     codes.txt         the class names, one a line; line 1 names index 0
     valid.txt         names of the images that validate, one a line; without it a share of all is drawn
 """
@@ -27,6 +27,7 @@ class MaskedSamples(Samples):
 
     codes: tuple[str, ...] = ()
     void: int | None = None  # the index of the class that counts for nothing
+    void_label: int | None = None  # what stands for it in the files, if that is another number
 
     @property
     def classes(self) -> list[str]:
@@ -40,7 +41,10 @@ class MaskedSamples(Samples):
         from fastai.vision.all import AddMaskCodes, IntToFloatTensor, PILMask, TransformBlock
 
         def create(file):
-            return PILMask.create(masks.read(file).astype(np.uint8))
+            mask = masks.read(file)
+            if self.void_label is not None:
+                mask[mask == self.void_label] = self.void
+            return PILMask.create(mask.astype(np.uint8))
 
         return TransformBlock(create, item_tfms=AddMaskCodes(codes=self.classes), batch_tfms=IntToFloatTensor)
 
@@ -55,18 +59,21 @@ def read(
     """The samples of a channel directory.
 
     Without images set apart for validation (`valid_dir`, valid.txt), `valid_pct` of them validate, drawn with `seed`.
-    `void_code` is a class name, an index or "none"; by default the class that has one of VOID_NAMES. Raises DataError.
+    `void_code` is a class name, an index or "none"; by default the class that has one of VOID_NAMES. An index that
+    codes.txt does not name adds a class for what has that label, such as 255. Raises DataError.
     """
     train_dir = Path(train_dir)
     codes = _read_codes(train_dir)
-    void = _void(codes, void_code)
-    train, skipped = _read_pairs(train_dir, codes)
+    void, void_label = _void(codes, void_code)
+    train, skipped = _read_pairs(train_dir, codes, void_label)
     valid = []
     if valid_dir is not None:
         valid_dir = Path(valid_dir)
+        if (train_dir / "valid.txt").is_file():
+            raise DataError(f"{train_dir / 'valid.txt'} says which images validate; do not give {valid_dir} as well")
         if _read_codes(valid_dir) != codes:
             raise DataError(f"{valid_dir / 'codes.txt'} and {train_dir / 'codes.txt'} differ")
-        valid, skipped_too = _read_pairs(valid_dir, codes)
+        valid, skipped_too = _read_pairs(valid_dir, codes, void_label)
         skipped += skipped_too
         is_valid = [False] * len(train) + [True] * len(valid)
     elif (train_dir / "valid.txt").is_file():
@@ -75,8 +82,12 @@ def read(
         is_valid = data.split([""] * len(train), valid_pct, seed)
     if not any(is_valid) or all(is_valid):
         raise DataError(f"{train_dir}: no image is left to {'train' if any(is_valid) else 'validate'}")
+    if void_label is not None:
+        if not any((masks.read(mask) == void_label).any() for _, mask in (*train, *valid)):
+            raise DataError(f"--void-code {void_label}: no mask has it, and codes.txt names 0 to {len(codes) - 1}")
+        codes.append("void" if "void" not in codes else f"void {void_label}")
     images, labels = zip(*train, *valid, strict=True)
-    return MaskedSamples("images with masks", images, labels, is_valid, tuple(skipped), tuple(codes), void)
+    return MaskedSamples("images with masks", images, labels, is_valid, tuple(skipped), tuple(codes), void, void_label)
 
 
 def _read_codes(folder: Path) -> list[str]:
@@ -103,17 +114,27 @@ def _lines(path: Path) -> list[str]:
         raise DataError(f"{path} is no text in UTF-8: {error}") from None
 
 
-def _void(codes: list[str], void_code: str | None) -> int | None:
+def _void(codes: list[str], void_code: str | None) -> tuple[int | None, int | None]:
+    """The index of the void class, and the label that stands for it if codes.txt has no class of that index."""
+    void, label = _named_void(codes, void_code), None
+    if void is not None and void >= len(codes):
+        void, label = len(codes), void
+    if void is not None and len(codes) - (void < len(codes)) < 2:
+        raise DataError(f"{codes[void]} is void, and only one class is left; --void-code none makes it a class")
+    return void, label
+
+
+def _named_void(codes: list[str], void_code: str | None) -> int | None:
     if void_code is None:
         return next((i for i, code in enumerate(codes) if code.lower() in VOID_NAMES), None)
     if void_code in codes:
         return codes.index(void_code)
-    if void_code.isdecimal() and int(void_code) < len(codes):
+    if void_code.isdecimal() and int(void_code) < masks.MAX_CLASSES:
         return int(void_code)
     if void_code == "none":
         return None
     raise DataError(
-        f"--void-code {void_code!r} is no class of codes.txt; expected none, 0 to {len(codes) - 1}, or one of"
+        f"--void-code {void_code!r} is no class of codes.txt; expected none, 0 to {masks.MAX_CLASSES - 1}, or one of"
         f" {', '.join(codes)}"
     )
 
@@ -122,7 +143,7 @@ def _void(codes: list[str], void_code: str | None) -> int | None:
 Pairs = list[tuple[Path, Path]]
 
 
-def _read_pairs(folder: Path, codes: list[str]) -> tuple[Pairs, list[str]]:
+def _read_pairs(folder: Path, codes: list[str], void_label: int | None) -> tuple[Pairs, list[str]]:
     """The pairs that can be read, and a line for each that cannot. Raises DataError for a mask that does not fit."""
     for name in ("images", "labels"):
         if not (folder / name).is_dir():
@@ -132,7 +153,7 @@ def _read_pairs(folder: Path, codes: list[str]) -> tuple[Pairs, list[str]]:
         raise DataError(f"{folder / 'images'} holds no image file")
     pairs = [(file, _mask_of(file, folder)) for file in files]
     with ThreadPoolExecutor() as pool:
-        problems = list(pool.map(lambda pair: _problem(*pair, codes), pairs))
+        problems = list(pool.map(lambda pair: _problem(*pair, codes, void_label), pairs))
     skipped = [problem for problem in problems if problem]
     data.check_skipped(skipped, len(pairs), folder)
     return [pair for pair, problem in zip(pairs, problems, strict=True) if not problem], skipped
@@ -140,39 +161,44 @@ def _read_pairs(folder: Path, codes: list[str]) -> tuple[Pairs, list[str]]:
 
 def _mask_of(image: Path, folder: Path) -> Path:
     below = image.relative_to(folder / "images").parent
-    path = folder / "labels" / below / f"{image.stem}_P{image.suffix}"
-    # Masks are PNGs beside photos, too: JPEG would change their indexes.
-    found = next((file for file in (path, path.with_suffix(".png")) if file.is_file()), None)
+    path = folder / "labels" / below / f"{image.stem}_P.png"  # photos have PNGs, too: JPEG changes indexes
+    found = next((file for file in map(path.with_suffix, (".png", image.suffix, ".PNG")) if file.is_file()), None)
     if found is None:
         raise DataError(f"{image} has no mask: {path} is missing")
     return found
 
 
-def _problem(image_file: Path, mask_file: Path, codes: list[str]) -> str | None:
+def _problem(image_file: Path, mask_file: Path, codes: list[str], void_label: int | None) -> str | None:
     """Why the pair cannot be read. Raises DataError if it can be read and does not fit."""
     try:
-        image = preprocess.decode(image_file.read_bytes())
+        image = data.open_image(image_file)
     except (preprocess.ImageError, OSError) as error:
         return f"{image_file}: {error}"
     try:
-        mask = masks.read(mask_file)
+        mask_image = preprocess.decode(mask_file.read_bytes())
     except (preprocess.ImageError, OSError) as error:
         return f"{mask_file}: {error}"
+    try:
+        mask = masks.indexes(mask_image)
+    except preprocess.ImageError as error:
+        raise DataError(f"{mask_file}: {error}") from None
     if mask.shape != (image.height, image.width):
         raise DataError(
             f"{mask_file} is {mask.shape[1]}x{mask.shape[0]}, its image {image_file.name} is"
             f" {image.width}x{image.height}; a mask is as large as its image"
         )
-    if mask.min() < 0 or mask.max() >= len(codes):
-        wrong = mask.min() if mask.min() < 0 else mask.max()
-        raise DataError(f"{mask_file} holds the label {wrong}; codes.txt names 0 to {len(codes) - 1}")
+    wrong = mask[(mask < 0) | (mask >= len(codes))]
+    wrong = wrong if void_label is None else wrong[wrong != void_label]
+    if wrong.size:
+        hint = f" (--void-code {wrong[0]} makes it count for nothing)" if 0 <= wrong[0] < masks.MAX_CLASSES else ""
+        raise DataError(f"{mask_file} holds the label {wrong[0]}; codes.txt names 0 to {len(codes) - 1}{hint}")
     return None
 
 
 def _read_valid(folder: Path, images: list[Path]) -> list[bool]:
-    path = folder / "valid.txt"
-    names = set(_lines(path)) - {""}
-    unknown = sorted(name for name in names if not (folder / "images" / name).is_file())
+    path, root = folder / "valid.txt", Path(os.path.abspath(folder / "images"))
+    named = {name: Path(os.path.normpath(root / name)) for name in _lines(path) if name}  # ./a.png as well
+    unknown = sorted(name for name, file in named.items() if not (file.is_relative_to(root) and file.is_file()))
     if unknown:
         raise DataError(f"{path} names {unknown[0]!r}, which is not in {folder / 'images'}")
-    return [image.relative_to(folder / "images").as_posix() in names for image in images]
+    return [Path(os.path.abspath(image)) in named.values() for image in images]

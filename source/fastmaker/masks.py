@@ -24,14 +24,20 @@ INDEX_MODES = ("L", "P", "1", "I", "I;16")
 
 
 def read(path: str | os.PathLike) -> np.ndarray:
-    """The class indexes in an image file, int32 (H, W). Raises preprocess.ImageError.
+    """`indexes` of an image file. Raises preprocess.ImageError, also for what is no image."""
+    with open(path, "rb") as file:
+        return indexes(preprocess.decode(file.read()))
+
+
+def indexes(image: Image.Image) -> np.ndarray:
+    """The class indexes in an image, int32 (H, W). Raises preprocess.ImageError.
 
     A palette's colours mean nothing here: the indexes count.
     """
-    with open(path, "rb") as file:
-        image = preprocess.decode(file.read())
     if image.mode not in INDEX_MODES:
         raise preprocess.ImageError(f"this is a {image.mode} image; a mask has one channel, of class indexes")
+    if image.format == "JPEG":
+        raise preprocess.ImageError("this is a JPEG, which changes class indexes; a mask is a PNG, say")
     return np.asarray(image).astype(np.int32)
 
 
@@ -45,13 +51,21 @@ def palette(n: int, void: int | None = None) -> np.ndarray:
     return colours
 
 
+def restorable(method: str, void: int | None) -> bool:
+    """Whether there are masks in the size of any image: the resize `method` cuts nothing off, or that is void."""
+    return method != "crop" or void is not None
+
+
 def restored(mask: np.ndarray, image_size: tuple[int, int], method: str, void: int | None) -> np.ndarray:
     """The model's `mask` of an image, uint8 (H, W), as large as the image was (width, height): each pixel's nearest.
 
     What the resize `method` cut off is void. Raises preprocess.ImageError if there is no void class then.
     """
     left, top, right, bottom = preprocess.window(image_size, mask.shape, method)
-    if void is None and (left > 0 or top > 0 or right < image_size[0] or bottom < image_size[1]):
+    if method == "pad":  # the window may end a pixel short of the image, which its edge covers as well
+        left, top, right, bottom = min(left, 0), min(top, 0), max(right, image_size[0]), max(bottom, image_size[1])
+    cuts = left > 0 or top > 0 or right < image_size[0] or bottom < image_size[1]
+    if cuts and not restorable(method, void):
         raise preprocess.ImageError(
             f"the model sees {right - left}x{bottom - top} of the image's {image_size[0]}x{image_size[1]} pixels, and"
             " has no void class for the rest; ask for mask_size=model"

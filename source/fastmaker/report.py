@@ -29,7 +29,12 @@ def write(learn, output_dir: str | os.PathLike, metrics: dict[str, float]) -> li
     _write_history(names, values, output_dir / "history.csv")
 
     pictures = {"curves.png": lambda: _plot_curves(names[1:], values, losses, epoch_ends)}
-    with learn.no_bar(), learn.no_logging(), learn.removed_cbs(learn.cbs.filter(lambda cb: cb.name == "metric_log")):
+    with (
+        learn.no_bar(),
+        learn.no_logging(),
+        learn.removed_cbs(learn.cbs.filter(lambda cb: cb.name == "metric_log")),
+        pyplot.rc_context({"text.parse_math": False}),  # a class may be named $x
+    ):
         if isinstance(learn.model, DynamicUnet):
             pictures |= _pictures_of_masks(learn, metrics)
         else:

@@ -67,11 +67,24 @@ class MeanIou(Confusion):
         return iou
 
 
+class CrossEntropyWithoutVoid(CrossEntropyLossFlat):
+    """fastai's cross entropy over the pixels that are not void; 0 where all are, of which the mean would be NaN."""
+
+    def __init__(self, void: int):
+        super().__init__(axis=1, ignore_index=void)
+        self.void = void
+
+    def __call__(self, logits: torch.Tensor, true: torch.Tensor, **kwargs) -> torch.Tensor:
+        if (true == self.void).all():
+            return torch.Tensor(logits).sum() * 0
+        return super().__call__(logits, true, **kwargs)
+
+
 def create(
     dls, samples: MaskedSamples, architecture: str, image_mode: str, pretrained: bool, self_attention: bool = False
 ) -> Learner:
     """A Learner of ``unet_learner``. Void pixels are not learnt. Raises learner.WeightsError."""
-    ignored = {} if samples.void is None else {"ignore_index": samples.void}
+    loss = CrossEntropyLossFlat(axis=1) if samples.void is None else CrossEntropyWithoutVoid(samples.void)
     with learner.downloading_weights(architecture):
         return unet_learner(
             dls,
@@ -81,7 +94,7 @@ def create(
             normalize=False,
             n_out=len(samples.codes),
             self_attention=self_attention,
-            loss_func=CrossEntropyLossFlat(axis=1, **ignored),
+            loss_func=loss,
             metrics=[kind(samples.codes, samples.void) for kind in (PixelAccuracy, MeanIou)],
         )
 

@@ -38,10 +38,19 @@ def parse_args(argv=None):
     add("--pretrained", type=_flag, help="start from ImageNet's weights (default: true, convnet false)")
     add("--augment", type=_flag, help="fastai's aug_transforms (default: true, convnet false)")
     add("--label-regex", help=r"the label in each file name is its first group, as in '^(.+)_\d+.jpg$'")
-    add("--void-code", help="segmentation: name or index of the class that counts for nothing, or none (default: Void)")
+    add(
+        "--void-code",
+        help="segmentation: name or index of the class that counts for nothing, or none; an index that codes.txt does"
+        " not name, such as 255, will do (default: the class named Void, Ignore, Unlabeled or Unlabelled)",
+    )
     add("--self-attention", type=_flag, help="segmentation: let pixels look at all others (default: false)")
     add("--mask-size", choices=masks.SIZES, help="segmentation: what masks are served in (default: model)")
-    add("--valid-pct", type=_share, default=0.2, help="share of each class that validates (default: %(default)s)")
+    add(
+        "--valid-pct",
+        type=_share,
+        default=0.2,
+        help="share of each class (of all masks) that validates (default: %(default)s)",
+    )
     add("--seed", type=_whole, default=42, help="(default: %(default)s)")
     add("--workers", type=_whole, help="processes that load images (default: one a core, none for few small images)")
     add("--train", default=env("SM_CHANNEL_TRAIN", env("SM_CHANNEL_TRAINING")), help="directory (SM_CHANNEL_TRAIN)")
@@ -105,7 +114,13 @@ def main(args) -> int:
 
 def _read(args) -> data.Samples:
     if args.task == "segmentation":
-        return mask_data.read(args.train, args.valid, args.void_code, args.valid_pct, args.seed)
+        samples = mask_data.read(args.train, args.valid, args.void_code, args.valid_pct, args.seed)
+        if args.mask_size == "original" and not masks.restorable(args.resize_method, samples.void):
+            raise data.DataError(
+                "--mask-size original: what --resize-method crop cuts off would be void, and no class is; give a"
+                " --void-code or another --resize-method"
+            )
+        return samples
     return data.read(args.train, args.valid, args.label_regex, args.valid_pct, args.seed)
 
 
@@ -274,6 +289,7 @@ def _identity(args, samples, group) -> dict:
         "labels": samples.classes,
         "training_images": samples.n_train,
         "validation_images": sum(samples.is_valid),
+        "fingerprint of the images": data.fingerprint(samples),
     }
 
 

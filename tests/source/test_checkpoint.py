@@ -6,6 +6,7 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -387,6 +388,14 @@ def test_a_checkpoint_of_other_arguments_is_refused_in_one_line(complete, capsys
     captured = capsys.readouterr()
     assert captured.err == f"ValueError: {reason} another --checkpoint-dir\n"
     assert "training convnet" not in captured.out
+
+
+def test_a_checkpoint_of_other_images_is_refused(complete, few, tmp_path, capsys):
+    other = shutil.copytree(few, tmp_path / "other")
+    shutil.move(next((other / "7").iterdir()), other / "7" / "other.png")
+    assert complete.train("--train", str(other)) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert "is of another run, with fingerprint of the images '" in line
 
 
 def test_a_checkpoint_of_other_labels_is_refused(complete, photos, capsys):

@@ -8,6 +8,7 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
+from fastai.vision.all import PILImage
 from PIL import Image
 
 from fastmaker import data
@@ -388,6 +389,26 @@ def test_a_few_unreadable_images_are_skipped_and_counted(tmp_path):
     assert not set(broken) & set(samples.images)
     assert [line.split(":")[0] for line in samples.skipped] == list(map(str, broken))
     assert samples.summary().endswith("; 2 unreadable images skipped")
+
+
+@pytest.mark.parametrize(
+    ("pixels", "is_read"),
+    [
+        (np.arange(400, dtype=np.uint16).reshape(20, 20), False),
+        (np.arange(400, dtype=np.int32).reshape(20, 20) - 200, False),
+        (np.linspace(0, 1, 400, dtype=np.float32).reshape(20, 20), False),
+        (np.arange(400, dtype=np.uint16).reshape(20, 20) // 2, True),
+        (np.arange(400, dtype=np.float32).reshape(20, 20) // 2, True),
+    ],
+    ids=["16 bits", "32 bits", "0 to 1", "16 bits that fit in 8", "floats that fit in 8 bits"],
+)
+def test_images_that_fastai_would_cut_off_to_8_bits_are_not_read(tmp_path, pixels, is_read):
+    class_folders(tmp_path, a=15, b=15)
+    Image.fromarray(pixels).save(tmp_path / "a" / "deep.tiff")
+    shown = np.asarray(PILImage.create(tmp_path / "a" / "deep.tiff"))
+    assert np.array_equal(shown, np.repeat(pixels[:, :, None], 3, axis=2)) == is_read
+    skipped = data.read(tmp_path).skipped
+    assert [line.split(": ")[0] for line in skipped] == ([] if is_read else [str(tmp_path / "a" / "deep.tiff")])
 
 
 @pytest.mark.parametrize(("n_broken", "fatal"), [(2, False), (3, True)])

@@ -52,8 +52,8 @@ def test_the_split_is_the_seeds(scenes):
 
 
 def test_a_valid_txt_says_which_images_validate(folder):
-    (folder / "valid.txt").write_text("03.png\n11.png\n")
-    assert valid_of(mask_data.read(folder)) == ["03.png", "11.png"]
+    (folder / "valid.txt").write_text(f"03.png\n\n./05.png\r\n../images/08.png\n{folder}/images/11.png\n")
+    assert valid_of(mask_data.read(folder)) == ["03.png", "05.png", "08.png", "11.png"]
 
 
 def test_a_separate_channel_validates(folder, scenes):
@@ -71,6 +71,20 @@ def test_the_void_class_is_named_by_name_or_index(scenes, void_code, index):
     assert mask_data.read(scenes, void_code=void_code).void == index
 
 
+def test_a_label_that_the_codes_do_not_name_may_be_void(folder):
+    shutil.copy(folder / "labels" / "00_P.png", folder / "was.png")
+    mask = masks.read(folder / "was.png")
+    mask[5:9] = 255
+    write_mask(folder / "labels" / "00_P.png", mask)
+    (folder / "codes.txt").write_text("ground\nbox\ndisc\nother")
+    samples = mask_data.read(folder, void_code="255")
+    assert (samples.codes, samples.void) == (("ground", "box", "disc", "other", "void"), 4)
+    [create] = samples.block().type_tfms
+    expected = masks.read(folder / "was.png")
+    expected[5:9] = 4
+    assert np.array_equal(create(folder / "labels" / "00_P.png"), expected)
+
+
 def test_without_a_class_of_that_name_nothing_is_void(folder):
     (folder / "codes.txt").write_text("ground\nbox\ndisc\nother")
     assert mask_data.read(folder).void is None
@@ -79,8 +93,15 @@ def test_without_a_class_of_that_name_nothing_is_void(folder):
 def test_photos_may_have_png_masks(folder):
     Image.open(folder / "images" / "02.png").save(folder / "images" / "02.jpg")
     (folder / "images" / "02.png").unlink()
+    Image.open(folder / "labels" / "02_P.png").save(folder / "labels" / "02_P.jpg")
     samples = mask_data.read(folder)
     assert dict(zip(samples.images, samples.labels, strict=True))[folder / "images" / "02.jpg"].name == "02_P.png"
+
+
+def test_suffixes_may_be_in_capitals(folder):
+    (folder / "images" / "02.png").rename(folder / "images" / "02.JPEG")
+    (folder / "labels" / "02_P.png").rename(folder / "labels" / "02_P.PNG")
+    assert len(mask_data.read(folder).images) == 15
 
 
 def test_of_a_palette_mask_the_indexes_count_and_not_the_colours(folder):
@@ -121,12 +142,13 @@ def test_a_mask_of_another_size_than_its_image_is_refused(folder):
 
 def test_a_label_outside_the_codes_is_refused(folder):
     write_mask(folder / "labels" / "05_P.png", np.full((40, 56), 4))
-    refused("05_P.png holds the label 4; codes.txt names 0 to 3", folder=folder)
+    refused("05_P.png holds the label 4; codes.txt names 0 to 3 (--void-code 4 makes", folder=folder)
+    refused("05_P.png holds the label 4", folder=folder, void_code="255")
 
 
 def test_a_label_beyond_a_byte_is_refused(folder):
     Image.fromarray(np.full((40, 56), 256, np.uint16)).save(folder / "labels" / "05_P.png")
-    refused("05_P.png holds the label 256", folder=folder)
+    refused("05_P.png holds the label 256; codes.txt names 0 to 3", folder=folder, void_code="255")
 
 
 def test_an_image_without_a_mask_is_refused(folder):
@@ -135,9 +157,15 @@ def test_an_image_without_a_mask_is_refused(folder):
 
 
 def test_masks_in_colour_are_refused(folder):
-    for file in (folder / "labels").iterdir():
-        Image.open(file).convert("RGB").save(file)
-    refused("15 of 15 images", "RGB image; a mask has one channel", folder=folder)
+    Image.open(folder / "labels" / "05_P.png").convert("RGB").save(folder / "labels" / "05_P.png")
+    refused("05_P.png: this is a RGB image; a mask has one channel", folder=folder)
+
+
+def test_masks_that_are_jpegs_are_refused(folder):
+    (folder / "images" / "05.png").rename(folder / "images" / "05.jpg")
+    Image.open(folder / "labels" / "05_P.png").save(folder / "labels" / "05_P.jpg")
+    (folder / "labels" / "05_P.png").unlink()
+    refused("05_P.jpg: this is a JPEG, which changes class indexes", folder=folder)
 
 
 @pytest.mark.parametrize("name", ["codes.txt", "images", "labels"])
@@ -172,11 +200,20 @@ def test_class_names_that_cannot_be_used_are_refused(folder, codes, reason):
     refused(f"codes.txt{':' if 'empty' in reason else ''} {reason}", folder=folder)
 
 
-@pytest.mark.parametrize("void_code", ["Sky", "4", "-1", ""])
+@pytest.mark.parametrize("void_code", ["Sky", "256", "-1", ""])
 def test_a_void_class_that_is_none_is_refused(scenes, void_code):
     refused(
-        "--void-code", "expected none, 0 to 3, or one of ground, box, disc, Void", folder=scenes, void_code=void_code
+        "--void-code", "expected none, 0 to 255, or one of ground, box, disc, Void", folder=scenes, void_code=void_code
     )
+
+
+def test_a_void_label_that_no_mask_has_is_refused(scenes):
+    refused("--void-code 4: no mask has it, and codes.txt names 0 to 3", folder=scenes, void_code="4")
+
+
+def test_a_void_class_that_leaves_one_other_is_refused(folder):
+    (folder / "codes.txt").write_text("Unlabeled\ntumour\n")
+    refused("Unlabeled is void, and only one class is left; --void-code none makes it a class", folder=folder)
 
 
 @pytest.mark.parametrize("name", ["codes.txt", "valid.txt"])
@@ -188,6 +225,11 @@ def test_a_list_that_is_no_text_is_refused(folder, name):
 def test_a_valid_txt_that_names_a_missing_image_is_refused(folder):
     (folder / "valid.txt").write_text("03.png\n99.png\n")
     refused("valid.txt names '99.png', which is not in", folder=folder)
+
+
+def test_a_valid_txt_beside_a_validation_channel_is_refused(folder, scenes):
+    (folder / "valid.txt").write_text("03.png\n")
+    refused("valid.txt says which images validate; do not give", str(scenes), folder=folder, valid_dir=scenes)
 
 
 @pytest.mark.parametrize(("names", "lacking"), [([], "validate"), (range(15), "train")])

@@ -62,6 +62,12 @@ def test_what_was_cut_off_is_void():
     assert np.array_equal(found, [[2, 2, 1, 1, 1, 1, 2, 2]] * 4)
 
 
+def test_an_image_that_was_padded_has_a_mask_of_its_size_though_its_window_ends_a_pixel_short():
+    assert preprocess.window((61, 45), (224, 224), "pad")[2] == 60
+    whole = np.full((224, 224), 1, np.uint8)
+    assert np.array_equal(masks.restored(whole, (61, 45), "pad", void=None), np.ones((45, 61)))
+
+
 def test_without_a_void_class_a_cut_off_part_has_no_mask():
     with pytest.raises(preprocess.ImageError, match=r"sees 4x4 of the image's 8x4 pixels.*mask_size=model"):
         masks.restored(np.ones((4, 4), np.uint8), (8, 4), "crop", void=None)

@@ -9,9 +9,13 @@ import torch
 import torchvision.models
 from fastai.vision.all import (
     BCEWithLogitsLossFlat,
+    CategoryBlock,
     CropPad,
+    DataBlock,
     FocalLossFlat,
+    ImageBlock,
     ImageDataLoaders,
+    IntToFloatTensor,
     LabelSmoothingCrossEntropyFlat,
     Normalize,
     PILImage,
@@ -20,9 +24,12 @@ from fastai.vision.all import (
     Resize,
     TensorImage,
     Transform,
+    TransformBlock,
     accuracy,
     aug_transforms,
+    get_image_files,
     imagenet_stats,
+    parent_label,
     set_seed,
     vision_learner,
     xresnet18,
@@ -188,6 +195,36 @@ def test_a_learner_that_a_bundle_cannot_reproduce_is_refused(photos, tmp_path, o
     with pytest.raises(bundle.BundleError, match=reason):
         learner.save_bundle(learn, tmp_path / "model")
     assert not (tmp_path / "model").exists()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"blocks": (TransformBlock([PILImage.create, inverted], batch_tfms=IntToFloatTensor), CategoryBlock)},
+        {"get_x": lambda file: 255 - np.asarray(PILImage.create(file))},
+    ],
+    ids=["in the block", "before it"],
+)
+def test_a_learner_that_changes_pixels_where_it_opens_images_is_refused(photos, tmp_path, change):
+    parts = {"blocks": (ImageBlock, CategoryBlock), "get_y": parent_label, "item_tfms": Resize(48), **change}
+    dls = DataBlock(get_items=get_image_files, **parts).dataloaders(photos, bs=8, num_workers=0)
+    with pytest.raises(bundle.BundleError, match="changes the pixels of an image"):
+        learner.save_bundle(vision_learner(dls, torchvision.models.resnet18, pretrained=False), tmp_path / "model")
+
+
+def test_a_learner_that_resizes_twice_is_refused(photos, tmp_path):
+    learn = notebook_learner(photos)
+    learn.dls.valid.after_item.add(Resize((32, 40)))
+    with pytest.raises(bundle.BundleError, match="changes the pixels of an image"):
+        learner.save_bundle(learn, tmp_path / "model")
+
+
+def test_a_learner_in_channels_last_is_saved(photos, tmp_path):
+    learn = notebook_learner(photos)
+    learner.save_bundle(learn, tmp_path / "before")
+    learner.save_bundle(learn.to_channelslast(), tmp_path / "after")
+    [(before, _), (after, _)] = bundle.load(tmp_path / "before"), bundle.load(tmp_path / "after")
+    assert all(map(torch.equal, before.state_dict().values(), after.state_dict().values()))
 
 
 def test_a_network_with_another_activation_is_refused(photos, tmp_path):

@@ -38,7 +38,7 @@ def notebook_learner(folder, item_tfms=None, batch_tfms=None, img_cls=None, code
         folder,
         sorted((folder / "images").iterdir()),
         lambda file: folder / "labels" / f"{file.stem}_P{file.suffix}",
-        codes=(folder / "codes.txt").read_text().split() if codes else None,
+        codes=(folder / "codes.txt").read_text().splitlines() if codes else None,
         seed=1,
         item_tfms=item_tfms,
         batch_tfms=batch_tfms,
@@ -175,13 +175,15 @@ def test_without_resize_only_images_of_the_training_size_are_answered(scenes, tm
         ({"y_range": (0, 1)}, "other layers"),
         ({"item_tfms": [Resize(48), RandomCrop(40)]}, "RandomCrop"),
         ({"item_tfms": Resize(32), "batch_tfms": aug_transforms(size=24)}, "resizes validation batches"),
+        ({"item_tfms": Resize(32), "mask_size": "original"}, "have no original size without void"),
     ],
     **NAMES,
 )
 def test_a_learner_that_a_bundle_cannot_reproduce_is_refused(scenes, tmp_path, options, reason):
-    learn = notebook_learner(scenes, **options)
+    served = {"mask_size": options.get("mask_size", "model")}
+    learn = notebook_learner(scenes, **{name: value for name, value in options.items() if name not in served})
     with pytest.raises(bundle.BundleError, match=reason):
-        learner.save_bundle(learn, tmp_path / "model")
+        learner.save_bundle(learn, tmp_path / "model", **served)
     assert not (tmp_path / "model").exists()
 
 
@@ -228,6 +230,17 @@ def test_the_figures_of_the_classes_average_to_the_one_that_fastai_records(scene
     with scenes_learner.no_bar():
         _, _, mean_iou = scenes_learner.validate()
     assert np.mean(list(iou.values())) == pytest.approx(mean_iou, abs=1e-6)
+
+
+def test_void_pixels_are_not_learnt_and_a_batch_that_is_all_void_does_not_count():
+    torch.manual_seed(0)
+    logits, true = torch.randn(2, 4, 5, 6, requires_grad=True), torch.randint(0, 4, (2, 5, 6))
+    loss = segmentation.CrossEntropyWithoutVoid(3)
+    assert torch.equal(loss(logits, true), nn.functional.cross_entropy(logits, true, ignore_index=3))
+    nothing = loss(logits, torch.full_like(true, 3))
+    assert nothing == 0
+    nothing.backward()
+    assert not logits.grad.any()
 
 
 def test_augmentation_moves_image_and_mask_together(tmp_path):

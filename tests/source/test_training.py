@@ -327,6 +327,14 @@ def test_twenty_epochs_from_scratch_get_eight_of_ten_pixels_of_the_road_scenes_r
     assert result.metrics["pixel_accuracy"] >= 0.80
 
 
+def test_what_a_crop_cuts_off_needs_a_void_class_for_masks_of_the_original_size(scenes, capsys):
+    arguments = ["--train", str(scenes), "--task", "segmentation", "--arch", "resnet18", "--void-code", "none"]
+    original = ["--mask-size", "original", "--check-only", "true"]
+    assert training.main(training.parse_args([*arguments, *original])) == 0
+    assert training.main(training.parse_args([*arguments, *original, "--resize-method", "crop"])) == 2
+    assert "give a --void-code or another --resize-method" in capsys.readouterr().err
+
+
 # Data that is small, or of another kind than the network
 
 
@@ -337,9 +345,9 @@ def trained(folder, data, *arguments):
     return bundle.load(folder / "model")[1].metrics
 
 
-def few_images(folder, n):
+def few_images(folder, n, labels="ab"):
     random = np.random.default_rng(n)
-    for label in "ab":
+    for label in labels:
         (folder / label).mkdir(parents=True)
         for i in range(n):
             Image.fromarray(random.integers(0, 256, (9, 9), dtype=np.uint8)).save(folder / label / f"{i}.png")
@@ -353,6 +361,11 @@ def test_fewer_images_than_a_batch_are_trained_on(tmp_path):
 
 def test_fewer_validation_images_than_top_losses_shows_still_give_a_report(tmp_path):
     trained(tmp_path, few_images(tmp_path / "data", 10), "--batch-size", "4")
+    assert (tmp_path / "output" / "top_losses.png").is_file()
+
+
+def test_class_names_are_no_formulas(tmp_path):
+    trained(tmp_path, few_images(tmp_path / "data", 10, (r"$\alpha{$", "$_")), "--batch-size", "4")
     assert (tmp_path / "output" / "top_losses.png").is_file()
 
 
