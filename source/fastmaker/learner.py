@@ -352,7 +352,9 @@ def _check_pixels(learn: Learner, info: bundle.ModelInfo) -> None:
     mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in (info.mean, info.std))
     batch = preprocess.to_tensor(image, info.image_mode, info.image_size, info.resize_method)[None]
     given = preprocess.normalise(batch, mean, std, info.resampled)
-    if expected is not None and (given.shape != expected.shape or not torch.allclose(given, expected, atol=1e-3)):
+    if expected is None:
+        return
+    if given.shape != expected.shape or ((given - expected).abs() * std).max() > 0.5 / 255:  # of a grey level
         raise bundle.BundleError(
             "the Learner changes the pixels of an image in another way than by its Resize and normalisation"
         )
