@@ -64,7 +64,7 @@ class UnsupportedContentType(RequestError):
 
 
 class NotAcceptable(RequestError):
-    """406: an Accept that names nothing in `ENCODERS`."""
+    """406: an Accept that names no type that the answer can be had in."""
 
     status = 406
 
@@ -152,9 +152,11 @@ def decode(body: bytes | None, content_type: str | None, attributes: str | None 
 def encode(answer: Answer, accept: str | None) -> tuple[bytes, str]:
     """The answer in the first media type of the Accept header that can be had, and that type.
 
-    Quality values are honoured; ``*/*`` or nothing gives application/json. Raises NotAcceptable.
+    Quality values are honoured; ``*/*`` or nothing gives application/json. Raises NotAcceptable, with why the first
+    type that there is cannot hold the answer.
     """
     encoders = MASK_ENCODERS if isinstance(answer.predictions[0], masks.Mask) else ENCODERS
+    refusal = None
     for media_type in _wanted(accept):
         if media_type in ("*/*", "application/*"):
             media_type = "application/json"
@@ -163,8 +165,11 @@ def encode(answer: Answer, accept: str | None) -> tuple[bytes, str]:
         elif media_type == "image/*":
             media_type = "image/png"
         if media_type in encoders:
-            return encoders[media_type](answer), media_type
-    raise NotAcceptable(f"Accept is {accept!r}; this model's answers can be had as {', '.join(encoders)}")
+            try:
+                return encoders[media_type](answer), media_type
+            except NotAcceptable as error:
+                refusal = refusal or error
+    raise refusal or NotAcceptable(f"Accept is {accept!r}; this model's answers can be had as {', '.join(encoders)}")
 
 
 def header(headers: Mapping, name: str) -> str:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fastmaker import content, preprocess
+from fastmaker import content, masks, preprocess
 
 RANDOM = np.random.default_rng(5)
 PIXELS = RANDOM.integers(0, 256, (12, 9, 3), dtype=np.uint8)
@@ -398,6 +398,30 @@ def test_the_accept_header_chooses_the_answers_type(accept, media_type):
     body, chosen = content.encode(ONE, accept)
     assert chosen == media_type
     assert body == content.encode(ONE, media_type)[0]
+
+
+def mask(height, width):
+    return masks.Mask(np.zeros((height, width), np.uint8), LABELS)
+
+
+@pytest.mark.parametrize(
+    ("accept", "media_type"),
+    [
+        ("image/png, application/json", "application/json"),
+        ("image/*, */*", "application/json"),
+        ("application/x-npy, text/csv", "text/csv"),
+        ("image/png, application/json;q=0.5, text/csv", "text/csv"),
+    ],
+)
+def test_what_one_type_cannot_hold_is_answered_in_the_next_that_is_accepted(accept, media_type):
+    unequal = content.Answer([mask(6, 9), mask(4, 4)], single=False)
+    assert content.encode(unequal, accept) == content.encode(unequal, media_type)
+
+
+def test_if_no_accepted_type_can_hold_the_answer_the_most_wanted_says_why():
+    unequal = content.Answer([mask(6, 9), mask(4, 4)], single=False)
+    with pytest.raises(content.NotAcceptable, match="one PNG holds one mask"):
+        content.encode(unequal, "application/x-npy;q=0.5, text/html, image/png")
 
 
 @pytest.mark.parametrize(
