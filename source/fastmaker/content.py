@@ -196,7 +196,7 @@ def sendable(body: bytes, media_type: str) -> tuple[bytes, str]:
 
 def _mask_size(attributes: str | None) -> str | None:
     # The rest of the attributes is between the client and whoever else reads them.
-    found = re.search(r"(?<![\w-])mask_size=([^\s,;]*)", attributes or "")
+    found = re.search(r"(?<![\w-])mask_size[ \t]*=[ \t]*([^\s,;]*)", attributes or "", re.IGNORECASE)
     if found and found[1] not in masks.SIZES:
         raise BadRequest(
             f"mask_size is {found[1]!r} in the custom attributes; expected one of {', '.join(masks.SIZES)}"

@@ -116,6 +116,27 @@ def test_base64_images_are_a_list_in_order(content_type, build, n):
     assert np.array_equal(pixels_of(images), several(n))
 
 
+@pytest.mark.parametrize(
+    ("attributes", "size"),
+    [
+        ("mask_size = original", "original"),
+        ("Mask_Size=original", "original"),
+        ("trace=7; MASK_SIZE =\tmodel ; other=1", "model"),
+        ("trace=7, mask_size= original", "original"),
+        ("my-mask_size = tiny, mask_sizes=tiny, the_Mask_Size=tiny", None),
+    ],
+)
+def test_blanks_and_the_names_case_in_the_custom_attributes_do_not_matter(attributes, size):
+    assert content.decode(png(), "image/png", attributes).mask_size == size
+
+
+@pytest.mark.parametrize("attributes", ["mask_size=Original", "mask_size =", "Mask_Size = ori ginal", "mask_size=, a=b"])
+def test_an_unknown_mask_size_is_refused_with_400_in_one_line(attributes):
+    with pytest.raises(content.BadRequest, match="expected one of model, original") as error:
+        content.decode(png(), "image/png", attributes)
+    assert_one_ascii_line(error.value)
+
+
 def test_text_that_a_server_has_decoded_already_is_read():
     images = content.decode(instances(b64(png())).decode(), "application/json; charset=utf-8")
     assert np.array_equal(*pixels_of(images), PIXELS)
