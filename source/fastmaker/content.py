@@ -289,7 +289,8 @@ def _from_base64(item: object, where: str) -> Image.Image:
     if not isinstance(item, dict) or not isinstance(item.get("b64"), str):
         raise BadRequest(f'{where}: expected {{"b64": "<a base64 encoded image>"}}')
     try:
-        data = base64.b64decode(item["b64"], validate=True)
+        text = item["b64"].encode("ascii").translate(None, b" \t\r\n")  # many encoders break lines
+        data = base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError) as error:
         raise BadRequest(f"{where}: not base64: {error}") from None
     try:

@@ -116,6 +116,15 @@ def test_base64_images_are_a_list_in_order(content_type, build, n):
     assert np.array_equal(pixels_of(images), several(n))
 
 
+@pytest.mark.parametrize("width", [16, 76])
+def test_base64_in_lines_is_read(width):
+    """As `base64` and encodebytes write it."""
+    text = base64.b64encode(png()).decode()
+    for end in ("\n", "\r\n", " \t"):
+        wrapped = "".join(text[i : i + width] + end for i in range(0, len(text), width))
+        assert np.array_equal(*pixels_of(content.decode(instances({"b64": wrapped}), "application/json")), PIXELS)
+
+
 @pytest.mark.parametrize(
     ("attributes", "size"),
     [
