@@ -9,8 +9,9 @@
     bf16, int8   the bundle in bfloat16, the ONNX file quantised on these images: where a tolerance for them is given
 
 A path fails if one of its probabilities is further off than the tolerance, or if it gives another label (of a mask: a
-pixel another class) where fastai's two highest probabilities are further apart than twice that. What cannot run here is
-listed as not run. One image is under way at a time, on servers with one worker.
+pixel another class) where fastai's two highest probabilities are further apart than twice that. Without fastai, the
+first path is what the others are compared with; if it tells no probabilities of masks, each pixel counts. What cannot
+run here is listed as not run. One image is under way at a time, on servers with one worker.
 """
 
 import argparse
@@ -91,7 +92,9 @@ class Answer:
     probabilities: np.ndarray | None  # float32 (n_labels,) or (n_labels, H, W); servers of masks do not tell
 
     def gap(self) -> np.ndarray:
-        """How far the two highest probabilities are apart, in the shape of `classes`."""
+        """How far the two highest probabilities are apart, in the shape of `classes`; infinitely if nobody tells."""
+        if self.probabilities is None:
+            return np.full(self.classes.shape, np.inf)
         second, first = np.partition(self.probabilities, -2, axis=0)[-2:]
         return first - second
 
@@ -148,7 +151,7 @@ class Route:
         self.alike += int((~differs).sum())
         if (differs & (expected.gap() > 2 * self.tolerance)).any():
             self.failure = self.failure or f"{file}: another answer"
-        if found.probabilities is not None:
+        if found.probabilities is not None and expected.probabilities is not None:
             difference = float(np.abs(found.probabilities - expected.probabilities).max())
             self.largest = max(self.largest or 0.0, difference)
             if not difference <= self.tolerance:  # nan is no answer either

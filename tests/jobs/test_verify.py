@@ -94,6 +94,21 @@ def test_another_answer_fails_the_gate_and_is_drawn(gate, digits_bundle, digits,
     Image.open(tmp_path / "pictures" / "differing.png").verify()
 
 
+def test_masks_without_probabilities_are_compared_by_their_pixels_alone():
+    """As servers give them, where the reference is one of these."""
+    mask = np.arange(12).reshape(3, 4) % 3
+    other = np.where(mask == 2, 0, mask)
+    probabilities = np.stack([other == k for k in range(3)]).astype(np.float32)
+    expected = verify.Answer(mask, None)
+    for found in (verify.Answer(other, None), verify.Answer(other, probabilities)):
+        route = verify.Route("torchserve", 1e-4, None)
+        assert route.compare("same.png", expected, expected)
+        assert not route.failure
+        assert not route.compare("other.png", found, expected)
+        assert route.failure == "other.png: another answer"
+        assert (route.alike, route.total, route.largest) == (20, 24, None)
+
+
 def test_a_path_that_cannot_start_fails_the_gate_with_its_reason(gate, digits_bundle, digits, tmp_path):
     shutil.copytree(digits_bundle, tmp_path / "model")
     (tmp_path / "model" / "model.onnx").write_bytes(b"no model")
