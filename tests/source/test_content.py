@@ -139,7 +139,9 @@ def test_blanks_and_the_names_case_in_the_custom_attributes_do_not_matter(attrib
     assert content.decode(png(), "image/png", attributes).mask_size == size
 
 
-@pytest.mark.parametrize("attributes", ["mask_size=Original", "mask_size =", "Mask_Size = ori ginal", "mask_size=, a=b"])
+@pytest.mark.parametrize(
+    "attributes", ["mask_size=Original", "mask_size =", "Mask_Size = ori ginal", "mask_size=, a=b"]
+)
 def test_an_unknown_mask_size_is_refused_with_400_in_one_line(attributes):
     with pytest.raises(content.BadRequest, match="expected one of model, original") as error:
         content.decode(png(), "image/png", attributes)
