@@ -49,7 +49,7 @@ def serve() -> None:
 
 def find_archive() -> Path | None:
     """The archive in the model directory, None for a directory that the toolkit serves; exits if it is neither."""
-    archives = sorted(MODEL_DIR.glob("*.mar"))
+    archives = sorted(path for path in MODEL_DIR.glob("*.mar") if not path.name.startswith("."))  # as a Mac's ._x.mar
     if len(archives) == 1:
         return archives[0]
     if archives or not (MODEL_DIR / "code").is_dir():

@@ -30,7 +30,7 @@ import psutil
 import urllib3
 from PIL import Image
 
-from jobs import cleanup, console, deploy, package, session, train
+from jobs import cleanup, console, deploy, package, predict, session, train
 from jobs.local.container import free_ports
 
 ROUNDS = 3
@@ -92,7 +92,7 @@ def benchmark_endpoint(args) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         fresh = {"classification": fresh_bundle, "segmentation": fresh_unet_bundle}[args.task]
         model_dir = Path(args.model) if args.model else fresh(args.arch, Path(scratch, "model"))
-        photos = _photos(Path(args.images)) if args.images else generated_photos(32)
+        photos = _photos(args.images) if args.images else generated_photos(32)
         rows = []
         for precision in ("float32", "bf16"):
             rows += _measure_endpoint(model_dir, photos, precision, args.seconds)
@@ -331,11 +331,8 @@ def generated_photos(count: int, seed: int = 0) -> list[bytes]:
     return photos
 
 
-def _photos(folder: Path) -> list[bytes]:
-    files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in Image.registered_extensions())
-    if not files:
-        raise ValueError(f"{folder} holds no image")
-    return [file.read_bytes() for file in files]
+def _photos(folder: str) -> list[bytes]:
+    return [file.read_bytes() for file in predict.image_files(folder)]
 
 
 # Training
@@ -446,7 +443,7 @@ def _generated_classes(folder: Path, count: int = 600) -> Path:
 
 
 def benchmark_transform(args) -> None:
-    photos = _photos(Path(args.images)) if args.images else generated_photos(32)
+    photos = _photos(args.images) if args.images else generated_photos(32)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         rows = _transform_beside_bare_processes(args.arch, photos, args.photos, folder / "photos")

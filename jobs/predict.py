@@ -113,11 +113,15 @@ def _inputs(names: list[str]):
 
 
 def image_files(name: str) -> list[Path]:
-    """The file itself, or the images below the folder. Raises ValueError if that holds none."""
+    """The file itself, or the images below the folder but for hidden ones. Raises ValueError if that holds none.
+
+    As training has it, in data.py, which needs torch.
+    """
     path, extensions = Path(name), Image.registered_extensions()
     if not path.is_dir():
         return [path]
-    files = sorted(f for f in path.rglob("*") if f.suffix.lower() in extensions and f.is_file())
+    files = (f for f in path.rglob("*") if f.suffix.lower() in extensions and f.is_file())
+    files = sorted(f for f in files if not any(part.startswith(".") for part in f.relative_to(path).parts))
     if not files:
         raise ValueError(f"{name}: the folder holds no image")
     return files

@@ -18,10 +18,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import nn
 
-from fastmaker import __version__, bundle, networks, onnx_engine, preprocess
+from fastmaker import __version__, bundle, data, networks, onnx_engine, preprocess
 from fastmaker.onnx_engine import IMAGE, MASK, MODEL_JSON, PROBABILITIES
 
 INPUTS = ("uint8", "float")
@@ -113,8 +112,7 @@ def calibration_images(
     folder: str | os.PathLike, info: bundle.ModelInfo, image_input: str = "uint8"
 ) -> list[np.ndarray]:
     """The images below `folder`, each as the exported model takes it, (1, C, H, W). Raises ExportError."""
-    extensions = Image.registered_extensions()
-    files = sorted(f for f in Path(folder).rglob("*") if f.suffix.lower() in extensions and f.is_file())
+    files = data.image_files(Path(folder))
     if not files:
         raise ExportError(f"{folder} holds no image")
     return inputs(files, info, image_input)

@@ -2,6 +2,7 @@
 
 import base64
 import os
+import runpy
 import shlex
 import shutil
 import subprocess
@@ -155,6 +156,18 @@ def test_a_dry_run_prints_the_command_that_builds():
     words = ["--training", "--build-arg", "BASE_IMAGE=a b", "--network", "host", "--tag", "mine", "--dry-run"]
     expected = ["docker", "build", "--target", "training", "--tag", "mine", "--build-arg", "BASE_IMAGE=a b"]
     assert shlex.split(image("build", *words).stdout) == [*expected, "--network", "host", str(REPOSITORY)]
+
+
+def test_what_the_image_serves_is_the_archive_that_is_not_hidden(tmp_path, monkeypatch):
+    monkeypatch.setenv("SAGEMAKER_BASE_DIR", str(tmp_path))
+    (tmp_path / "model").mkdir()
+    for name in ("._a.mar", "a.mar"):
+        (tmp_path / "model" / name).touch()
+    find_archive = runpy.run_path(str(REPOSITORY / "docker" / "run.py"))["find_archive"]
+    assert find_archive() == tmp_path / "model" / "a.mar"
+    (tmp_path / "model" / "a.mar").unlink()
+    with pytest.raises(SystemExit, match=r"one .mar, found: \._a\.mar"):
+        find_archive()
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ from local_mode import REPOSITORY, nothing_runs_below, running_below
 from PIL import Image
 
 from fastmaker import masks, serving
-from jobs import console, manifest, transform
+from jobs import console, manifest, predict, transform
 
 SCRIPTS = (
     *("train", "deploy", "predict", "transform", "manifest", "package", "cleanup", "quickstart", "benchmark", "verify"),
@@ -99,6 +99,21 @@ def test_a_job_script_that_is_terminated_ends_its_job(few, tmp_path):
     assert process.returncode == 130
     assert error.splitlines()[-1] == "error: interrupted"
     assert nothing_runs_below(tmp_path / "home")
+
+
+def test_hidden_files_are_asked_about_only_if_they_are_named(tmp_path):
+    """As training leaves them out: a Mac puts ._1.png beside 1.png, which is no image."""
+    for name in ("1.png", "._1.png", ".thumbnails/1.png", "sub/2.jpg", "sub/._2.jpg"):
+        (tmp_path / ".photos" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / ".photos" / name).touch()
+    folder = tmp_path / ".photos"
+    assert predict.image_files(str(folder)) == [folder / "1.png", folder / "sub" / "2.jpg"]
+    assert predict.image_files(str(folder / "._1.png")) == [folder / "._1.png"]
+    assert predict.image_files(str(folder / ".thumbnails")) == [folder / ".thumbnails" / "1.png"]
+    (folder / "1.png").unlink()
+    shutil.rmtree(folder / "sub")
+    with pytest.raises(ValueError, match="the folder holds no image"):
+        predict.image_files(str(folder))
 
 
 @pytest.mark.slow

@@ -228,6 +228,12 @@ def test_calibration_takes_the_images_as_serving_sees_them(digits_bundle, digits
     assert found[0].shape == (1, 1, 28, 28)
 
 
+def test_hidden_files_do_not_calibrate(digits_bundle, digits, tmp_path):
+    (tmp_path / "0.png").symlink_to(next(digits.rglob("*.png")))
+    (tmp_path / "._0.png").write_bytes(b"x")
+    assert len(export.calibration_images(tmp_path, bundle.load_info(digits_bundle))) == 1
+
+
 @pytest.mark.parametrize(("content", "reason"), [(None, "holds no image"), (b"x", r"0\.png: the 1 bytes are no image")])
 def test_calibration_without_good_images_is_refused(digits_bundle, tmp_path, content, reason):
     if content:
