@@ -24,6 +24,7 @@ from jobs.local.inputs import Inputs
 SHOWN = 20  # answers in the contact sheet
 READERS = 16  # answers that are read at once
 CHUNK = 1000  # answers that are held at once
+BINARY = ("image/png", "application/x-npy")  # answers that are no text, which alone can be collected
 PIXELS = "pixels_"  # begins the CSV's columns of the classes of masks
 
 
@@ -64,6 +65,8 @@ def parse_args(argv=None):
         parser.error("--model is needed: a training job, a model directory or a model.tar.gz")
     if args.collect and args.collect.suffix not in (".jsonl", ".csv"):
         parser.error(f"--collect {args.collect}: expected a name that ends with .jsonl or .csv")
+    if args.collect and not args.retry_failed and (reason := _not_collectable(args.accept)):
+        parser.error(reason)
     return args
 
 
@@ -107,6 +110,8 @@ def _retry(args, backend) -> str | None:
     description = backend.session.sagemaker_client.describe_transform_job(TransformJobName=args.retry_failed)
     if (status := description["TransformJobStatus"]) in ("InProgress", "Stopping"):
         raise ValueError(f"transform job {args.retry_failed} is {status}; only one that has ended can be retried")
+    if args.collect and (reason := _not_collectable(description["TransformOutput"].get("Accept", ""))):
+        raise ValueError(reason)
     source = description["TransformInput"]["DataSource"]["S3DataSource"]
     output = description["TransformOutput"]["S3OutputPath"].rstrip("/")
     with manifest.listed(source["S3DataType"], source["S3Uri"]) as inputs:
@@ -131,6 +136,13 @@ def _retry(args, backend) -> str | None:
         finally:
             _report(args, backend, job, inputs, count)
     return job
+
+
+def _not_collectable(accept: str) -> str | None:
+    """Why --collect cannot hold answers of this type, None if it can."""
+    if accept.strip().lower() not in BINARY:
+        return None
+    return f"--collect goes with --accept application/json, application/jsonlines or text/csv, not {accept}"
 
 
 def _transformer(args, model, output: str | None, tags: list[dict] | None):
@@ -218,7 +230,8 @@ def _report(args, backend, job: str, inputs: Inputs, asked: int) -> None:
 def collect(inputs: Inputs, output: str, file: Path) -> None:
     """Write every object's key with its answer, or with an `error` where it has none, as JSON lines or CSV.
 
-    JSON lines hold the answers as they are; CSV holds a mask as the pixels of each class, ``pixels_<class>``.
+    JSON lines hold the answers as they are. CSV has a row for each image, of several in one object with the same key,
+    and holds a mask as the pixels of each class, ``pixels_<class>``.
     """
     rows = _rows(inputs, output)
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -228,7 +241,7 @@ def collect(inputs: Inputs, output: str, file: Path) -> None:
         return
     columns = {"key": None}
     with tempfile.TemporaryFile("w+", encoding="utf-8") as spool:  # the last row may bring a column
-        for cells in map(_cells, rows):
+        for cells in map(_cells, itertools.chain.from_iterable(map(_by_image, rows))):
             columns |= dict.fromkeys(cells)
             spool.write(json.dumps(cells) + "\n")
         spool.seek(0)
@@ -239,8 +252,15 @@ def collect(inputs: Inputs, output: str, file: Path) -> None:
             writer.writerows(_with_zeros(json.loads(line), columns) for line in spool)
 
 
+def _by_image(row: dict) -> list[dict]:
+    """A row of `_rows` for each image that its object holds."""
+    if not isinstance(answers := row.get("answer"), list) or not answers:
+        return [row]
+    return [_keyed(row["key"], answer) for answer in answers]
+
+
 def _cells(row: dict) -> dict:
-    """What a table shows of a row of `_rows`: of a mask the pixels of each class, of all else what is no list."""
+    """What a table shows of an image's row: of a mask the pixels of each class, of all else what is no list."""
     if {"base64_prediction", "classes"} <= row.keys():
         return {"key": row["key"]} | {PIXELS + found["label"]: found["pixels"] for found in row["classes"]}
     return {name: value for name, value in row.items() if not isinstance(value, list | dict)}
@@ -288,6 +308,10 @@ def _row(output: str, name: str) -> dict:
         answer = json.loads(answer)
     except ValueError:
         answer = answer.strip()
+    return _keyed(name, answer)
+
+
+def _keyed(name: str, answer) -> dict:
     return {"key": name, **answer} if isinstance(answer, dict) else {"key": name, "answer": answer}
 
 

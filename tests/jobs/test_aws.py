@@ -289,6 +289,14 @@ def test_a_batch_job_over_a_manifest_and_another_for_what_it_left(aws, run, few)
     assert tags(again) == {"fastmaker": "again"}
 
 
+def test_answers_that_are_no_text_are_not_collected_after_a_retry_either(aws, run):
+    succeeded(run(f"{TRANSFORM} --instance-type ml.c5.xlarge --accept image/png"))
+    status, _, error = run("jobs.transform --backend aws --retry-failed t --collect answers.csv")
+    assert status == 2
+    assert "or text/csv, not image/png" in error
+    assert len(aws.sent("CreateTransformJob")) == 1
+
+
 def test_an_endpoint_is_asked_through_its_api(digits_predictor, aws, run, few, digits_bundle):
     """What answers is a container of local mode, with the stock toolkit in it."""
     succeeded(run(f"{DEPLOY} --instance-type ml.c5.large"))

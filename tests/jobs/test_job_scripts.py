@@ -20,7 +20,7 @@ import pytest
 from local_mode import REPOSITORY, nothing_runs_below, running_below
 from PIL import Image
 
-from fastmaker import masks, serving
+from fastmaker import content, masks, serving
 from jobs import console, manifest, predict, transform
 
 SCRIPTS = (
@@ -164,6 +164,29 @@ def test_a_class_of_the_last_mask_alone_is_collected_and_json_lines_hold_whole_a
     assert list(rows) == [{"key": name, **answer} for name, answer in answers.items()]
 
 
+def test_several_images_of_one_object_are_collected_as_a_row_each(tmp_path):
+    two = content.Answer([content.Prediction(np.float32(p), ("cat", "dog")) for p in ([0.75, 0.25], [0.5, 0.5])], False)
+    road = masks.Mask(np.zeros((4, 6), np.uint8), ["road", "sky"])
+    answers = {"a": two, "b": content.Answer([road, road], False), "c": None}
+    for folder in ("in", "out"):
+        (tmp_path / folder).mkdir()
+    for name, answer in answers.items():
+        (tmp_path / "in" / name).touch()
+        if answer:
+            (tmp_path / "out" / f"{name}.out").write_bytes(content.encode(answer, "application/json")[0])
+    with manifest.listed("S3Prefix", f"file://{tmp_path}/in/") as inputs:
+        for kind in ("csv", "jsonl"):
+            transform.collect(inputs, f"file://{tmp_path}/out", tmp_path / f"answers.{kind}")
+    rows = list(csv.DictReader((tmp_path / "answers.csv").read_text().splitlines()))
+    assert [row["key"] for row in rows] == ["a", "a", "b", "b", "c"]
+    assert [(row["label"], row["probability"]) for row in rows[:2]] == [("cat", "0.75"), ("cat", "0.5")]
+    assert [row["pixels_road"] for row in rows[2:4]] == ["24", "24"]
+    assert [row["error"] for row in rows] == ["", "", "", "", "no answer"]
+    lines = list(map(json.loads, (tmp_path / "answers.jsonl").read_text().splitlines()))
+    whole = [{"key": name, "answer": [p.as_object() for p in answers[name].predictions]} for name in "ab"]
+    assert lines == [*whole, {"key": "c", "error": "no answer"}]
+
+
 @pytest.mark.slow
 def test_several_hosts_train_and_each_line_says_whose_it_is(run, few, tmp_path):
     words = "--arch convnet --epochs 2 --instance-count 2 --distribution torch_distributed --spot --job-name pair"
@@ -206,6 +229,12 @@ def test_several_hosts_train_and_each_line_says_whose_it_is(run, few, tmp_path):
         ("jobs.transform --model nothing --manifest {digits}", 2, "Is a directory"),
         ("jobs.transform --model nothing --data {digits} --env X", 2, "expected NAME=VALUE"),
         ("jobs.transform --model nothing --data {digits} --collect x.txt", 2, "ends with .jsonl or .csv"),
+        (
+            "jobs.transform --model nothing --data {digits} --collect x.csv --accept image/png",
+            2,
+            "--collect goes with --accept application/json, application/jsonlines or text/csv, not image/png",
+        ),
+        ("jobs.transform --model m --data {digits} --collect x.jsonl --accept application/X-npy", 2, "goes with"),
         ("jobs.transform --model nothing --data {digits} --split-type TFRecord", 2, "invalid choice: 'TFRecord'"),
         ("jobs.transform --retry-failed nobody", 1, "Could not find transform job"),
     ],
