@@ -4,9 +4,9 @@ import argparse
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
-from urllib.parse import urlparse
 
 from jobs import console, session
+from jobs.local import storage
 from jobs.things import is_missing
 
 # What a bundle holds; the model directory itself is the business of source/fastmaker/bundle.py.
@@ -126,9 +126,9 @@ def locate(model: str, sagemaker_session: Callable) -> Path | str:
     Only a training job's name makes a session, which takes seconds.
     Raises ValueError if it is no bundle.
     """
-    if urlparse(model).scheme == "s3":
+    if model.startswith("s3://"):
         return model
-    path = Path(urlparse(model).path if model.startswith("file://") else model).expanduser()
+    path = storage.local_path(model) if model.startswith("file://") else Path(model).expanduser()
     if path.is_dir():
         names = {name for name in BUNDLE_FILES if (path / name).is_file()}
         # A folder of images may be called as the job that was trained on them.
@@ -139,7 +139,7 @@ def locate(model: str, sagemaker_session: Callable) -> Path | str:
         uri = _archive_of_job(model, sagemaker_session())
         if uri.startswith("s3://"):
             return uri
-        path = Path(urlparse(uri).path)
+        path = storage.local_path(uri)
     try:
         with tarfile.open(path) as tar:
             _check_files(path, {name.removeprefix("./") for name in tar.getnames()})

@@ -12,7 +12,6 @@ import sys
 import tarfile
 import tempfile
 from pathlib import Path
-from urllib.parse import urlparse
 
 from jobs import console, session
 from jobs.local import storage
@@ -133,10 +132,11 @@ def fetch_report(model_data: str, folder: Path, sagemaker_session) -> Path | Non
 
     uri = model_data.rpartition("/")[0] + "/output.tar.gz"
     with tempfile.TemporaryDirectory() as scratch:
-        archive = Path(urlparse(uri).path)
         if uri.startswith("s3://"):
             S3Downloader.download(uri, scratch, sagemaker_session=sagemaker_session)
             archive = Path(scratch, "output.tar.gz")
+        else:
+            archive = storage.local_path(uri)
         if not archive.is_file():
             return None
         with tarfile.open(archive) as tar:
@@ -156,7 +156,7 @@ def _check(channels: dict[str, str], hyperparameters: dict[str, str]) -> None:
     if any(uri.startswith("s3://") for uri in channels.values()):
         return
     arguments = [word for name, value in hyperparameters.items() for word in (f"--{name}", value)]
-    folders = [word for name, uri in channels.items() for word in (f"--{name}", urlparse(uri).path)]
+    folders = [word for name, uri in channels.items() for word in (f"--{name}", str(storage.local_path(uri)))]
     command = [sys.executable, str(SOURCE / "entry_point.py"), *arguments, *folders, "--check-only", "true"]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:

@@ -13,6 +13,7 @@ import shutil
 import struct
 import subprocess
 import sys
+import tarfile
 import termios
 
 import numpy as np
@@ -21,7 +22,7 @@ from local_mode import REPOSITORY, nothing_runs_below, running_below
 from PIL import Image
 
 from fastmaker import content, masks, serving
-from jobs import console, manifest, predict, transform
+from jobs import console, deploy, manifest, predict, train, transform
 
 SCRIPTS = (
     *("train", "deploy", "predict", "transform", "manifest", "package", "cleanup", "quickstart", "benchmark", "verify"),
@@ -250,6 +251,24 @@ def test_bad_usage_gets_one_line_before_anything_starts(digits, tmp_path, monkey
     assert ended.value.code == status
     assert reason in one_line(capsys.readouterr().err)
     assert not list((tmp_path / "home").glob("*/*"))
+
+
+@pytest.mark.parametrize("name", ["cam#vid", "what?", "100%", "two%20words", "two words"])
+def test_folders_and_archives_of_any_name_are_found(digits, digits_bundle, digits_archive, tmp_path, monkeypatch, name):
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "data").symlink_to(digits)
+    (tmp_path / name / "model").symlink_to(digits_bundle)
+    (tmp_path / name / "model.tar.gz").symlink_to(digits_archive)
+    with tarfile.open(tmp_path / name / "output.tar.gz", "w:gz") as tar:
+        tar.add(digits_bundle / "model.json", "metrics.json")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("FASTMAKER_HOME", str(tmp_path / "home"))
+    assert train.main(train.parse_args(["--data", f"{name}/data", "--arch", "convnet", "--dry-run"])) is None
+    for place in ("", "file://", f"file://{tmp_path}/"):
+        assert deploy.locate(f"{place}{name}/model", None) == digits_bundle
+        assert deploy.locate(f"{place}{name}/model.tar.gz", None) == digits_archive
+    report = train.fetch_report(f"file://{tmp_path}/{name}/model.tar.gz", tmp_path / "report", None)
+    assert (report / "metrics.json").is_file()
 
 
 def on_a_terminal(command, **options) -> tuple[subprocess.CompletedProcess, str]:
