@@ -121,7 +121,7 @@ def package_torchserve(args) -> Path:
 def package_triton(args) -> Path:
     """Make the repository, and say how it is served; returns its path."""
     options = triton.options(args)
-    name = _checked_name(args.model_name or _called(Path(os.path.abspath(args.model))))
+    name = _model_name(args.model_name, args.model)
     repository = args.output.resolve()
     archive = repository.with_name(repository.name + ".tar.gz") if args.sagemaker else None
     _check_targets(repository, triton.model_folders(name, options), archive, args.force)
@@ -191,8 +191,7 @@ def _onnx_target(args) -> Path:
         return args.bundle
     is_file = args.output.suffix == ".onnx" and not args.output.is_dir()
     file = args.output if is_file else args.output / ("model.int8.onnx" if args.int8 else "model.onnx")
-    if file.exists() and not args.force:
-        raise ValueError(f"{file} exists; --force replaces it")
+    _check_file(file, args.force)
     return file
 
 
@@ -224,8 +223,11 @@ def make_archive(model_dir: Path, name: str, archive: Path, config: str) -> None
         _archiver(name, handler, contents, config_file, Path(scratch))
         archive.parent.mkdir(parents=True, exist_ok=True)
         partial = archive.with_name(archive.name + ".partial")
-        shutil.move(Path(scratch, f"{name}.mar"), partial)
-        partial.replace(archive)
+        try:
+            shutil.move(Path(scratch, f"{name}.mar"), partial)
+            partial.replace(archive)
+        finally:
+            partial.unlink(missing_ok=True)
 
 
 def serve(archive: Path, name: str, port: int) -> None:
@@ -272,30 +274,40 @@ def _await_workers(container: Container, name: str, port: int) -> None:
 def _target(args) -> tuple[str, Path]:
     """The model's name and the path of its archive. Raises ValueError."""
     is_file = args.output.suffix == ".mar" and not args.output.is_dir()
-    name = _checked_name(args.model_name or _called(args.output if is_file else Path(os.path.abspath(args.model))))
+    name = _model_name(args.model_name, args.output if is_file else args.model)
     archive = args.output if is_file else args.output / f"{name}.mar"
-    if archive.exists() and not args.force:
-        raise ValueError(f"{archive} exists; --force replaces it")
+    _check_file(archive, args.force)
     return name, archive
 
 
-def _called(path: Path) -> str:
-    return path.name.removesuffix(".mar").removesuffix(".tar.gz")
+def _model_name(given: str | None, path: str | Path) -> str:
+    """The name given, else that of the path. Raises ValueError if no server takes it."""
+    name = given or os.path.basename(os.path.abspath(path)).removesuffix(".mar").removesuffix(".tar.gz")
+    if NAME.fullmatch(name):
+        return name
+    expected = "expected letters, digits, '_', '-' and '.', not at its start"
+    if given:
+        raise ValueError(f"--model-name {given!r}: {expected}")
+    raise ValueError(f"{path} gives the model the name {name!r}: {expected}; give it another by --model-name NAME")
 
 
-def _checked_name(name: str) -> str:
-    if not NAME.fullmatch(name):
-        raise ValueError(f"--model-name {name!r}: expected letters, digits, '_', '-' and '.', not at its start")
-    return name
+def _check_file(file: Path, force: bool) -> None:
+    """Raises ValueError if something is in the way of the file."""
+    if file.is_dir():
+        raise ValueError(f"{file} is a folder, where a file is to be made")
+    if file.exists() and not force:
+        raise ValueError(f"{file} exists; --force replaces it")
 
 
 def _check_targets(repository: Path, folders: list[str], archive: Path | None, force: bool) -> None:
     """Raises ValueError if something is in the way."""
     if repository.exists() and not repository.is_dir():
         raise ValueError(f"--output {repository}: expected a folder")
-    for path in (*(repository / folder for folder in folders), archive):
-        if path and path.exists() and not force:
+    for path in (repository / folder for folder in folders):
+        if path.exists() and not force:
             raise ValueError(f"{path} exists; --force replaces it")
+    if archive:
+        _check_file(archive, force)
 
 
 def _config(args) -> str:

@@ -233,6 +233,8 @@ def damaged(digits_bundle, tmp_path):
     shutil.copytree(digits_bundle, tmp_path / "damaged")
     (tmp_path / "damaged" / "model.pth").write_bytes(b"x")
     shutil.copytree(digits_bundle, tmp_path / "a name")
+    (tmp_path / "folders" / "damaged.mar").mkdir(parents=True)
+    (tmp_path / "folders" / "model.onnx").mkdir()
     (tmp_path / "bad.tar.gz").write_bytes(b"x")
 
 
@@ -243,7 +245,11 @@ def damaged(digits_bundle, tmp_path):
         (".", "is no bundle: it lacks model.json, model.pth, code/entry_point.py"),
         ("damaged", "its SHA-256 is not the state_sha256 of model.json"),
         ("bad.tar.gz", "is no model.tar.gz"),
-        ("a?name", "--model-name 'a name': expected letters, digits"),
+        ("a?name", "a name gives the model the name 'a name': expected letters, digits"),
+        ("damaged --output my?model.mar", "my model.mar gives the model the name 'my model': expected letters"),
+        ("a?name/", "give it another by --model-name NAME"),
+        ("a?name --model-name b?name", "--model-name 'b name': expected letters, digits"),
+        ("damaged --output folders --force", "folders/damaged.mar is a folder, where a file is to be made"),
         ("damaged --model-name ../up", "--model-name '../up': expected letters, digits"),
         ("damaged --batch-size 0", "--batch-size 0: expected 1 or more"),
         ("damaged --workers few", "argument --workers: invalid int value"),
@@ -254,7 +260,15 @@ def test_bad_usage_gets_one_line_and_leaves_no_archive(package, damaged, tmp_pat
     done = package(*(word.replace("?", " ") for word in words.split()))
     assert done.returncode == 2, done.stderr.decode()
     assert reason in one_line(done.stderr.decode())
-    assert not list(tmp_path.rglob("*.mar*"))
+    assert [path.name for path in tmp_path.rglob("*.mar*")] == ["damaged.mar"]
+    assert not list((tmp_path / "folders" / "damaged.mar").iterdir())
+
+
+def test_an_archive_that_cannot_be_put_in_place_leaves_no_partial_one(digits_bundle, tmp_path):
+    (tmp_path / "it.mar").mkdir()
+    with pytest.raises(IsADirectoryError):
+        make_archive(digits_bundle, "it", tmp_path / "it.mar", "")
+    assert os.listdir(tmp_path) == ["it.mar"]
 
 
 # ONNX
@@ -335,6 +349,7 @@ def test_an_archive_takes_the_onnx_file_along(package, digits_bundle, tmp_path):
         ("damaged --bundle new --input float", "--bundle: endpoints give the model uint8 images"),
         ("damaged --input int4", "argument --input: invalid choice: 'int4'"),
         ("damaged --int8", "--int8 and --calibrate FOLDER go together"),
+        ("damaged --output folders --force", "folders/model.onnx is a folder, where a file is to be made"),
         ("damaged --calibrate .", "--int8 and --calibrate FOLDER go together"),
         ("damaged --int8 --calibrate damaged", "damaged holds no image"),
     ],
