@@ -219,7 +219,8 @@ def make_archive(model_dir: Path, name: str, archive: Path, config: str) -> None
         bundle.save_code(contents)
         _copy_model(model_dir, contents)
         (config_file := Path(scratch, "model-config.yaml")).write_text(config)
-        handler = contents / "fastmaker" / "torchserve_handler.py"
+        # The archiver puts it into the archive's root; nothing imports it from the package.
+        handler = (contents / "fastmaker" / "torchserve_handler.py").rename(Path(scratch, "torchserve_handler.py"))
         _archiver(name, handler, contents, config_file, Path(scratch))
         archive.parent.mkdir(parents=True, exist_ok=True)
         partial = archive.with_name(archive.name + ".partial")

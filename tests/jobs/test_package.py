@@ -187,6 +187,7 @@ def test_an_archive_of_a_model_tar_gz_holds_the_bundle_and_its_settings(package,
     assert "--models seven=seven.mar" in done.stdout.decode()
     with zipfile.ZipFile(tmp_path / "deep" / "down" / "seven.mar") as mar:
         assert {"model.pth", "model.json", "torchserve_handler.py", "fastmaker/serving.py"} <= set(mar.namelist())
+        assert [name for name in mar.namelist() if "handler" in name] == ["torchserve_handler.py"]
         settings = mar.read("model-config.yaml").decode()
         assert json.loads(mar.read("MAR-INF/MANIFEST.json"))["model"]["modelName"] == "seven"
     assert settings.split("\n") == ["batchSize: 4", "maxBatchDelay: 20", "minWorkers: 3", "maxWorkers: 3", ""]
