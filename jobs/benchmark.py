@@ -16,7 +16,6 @@ import io
 import multiprocessing
 import os
 import re
-import shutil
 import statistics
 import subprocess
 import sys
@@ -31,7 +30,7 @@ import urllib3
 from PIL import Image
 
 from jobs import cleanup, console, deploy, package, predict, session, train
-from jobs.local.container import free_ports
+from jobs.local.container import free_ports, pack
 
 ROUNDS = 3
 
@@ -106,11 +105,9 @@ def _measure_endpoint(model_dir: Path, photos: list[bytes], precision: str, seco
     cores = len(os.sched_getaffinity(0))
     bare_start, bare_memory = _bare_start(model_dir, precision)
     with tempfile.TemporaryDirectory() as scratch, _BareWorkers(cores, model_dir, precision) as workers:
-        # A copy, so that its archive lands beside it and not beside the user's bundle.
-        copy = shutil.copytree(model_dir, Path(scratch, "copy"))
-        archive = deploy.model_archive(str(copy), session.session())
+        pack(model_dir, archive := Path(scratch, "model.tar.gz"))
         started = time.perf_counter()
-        name = _deploy(archive, precision)
+        name = _deploy(f"file://{archive}", precision)
         try:
             sagemaker_session = session.session()
             _invoke(sagemaker_session, name, photos[0])
@@ -570,7 +567,8 @@ def _digits_endpoint(archive: str) -> Iterator[int]:
 
 
 def _archive(arch: str, size: int, folder: Path) -> str:
-    return deploy.model_archive(str(fresh_bundle(arch, folder, size, 10)), session.session())
+    pack(fresh_bundle(arch, folder, size, 10), archive := folder.with_name(f"{folder.name}.tar.gz"))
+    return f"file://{archive}"
 
 
 def _digits() -> list[bytes]:

@@ -28,7 +28,7 @@ RUNNING = ("InProgress", "Stopping")
 def parse_args(argv=None):
     parser = argparse.ArgumentParser(
         prog="python -m jobs.cleanup",
-        description="List endpoints, models, jobs and, on AWS, images, scaling and data, and delete them.",
+        description="List endpoints, models, archives, jobs and, on AWS, images, scaling and data, and delete them.",
         epilog="example: python -m jobs.cleanup --endpoint pets; python -m jobs.cleanup --backend aws --all --yes",
     )
     session.add_arguments(parser, instances=False)

@@ -1,12 +1,17 @@
 """Deploy a model to an endpoint: ``python -m jobs.deploy --model JOB_OR_MODEL [--endpoint-name NAME]``."""
 
 import argparse
+import contextlib
+import hashlib
+import os
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
 from jobs import console, session
 from jobs.local import storage
+from jobs.local.container import pack
+from jobs.local.store import now
 from jobs.things import is_missing
 
 # What a bundle holds; the model directory itself is the business of source/fastmaker/bundle.py.
@@ -77,12 +82,12 @@ def main(args) -> str | None:
     from sagemaker.utils import name_from_base
 
     with session.backend(args) as backend:
-        archive = model_archive(args.model, backend.session)
+        found = locate(args.model, lambda: backend.session)
         name = args.endpoint_name or name_from_base("fastmaker")
         most = max(args.instance_count, args.max or 0)
-        if not backend.check("endpoint", name, most, [archive], [args.async_output]):
+        if not backend.check("endpoint", name, most, [storage.uri_of(str(found))], [args.async_output]):
             return None
-        model = model_for(backend.upload(archive, "endpoint", name, "model"), args, backend)
+        model = model_for(backend.upload(model_archive(found), "endpoint", name, "model"), args, backend)
         size = f"{args.serverless_memory} MB, serverless" if args.serverless_memory else None
         print(f"deploying {args.model} to {size or f'{args.instance_count} x {args.instance_type}'}", flush=True)
         backend.tell_costs("endpoint", name)
@@ -109,12 +114,8 @@ def model_for(model_data: str, args, backend):
     )
 
 
-def model_archive(model: str, sagemaker_session) -> str:
-    """The URI of the model.tar.gz that `model` means; a directory is packed beside itself.
-
-    Raises ValueError if it is no bundle.
-    """
-    found = locate(model, lambda: sagemaker_session)
+def model_archive(found: Path | str) -> str:
+    """The URI of the model.tar.gz that `locate` has found; a directory is packed into FASTMAKER_HOME."""
     if isinstance(found, str):
         return found
     return f"file://{_packed(found) if found.is_dir() else found}"
@@ -176,11 +177,14 @@ def _archive_of_job(name: str, sagemaker_session) -> str:
 
 
 def _packed(folder: Path) -> Path:
-    archive = folder.with_name(folder.name + ".tar.gz")
+    """The folder's archive, in the place of the one of before: what lies beside the folder may be somebody's own."""
+    name = f"{folder.name}-{hashlib.sha256(os.fsencode(folder)).hexdigest()[:8]}"
+    packed = session.packed_models()
+    with contextlib.suppress(FileExistsError):
+        packed.create(name, {"Folder": str(folder), "CreationTime": now()})
+    archive = packed.directory(name) / f"{folder.name}.tar.gz"
     print(f"packing {folder} into {archive}", flush=True)
-    with tarfile.open(archive, "w:gz", compresslevel=1) as tar:
-        for path in sorted(folder.iterdir()):
-            tar.add(path, path.name)
+    pack(folder, archive)
     return archive
 
 

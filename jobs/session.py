@@ -5,9 +5,11 @@ import logging
 import os
 import sys
 from collections.abc import Iterable, Iterator
+from functools import partial
 
 from jobs import versions
 from jobs.local import storage
+from jobs.local.store import Store, default_home
 from jobs.things import Thing
 
 # The SDK says at each call that version 3 exists; these scripts are written for version 2.
@@ -151,8 +153,17 @@ class Local:
         return []
 
     def others(self) -> list[Thing]:
-        """On AWS: images and data."""
-        return []
+        """Archives of model directories; on AWS images and data."""
+        packed = packed_models()
+        created = {name: packed.read(name)["CreationTime"] for name in packed.names()}
+        return [
+            Thing("packed-model", name, "-", time, "", partial(packed.delete, name)) for name, time in created.items()
+        ]
+
+
+def packed_models() -> Store:
+    """The archives that were made of model directories, to be deployed."""
+    return Store(default_home(), "packed-models")
 
 
 def session(backend: str = "process"):

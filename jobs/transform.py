@@ -84,11 +84,12 @@ def main(args) -> str | None:
 def _run(args, backend, kind: str, source: str, inputs: Inputs) -> str | None:
     from sagemaker.utils import name_from_base
 
-    archive = deploy.model_archive(args.model, backend.session)
+    found = deploy.locate(args.model, lambda: backend.session)
     job = args.job_name or name_from_base("fastmaker")
-    if not backend.check("transform", job, args.instance_count, [archive], [args.output]):
+    if not backend.check("transform", job, args.instance_count, [storage.uri_of(str(found))], [args.output]):
         return None
-    model = deploy.model_for(backend.upload(archive, "transform-job", job, "model"), args, backend)
+    archive = backend.upload(deploy.model_archive(found), "transform-job", job, "model")
+    model = deploy.model_for(archive, args, backend)
     source = backend.upload(source, "transform-job", job, "inputs")
     output = storage.uri_of(args.output) if args.output else backend.answers(job, source)
     transformer = _transformer(args, model, output, backend.tags(job))

@@ -22,7 +22,8 @@ from local_mode import REPOSITORY, nothing_runs_below, running_below
 from PIL import Image
 
 from fastmaker import content, masks, serving
-from jobs import console, deploy, manifest, predict, train, transform
+from jobs import cleanup, console, deploy, manifest, predict, train, transform
+from jobs.local import storage
 
 SCRIPTS = (
     *("train", "deploy", "predict", "transform", "manifest", "package", "cleanup", "quickstart", "benchmark", "verify"),
@@ -269,6 +270,27 @@ def test_folders_and_archives_of_any_name_are_found(digits, digits_bundle, digit
         assert deploy.locate(f"{place}{name}/model.tar.gz", None) == digits_archive
     report = train.fetch_report(f"file://{tmp_path}/{name}/model.tar.gz", tmp_path / "report", None)
     assert (report / "metrics.json").is_file()
+
+
+def test_a_model_directory_is_packed_where_nothing_of_others_lies(digits_bundle, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("FASTMAKER_HOME", str(tmp_path / "home"))
+    for folder in ("a", "b"):
+        shutil.copytree(digits_bundle, tmp_path / folder / "model")
+        (tmp_path / folder / "model.tar.gz").write_bytes(b"of somebody else")
+    (tmp_path / "b" / "model" / "model.onnx").touch()
+    packed = [deploy.model_archive(tmp_path / folder / "model") for folder in "aba"]
+    assert packed[0] == packed[2] != packed[1]
+    for archive, more in zip(packed, ((), ("model.onnx",)), strict=False):
+        with tarfile.open(storage.local_path(archive)) as tar:
+            assert {name for name in tar.getnames() if "/" not in name} == {*os.listdir(digits_bundle), *more}
+    for folder in ("a", "b"):
+        assert sorted(os.listdir(tmp_path / folder)) == ["model", "model.tar.gz"]
+        assert (tmp_path / folder / "model.tar.gz").read_bytes() == b"of somebody else"
+    assert (tmp_path / "home").stat().st_mode & 0o077 == 0
+    for words in ([], ["--all", "--yes"]):
+        cleanup.main(cleanup.parse_args(words))
+        assert len(re.findall(r"packed-model +model-[0-9a-f]{8} +- +20", capsys.readouterr().out)) == 2
+    assert not list((tmp_path / "home").rglob("*.tar.gz"))
 
 
 def on_a_terminal(command, **options) -> tuple[subprocess.CompletedProcess, str]:
