@@ -93,9 +93,12 @@ def rebuilt(network: nn.Module, info: ModelInfo) -> nn.Module:
 
 
 def save_code(code_dir: Path) -> None:
-    """Put the entry point and this package into `code_dir`, less requirements.txt: serving installs nothing."""
+    """Put the entry point and this package into `code_dir`, less requirements.txt: serving installs nothing.
+
+    What else is there may be somebody's own, and stays.
+    """
     source = Path(__file__).resolve().parent.parent
-    shutil.rmtree(code_dir, ignore_errors=True)
+    shutil.rmtree(code_dir / "fastmaker", ignore_errors=True)
     shutil.copytree(source / "fastmaker", code_dir / "fastmaker", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy2(source / "entry_point.py", code_dir)
 

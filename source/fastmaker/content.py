@@ -301,12 +301,18 @@ def _from_base64(item: object, where: str) -> Image.Image:
 
 def _encode_json(answer: Answer) -> bytes:
     objects = [prediction.as_object() for prediction in answer.predictions]
-    return json.dumps(objects[0] if answer.single else objects, ensure_ascii=False).encode("utf-8")
+    return _json(objects[0] if answer.single else objects)
 
 
 def _encode_jsonlines(answer: Answer) -> bytes:
-    lines = (json.dumps(prediction.as_line(), ensure_ascii=False) for prediction in answer.predictions)
-    return "".join(line + "\n" for line in lines).encode("utf-8")
+    return b"".join(_json(prediction.as_line()) + b"\n" for prediction in answer.predictions)
+
+
+def _json(value) -> bytes:
+    try:
+        return json.dumps(value, ensure_ascii=False, allow_nan=False).encode("utf-8")
+    except ValueError:  # JSON has no NaN
+        raise Fault("the model's probabilities are no finite numbers; did its training diverge?") from None
 
 
 def _encode_csv(answer: Answer) -> bytes:

@@ -31,6 +31,7 @@ from PIL import Image
 from fastmaker import preprocess
 
 VALID_FOLDERS = ("valid", "val", "validation")
+PART_FOLDERS = ("train", "training", "test", *VALID_FOLDERS)
 # More unreadable images than this share of all are a broken download rather than a few bad files.
 MAX_UNREADABLE = 0.1
 # Normalisation for pixels in 0..1: ImageNet's statistics for colour, MNIST's for gray, as fastai has them.
@@ -186,7 +187,7 @@ def _find(folder: Path, pattern: re.Pattern | None) -> tuple[str, Pairs, Pairs]:
         return "idx", _by_idx(folder, "train"), _by_idx(folder, "t10k")
     if (folder / "labels.csv").is_file():
         return "labels.csv", _by_csv(folder), []
-    if (folder / "train").is_dir():
+    if (folder / "train").is_dir() and not _is_class(folder / "train"):
         valid = next((folder / name for name in VALID_FOLDERS if (folder / name).is_dir()), None)
         return "class folders", _by_folder(folder / "train"), _by_folder(valid) if valid else []
     if (folder / "codes.txt").is_file():
@@ -221,21 +222,41 @@ def _by_csv(folder: Path) -> Pairs:
         raise DataError(f"{path} is no CSV file in UTF-8: {error}") from None
     if len(rows) < 2 or any(len(row) < 2 for row in rows):
         raise DataError(f"{path}: expected a header and two columns, file name and label")
-    pairs = []
-    for number, (name, label, *_) in enumerate(rows[1:], 2):
-        file = next((f for f in (folder / name, folder / "images" / name) if f.is_file()), None)
+    rows = [(name.strip(), label.strip()) for name, label, *_ in rows]
+    if _named_file(folder, rows[0][0]):
+        raise DataError(f"{path}, line 1: {rows[0][0]!r} is a file; expected a header, such as name,label")
+    pairs = {}
+    for number, (name, label) in enumerate(rows[1:], 2):
+        file = _named_file(folder, name)
         if file is None:
             raise DataError(f"{path}, line {number}: there is no file {name!r} in {folder}")
         if not label:
             raise DataError(f"{path}, line {number}: {name!r} has no label")
-        pairs.append((file, label))
-    return pairs
+        if file in pairs:
+            raise DataError(f"{path}, line {number}: {name!r} is there a second time; an image has one label")
+        pairs[file] = label
+    return list(pairs.items())
+
+
+def _named_file(folder: Path, name: str) -> Path | None:
+    return next((f for f in (folder / name, folder / "images" / name) if f.is_file()), None)
+
+
+def _is_class(train: Path) -> bool:
+    """Whether the folder train/ is a class of that name: it holds images, no folders, and has other classes beside."""
+    others = [other for other in _folders(train.parent) if other.name not in PART_FOLDERS]
+    return bool(others) and not _folders(train)
 
 
 def _by_folder(folder: Path) -> Pairs:
     pairs = []
     for class_folder in _folders(folder):
         files = image_files(class_folder)
+        if class_folder.name in PART_FOLDERS and files and not any(file.parent == class_folder for file in files):
+            raise DataError(
+                f"{class_folder} holds folders of images and is no class; expected <class>/<image>, or"
+                " train/<class>/<image> with valid/<class>/<image>"
+            )
         if not files:
             raise DataError(f"class {class_folder.name!r} is empty: {class_folder} holds no image file")
         pairs += [(file, class_folder.name) for file in files]

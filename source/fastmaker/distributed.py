@@ -160,7 +160,7 @@ def join(backend: str = "auto", timeout: float = 600) -> Group:
     here = place()
     gpus = torch.cuda.device_count()
     if backend == "nccl" and not gpus:
-        raise GroupError("--backend nccl needs a GPU, and this host has none; use gloo")
+        raise GroupError("--dist-backend nccl needs a GPU, and this host has none; use gloo")
     if here.local_size > max(gpus, 1) and (gpus or backend == "nccl"):
         raise GroupError(f"{here.local_size} processes on this host, which has {gpus} GPU(s); each process needs one")
     if gpus:

@@ -242,6 +242,11 @@ def fit(learn: Learner, epochs: int, lr: float, fine_tune: bool, done: int = 0, 
     learn.fit_one_cycle(epochs, slice(lr / 100, lr), pct_start=0.3, div=5.0, start_epoch=max(done - 1, 0))
 
 
+def is_finite(model) -> bool:
+    """Whether all weights are numbers: of a training that diverged they are not."""
+    return all(torch.isfinite(parameter).all() for parameter in model.parameters())
+
+
 def save_bundle(
     learn: Learner, model_dir: str | os.PathLike, metrics: dict[str, float] | None = None, mask_size: str = "model"
 ) -> bundle.ModelInfo:

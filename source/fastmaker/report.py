@@ -12,6 +12,7 @@ import numpy as np
 from fastmaker import masks
 
 SHOWN_MASKS = 6
+MAX_NUMBERED_CLASSES = 50
 
 
 def write(learn, output_dir: str | os.PathLike, metrics: dict[str, float]) -> list[Path]:
@@ -136,5 +137,7 @@ def _plot_masks(learn, colours: dict[str, np.ndarray]) -> None:
 
 
 def _plot_confusion_matrix(interpretation) -> None:
-    size = min(5 + 0.3 * len(interpretation.vocab), 20)
-    interpretation.plot_confusion_matrix(figsize=(size, size))
+    n = len(interpretation.vocab)
+    size = min(5 + 0.3 * n, 20)
+    # A text a cell takes minutes where there are hundreds of classes, and nobody could read it.
+    interpretation.plot_confusion_matrix(figsize=(size, size), plot_txt=n <= MAX_NUMBERED_CLASSES)

@@ -75,7 +75,7 @@ def parse_args(argv=None):
         type=_positive(int),
         help="how many train on each host, each with batches of --batch-size (default: one for each GPU, or one)",
     )
-    add("--backend", choices=("auto", "gloo", "nccl"), default="auto", help="between processes (default: nccl on GPUs)")
+    add("--dist-backend", choices=("auto", "gloo", "nccl"), default="auto", help="(default: nccl on GPUs, or gloo)")
     add("--timeout", type=_positive(float), default=600, help="seconds to wait for other processes (default: 600)")
     add("--check-only", type=_flag, default=False, help="check the arguments and the data, then stop")
     args = parser.parse_args(argv)
@@ -130,7 +130,7 @@ def _say_what_was_found(samples) -> None:
     print(samples.summary(), flush=True)
 
 
-def _refuse(error: ValueError) -> int:
+def _refuse(error: ValueError | str) -> int:
     # The training toolkit makes the FailureReason of lines that name one of Python's own exceptions.
     print(f"ValueError: {error}", file=sys.stderr, flush=True)
     return BAD_USAGE
@@ -148,9 +148,12 @@ def _train(args, samples) -> int:
         return _refuse(error)
     with learn.no_bar(), learn.no_logging(), distributed.shares(learn.dls, group):
         stopped = _fit(learn, args, identity, group, resumed)
+    diverged = not stopped and not learner.is_finite(learn.model)
     if not stopped:
-        _write(learn, args, group)
+        _write(learn, args, group, diverged)
     group.leave()
+    if diverged:
+        return _refuse("the training diverged: weights are no finite numbers, and no bundle was written; lower --lr")
     return learner.STOPPED if stopped else 0
 
 
@@ -160,7 +163,7 @@ def _join(args, samples):
 
     if (processes := distributed.processes_of_host(args.processes)) > 1:
         distributed.launch(processes)
-    group = distributed.join(args.backend, args.timeout)
+    group = distributed.join(args.dist_backend, args.timeout)
     if group.first:
         _say_what_was_found(samples)
     _check_group(samples, group)
@@ -182,8 +185,11 @@ def _learner(args, samples, group, resumed: dict | None):
     return learn
 
 
-def _write(learn, args, group) -> None:
-    """The bundle and the report, by the first process. Raises RuntimeError if another one has other parameters."""
+def _write(learn, args, group, diverged: bool) -> None:
+    """The report and, of what can serve, the bundle, by the first process.
+
+    Raises RuntimeError if another one has other parameters.
+    """
     from fastmaker import learner, report, segmentation
 
     digest = group.check_parameters(learn.model) if group.size > 1 else None
@@ -195,7 +201,8 @@ def _write(learn, args, group) -> None:
     metrics = {name: float(value) for name, value in metrics.items() if math.isfinite(value)}  # JSON has no NaN
     if args.task == "segmentation":
         metrics |= segmentation.iou_by_class(learn)
-    learner.save_bundle(learn, args.model_dir, metrics, args.mask_size)
+    if not diverged:
+        learner.save_bundle(learn, args.model_dir, metrics, args.mask_size)
     report.write(learn, args.output_data_dir, metrics)
     print("finished " + json.dumps(metrics), flush=True)
 
@@ -332,6 +339,8 @@ def _check(parser, args) -> None:
     for name in given[args.task]:
         if getattr(args, name) is not None:
             parser.error(f"--{name.replace('_', '-')} is not for {args.task}")
+    if args.task == "classification" and args.batch_size == 1:
+        parser.error("--batch-size 1: batch norms need two images")
     try:
         data.compile_regex(args.label_regex)
     except data.DataError as error:

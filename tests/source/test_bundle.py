@@ -129,10 +129,12 @@ def test_the_only_pickle_names_nothing_but_tensors(digits_bundle):
 
 def test_saving_again_replaces_the_bundle(tmp_path):
     bundle.save(tmp_path, network(), INFO)
-    (tmp_path / "code" / "old.py").touch()
+    (tmp_path / "code" / "fastmaker" / "old.py").touch()
+    (tmp_path / "code" / "mine.py").touch()
     second = bundle.save(tmp_path, network(), dataclasses.replace(INFO, labels=("a", "b", "c")))
     assert bundle.load(tmp_path)[1] == second
-    assert not (tmp_path / "code" / "old.py").exists()
+    assert not (tmp_path / "code" / "fastmaker" / "old.py").exists()
+    assert (tmp_path / "code" / "mine.py").exists()
 
 
 def test_an_interrupted_save_leaves_no_bundle(folder):

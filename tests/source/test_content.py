@@ -335,6 +335,13 @@ def prediction(*probabilities):
     return content.Prediction(np.asarray(probabilities, np.float32), LABELS)
 
 
+@pytest.mark.parametrize("accept", ["application/json", "application/jsonlines"])
+def test_what_json_cannot_hold_is_a_fault_and_no_answer(accept):
+    with pytest.raises(content.Fault, match="are no finite numbers; did its training diverge") as error:
+        content.encode(content.Answer([prediction(np.nan, np.nan, np.nan)], single=True), accept)
+    assert error.value.status == 500
+
+
 CAT = prediction(0.7, 0.1, 0.05, 0.08, 0.04, 0.03)
 OTHER = prediction(0.1, 0.1, 0.5, 0.1, 0.1, 0.1)
 ONE, TWO = content.Answer([CAT], single=True), content.Answer([OTHER, CAT], single=False)

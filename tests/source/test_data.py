@@ -253,6 +253,17 @@ def test_a_train_folder_without_classes_is_refused(tmp_path):
     refused("holds no class folder", "1.png", folder=tmp_path)
 
 
+@pytest.mark.parametrize(("first", "second"), [("training", "validation"), ("train_", "valid"), ("a", "val")])
+def test_folders_of_parts_are_no_classes(tmp_path, first, second):
+    class_folders(tmp_path / first, cat=3, dog=3)
+    class_folders(tmp_path / second, cat=3, dog=3)
+    refused(f"{second} holds folders of images and is no class" if first == "a" else "is no class", folder=tmp_path)
+
+
+def test_a_class_may_be_called_train(tmp_path):
+    assert data.read(class_folders(tmp_path, train=3, bus=3)).classes == ["bus", "train"]
+
+
 def test_one_class_is_refused(tmp_path):
     refused("one class only: 'a' (4 images)", "--label-regex", folder=class_folders(tmp_path, a=4))
 
@@ -307,11 +318,23 @@ def test_a_regex_without_images_is_refused(tmp_path):
         ("3.png,b", "line 4: there is no file '3.png'"),
         ("2.png,", "line 4: '2.png' has no label"),
         ("2.png", "a header and two columns"),
+        (" 1.png ,b", "line 4: '1.png' is there a second time"),
     ],
 )
 def test_a_wrong_line_in_labels_csv_is_named(tmp_path, line, reason):
     flat(tmp_path, "1.png", "2.png")
     refused("labels.csv", reason, folder=labels_csv(tmp_path, "1.png,a", "2.png,b", line))
+
+
+def test_a_labels_csv_without_a_header_is_refused(tmp_path):
+    flat(tmp_path, "1.png", "2.png")
+    (tmp_path / "labels.csv").write_text("1.png,a\n2.png,b\n")
+    refused("labels.csv, line 1: '1.png' is a file; expected a header", folder=tmp_path)
+
+
+def test_blanks_around_a_name_or_a_label_do_not_count(tmp_path):
+    flat(tmp_path, *(f"{i}.png" for i in range(4)))
+    assert data.read(labels_csv(tmp_path, "0.png, a", "1.png,a ", "2.png ,b", " 3.png,b")).classes == ["a", "b"]
 
 
 def test_a_labels_csv_with_nothing_but_a_header_is_refused(tmp_path):

@@ -275,11 +275,11 @@ def test_more_processes_than_training_images_are_refused(few):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_backend_that_is_not_there_is_refused(few, tmp_path, capsys):
-    assert training.main(training.parse_args(command(tmp_path, few, TRAIN + " --backend nccl")[2:])) == 2
-    assert capsys.readouterr().err == "ValueError: --backend nccl needs a GPU, and this host has none; use gloo\n"
+    assert training.main(training.parse_args(command(tmp_path, few, TRAIN + " --dist-backend nccl")[2:])) == 2
+    assert capsys.readouterr().err == "ValueError: --dist-backend nccl needs a GPU, and this host has none; use gloo\n"
 
 
-@pytest.mark.parametrize("argument", ["--processes 0", "--timeout 0", "--timeout nan", "--backend mpi"])
+@pytest.mark.parametrize("argument", ["--processes 0", "--timeout 0", "--timeout nan", "--dist-backend mpi"])
 def test_bad_arguments_are_refused(few, tmp_path, argument, capsys):
     with pytest.raises(SystemExit, match="2"):
         training.parse_args(command(tmp_path, few, argument)[2:])

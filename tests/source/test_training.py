@@ -60,7 +60,7 @@ def test_what_is_given_overrides_every_default():
         "--train t --valid v --arch convnet --epochs 2 --batch-size 3 --lr 0.1 --image-size 20x30 --image-mode RGB"
         " --resize-method pad --augment true --valid-pct 0.5 --seed 7 --workers 1 --model-dir m --output-data-dir o"
         " --check-only yes --label-regex (.) --checkpoint-dir c --checkpoint-minutes 1.5"
-        " --processes 2 --backend gloo --timeout 9"
+        " --processes 2 --dist-backend gloo --timeout 9"
     )
     args = training.parse_args(text.split())
     assert vars(args) == {
@@ -88,7 +88,7 @@ def test_what_is_given_overrides_every_default():
         "checkpoint_dir": "c",
         "checkpoint_minutes": 1.5,
         "processes": 2,
-        "backend": "gloo",
+        "dist_backend": "gloo",
         "timeout": 9.0,
         "check_only": True,
     }
@@ -130,6 +130,7 @@ def test_every_architecture_is_accepted(arch):
         ("--epochs 0", "argument --epochs: 0 is not above 0"),
         ("--epochs 1.5", "argument --epochs: invalid int value: '1.5'"),
         ("--batch-size -4", "argument --batch-size: -4 is not above 0"),
+        ("--batch-size 1", "--batch-size 1: batch norms need two images"),
         ("--lr 0", "argument --lr: 0 is not above 0"),
         ("--lr fast", "argument --lr: invalid float value: 'fast'"),
         ("--lr nan", "argument --lr: "),
@@ -369,11 +370,17 @@ def test_class_names_are_no_formulas(tmp_path):
     assert (tmp_path / "output" / "top_losses.png").is_file()
 
 
-def test_a_training_that_diverges_still_gives_a_report(tmp_path):
-    metrics = trained(tmp_path, few_images(tmp_path / "data", 25), "--batch-size", "8", "--lr", "1e30")
+def test_a_training_that_diverges_fails_and_still_gives_a_report(tmp_path, capsys):
+    arguments = ["--arch", "convnet", "--epochs", "1", "--batch-size", "8", "--lr", "1e30"]
+    places = ["--model-dir", str(tmp_path / "model"), "--output-data-dir", str(tmp_path / "output")]
+    images = few_images(tmp_path / "data", 25)
+    assert training.main(training.parse_args(["--train", str(images), *places, *arguments])) == 2
+    assert capsys.readouterr().err.startswith("ValueError: the training diverged: ")
+    metrics = json.loads((tmp_path / "output" / "metrics.json").read_text())
     assert "train_loss" not in metrics  # JSON knows no NaN
     assert all(map(math.isfinite, metrics.values()))
     assert (tmp_path / "output" / "curves.png").is_file()
+    assert not (tmp_path / "model").exists()
 
 
 @pytest.mark.parametrize("mode", ["L", "RGB"])
