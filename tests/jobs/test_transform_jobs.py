@@ -20,6 +20,7 @@ from sagemaker.transformer import Transformer
 from shapes import assert_answers_as
 
 from fastmaker import preprocess, serving
+from jobs import manifest as manifest_script
 from jobs.local import ProcessSession, transform
 
 # Answers with the body between brackets; Accept says which ones.
@@ -250,6 +251,19 @@ def test_record_io_and_gzip_are_taken_apart(echo, tmp_path):
     assert "2 of 3 objects failed" in reason
     assert "broken.gz: it is no whole gzip file" in reason
     assert outputs(tmp_path / "out") == {"records.gz.out": b"[one]\n[three]\n[fourteen]\n"}
+
+
+def test_an_object_that_fails_loses_the_answer_of_an_earlier_job(place, home, model_archive, tmp_path):
+    data = write(tmp_path / "in", **{"good.gz": gzip.compress(b"new"), "fails.gz": b"no gzip"})
+    for name in ("good.gz.out", "fails.gz.out", "of another.out"):
+        place.put(name, b"old")
+    transformer = script_mode(ProcessSession(home=home), model_archive(ECHO)).transformer(
+        1, "local", output_path=place.uri
+    )
+    assert "1 of 2 objects failed" in failure(transformer, data, content_type="text/plain", compression_type="Gzip")
+    assert place.names() == {"good.gz.out", "of another.out"}
+    with manifest_script.listed("S3Prefix", data) as inputs:
+        assert list(inputs.unanswered(place.uri)) == ["fails.gz"]  # what --retry-failed asks about
 
 
 def test_json_lines_are_filtered_joined_and_filtered_again(session, model_archive, tmp_path):
