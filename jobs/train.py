@@ -37,7 +37,7 @@ def parse_args(argv=None):
     parser.add_argument("--data", required=True, help="a directory, file:// or s3:// URI: the channel `train`")
     parser.add_argument("--valid", help="likewise: the channel `valid`")
     parser.add_argument("--job-name", help="(default: made from the time)")
-    parser.add_argument("--output", help="file:// or s3:// URI for artefacts (default: in FASTMAKER_HOME)")
+    parser.add_argument("--output", help="folder or URI for artefacts (default: in FASTMAKER_HOME)")
     parser.add_argument("--instance-count", type=int, default=1, help="hosts (default: %(default)s)")
     parser.add_argument(
         "--distribution",
@@ -108,7 +108,7 @@ def estimator_for(args, backend, job: str):
         **backend.training(job),
     }
     if args.output:
-        arguments["output_path"] = args.output
+        arguments["output_path"] = storage.uri_of(args.output)
     return PyTorch(**arguments)
 
 

@@ -46,11 +46,16 @@ def refusal(request: dict) -> str | None:
     checkpoints = request.get("CheckpointConfig", {})
     if checkpoints and not checkpoints.get("LocalPath", DEFAULT_PATH).startswith(OPT_ML):
         return f"checkpoint_local_path is {checkpoints['LocalPath']!r}; expected a path below {OPT_ML}"
-    try:
-        if checkpoints:
-            storage.check_scheme(checkpoints["S3Uri"])
-    except storage.StorageError as error:
-        return f"checkpoint_s3_uri: {error}"
+    outputs = {
+        "output_path": request["OutputDataConfig"].get("S3OutputPath"),  # without one they go to FASTMAKER_HOME
+        "checkpoint_s3_uri": checkpoints.get("S3Uri"),
+    }
+    for argument, uri in outputs.items():
+        try:
+            if uri:
+                storage.check_scheme(uri)
+        except storage.StorageError as error:
+            return f"{argument}: {error}"
     mode = request["AlgorithmSpecification"].get("TrainingInputMode", "File")
     for channel in request.get("InputDataConfig", ()):
         name, source = channel["ChannelName"], channel["DataSource"]
@@ -83,7 +88,8 @@ def start(store: Store, request: dict, arn: str, env: dict[str, str], image: str
         **{key: value for key, value in request.items() if key != "Tags"},
         "HyperParameters": _with_absolute_source(request["HyperParameters"]),
         **({"InputDataConfig": [_with_s3_source(channel) for channel in channels]} if channels else {}),
-        "OutputDataConfig": {**request["OutputDataConfig"], "S3OutputPath": output},
+        # AWS describes a job without a key with an empty one, which the SDK's attach relies on.
+        "OutputDataConfig": {"KmsKeyId": "", **request["OutputDataConfig"], "S3OutputPath": output},
         "TrainingJobArn": arn,
         "ModelArtifacts": {"S3ModelArtifacts": storage.join(output, name, "output", "model.tar.gz")},
         "TrainingJobStatus": "InProgress",
@@ -177,6 +183,7 @@ class Job:
                 host.container.close()
 
     def _stage(self) -> None:
+        storage.check_writable(self.request["OutputDataConfig"]["S3OutputPath"])  # hours before it is written to
         for host in self.hosts:
             host.stage(self.hosts[0])
             self._raise_if_stopped()

@@ -16,6 +16,7 @@ from local_mode import REPOSITORY, estimator, nothing_runs_below, wait_until
 from moto.server import ThreadedMotoServer
 from sagemaker.exceptions import UnexpectedStatusException
 from sagemaker.inputs import TrainingInput
+from sagemaker.pytorch import PyTorch
 from shapes import assert_answers_as
 
 from jobs.local import ProcessSession
@@ -138,6 +139,9 @@ def test_requirements_that_cannot_be_had_fail_the_job_before_the_script_runs(ses
             "file://{data}",
             "expected a path below /opt/ml/",
         ),
+        ({"output_path": "s3x://models"}, "file://{data}", "output_path: 's3x://models': expected a URI that begins"),
+        ({"output_path": "models"}, "file://{data}", "output_path: 'models': expected a URI that begins"),
+        ({"checkpoint_s3_uri": "checkpoints"}, "file://{data}", "checkpoint_s3_uri: 'checkpoints': expected a URI"),
         ({"input_mode": "Pipe"}, "file://{data}", "Pipe"),
         ({"metric_definitions": [{"Name": "loss", "Regex": "loss=("}]}, "file://{data}", "no regular expression"),
         ({}, "file://{data}/nowhere", "no such file"),
@@ -252,6 +256,26 @@ def test_data_code_and_artefacts_may_lie_in_s3(home, write_script, monkeypatch):
         assert members(str(home / "model.tar.gz")) == {"ünïcode words.txt": b"from S3"}
     finally:
         server.stop()
+
+
+def test_an_output_that_cannot_be_written_fails_the_job_before_the_script_runs(s3, home, write_script, data):
+    session = ProcessSession(home=home)
+    source = write_script("print('ran')")
+    for output in ("s3://no-such-bucket/models", f"file://{data}/words.txt"):
+        job = estimator(session, source, output_path=output)
+        with pytest.raises(UnexpectedStatusException, match=output):
+            job.fit()
+        assert "ran" not in log_of(session, job.latest_training_job.name)
+
+
+def test_a_job_is_attached_to_from_anywhere_and_its_model_can_be_served(session, home, write_script, capfd):
+    job = estimator(session, write_script("print('trained')"))
+    job.fit(wait=False)
+    attached = PyTorch.attach(job.latest_training_job.name, sagemaker_session=ProcessSession(home=home))
+    assert attached.model_data == job.model_data
+    attached.logs()
+    assert "trained" in capfd.readouterr().out
+    assert attached.create_model().model_data == job.model_data
 
 
 def test_jobs_are_listed_newest_first_with_boto3s_filters_and_pages(home, write_script):
