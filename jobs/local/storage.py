@@ -133,6 +133,16 @@ def copy(uri: str, target: Path) -> None:
         shutil.copyfileobj(source, file)
 
 
+def remove(uri: str) -> None:
+    """Remove the object at `uri`, if there is one. Raises StorageError."""
+    with _clear_errors(uri):
+        if uri.startswith("s3://"):
+            bucket, key = bucket_and_key(uri)
+            _s3().delete_object(Bucket=bucket, Key=key)
+        else:
+            _literal_path(uri).unlink(missing_ok=True)
+
+
 def check_writable(uri: str) -> None:
     """Raises StorageError unless objects can be written below `uri`; nothing is left there."""
     check_scheme(uri)

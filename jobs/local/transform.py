@@ -8,7 +8,6 @@ Rules, defaults and limits: https://docs.aws.amazon.com/sagemaker/latest/APIRefe
 import contextlib
 import itertools
 import json
-import os
 import shutil
 import signal
 import sys
@@ -212,7 +211,7 @@ class Job:
         """Count it. An answer that an earlier job left in the same place would pass as this job's: it is removed."""
         uri = self.inputs.prefix + name
         try:
-            _remove(_out(self.output["S3OutputPath"], name))
+            storage.remove(_out(self.output["S3OutputPath"], name))
         except ObjectError:  # there is no place for its answer, hence none
             pass
         except storage.StorageError as kept:
@@ -493,16 +492,6 @@ def _out(output_path: str, name: str) -> str:
     if ".." in name.split("/"):
         raise ObjectError("its name leads out of the output location")
     return storage.join(output_path, name + ".out")
-
-
-def _remove(uri: str) -> None:
-    """Remove the object at `uri`, if there is one. Raises StorageError."""
-    with storage._clear_errors(uri):
-        if uri.startswith("s3://"):
-            bucket, key = storage.bucket_and_key(uri)
-            storage._s3().delete_object(Bucket=bucket, Key=key)
-        elif os.path.lexists(path := uri.removeprefix("file://")):
-            Path(path).unlink(missing_ok=True)
 
 
 def _data_processing(request: dict) -> DataProcessing:
