@@ -91,7 +91,8 @@ class AwsServer:
         url = self.moto_url + path
         if (found := INVOCATION.match(path)) and found[1] in self.containers:
             url = self.containers[found[1]] + "/invocations"
-        answer = urllib3.request(method, url, body=body, headers=headers, redirect=False, decode_content=False)
+        passed_on = {"redirect": False, "decode_content": False, "timeout": 60}  # urllib3's own is 3 s
+        answer = urllib3.request(method, url, body=body, headers=headers, **passed_on)
         return answer.status, dict(answer.headers), answer.data
 
 
