@@ -201,4 +201,5 @@ def _read_valid(folder: Path, images: list[Path]) -> list[bool]:
     unknown = sorted(name for name, file in named.items() if not (file.is_relative_to(root) and file.is_file()))
     if unknown:
         raise DataError(f"{path} names {unknown[0]!r}, which is not in {folder / 'images'}")
-    return [Path(os.path.abspath(image)) in named.values() for image in images]
+    validating = set(named.values())
+    return [Path(os.path.abspath(image)) in validating for image in images]
