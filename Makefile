@@ -14,10 +14,10 @@ INSTALLED = .venv/.installed
 .PHONY: quickstart digits test test-slow test-docker test-triton test-versions check clean
 
 quickstart: $(INSTALLED)
-	$(BIN)/python -m jobs.quickstart
+	$(BIN)/fastmaker quickstart
 
 digits: $(INSTALLED)
-	$(BIN)/python -c "from pathlib import Path; from jobs.quickstart import write_digits; write_digits(Path('digits'))"
+	$(BIN)/python -c "from pathlib import Path; from fastmaker.jobs.quickstart import write_digits; write_digits(Path('digits'))"
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile

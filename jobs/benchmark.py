@@ -1,4 +1,4 @@
-"""Measure against the bare loop, side by side in one run: ``python -m jobs.benchmark endpoint|train|transform|...``.
+"""Measure against the bare loop, side by side in one run: ``fastmaker benchmark endpoint|train|transform|...``.
 
     endpoint    an endpoint beside the same network and preprocessing in bare processes, without a server
     train       the training job beside a bare fastai loop over the same DataLoaders
@@ -29,14 +29,15 @@ import psutil
 import urllib3
 from PIL import Image
 
-from jobs import cleanup, console, deploy, package, predict, session, train
-from jobs.local.container import free_ports, pack
+from fastmaker.jobs import backends, cleanup, deploy, package, predict, train
+from fastmaker.jobs.cli import errors, tables
+from fastmaker.local.containers import free_ports, pack
 
 ROUNDS = 3
 
 
 def parse_args(argv=None):
-    parser = argparse.ArgumentParser(prog="python -m jobs.benchmark", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="fastmaker benchmark", description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(dest="command", required=True)
     endpoint = commands.add_parser("endpoint", help="throughput, latency, memory and start of an endpoint")
     endpoint.add_argument(
@@ -98,7 +99,7 @@ def benchmark_endpoint(args) -> None:
         f32, bf16 = (row[2] for row in rows if row[1] == "endpoint, 8 clients, images/s")
         rows.append(["bf16", "times float32, 8 clients", round(bf16 / f32, 2), ""])
         rows.append(["bf16", "answers as in float32", _agreement(model_dir, photos), ""])
-        print("\n" + console.table(["precision", "measured", "value", "ratio"], rows))
+        print("\n" + tables.table(["precision", "measured", "value", "ratio"], rows))
 
 
 def _measure_endpoint(model_dir: Path, photos: list[bytes], precision: str, seconds: float) -> list[list]:
@@ -109,7 +110,7 @@ def _measure_endpoint(model_dir: Path, photos: list[bytes], precision: str, seco
         started = time.perf_counter()
         name = _deploy(f"file://{archive}", precision)
         try:
-            sagemaker_session = session.session()
+            sagemaker_session = backends.session()
             _invoke(sagemaker_session, name, photos[0])
             start = time.perf_counter() - started
             memory = _worker_memory(sagemaker_session, name)
@@ -124,7 +125,7 @@ def _measure_endpoint(model_dir: Path, photos: list[bytes], precision: str, seco
                 ),
             )
         finally:
-            cleanup.delete_endpoint(session.Local(), name)
+            cleanup.delete_endpoint(backends.Local(), name)
     ours, bare = throughput
     p50, bare_p50 = latency
     return [
@@ -145,7 +146,7 @@ def _alternate(ours, bare) -> tuple[float, float]:
 
 def _deploy(archive: str, precision: str) -> str:
     arguments = deploy.parse_args(["--model", archive, "--env", f"FASTMAKER_PRECISION={precision}"])
-    model = deploy.model_for(archive, arguments, session.Local())
+    model = deploy.model_for(archive, arguments, backends.Local())
     return model.deploy(1, "local").endpoint_name
 
 
@@ -189,11 +190,11 @@ def _latency(ask, photos: list[bytes], seconds: float) -> float:
 
 def _worker_memory(sagemaker_session, name: str) -> float:
     """Resident MB of the largest serving worker."""
-    from jobs.local import endpoint
+    from fastmaker.local.serving import endpoints
 
     store = sagemaker_session.sagemaker_client.endpoints
     servers = store.read(name)["servers"]
-    found = [p for server in servers for p in endpoint._container(store, name, server).processes()]
+    found = [p for server in servers for p in endpoints._container(store, name, server).processes()]
     workers = [p for p in found if any("model_service_worker" in word for word in p.cmdline())]
     return max(p.memory_info().rss for p in workers) / 2**20
 
@@ -235,10 +236,11 @@ class _BareWorkers:
 def _bare_worker(pipe, model_dir: str, precision: str) -> None:
     import torch
 
-    from fastmaker import preprocess, serving
+    from fastmaker import preprocess
+    from fastmaker.serving import models
 
     torch.set_num_threads(1)
-    model = serving.load(model_dir, precision=precision)
+    model = models.load(model_dir, precision=precision)
     pipe.send("ready")
     while True:
         photos, seconds = pipe.recv()
@@ -253,9 +255,10 @@ def _bare_worker(pipe, model_dir: str, precision: str) -> None:
 
 BARE_START = """
 import sys, torch, torchvision, psutil
-from fastmaker import preprocess, serving
+from fastmaker import preprocess
+from fastmaker.serving import models
 torch.set_num_threads(1)
-model = serving.load(sys.argv[1], precision=sys.argv[2])
+model = models.load(sys.argv[1], precision=sys.argv[2])
 model.predict([preprocess.from_array(__import__("numpy").zeros((375, 500, 3), "uint8"))])
 print(psutil.Process().memory_info().rss)
 """
@@ -271,9 +274,10 @@ def _bare_start(model_dir: Path, precision: str) -> tuple[float, float]:
 
 def _agreement(model_dir: Path, photos: list[bytes]) -> str:
     """On how many photos bf16 gives float32's label, or on how many of their pixels its class."""
-    from fastmaker import preprocess, serving
+    from fastmaker import preprocess
+    from fastmaker.serving import models
 
-    f32, bf16 = (serving.load(model_dir, precision=precision) for precision in ("float32", "bf16"))
+    f32, bf16 = (models.load(model_dir, precision=precision) for precision in ("float32", "bf16"))
     images = [preprocess.decode(photo) for photo in photos]
     pairs = list(zip(f32.predict(images), bf16.predict(images), strict=True))
     if f32.info.task == "segmentation":
@@ -285,7 +289,8 @@ def fresh_bundle(architecture: str, folder: Path, size: int = 224, n_labels: int
     """A bundle of an untrained network."""
     import torch
 
-    from fastmaker import bundle, data, networks
+    from fastmaker import bundle, networks
+    from fastmaker.training import data
 
     torch.manual_seed(0)
     mode = "L" if architecture == "convnet" else "RGB"
@@ -301,7 +306,8 @@ def fresh_unet_bundle(architecture: str, folder: Path, size: tuple[int, int] = (
     """A bundle of an untrained U-Net."""
     import torch
 
-    from fastmaker import bundle, data, unet
+    from fastmaker import bundle, unet
+    from fastmaker.training import data
 
     torch.manual_seed(0)
     mean, std = data.STATISTICS["RGB"]
@@ -345,7 +351,7 @@ def benchmark_train(args) -> None:
             hyperparameters["label-regex"] = args.label_regex
         words = [word for name, value in hyperparameters.items() for word in (f"--{name}", value)]
         rows = _hosts_beside_one(data, words, args.hosts) if args.hosts else _beside_bare_loop(data, words, folder)
-    print("\n" + console.table(["measured", "value", "ratio"], rows))
+    print("\n" + tables.table(["measured", "value", "ratio"], rows))
 
 
 def _beside_bare_loop(data: str, words: list[str], folder: Path) -> list[list]:
@@ -394,7 +400,7 @@ def _hosts_beside_one(data: str, words: list[str], hosts: int) -> list[list]:
 
 def _fit(data: str, words: list[str]) -> tuple[list[float], float]:
     """Images/s of each epoch of a job, and the seconds that ``fit`` took."""
-    backend = session.Local()
+    backend = backends.Local()
     estimator = train.estimator_for(train.parse_args(["--data", data, *words]), backend, "benchmark")
     started = time.perf_counter()
     with contextlib.redirect_stdout(io.StringIO()) as log:
@@ -411,7 +417,7 @@ def _rates(log: str) -> list[float]:
 # The entry point's samples, DataLoaders and network; fastai's own loop and no callback of ours but the clock.
 BARE_LOOP = """
 import sys, time
-from fastmaker import data, learner, training
+from fastmaker.training import arguments, data, learner, run
 from fastai.vision.all import Callback, set_seed
 
 class Clock(Callback):
@@ -419,10 +425,10 @@ class Clock(Callback):
     def after_batch(self): self.images += len(self.yb[0]) if self.training else 0
     def after_train(self): print(f"images_per_second={self.images / (time.perf_counter() - self.started)}")
 
-args = training.parse_args(sys.argv[1:])
+args = arguments.parse_args(sys.argv[1:])
 samples = data.read(args.train, None, args.label_regex, args.valid_pct, args.seed)
 set_seed(args.seed, reproducible=True)
-learn = learner.create(training.dataloaders(args, samples), args.arch, args.image_mode, args.pretrained)
+learn = learner.create(run.dataloaders(args, samples), args.arch, args.image_mode, args.pretrained)
 with learn.no_bar(), learn.no_logging():
     learn.fit_one_cycle(args.epochs, args.lr, cbs=Clock())
 """
@@ -449,7 +455,7 @@ def benchmark_transform(args) -> None:
         archive = _archive("convnet", 28, folder / "convnet")
         rows += _transform_beside_one_at_a_time(archive, some)
         rows += _large_job_beside_small(archive, digits, small)
-    print("\n" + console.table(["measured", "value", "ratio"], rows))
+    print("\n" + tables.table(["measured", "value", "ratio"], rows))
 
 
 def _transform_beside_bare_processes(arch: str, photos: list[bytes], count: int, folder: Path) -> list[list]:
@@ -501,7 +507,7 @@ def _large_job_beside_small(archive: str, large: Path, small: Path) -> list[list
 def _transform(archive: str, data: Path) -> dict[str, float]:
     """Seconds and peak MB of a job, less the start of its server; `answering`: from the first to the last answer."""
     arguments = deploy.parse_args(["--model", archive, "--env", "SAGEMAKER_MODEL_SERVER_WORKERS=2"])
-    backend = session.Local()
+    backend = backends.Local()
     client = backend.session.sagemaker_client
     out = _folder_for_answers(data)
     transformer = deploy.model_for(archive, arguments, backend).transformer(
@@ -558,7 +564,7 @@ def _digits_endpoint(archive: str) -> Iterator[int]:
     """The port of an endpoint's only server, which has two workers."""
     stock = ("SAGEMAKER_MODEL_SERVER_WORKERS=2", "JDK_JAVA_OPTIONS=", "TS_METRICS_MODE=log")
     arguments = deploy.parse_args(["--model", archive, *(word for pair in stock for word in ("--env", pair))])
-    backend = session.Local()
+    backend = backends.Local()
     name = deploy.model_for(archive, arguments, backend).deploy(1, "local").endpoint_name
     try:
         yield backend.session.sagemaker_client.endpoints.read(name)["servers"][0]["port"]
@@ -614,7 +620,7 @@ def benchmark_torchserve(args) -> None:
         [f"{args.clients} clients, images/s", *(round(rate, 1) for rate in rates), round(rates[1] / rates[0], 2)],
         ["1 client, p50 ms", *(round(1000 * seconds, 1) for seconds in times), round(times[1] / times[0], 2)],
     ]
-    print("\n" + console.table(["measured", "no batches", f"batches of {args.batch_size}", "ratio"], rows))
+    print("\n" + tables.table(["measured", "no batches", f"batches of {args.batch_size}", "ratio"], rows))
 
 
 @contextlib.contextmanager
@@ -656,19 +662,21 @@ def benchmark_onnx(args) -> None:
             [name, n, *_onnx_beside_torch(model_dir, n, args)] for name, model_dir in bundles.items() for n in (1, 8)
         ]
     header = ["float32, images/s", "batch", "torch", "ONNX Runtime", "ratio", "largest difference"]
-    print(f"\n{args.threads} thread(s)\n" + console.table(header, rows))
+    print(f"\n{args.threads} thread(s)\n" + tables.table(header, rows))
 
 
 def _onnx_beside_torch(model_dir: Path, n: int, args) -> tuple[float, float, float, str]:
     """Images a second through both engines, `n` at a time: normalisation, network and softmax."""
     import torch
 
-    from fastmaker import bundle, export, serving
+    from fastmaker import bundle
+    from fastmaker.export import onnx_file
+    from fastmaker.serving import models
 
     torch.set_num_threads(args.threads)
     if not (model_dir / bundle.ONNX_FILE).exists():
-        export.to_onnx(model_dir, model_dir / bundle.ONNX_FILE)
-    in_torch, in_onnx = (serving.load(model_dir, precision="float32", engine=engine) for engine in serving.ENGINES)
+        onnx_file.to_onnx(model_dir, model_dir / bundle.ONNX_FILE)
+    in_torch, in_onnx = (models.load(model_dir, precision="float32", engine=engine) for engine in models.ENGINES)
     batch = torch.stack([in_torch.to_tensor(Image.open(io.BytesIO(photo))) for photo in generated_photos(n)])
     difference = (in_torch.probabilities(batch) - in_onnx.probabilities(batch)).abs().max().item()
     seconds = _alternate(
@@ -679,6 +687,4 @@ def _onnx_beside_torch(model_dir: Path, n: int, args) -> tuple[float, float, flo
 
 
 if __name__ == "__main__":
-    arguments = parse_args()
-    with console.errors_as_one_line():
-        main(arguments)
+    errors.run(sys.modules[__name__])

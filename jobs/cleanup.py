@@ -1,17 +1,19 @@
-"""List what the jobs made, and delete it: ``python -m jobs.cleanup --all --yes``.
+"""List what the jobs made, and delete it: ``fastmaker cleanup --all --yes``.
 
 On AWS (``--backend aws``) it knows what the jobs made by the tag that they gave it, and touches nothing else.
 """
 
 import argparse
 import contextlib
+import sys
 import time
 from functools import partial
 
 from botocore.exceptions import ClientError
 
-from jobs import console, session
-from jobs.things import Thing, every
+from fastmaker.jobs import backends
+from fastmaker.jobs.backends.inventory import Resource, paginate
+from fastmaker.jobs.cli import errors, tables
 
 # Kinds of things: what lists them, where the answer has them, and what their fields begin with. In the order in which
 # they are deleted: what is in use comes after what uses it.
@@ -27,11 +29,11 @@ RUNNING = ("InProgress", "Stopping")
 
 def parse_args(argv=None):
     parser = argparse.ArgumentParser(
-        prog="python -m jobs.cleanup",
+        prog="fastmaker cleanup",
         description="List endpoints, models, archives, jobs and, on AWS, images, scaling and data, and delete them.",
-        epilog="example: python -m jobs.cleanup --endpoint pets; python -m jobs.cleanup --backend aws --all --yes",
+        epilog="example: fastmaker cleanup --endpoint pets; fastmaker cleanup --backend aws --all --yes",
     )
-    session.add_arguments(parser, instances=False)
+    backends.add_arguments(parser, instances=False)
     chosen = parser.add_mutually_exclusive_group()
     chosen.add_argument("--endpoint", help="delete this endpoint with its configuration and models")
     chosen.add_argument("--only", nargs="+", metavar="KIND/NAME", help="these alone, as the list and errors name them")
@@ -41,7 +43,7 @@ def parse_args(argv=None):
 
 
 def main(args) -> None:
-    with session.backend(args) as backend:
+    with backends.backend(args) as backend:
         if args.endpoint:
             delete_endpoint(backend, args.endpoint)
             print(f"deleted endpoint {args.endpoint}, its configuration and its models")
@@ -54,39 +56,39 @@ def main(args) -> None:
             return
         columns = 5 if any(thing.costs for thing in found) else 4  # on this machine nothing costs
         header = ["kind", "name", "status", "created", "costs"]
-        print(console.table(header[:columns], [_row(thing)[:columns] for thing in found]))
+        print(tables.table(header[:columns], [_row(thing)[:columns] for thing in found]))
         if args.yes and (args.all or args.only):
             _delete_all(found)
             print("\ndeleted")
         else:
             which = f"--only {' '.join(args.only)}" if args.only else "--all"
-            print(f"\nto delete all of it{backend.where}: python -m jobs.cleanup{backend.words} {which} --yes")
+            print(f"\nto delete all of it{backend.where}: fastmaker cleanup{backend.cli_flags} {which} --yes")
 
 
-def _delete_all(found: list[Thing]) -> None:
+def _delete_all(found: list[Resource]) -> None:
     """Raises Failure, after all else was deleted, for what cannot be."""
     failures = []
     for thing in found:
         try:
             thing.delete()
-        except (console.Failure, ClientError) as error:
+        except (errors.Failure, ClientError) as error:
             failures.append(f"{thing.label}: {error}")
     if failures:
-        raise console.Failure(f"not deleted, try again later: {'; '.join(failures)}")
+        raise errors.Failure(f"not deleted, try again later: {'; '.join(failures)}")
 
 
-def things(backend, only: list[str] | None = None) -> list[Thing]:
+def things(backend, only: list[str] | None = None) -> list[Resource]:
     """What the jobs of this backend made and is there, or what of it `only` names, in the order to delete it in."""
     client = backend.session.sagemaker_client
     found = []
     for kind, (operation, key, prefix) in KINDS.items():
-        for summary in every(client, f"list_{operation}", key, **backend.listing(kind)):
+        for summary in paginate(client, f"list_{operation}", key, **backend.listing(kind)):
             name, status = summary[f"{prefix}Name"], summary.get(f"{prefix}Status", "-")
             if status == "Deleting" or (only and f"{kind}/{name}" not in only):
                 continue
             if backend.is_ours(summary[f"{prefix}Arn"]):
                 delete = partial(_delete, client, backend, kind, name)
-                found.append(Thing(kind, name, status, summary["CreationTime"], backend.costs(kind), delete))
+                found.append(Resource(kind, name, status, summary["CreationTime"], backend.costs(kind), delete))
     every_one = [*backend.scalings(), *found, *backend.others()]
     return [thing for thing in every_one if only is None or thing.label in only]
 
@@ -99,7 +101,7 @@ def delete_endpoint(backend, name: str) -> None:
     client = backend.session.sagemaker_client
     endpoint = client.describe_endpoint(EndpointName=name)
     if not backend.is_ours(endpoint["EndpointArn"]):
-        raise console.Failure(f"endpoint {name} was not made by these scripts: it lacks their tag")
+        raise errors.Failure(f"endpoint {name} was not made by these scripts: it lacks their tag")
     for scaling in backend.scalings(name):
         scaling.delete()
     _end_endpoint(client, backend, name)
@@ -114,7 +116,7 @@ def delete_endpoint(backend, name: str) -> None:
 def _our_names(backend, kind: str, names: set[str]) -> list[str]:
     """Those of the names that are there and were made by the jobs."""
     operation, key, prefix = KINDS[kind]
-    listed = every(backend.session.sagemaker_client, f"list_{operation}", key, **backend.listing(kind))
+    listed = paginate(backend.session.sagemaker_client, f"list_{operation}", key, **backend.listing(kind))
     named = [summary for summary in listed if summary[f"{prefix}Name"] in names]
     return [summary[f"{prefix}Name"] for summary in named if backend.is_ours(summary[f"{prefix}Arn"])]
 
@@ -123,7 +125,7 @@ def delete_transform_job(client, name: str) -> None:
     """A job that has ended, and its model if no other job has it; the answers stay."""
     model = client.describe_transform_job(TransformJobName=name)["ModelName"]
     client.delete_transform_job(TransformJobName=name)
-    jobs = (job["TransformJobName"] for job in every(client, "list_transform_jobs", "TransformJobSummaries"))
+    jobs = (job["TransformJobName"] for job in paginate(client, "list_transform_jobs", "TransformJobSummaries"))
     if model not in {client.describe_transform_job(TransformJobName=job)["ModelName"] for job in jobs}:
         client.delete_model(ModelName=model)
 
@@ -159,12 +161,10 @@ def _end_endpoint(client, backend, name: str) -> None:
             time.sleep(backend.poll_seconds)
 
 
-def _row(thing: Thing) -> list[str]:
+def _row(thing: Resource) -> list[str]:
     created = thing.created.strftime("%Y-%m-%d %H:%M") if thing.created else "-"
     return [thing.kind, thing.name, thing.status, created, thing.costs or "-"]
 
 
 if __name__ == "__main__":
-    arguments = parse_args()
-    with console.errors_as_one_line():
-        main(arguments)
+    errors.run(sys.modules[__name__])

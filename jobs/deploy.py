@@ -1,18 +1,19 @@
-"""Deploy a model to an endpoint: ``python -m jobs.deploy --model JOB_OR_MODEL [--endpoint-name NAME]``."""
+"""Deploy a model to an endpoint: ``fastmaker deploy --model JOB_OR_MODEL [--endpoint-name NAME]``."""
 
 import argparse
 import contextlib
 import hashlib
 import os
+import sys
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
-from jobs import console, session
-from jobs.local import storage
-from jobs.local.container import pack
-from jobs.local.store import now
-from jobs.things import is_missing
+from fastmaker.jobs import backends, storage
+from fastmaker.jobs.backends.inventory import is_missing
+from fastmaker.jobs.cli import errors
+from fastmaker.local.containers import pack
+from fastmaker.local.store import now
 
 # What a bundle holds; the model directory itself is the business of source/fastmaker/bundle.py.
 BUNDLE_FILES = ("model.json", "model.pth", "code/entry_point.py")
@@ -22,11 +23,11 @@ SERVERLESS_MB = range(1024, 6145, 1024)
 
 def parse_args(argv=None):
     parser = argparse.ArgumentParser(
-        prog="python -m jobs.deploy",
+        prog="fastmaker deploy",
         description="Deploy a trained model to an endpoint.",
-        epilog="example: python -m jobs.deploy --model fastmaker-2026-01-31-12-00-00-000 --endpoint-name pets",
+        epilog="example: fastmaker deploy --model fastmaker-2026-01-31-12-00-00-000 --endpoint-name pets",
     )
-    session.add_arguments(parser)
+    backends.add_arguments(parser)
     parser.add_argument("--model", required=True, help="a training job, a model directory, a model.tar.gz or its URI")
     parser.add_argument("--endpoint-name", help="(default: made from the time)")
     parser.add_argument("--instance-count", type=int, default=1, help="(default: %(default)s)")
@@ -81,7 +82,7 @@ def main(args) -> str | None:
     """Deploy; returns the endpoint's name, None if the model was only checked."""
     from sagemaker.utils import name_from_base
 
-    with session.backend(args) as backend:
+    with backends.backend(args) as backend:
         found = locate(args.model, lambda: backend.session)
         name = args.endpoint_name or name_from_base("fastmaker")
         most = max(args.instance_count, args.max or 0)
@@ -90,15 +91,15 @@ def main(args) -> str | None:
         model = model_for(backend.upload(model_archive(found), "endpoint", name, "model"), args, backend)
         size = f"{args.serverless_memory} MB, serverless" if args.serverless_memory else None
         print(f"deploying {args.model} to {size or f'{args.instance_count} x {args.instance_type}'}", flush=True)
-        backend.tell_costs("endpoint", name)
+        backend.print_cost_notice("endpoint", name)
         instances = {"initial_instance_count": args.instance_count, "instance_type": args.instance_type}
         model.deploy(endpoint_name=name, wait=not backend.dry_run, **instances | backend.endpoint(args, name))
         backend.scale(args, name)
         if backend.dry_run:
             return name
         print(f"\nendpoint: {name}")
-        print(f"next:     python -m jobs.predict{backend.words} --endpoint {name} IMAGE ...")
-        print(f"to end:   python -m jobs.cleanup{backend.words} --endpoint {name}")
+        print(f"next:     fastmaker predict{backend.cli_flags} --endpoint {name} IMAGE ...")
+        print(f"to end:   fastmaker cleanup{backend.cli_flags} --endpoint {name}")
     return name
 
 
@@ -179,7 +180,7 @@ def _archive_of_job(name: str, sagemaker_session) -> str:
 def _packed(folder: Path) -> Path:
     """The folder's archive, in the place of the one of before: what lies beside the folder may be somebody's own."""
     name = f"{folder.name}-{hashlib.sha256(os.fsencode(folder)).hexdigest()[:8]}"
-    packed = session.packed_models()
+    packed = backends.packed_models()
     with contextlib.suppress(FileExistsError):
         packed.create(name, {"Folder": str(folder), "CreationTime": now()})
     archive = packed.directory(name) / f"{folder.name}.tar.gz"
@@ -194,6 +195,4 @@ def _check_files(where: Path, names: set[str]) -> None:
 
 
 if __name__ == "__main__":
-    arguments = parse_args()
-    with console.errors_as_one_line():
-        main(arguments)
+    errors.run(sys.modules[__name__])

@@ -1,7 +1,7 @@
 """Build the image of the Dockerfile, and push it to Amazon ECR, where SageMaker takes it from.
 
-``python -m jobs.image build [--training]``
-``python -m jobs.image push [--training]``
+``fastmaker image build [--training]``
+``fastmaker image push [--training]``
 
 Both images go to one repository, so that what they share is uploaded once. Region and credentials are those of boto3.
 """
@@ -13,12 +13,11 @@ import shlex
 import subprocess
 import sys
 import tempfile
-from pathlib import Path
 
-from jobs import console
-from jobs.local import docker
+from fastmaker.jobs import files
+from fastmaker.jobs.cli import errors, redaction
+from fastmaker.local import docker
 
-ROOT = Path(__file__).resolve().parents[1]
 NAMES = {"serving": "fastmaker", "training": "fastmaker-training"}  # of the Dockerfile's stages, on this machine
 NEXT = {  # what goes on with an image of each
     "serving": "deploy --model JOB --instance-type ml.c5.xlarge",
@@ -30,9 +29,9 @@ TAG = {"Key": "fastmaker", "Value": "image"}  # of the repository, by which all 
 
 def parse_args(argv=None):
     parser = argparse.ArgumentParser(
-        prog="python -m jobs.image",
+        prog="fastmaker image",
         description="Build the image that serves, or the one that trains as well, and push it to Amazon ECR.",
-        epilog="example: python -m jobs.image build --training; python -m jobs.image push --training",
+        epilog="example: fastmaker image build --training; fastmaker image push --training",
     )
     commands = parser.add_subparsers(dest="command", required=True)
     build = commands.add_parser("build", help="build an image with the Dockerfile")
@@ -66,7 +65,7 @@ def build(args) -> str:
     command += [word for pair in args.build_arg for word in ("--build-arg", pair)]
     command += ["--network", args.network] if args.network else []
     command += ["--platform", args.platform] if args.platform else []
-    command.append(str(ROOT))
+    command.append(str(files.ROOT))
     if args.dry_run:
         print(shlex.join(command))
         return args.tag
@@ -77,21 +76,21 @@ def build(args) -> str:
     print(f"\nimage: {args.tag}, {_size(args.tag)}")
     training = ["--training"] if args.training else []
     tag = ["--tag", args.tag] if args.tag != NAMES[args.stage] else []
-    print(f"next:  python -m jobs.image {shlex.join(['push', *training, *tag])}")
+    print(f"next:  fastmaker image {shlex.join(['push', *training, *tag])}")
     return args.tag
 
 
 def push(args) -> str:
     import boto3
 
-    from jobs.aws import checks
+    from fastmaker.jobs.backends.aws import checks
 
     if reason := docker.missing(args.tag):
         raise ValueError(reason)
     session = boto3.Session()
     if session.region_name is None:
-        raise console.Failure("no AWS region: set AWS_DEFAULT_REGION, or run `aws configure`")
-    console.own_accounts.add(checks.caller(session)["Account"])
+        raise errors.Failure("no AWS region: set AWS_DEFAULT_REGION, or run `aws configure`")
+    redaction.own_accounts.add(checks.caller(session)["Account"])
     if args.dry_run:
         print(f"would create the repository {args.repository} in {session.region_name}, unless it is there")
         print(f"would push {args.tag}, {_size(args.tag)}, to it as {args.repository}:{args.remote_tag}")
@@ -106,7 +105,7 @@ def push(args) -> str:
         _run(["docker", "push", uri], environment)
     print(f"\nimage:  {uri}")
     print(f"digest: {_digest(uri, repository)}")
-    print(f"next:   python -m jobs.{NEXT[args.stage]} --image-uri {args.repository}:{args.remote_tag}")
+    print(f"next:   fastmaker {NEXT[args.stage]} --image-uri {args.repository}:{args.remote_tag}")
     return uri
 
 
@@ -118,7 +117,7 @@ def _repository(ecr, name: str) -> str:
         scanning = {"scanOnPush": True}
         made = ecr.create_repository(repositoryName=name, tags=[TAG], imageScanningConfiguration=scanning)
         print(f"created the repository {name}, whose images cost money as long as they are kept")
-        print(f"to end: python -m jobs.cleanup --backend aws --only image/{name} --yes", flush=True)
+        print(f"to end: fastmaker cleanup --backend aws --only image/{name} --yes", flush=True)
         return made["repository"]["repositoryUri"]
 
 
@@ -165,6 +164,4 @@ def _run(command: list[str], environment: dict[str, str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    arguments = parse_args()
-    with console.errors_as_one_line():
-        main(arguments)
+    errors.run(sys.modules[__name__])

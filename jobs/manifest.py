@@ -1,4 +1,4 @@
-"""Build and check the manifests of batch transform: ``python -m jobs.manifest build|check``.
+"""Build and check the manifests of batch transform: ``fastmaker manifest build|check``.
 
 build    from a folder, an S3 prefix, or a list on stdin (-): keys or URIs, one a line, as text or JSON lines
 check    its form, its prefix, that every key is there and stands in it once, and how large the objects are
@@ -16,9 +16,9 @@ from pathlib import Path
 
 import jsonlines
 
-from jobs import console
-from jobs.local import storage
-from jobs.local.inputs import Inputs
+from fastmaker.jobs import storage
+from fastmaker.jobs.cli import errors, tables
+from fastmaker.jobs.storage.listings import Inputs
 
 MB = 2**20
 KEY_FIELDS = ("key", "source-ref")  # of an object on a line; the second is what augmented manifests have
@@ -26,10 +26,10 @@ KEY_FIELDS = ("key", "source-ref")  # of an object on a line; the second is what
 
 def parse_args(argv=None):
     parser = argparse.ArgumentParser(
-        prog="python -m jobs.manifest",
+        prog="fastmaker manifest",
         description="Build and check manifests of batch transform.",
-        epilog="example: python -m jobs.manifest build digits --prefix s3://bucket/digits/ --output digits.json; "
-        "find digits -name '*7.png' | python -m jobs.manifest build - --prefix file:///data/",
+        epilog="example: fastmaker manifest build digits --prefix s3://bucket/digits/ --output digits.json; "
+        "find digits -name '*7.png' | fastmaker manifest build - --prefix file:///data/",
     )
     commands = parser.add_subparsers(dest="command", required=True)
     build = commands.add_parser("build", help="write a manifest")
@@ -72,7 +72,7 @@ def check(args) -> None:
             sizes[empty] += size == 0
             sizes[large] += size > args.max_payload * MB
         rows = [["prefix", inputs.prefix], *([name, f"{value:.10g}"] for name, value in sizes.items())]
-    print(console.table(["manifest", args.manifest], rows))
+    print(tables.table(["manifest", args.manifest], rows))
 
 
 def write(uri: str | None, prefix: str, keys: Iterator[str]) -> int:
@@ -163,6 +163,4 @@ def _root(uri: str) -> str:
 
 
 if __name__ == "__main__":
-    arguments = parse_args()
-    with console.errors_as_one_line():
-        main(arguments)
+    errors.run(sys.modules[__name__])

@@ -1,9 +1,10 @@
-"""Package a model for another server: ``python -m jobs.package torchserve|triton|onnx MODEL``.
+"""Package a model for another server: ``fastmaker package torchserve|triton|onnx MODEL``.
 
 torchserve  a TorchServe archive, which serves with torch, torchvision, Pillow and NumPy beside TorchServe, and
-            answers as an endpoint does; see source/fastmaker/torchserve_handler.py
-triton      a model repository for NVIDIA's Triton Inference Server; see jobs/triton.py
-onnx        one ONNX file, alone or in a model directory that ONNX Runtime serves; see source/fastmaker/export.py
+            answers as an endpoint does; see source/fastmaker/serving/torchserve_handler.py
+triton      a model repository for NVIDIA's Triton Inference Server; see jobs/packaging/triton.py
+onnx        one ONNX file, alone or in a model directory that ONNX Runtime serves; see
+            source/fastmaker/export/onnx_file.py
 """
 
 import argparse
@@ -21,9 +22,11 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from jobs import console, deploy, session, triton
-from jobs.local import storage, torchserve
-from jobs.local.container import Container, ContainerError, unpack
+from fastmaker.jobs import backends, deploy, storage
+from fastmaker.jobs.cli import errors
+from fastmaker.jobs.packaging import triton
+from fastmaker.local.containers import Container, ContainerError, unpack
+from fastmaker.local.serving import torchserve
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")  # what torch-model-archiver takes, and Triton
 STOP_SECONDS = 5
@@ -32,9 +35,9 @@ PASSED_ON = ("FASTMAKER_", "TS_MAX_")  # what of the environment a server should
 
 def parse_args(argv=None):
     parser = argparse.ArgumentParser(
-        prog="python -m jobs.package",
+        prog="fastmaker package",
         description="Package a trained model for another server.",
-        epilog="example: python -m jobs.package torchserve digits --batch-size 8 --serve",
+        epilog="example: fastmaker package torchserve digits --batch-size 8 --serve",
     )
     commands = parser.add_subparsers(dest="command", required=True)
     _add_torchserve(commands)
@@ -109,7 +112,7 @@ def package_torchserve(args) -> Path:
         try:
             serve(archive, name, args.port)
         except ContainerError as error:
-            console.fail(error, 1)
+            errors.fail(error, 1)
     else:
         print(
             "next:    torchserve --start --disable-token-auth --model-store "
@@ -131,15 +134,16 @@ def package_triton(args) -> Path:
     if archive:
         print(f"archive:    {archive}, for SageMaker with {triton.SAGEMAKER_MODEL_NAME}={name}")
     print(f"to serve:   {triton.docker_command(repository, options)}")
-    print(f"next:       python -m jobs.predict --triton 127.0.0.1:8001 --model {name} IMAGE ...")
+    print(f"next:       fastmaker predict --triton 127.0.0.1:8001 --model {name} IMAGE ...")
     return repository
 
 
 def package_onnx(args) -> Path:
     """Make the ONNX file, with --bundle in a new model directory; returns the path of either."""
-    from fastmaker import bundle, export
+    from fastmaker import bundle
+    from fastmaker.export import onnx_file
 
-    export.check_packages()
+    onnx_file.check_packages()
     target = _onnx_target(args)
     with model_directory(args.model, args.aws) as model_dir:
         if args.bundle:
@@ -154,27 +158,26 @@ def package_onnx(args) -> Path:
             make_onnx(model_dir, target, args.input, args.calibrate)
     print(f"made:       {target}")
     if args.bundle:
-        print(
-            f"next:       python -m jobs.deploy --model {shlex.quote(str(target))} --env FASTMAKER_ENGINE=onnxruntime"
-        )
+        print(f"next:       fastmaker deploy --model {shlex.quote(str(target))} --env FASTMAKER_ENGINE=onnxruntime")
     return target
 
 
 def make_onnx(model_dir: Path, file: Path, image_input: str = "uint8", calibrate: Path | None = None) -> None:
     """Write the bundle in `model_dir` as `file`, in int8 if there is a folder to `calibrate` with; say how good it is.
 
-    Raises bundle.BundleError or export.ExportError.
+    Raises bundle.BundleError or onnx_file.ExportError.
     """
-    from fastmaker import bundle, export
+    from fastmaker import bundle
+    from fastmaker.export import onnx_file
 
     with tempfile.TemporaryDirectory() as scratch:
         info = bundle.load_info(model_dir)
-        images = export.calibration_images(calibrate, info, image_input) if calibrate else []
+        images = onnx_file.calibration_images(calibrate, info, image_input) if calibrate else []
         float_file = Path(scratch, "float32.onnx") if calibrate else file
-        difference = export.to_onnx(model_dir, float_file, image_input)
+        difference = onnx_file.to_onnx(model_dir, float_file, image_input)
         print(f"float32:    {_megabytes(float_file)}, probabilities within {difference:.1e} of torch's")
         if calibrate:
-            same, of = export.to_int8(float_file, file, images)
+            same, of = onnx_file.to_int8(float_file, file, images)
             things = "pixels" if info.task == "segmentation" else "labels"
             print(f"int8:       {_megabytes(file)}, {same} of {of} {things} as in float32 on {len(images)} images")
 
@@ -220,7 +223,9 @@ def make_archive(model_dir: Path, name: str, archive: Path, config: str) -> None
         _copy_model(model_dir, contents)
         (config_file := Path(scratch, "model-config.yaml")).write_text(config)
         # The archiver puts it into the archive's root; nothing imports it from the package.
-        handler = (contents / "fastmaker" / "torchserve_handler.py").rename(Path(scratch, "torchserve_handler.py"))
+        handler = (contents / "fastmaker" / "serving" / "torchserve_handler.py").rename(
+            Path(scratch, "torchserve_handler.py")
+        )
         _archiver(name, handler, contents, config_file, Path(scratch))
         archive.parent.mkdir(parents=True, exist_ok=True)
         partial = archive.with_name(archive.name + ".partial")
@@ -261,7 +266,7 @@ def running(archive: Path, name: str, port: int) -> Iterator[tuple[Container, st
             yield container, f"http://127.0.0.1:{port}/predictions/{name}"
         finally:
             # Not left half done by a second Ctrl-C.
-            with console.signals((signal.SIGINT, signal.SIGTERM), signal.SIG_IGN):
+            with errors.signals((signal.SIGINT, signal.SIGTERM), signal.SIG_IGN):
                 container.close(STOP_SECONDS)
 
 
@@ -326,7 +331,7 @@ def model_directory(model: str, aws: bool = False) -> Iterator[Path]:
     A training job is one on AWS if `aws`.
     """
     place = argparse.Namespace(backend="aws" if aws else "process")
-    found = deploy.locate(model, lambda: session.backend(place).session)
+    found = deploy.locate(model, lambda: backends.backend(place).session)
     if isinstance(found, Path) and found.is_dir():
         yield found
         return
@@ -362,6 +367,4 @@ def _check_port(port: int) -> None:
 
 
 if __name__ == "__main__":
-    arguments = parse_args()
-    with console.errors_as_one_line():
-        main(arguments)
+    errors.run(sys.modules[__name__])

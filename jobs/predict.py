@@ -1,7 +1,7 @@
 """Ask an endpoint or a Triton server about images; ``-`` is an image on stdin.
 
-``python -m jobs.predict --endpoint NAME IMAGE_OR_FOLDER ...``
-``python -m jobs.predict --triton HOST:PORT --model NAME IMAGE_OR_FOLDER ...``
+``fastmaker predict --endpoint NAME IMAGE_OR_FOLDER ...``
+``fastmaker predict --triton HOST:PORT --model NAME IMAGE_OR_FOLDER ...``
 """
 
 import argparse
@@ -16,18 +16,20 @@ from pathlib import Path
 from PIL import Image
 from tqdm import tqdm
 
-from jobs import console, session, triton_client
+from fastmaker.jobs import backends
+from fastmaker.jobs.cli import errors, pictures, tables
+from fastmaker.jobs.clients import triton
 
 CLIENTS = 4  # requests under way at once
 
 
 def parse_args(argv=None):
     parser = argparse.ArgumentParser(
-        prog="python -m jobs.predict",
+        prog="fastmaker predict",
         description="Ask an endpoint or a Triton server about images.",
-        epilog="example: python -m jobs.predict --endpoint pets cat.jpg photos/ --save answers/",
+        epilog="example: fastmaker predict --endpoint pets cat.jpg photos/ --save answers/",
     )
-    session.add_arguments(parser, instances=False)
+    backends.add_arguments(parser, instances=False)
     parser.add_argument("--endpoint", help="its name (default: the only one that is in service)")
     parser.add_argument("--triton", metavar="URL", help="grpc://HOST:PORT, HOST:PORT or http://HOST:PORT in its place")
     parser.add_argument("--model", metavar="NAME", help="of --triton (default: the only one that is ready)")
@@ -42,10 +44,15 @@ def parse_args(argv=None):
     return args
 
 
-def main(args) -> list[dict]:
+def main(args) -> int:
+    """Predict; returns 1 if an image has no answer."""
+    return int(any("error" in row for row in predict(args)))
+
+
+def predict(args) -> list[dict]:
     """Predict; returns a row for each image: `image`, and the answer or `error`."""
     inputs = list(_inputs(args.images))
-    with contextlib.nullcontext() if args.triton else session.backend(args) as backend:
+    with contextlib.nullcontext() if args.triton else backends.backend(args) as backend:
         return _answered(args, inputs, *(_endpoint(args, backend) if backend else _triton_model(args)))
 
 
@@ -55,7 +62,7 @@ def _answered(args, inputs: list[tuple[str, bytes]], answer, mask_of) -> list[di
         answers = pool.map(answer, [data for _, data in inputs])
         shown = tqdm(answers, total=len(inputs), unit="image", leave=False, disable=None)  # on a terminal alone
         rows = [{"image": name, **answer} for (name, _), answer in zip(inputs, shown, strict=True)]
-    print(console.as_json(rows) if args.json else _table(rows))
+    print(tables.as_json(rows) if args.json else _table(rows))
     if args.save:
         _save(args.save, inputs, rows, mask_of)
     return rows
@@ -72,13 +79,13 @@ def _endpoint(args, backend) -> tuple[Callable[[bytes], dict], Callable[[bytes],
 
 
 def _triton_model(args) -> tuple[Callable[[bytes], dict], Callable[[bytes], bytes]]:
-    """As `_endpoint`, of a Triton server's model. Raises ValueError or triton_client.TritonError."""
-    model = triton_client.Model(args.triton, args.model)
+    """As `_endpoint`, of a Triton server's model. Raises ValueError or triton.TritonError."""
+    model = triton.Model(args.triton, args.model)
 
     def answer(image: bytes) -> dict:
         try:
             return model.answer(image).as_object()
-        except triton_client.Refusal as error:
+        except triton.Refusal as error:
             return {"error": str(error)}
 
     return answer, lambda image: model.answer(image).as_png()
@@ -130,7 +137,7 @@ def image_files(name: str) -> list[Path]:
 def _only_endpoint(sagemaker_session) -> str:
     found = sagemaker_session.sagemaker_client.list_endpoints(StatusEquals="InService")["Endpoints"]
     if len(found) != 1:
-        names = ", ".join(e["EndpointName"] for e in found) or "none; deploy one with python -m jobs.deploy"
+        names = ", ".join(e["EndpointName"] for e in found) or "none; deploy one with fastmaker deploy"
         raise ValueError(f"--endpoint NAME is needed: in service are {names}")
     return found[0]["EndpointName"]
 
@@ -139,11 +146,11 @@ def _table(rows: list[dict]) -> str:
     cells = [[row["image"], *_cells(row), row.get("error", "")] for row in rows]
     header = ["image", "label", "probability", "error"]
     wide = 4 if any("error" in row for row in rows) else 3
-    return console.table(header[:wide], [row[:wide] for row in cells])
+    return tables.table(header[:wide], [row[:wide] for row in cells])
 
 
 def _cells(row: dict) -> list[str]:
-    label, probability = console.in_words(row)
+    label, probability = tables.summarize(row)
     return [label, "-" if probability is None else f"{probability:.4f}"]
 
 
@@ -153,14 +160,12 @@ def _save(folder: Path, inputs: list[tuple[str, bytes]], rows: list[dict], mask_
     for number, ((name, data), row) in enumerate(zip(inputs, rows, strict=True)):
         if "error" in row:
             continue
-        cards = [console.captioned(Image.open(io.BytesIO(data)), " ".join(_cells(row)).removesuffix(" -"), 320)]
+        cards = [pictures.captioned(Image.open(io.BytesIO(data)), " ".join(_cells(row)).removesuffix(" -"), 320)]
         if "base64_prediction" in row:
-            cards.append(console.captioned(Image.open(io.BytesIO(mask_of(data))), "", 320))
-        console.contact_sheet(cards, len(cards)).save(folder / f"{number:04}-{Path(name).stem}.png")
+            cards.append(pictures.captioned(Image.open(io.BytesIO(mask_of(data))), "", 320))
+        pictures.contact_sheet(cards, len(cards)).save(folder / f"{number:04}-{Path(name).stem}.png")
     print(f"\nsaved: {folder}", file=sys.stderr)
 
 
 if __name__ == "__main__":
-    arguments = parse_args()
-    with console.errors_as_one_line():
-        sys.exit(any("error" in row for row in main(arguments)))
+    errors.run(sys.modules[__name__])

@@ -7,6 +7,7 @@ goes the way it goes on AWS: the SageMaker Python SDK, AWS's training and servin
 import argparse
 import contextlib
 import json
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -15,8 +16,9 @@ from pathlib import Path
 
 from PIL import Image
 
-from jobs import cleanup, console, deploy, manifest, predict, session, train, transform
-from jobs.local import s3
+from fastmaker.jobs import backends, cleanup, deploy, manifest, predict, train, transform
+from fastmaker.jobs.cli import errors, pictures, tables
+from fastmaker.local import s3
 
 # A tenth of the digits are kept away from training: the endpoint has never seen them.
 HELD_OUT = 10
@@ -24,9 +26,7 @@ SHOWN = 20
 
 
 def parse_args(argv=None):
-    parser = argparse.ArgumentParser(
-        prog="python -m jobs.quickstart", description="Train, deploy, predict and transform."
-    )
+    parser = argparse.ArgumentParser(prog="fastmaker quickstart", description="Train, deploy, predict and transform.")
     parser.add_argument("--picture", type=Path, default=Path("quickstart.png"), help="(default: %(default)s)")
     parser.add_argument("--epochs", type=int, default=6, help="(default: %(default)s)")
     return parser.parse_args(argv)
@@ -44,12 +44,12 @@ def main(args) -> None:
             answers = _endpoint(steps, job, files)
             _transform(steps, job, folder, answers)
         finally:
-            session.session().sagemaker_client.delete_training_job(job)
+            backends.session().sagemaker_client.delete_training_job(job)
         _save_picture(args.picture, files, list(answers.values()))
 
     right = sum(answer.get("label") == Path(name).parent.name for name, answer in answers.items())
     rows = [*steps, ["accuracy", "", f"{right / len(answers):.4f}"], ["picture", "", str(args.picture)]]
-    print("\n" + console.table(["step", "seconds", "result"], rows))
+    print("\n" + tables.table(["step", "seconds", "result"], rows))
 
 
 def _train(folder: Path, epochs: int) -> str:
@@ -62,7 +62,7 @@ def _endpoint(steps: list, job: str, files: list[Path]) -> dict[str, dict]:
     """Answers of an endpoint, by ``<digit>/<file>``."""
     with _timed(steps, "deploy", "TorchServe behind a SageMaker endpoint"):
         endpoint = deploy.main(deploy.parse_args(["--model", job]))
-    backend = session.Local()
+    backend = backends.Local()
     try:
         with _timed(steps, "predict", f"{len(files)} digits it has not seen"):
             ask = partial(predict.ask, backend.runtime(endpoint), endpoint)
@@ -74,7 +74,7 @@ def _endpoint(steps: list, job: str, files: list[Path]) -> dict[str, dict]:
 def _transform(steps: list, job: str, folder: Path, answers: dict[str, dict]) -> None:
     """Batch transform of the same digits in S3, by prefix and by a manifest of a third of them."""
     with s3.serve():
-        sagemaker_session = session.session()
+        sagemaker_session = backends.session()
         bucket = sagemaker_session.default_bucket()
         prefix = f"s3://{bucket}/held-out/"
         sagemaker_session.upload_data(str(folder / "held-out"), key_prefix="held-out")
@@ -112,13 +112,11 @@ def write_digits(folder: Path) -> None:
 def _save_picture(path: Path, files: list[Path], answers: list[dict]) -> None:
     step = max(1, len(files) // SHOWN)
     cards = [
-        console.captioned(Image.open(file), f"{answer['label']}  ({answer['probability']:.3f})", 112)
+        pictures.captioned(Image.open(file), f"{answer['label']}  ({answer['probability']:.3f})", 112)
         for file, answer in list(zip(files, answers, strict=True))[::step][:SHOWN]
     ]
-    console.contact_sheet(cards, columns=5).save(path)
+    pictures.contact_sheet(cards, columns=5).save(path)
 
 
 if __name__ == "__main__":
-    arguments = parse_args()
-    with console.errors_as_one_line():
-        main(arguments)
+    errors.run(sys.modules[__name__])

@@ -1,8 +1,8 @@
-"""Train a model: ``python -m jobs.train --data DIRECTORY_OR_URI [--instance-type local] [hyperparameters]``.
+"""Train a model: ``fastmaker train --data DIRECTORY_OR_URI [--instance-type local] [hyperparameters]``.
 
 Whatever is not an argument of this script goes to source/entry_point.py as a hyperparameter:
 
-    python -m jobs.train --data pets/images --label-regex '^(.+)_[0-9]+.jpg$' --arch resnet34 --epochs 5
+    fastmaker train --data pets/images --label-regex '^(.+)_[0-9]+.jpg$' --arch resnet34 --epochs 5
 """
 
 import argparse
@@ -13,10 +13,9 @@ import tarfile
 import tempfile
 from pathlib import Path
 
-from jobs import console, session
-from jobs.local import storage
+from fastmaker.jobs import backends, files, storage
+from fastmaker.jobs.cli import errors, tables
 
-SOURCE = Path(__file__).resolve().parents[1] / "source"
 METRIC_DEFINITIONS = [
     {"Name": "train:loss", "Regex": r"train_loss=([0-9.]+)"},
     {"Name": "valid:loss", "Regex": r"valid_loss=([0-9.]+)"},
@@ -28,12 +27,12 @@ METRIC_DEFINITIONS = [
 
 def parse_args(argv=None):
     parser = argparse.ArgumentParser(
-        prog="python -m jobs.train",
+        prog="fastmaker train",
         description="Train a model with source/entry_point.py as a SageMaker training job.",
         epilog="Every other --name value is a hyperparameter; `python source/entry_point.py --help` lists them. "
-        "example: python -m jobs.train --data digits --arch convnet --epochs 5",
+        "example: fastmaker train --data digits --arch convnet --epochs 5",
     )
-    session.add_arguments(parser)
+    backends.add_arguments(parser)
     parser.add_argument("--data", required=True, help="a directory, file:// or s3:// URI: the channel `train`")
     parser.add_argument("--valid", help="likewise: the channel `valid`")
     parser.add_argument("--job-name", help="(default: made from the time)")
@@ -70,7 +69,7 @@ def main(args) -> str | None:
     channels = {"train": _channel(args.data), **({"valid": _channel(args.valid)} if args.valid else {})}
     if args.spot and not args.checkpoints:
         print("without --checkpoints an interrupted job starts from the beginning")
-    with session.backend(args) as backend:
+    with backends.backend(args) as backend:
         _check(channels, args.hyperparameters)
         job = args.job_name or name_from_base("fastmaker")
         kind = "spot training" if args.spot else "training"
@@ -78,7 +77,7 @@ def main(args) -> str | None:
             return None
         inputs = {name: backend.upload(uri, "training-job", job, f"data/{name}") for name, uri in channels.items()}
         estimator = estimator_for(args, backend, job)
-        backend.tell_costs("training-job", job)
+        backend.print_cost_notice("training-job", job)
         estimator.fit(inputs, job_name=job, wait=not backend.dry_run)
         if not backend.dry_run:
             _report(args, estimator, backend, job)
@@ -91,7 +90,7 @@ def estimator_for(args, backend, job: str):
 
     arguments = {
         "entry_point": "entry_point.py",
-        "source_dir": str(SOURCE),
+        "source_dir": str(files.SOURCE),
         "instance_count": args.instance_count,
         "instance_type": args.instance_type,
         "volume_size": args.volume_size,
@@ -115,15 +114,15 @@ def estimator_for(args, backend, job: str):
 def _report(args, estimator, backend, job: str) -> None:
     description = backend.session.describe_training_job(job)
     if (status := description["TrainingJobStatus"]) != "Completed":  # such as stopped by --max-run, or by somebody
-        raise console.Failure(f"training job {job} is {status}: {description.get('SecondaryStatus')}")
-    backend.done()
+        raise errors.Failure(f"training job {job} is {status}: {description.get('SecondaryStatus')}")
+    backend.keep_created()
     metrics = description.get("FinalMetricDataList", [])
     print()
-    print(console.table(["metric", "value"], [[m["MetricName"], round(m["Value"], 4)] for m in metrics]))
+    print(tables.table(["metric", "value"], [[m["MetricName"], round(m["Value"], 4)] for m in metrics]))
     print(f"\nmodel:  {estimator.model_data}")
     if report := fetch_report(estimator.model_data, Path(args.report) / job, backend.session):
         print(f"report: {report}")
-    print(f"next:   python -m jobs.deploy --model {job}{backend.serving_words}")
+    print(f"next:   fastmaker deploy --model {job}{backend.serving_cli_flags}")
 
 
 def fetch_report(model_data: str, folder: Path, sagemaker_session) -> Path | None:
@@ -157,7 +156,7 @@ def _check(channels: dict[str, str], hyperparameters: dict[str, str]) -> None:
         return
     arguments = [word for name, value in hyperparameters.items() for word in (f"--{name}", value)]
     folders = [word for name, uri in channels.items() for word in (f"--{name}", str(storage.local_path(uri)))]
-    command = [sys.executable, str(SOURCE / "entry_point.py"), *arguments, *folders, "--check-only", "true"]
+    command = [sys.executable, str(files.SOURCE / "entry_point.py"), *arguments, *folders, "--check-only", "true"]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         lines = [line for line in done.stderr.splitlines() if line.strip()]
@@ -176,6 +175,4 @@ def _pairs(parser, words: list[str]) -> dict[str, str]:
 
 
 if __name__ == "__main__":
-    arguments = parse_args()
-    with console.errors_as_one_line():
-        main(arguments)
+    errors.run(sys.modules[__name__])

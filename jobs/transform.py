@@ -1,4 +1,4 @@
-"""Run a batch transform job: ``python -m jobs.transform --model JOB_OR_MODEL --data FOLDER_OR_URI|--manifest FILE``.
+"""Run a batch transform job: ``fastmaker transform --model JOB_OR_MODEL --data FOLDER_OR_URI|--manifest FILE``.
 
 Each object becomes ``<its name>.out`` at --output. ``--collect`` joins all answers to their keys in one file, and
 ``--retry-failed JOB`` runs a job again for the objects that have no answer.
@@ -9,6 +9,7 @@ import csv
 import io
 import itertools
 import json
+import sys
 import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -17,9 +18,9 @@ from pathlib import Path
 import jsonlines
 from PIL import Image, UnidentifiedImageError
 
-from jobs import console, deploy, manifest, session
-from jobs.local import storage
-from jobs.local.inputs import Inputs
+from fastmaker.jobs import backends, deploy, manifest, storage
+from fastmaker.jobs.cli import errors, pictures, tables
+from fastmaker.jobs.storage.listings import Inputs
 
 SHOWN = 20  # answers in the contact sheet
 READERS = 16  # answers that are read at once
@@ -30,14 +31,14 @@ PIXELS = "pixels_"  # begins the CSV's columns of the classes of masks
 
 def parse_args(argv=None):
     parser = argparse.ArgumentParser(
-        prog="python -m jobs.transform",
+        prog="fastmaker transform",
         description="Run a batch transform job over a folder, an S3 prefix or a manifest.",
-        epilog="example: python -m jobs.transform --model digits --data s3://bucket/digits/ --collect answers.csv",
+        epilog="example: fastmaker transform --model digits --data s3://bucket/digits/ --collect answers.csv",
     )
-    session.add_arguments(parser)
+    backends.add_arguments(parser)
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--data", help="a folder, or a file:// or s3:// prefix: every object in it is used")
-    what.add_argument("--manifest", help="a manifest's file or URI; see python -m jobs.manifest")
+    what.add_argument("--manifest", help="a manifest's file or URI; see fastmaker manifest")
     what.add_argument("--retry-failed", metavar="JOB", help="run this job again for what has no answer")
     parser.add_argument("--model", help="a training job, a model directory, a model.tar.gz or its URI")
     parser.add_argument("--output", help="folder or URI for the answers (default: answers/JOB, or S3 for S3 inputs)")
@@ -72,7 +73,7 @@ def parse_args(argv=None):
 
 def main(args) -> str | None:
     """Run the job; returns its name, None if there was nothing to do. Raises UnexpectedStatusException if it fails."""
-    with session.backend(args) as backend:
+    with backends.backend(args) as backend:
         if args.retry_failed:
             return _retry(args, backend)
         kind, source = ("S3Prefix", args.data) if args.data else ("ManifestFile", args.manifest)
@@ -94,7 +95,7 @@ def _run(args, backend, kind: str, source: str, inputs: Inputs) -> str | None:
     output = storage.uri_of(args.output) if args.output else backend.answers(job, source)
     transformer = _transformer(args, model, output, backend.tags(job))
     print(f"transforming {inputs.count} objects of {source} on {args.instance_count} x {args.instance_type}")
-    backend.tell_costs("transform-job", job)
+    backend.print_cost_notice("transform-job", job)
     arguments = {"job_name": job, "wait": not backend.dry_run, "logs": False, **_transform_arguments(args)}
     try:
         transformer.transform(source, kind, **arguments)
@@ -130,7 +131,7 @@ def _retry(args, backend) -> str | None:
         transformer.env = description.get("Environment")
         job = args.job_name or name_from_base(args.retry_failed)
         transformer.tags = backend.tags(job)
-        backend.tell_costs("transform-job", job)
+        backend.print_cost_notice("transform-job", job)
         arguments = _described_arguments(description)
         try:
             transformer.transform(failed, "ManifestFile", job_name=job, logs=False, **arguments)
@@ -216,7 +217,7 @@ def _report(args, backend, job: str, inputs: Inputs, asked: int) -> None:
         ["seconds, start included", round(seconds, 1)],
         ["objects/s", round((asked - missing) / seconds, 1) if seconds else "-"],
     ]
-    print("\n" + console.table(["job", job], [[name, str(value)] for name, value in rows]))
+    print("\n" + tables.table(["job", job], [[name, str(value)] for name, value in rows]))
     print(f"\nanswers: {output}")
     if args.collect:
         collect(inputs, output, args.collect)
@@ -225,7 +226,7 @@ def _report(args, backend, job: str, inputs: Inputs, asked: int) -> None:
         save_picture(inputs, output, args.picture)
         print(f"picture: {args.picture}")
     if missing:
-        print(f"next:    python -m jobs.transform{backend.words} --retry-failed {args.retry_failed or job}")
+        print(f"next:    fastmaker transform{backend.cli_flags} --retry-failed {args.retry_failed or job}")
 
 
 def collect(inputs: Inputs, output: str, file: Path) -> None:
@@ -279,17 +280,17 @@ def save_picture(inputs: Inputs, output: str, file: Path) -> None:
     cards = []
     for name in itertools.islice(names, SHOWN):
         row = _row(output, name)
-        label, probability = console.in_words(row)
+        label, probability = tables.summarize(row)
         caption = row.get("error") or (label if probability is None else f"{label}  ({probability:.3f})")
         with storage.open_object(inputs.prefix + name) as stream:
             try:
                 image = Image.open(io.BytesIO(stream.read()))
-                cards.append(console.captioned(image, caption, 112))
+                cards.append(pictures.captioned(image, caption, 112))
             except (UnidentifiedImageError, OSError):
                 continue
     if cards:
         file.parent.mkdir(parents=True, exist_ok=True)
-        console.contact_sheet(cards, columns=min(5, len(cards))).save(file)
+        pictures.contact_sheet(cards, columns=min(5, len(cards))).save(file)
 
 
 def _rows(inputs: Inputs, output: str) -> Iterator[dict]:
@@ -317,6 +318,4 @@ def _keyed(name: str, answer) -> dict:
 
 
 if __name__ == "__main__":
-    arguments = parse_args()
-    with console.errors_as_one_line():
-        main(arguments)
+    errors.run(sys.modules[__name__])

@@ -1,4 +1,4 @@
-"""Send images through every path to an answer, and fail if one disagrees: ``python -m jobs.verify MODEL IMAGES``.
+"""Send images through every path to an answer, and fail if one disagrees: ``fastmaker verify MODEL IMAGES``.
 
     fastai       learn.predict of a Learner with the bundle's weights: what all others are compared with
     torch        the bundle, in this process
@@ -32,8 +32,10 @@ import urllib3
 from PIL import Image
 from tqdm import tqdm
 
-from jobs import cleanup, console, deploy, package, predict, session, triton_client
-from jobs.local.container import free_ports, pack
+from fastmaker.jobs import backends, cleanup, deploy, package, predict
+from fastmaker.jobs.cli import errors, pictures, tables
+from fastmaker.jobs.clients import triton
+from fastmaker.local.containers import free_ports, pack
 
 PATHS = ("fastai", "torch", "endpoint", "torchserve", "onnxruntime", "triton")
 PICTURED = 24  # images in the picture of those that differ
@@ -45,9 +47,9 @@ ONE_WORKER = "minWorkers: 1\nmaxWorkers: 1\n"
 
 def parse_args(argv=None):
     parser = argparse.ArgumentParser(
-        prog="python -m jobs.verify",
+        prog="fastmaker verify",
         description="Send the same images through every path to an answer; exit 1 if one disagrees with fastai.",
-        epilog="example: python -m jobs.verify pets photos --picture differing.png",
+        epilog="example: fastmaker verify pets photos --picture differing.png",
     )
     parser.add_argument("model", metavar="MODEL", help="a training job, a model directory, a model.tar.gz or its URI")
     parser.add_argument("images", nargs="+", metavar="IMAGES", help="image files, or folders of them")
@@ -61,8 +63,8 @@ def parse_args(argv=None):
     return parser.parse_args(argv)
 
 
-def main(args) -> bool:
-    """Compare all paths, print the table, and return whether all that ran agree. Raises ValueError."""
+def main(args) -> int:
+    """Compare all paths, and print the table; returns 1 if one that ran disagrees. Raises ValueError."""
     from fastmaker import bundle
 
     files = [file for name in args.images for file in predict.image_files(name)]
@@ -76,12 +78,12 @@ def main(args) -> bool:
         pictured = _compare(routes, files, info.labels)
     what = "pixels alike" if info.task == "segmentation" else "labels alike"
     header = ["path", what, "of", "largest difference", "images/s", "start, s", "result"]
-    print(console.table(header, [route.row() for route in routes]))
+    print(tables.table(header, [route.row() for route in routes]))
     if args.picture and pictured:
         args.picture.parent.mkdir(parents=True, exist_ok=True)
-        console.contact_sheet(pictured, columns=min(6, len(pictured))).save(args.picture)
+        pictures.contact_sheet(pictured, columns=min(6, len(pictured))).save(args.picture)
         print(f"\npicture: {args.picture}")
-    return not any(route.failure for route in routes)
+    return int(any(route.failure for route in routes))
 
 
 @dataclass(frozen=True)
@@ -99,7 +101,7 @@ class Answer:
         return first - second
 
 
-class NotHere(Exception):
+class Unavailable(Exception):
     """Why a path cannot run on this machine."""
 
 
@@ -110,7 +112,7 @@ class Route:
         """`serving()` is a context manager that yields a function from an encoded image to an Answer."""
         self.name, self.tolerance, self.serving = name, tolerance, serving
         self.ask = None
-        self.not_here = self.failure = ""
+        self.unavailable = self.failure = ""
         self.start_seconds = self.seconds = 0.0
         self.images = self.alike = self.total = 0
         self.largest = None
@@ -121,8 +123,8 @@ class Route:
         try:
             ask = stack.enter_context(self.serving())
             ask(image)
-        except NotHere as error:
-            self.not_here = str(error)
+        except Unavailable as error:
+            self.unavailable = str(error)
         except Exception as error:  # one path's fault is that path's result
             self.failure = _one_line(error)
         else:
@@ -159,15 +161,15 @@ class Route:
         return not differs.any()
 
     def row(self) -> list:
-        if self.not_here or not self.images:
+        if self.unavailable or not self.images:
             return [self.name, "-", "-", "-", "-", "-", self._result()]
         largest = "-" if self.largest is None else f"{self.largest:.1e}"
         rate, start = round(self.images / self.seconds, 1), round(self.start_seconds, 1)
         return [self.name, self.alike, self.total, largest, rate, start, self._result()]
 
     def _result(self) -> str:
-        if self.not_here:
-            return f"not run: {self.not_here}"
+        if self.unavailable:
+            return f"not run: {self.unavailable}"
         return f"FAILED: {self.failure}" if self.failure else "agrees"
 
 
@@ -192,11 +194,11 @@ def _card(name: str, image: bytes, found: Answer, expected: Answer, labels: tupl
     """The image with the label that differs, or with the pixels that differ in red."""
     picture = Image.open(io.BytesIO(image)).convert("RGB")
     if found.classes.ndim == 0:
-        return console.captioned(picture, f"{name}: {labels[found.classes]}, not {labels[expected.classes]}")
+        return pictures.captioned(picture, f"{name}: {labels[found.classes]}, not {labels[expected.classes]}")
     differs = found.classes != expected.classes
     pixels = np.asarray(picture.resize(differs.shape[::-1])).copy()
     pixels[differs] = (255, 0, 0)
-    return console.captioned(Image.fromarray(pixels), f"{name}: {differs.sum()} pixels differ")
+    return pictures.captioned(Image.fromarray(pixels), f"{name}: {differs.sum()} pixels differ")
 
 
 # The paths
@@ -222,7 +224,7 @@ def _routes(args, model_dir: Path, files: list[Path]) -> list[Route]:
 
 @contextlib.contextmanager
 def _fastai(model_dir: Path) -> Iterator[Callable]:
-    from fastmaker import reference
+    from fastmaker.export import reference
 
     learn = reference.learner(model_dir)
 
@@ -236,10 +238,11 @@ def _fastai(model_dir: Path) -> Iterator[Callable]:
 
 @contextlib.contextmanager
 def _here(model_dir: Path, **options) -> Iterator[Callable]:
-    """The bundle in this process, by serving.load and its options."""
-    from fastmaker import preprocess, serving
+    """The bundle in this process, by models.load and its options."""
+    from fastmaker import preprocess
+    from fastmaker.serving import models
 
-    model = serving.load(model_dir, **options)
+    model = models.load(model_dir, **options)
 
     def ask(image: bytes) -> Answer:
         tensor = model.to_tensor(preprocess.decode(image))
@@ -251,7 +254,7 @@ def _here(model_dir: Path, **options) -> Iterator[Callable]:
 
 @contextlib.contextmanager
 def _endpoint(model_dir: Path) -> Iterator[Callable]:
-    backend = session.Local()
+    backend = backends.Local()
     with tempfile.TemporaryDirectory() as scratch:
         pack(model_dir, Path(scratch, "model.tar.gz"))
         words = ["--model", f"file://{scratch}/model.tar.gz", "--env", "SAGEMAKER_MODEL_SERVER_WORKERS=1"]
@@ -293,11 +296,12 @@ def _onnxruntime(model_dir: Path) -> Iterator[Callable]:
 
 @contextlib.contextmanager
 def _int8(model_dir: Path, files: list[Path]) -> Iterator[Callable]:
-    from fastmaker import bundle, export
+    from fastmaker import bundle
+    from fastmaker.export import onnx_file
 
     with _onnx_directory(model_dir) as folder:
         onnx, info = folder / bundle.ONNX_FILE, bundle.load_info(folder)
-        export.to_int8(onnx, quantised := folder / "int8.onnx", export.inputs(files, info))
+        onnx_file.to_int8(onnx, quantised := folder / "int8.onnx", onnx_file.inputs(files, info))
         quantised.replace(onnx)
         with _here(folder, engine="onnxruntime") as ask:
             yield ask
@@ -305,26 +309,27 @@ def _int8(model_dir: Path, files: list[Path]) -> Iterator[Callable]:
 
 @contextlib.contextmanager
 def _onnx_directory(model_dir: Path) -> Iterator[Path]:
-    """A copy of the model directory that holds an ONNX file. Raises NotHere."""
-    from fastmaker import bundle, export
+    """A copy of the model directory that holds an ONNX file. Raises Unavailable."""
+    from fastmaker import bundle
+    from fastmaker.export import onnx_file
 
     try:
-        export.check_packages()
-    except export.ExportError as error:
-        raise NotHere(str(error)) from None
+        onnx_file.check_packages()
+    except onnx_file.ExportError as error:
+        raise Unavailable(str(error)) from None
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch, "model")
         shutil.copytree(model_dir, folder)
         if not (folder / bundle.ONNX_FILE).is_file():
-            export.to_onnx(folder, folder / bundle.ONNX_FILE)
+            onnx_file.to_onnx(folder, folder / bundle.ONNX_FILE)
         yield folder
 
 
 @contextlib.contextmanager
 def _triton(url: str | None, name: str | None) -> Iterator[Callable]:
     if url is None:
-        raise NotHere("--triton names a server that has the model of python -m jobs.package triton")
-    model = triton_client.Model(url, name)
+        raise Unavailable("--triton names a server that has the model of fastmaker package triton")
+    model = triton.Model(url, name)
 
     def ask(image: bytes) -> Answer:
         answer = model.answer(image, "model")
@@ -370,6 +375,4 @@ def _tolerance(text: str) -> float:
 
 
 if __name__ == "__main__":
-    arguments = parse_args()
-    with console.errors_as_one_line():
-        sys.exit(not main(arguments))
+    errors.run(sys.modules[__name__])

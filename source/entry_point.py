@@ -9,45 +9,46 @@ request (https://sagemaker.readthedocs.io/en/v2/frameworks/pytorch/using_pytorch
 
 import sys
 
-from fastmaker import content, preprocess
+from fastmaker import preprocess
+from fastmaker.serving import wire
 
 
 def main(argv=None):
-    from fastmaker import training
+    from fastmaker.training import arguments, run
 
-    return training.main(training.parse_args(argv))
+    return run.main(arguments.parse_args(argv))
 
 
 def model_fn(model_dir, context):
-    """The bundle in `model_dir` as a `serving.Model`, on this worker's GPU if it has one."""
+    """The bundle in `model_dir` as a `models.Model`, on this worker's GPU if it has one."""
     import torch
 
-    from fastmaker import serving
+    from fastmaker.serving import models
 
     gpu = context.system_properties.get("gpu_id") if torch.cuda.is_available() else None
-    torch.set_num_threads(serving.threads_per_worker())
-    model = serving.load(model_dir, "cpu" if gpu is None else f"cuda:{gpu}")
+    torch.set_num_threads(models.threads_per_worker())
+    model = models.load(model_dir, "cpu" if gpu is None else f"cuda:{gpu}")
     _decode_text_here()
     return model
 
 
 def input_fn(body, content_type, context=None):
-    """A request body as `content.Images`. Raises a `content.RequestError`, which is answered with its status."""
+    """A request body as `wire.Images`. Raises a `wire.RequestError`, which is answered with its status."""
     headers = context.get_all_request_header(0) if context else {}
-    return content.decode(body, content_type, content.header(headers, content.CUSTOM_ATTRIBUTES))
+    return wire.decode(body, content_type, wire.header(headers, wire.CUSTOM_ATTRIBUTES))
 
 
 def predict_fn(request, model):
-    """`content.Images` -> `content.Answer`."""
+    """`wire.Images` -> `wire.Answer`."""
     try:
-        return content.Answer(model.predict(request.images, request.mask_size), request.single)
+        return wire.Answer(model.predict(request.images, request.mask_size), request.single)
     except preprocess.ImageError as error:
-        raise content.BadRequest(str(error)) from None
+        raise wire.BadRequest(str(error)) from None
 
 
 def output_fn(answer, accept):
-    """The answer's bytes and their content type. Raises `content.NotAcceptable`."""
-    return content.sendable(*content.encode(answer, accept))
+    """The answer's bytes and their content type. Raises `wire.NotAcceptable`."""
+    return wire.check_response_size(*wire.encode(answer, accept))
 
 
 def _decode_text_here():

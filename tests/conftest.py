@@ -98,7 +98,7 @@ def digits_learner(digits):
     """A convnet that saw the digits for one epoch, with its fastai DataLoaders."""
     from fastai.vision.all import set_seed
 
-    from fastmaker import data, learner
+    from fastmaker.training import data, learner
 
     set_seed(1, reproducible=True)
     dls = data.dataloaders(data.read(digits), "L", (28, 28), "crop", batch_size=64, augment=False, workers=0)
@@ -111,7 +111,7 @@ def digits_learner(digits):
 @pytest.fixture(scope="session")
 def digits_bundle(digits_learner, tmp_path_factory) -> Path:
     """The bundle of `digits_learner`. Shared: copy it before you change it."""
-    from fastmaker import learner
+    from fastmaker.training import learner
 
     folder = tmp_path_factory.mktemp("bundle") / "digits"
     learner.save_bundle(digits_learner, folder, {"accuracy": 0.9})
@@ -123,7 +123,7 @@ def scenes_learner(scenes):
     """A U-Net that saw the scenes for two epochs."""
     from fastai.vision.all import set_seed
 
-    from fastmaker import data, learner, mask_data, segmentation
+    from fastmaker.training import data, learner, mask_data, segmentation
 
     set_seed(1, reproducible=True)
     samples = mask_data.read(scenes)
@@ -137,7 +137,7 @@ def scenes_learner(scenes):
 @pytest.fixture(scope="session")
 def scenes_bundle(scenes_learner, tmp_path_factory) -> Path:
     """The bundle of `scenes_learner`. Shared: copy it before you change it."""
-    from fastmaker import learner
+    from fastmaker.training import learner
 
     folder = tmp_path_factory.mktemp("bundle") / "scenes"
     learner.save_bundle(scenes_learner, folder, {"pixel_accuracy": 0.9})

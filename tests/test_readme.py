@@ -15,10 +15,11 @@ import pytest
 from matplotlib import pyplot
 from PIL import Image
 
-from fastmaker import serving
-from jobs import cleanup, deploy, package
-from jobs.local.container import free_ports
-from jobs.quickstart import write_digits
+from fastmaker.jobs import cleanup, deploy, package
+from fastmaker.jobs.__main__ import COMMANDS
+from fastmaker.jobs.quickstart import write_digits
+from fastmaker.local.containers import free_ports
+from fastmaker.serving import models
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 README = (REPOSITORY / "README.md").read_text("utf-8")
@@ -33,10 +34,10 @@ def commands(prefix):
     return [line for line in lines if line.startswith(prefix)]
 
 
-@pytest.mark.parametrize("command", commands("python -m jobs."))
+@pytest.mark.parametrize("command", commands("fastmaker "))
 def test_a_script_takes_the_arguments_that_the_readme_gives_it(command):
-    _, _, module, *words = shlex.split(command)
-    importlib.import_module(module).parse_args(words)
+    _, name, *words = shlex.split(command)
+    importlib.import_module(COMMANDS[name][0]).parse_args(words)
 
 
 @pytest.mark.parametrize("command", commands("make "))
@@ -93,7 +94,7 @@ def test_the_client_example_gets_the_mask_of_the_bundle(scenes, scenes_bundle, t
     finally:
         pyplot.close("all")
         cleanup.main(cleanup.parse_args(["--endpoint", "camvid"]))
-    [expected] = serving.load("camvid").predict([Image.open("scene.png")])
+    [expected] = models.load("camvid").predict([Image.open("scene.png")])
     assert names["mask"].dtype == np.uint8
     assert np.array_equal(names["mask"], expected.array)
     assert np.array_equal(shown, expected.array)

@@ -17,7 +17,7 @@ import psutil
 import pytest
 from local_mode import REPOSITORY
 
-from jobs.local.container import free_ports
+from fastmaker.local.containers import free_ports
 
 # The server is Triton 2.51. Its Python backend reads NumPy's arrays by the layout of NumPy 1: with NumPy 2 it answers
 # nonsense. The rest is what the models of jobs/triton.py say that they need. Nothing else of the wheel's is used.

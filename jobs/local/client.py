@@ -18,8 +18,12 @@ from botocore.exceptions import ClientError
 from botocore.model import ServiceModel
 from botocore.response import StreamingBody
 
-from jobs.local import docker, endpoint, storage, supervisor, torchserve, training, transform
-from jobs.local.store import Store, default_home, now
+from fastmaker.jobs import storage
+from fastmaker.local import docker, supervisor
+from fastmaker.local.batch import transform_jobs
+from fastmaker.local.serving import endpoints, torchserve
+from fastmaker.local.store import Store, default_home, now
+from fastmaker.local.training import training_jobs
 
 ACCOUNT = "000000000000"
 NAME = re.compile(r"[a-zA-Z0-9](-*[a-zA-Z0-9]){0,62}")
@@ -64,11 +68,11 @@ class SageMaker:
         self._s3_client = s3_client  # for what is fetched by this process; jobs have their environment
         self._job_environment = job_environment
         home = home or default_home()
-        self.training_jobs = Store(home, training.KIND)
+        self.training_jobs = Store(home, training_jobs.KIND)
         self.models = Store(home, "models")
         self.endpoint_configs = Store(home, "endpoint-configs")
-        self.endpoints = Store(home, endpoint.KIND)
-        self.transform_jobs = Store(home, transform.KIND)
+        self.endpoints = Store(home, endpoints.KIND)
+        self.transform_jobs = Store(home, transform_jobs.KIND)
 
     @property
     def exceptions(self):
@@ -87,24 +91,24 @@ class SageMaker:
 
     def create_training_job(self, **request):
         name = self._checked_name("CreateTrainingJob", request["TrainingJobName"])
-        if reason := training.refusal(request):
+        if reason := training_jobs.validation_error(request):
             raise invalid("CreateTrainingJob", reason)
         _check_gpu("CreateTrainingJob", request["ResourceConfig"]["InstanceType"])
         arn = self._arn("training-job", name)
         image = self._checked_image("CreateTrainingJob", request["AlgorithmSpecification"]["TrainingImage"])
         try:
-            training.start(self.training_jobs, request, arn, self._job_environment(), image)
+            training_jobs.start(self.training_jobs, request, arn, self._job_environment(), image)
         except FileExistsError:
             raise _in_use("CreateTrainingJob", "Training", name) from None
         return {"TrainingJobArn": arn}
 
     def describe_training_job(self, TrainingJobName):
         with _must_exist("DescribeTrainingJob", "training job", TrainingJobName):
-            return training.describe(self.training_jobs, TrainingJobName)
+            return training_jobs.describe(self.training_jobs, TrainingJobName)
 
     def stop_training_job(self, TrainingJobName):
         with _must_exist("StopTrainingJob", "training job", TrainingJobName):
-            training.stop(self.training_jobs, TrainingJobName)
+            training_jobs.stop(self.training_jobs, TrainingJobName)
 
     def delete_training_job(self, TrainingJobName):
         """DeleteTrainingJob, which AWS allows for jobs that have ended: also removes what the job left here."""
@@ -208,7 +212,7 @@ class SageMaker:
         arn = self._arn("endpoint", EndpointName)
         try:
             models = self._models_of("CreateEndpoint", config)
-            endpoint.create(self.endpoints, EndpointName, arn, config, models, Tags or [], self._s3_client)
+            endpoints.create(self.endpoints, EndpointName, arn, config, models, Tags or [], self._s3_client)
         except FileExistsError:
             raise invalid("CreateEndpoint", f'Cannot create already existing endpoint "{arn}".') from None
         return {"EndpointArn": arn}
@@ -220,16 +224,16 @@ class SageMaker:
             message = f'Cannot update endpoint "{EndpointName}" in status {description["EndpointStatus"]}.'
             raise invalid("UpdateEndpoint", message)
         models = self._models_of("UpdateEndpoint", config)
-        endpoint.update(self.endpoints, EndpointName, config, models, self._s3_client)
+        endpoints.update(self.endpoints, EndpointName, config, models, self._s3_client)
         return {"EndpointArn": description["EndpointArn"]}
 
     def describe_endpoint(self, EndpointName):
         with _must_exist("DescribeEndpoint", "endpoint", EndpointName):
-            return endpoint.describe(self.endpoints, EndpointName)
+            return endpoints.describe(self.endpoints, EndpointName)
 
     def delete_endpoint(self, EndpointName):
         with _must_exist("DeleteEndpoint", "endpoint", EndpointName):
-            endpoint.delete(self.endpoints, EndpointName)
+            endpoints.delete(self.endpoints, EndpointName)
 
     def list_endpoints(self, **request):
         endpoints = _listed(self.endpoints, self.describe_endpoint, "EndpointStatus", request)
@@ -241,7 +245,7 @@ class SageMaker:
     def create_transform_job(self, **request):
         operation = "CreateTransformJob"
         name = self._checked_name(operation, request["TransformJobName"])
-        if reason := transform.refusal(request):
+        if reason := transform_jobs.validation_error(request):
             raise invalid(operation, reason)
         env = self._job_environment()
         output = request["TransformOutput"]["S3OutputPath"]
@@ -252,18 +256,18 @@ class SageMaker:
         model = self._container_of(operation, request["ModelName"])
         arn = self._arn("transform-job", name)
         try:
-            transform.start(self.transform_jobs, request, arn, model, env)
+            transform_jobs.start(self.transform_jobs, request, arn, model, env)
         except FileExistsError:
             raise _in_use(operation, "Transform", name) from None
         return {"TransformJobArn": arn}
 
     def describe_transform_job(self, TransformJobName):
         with _must_exist("DescribeTransformJob", "transform job", TransformJobName):
-            return transform.describe(self.transform_jobs, TransformJobName)
+            return transform_jobs.describe(self.transform_jobs, TransformJobName)
 
     def stop_transform_job(self, TransformJobName):
         with _must_exist("StopTransformJob", "transform job", TransformJobName):
-            transform.stop(self.transform_jobs, TransformJobName)
+            transform_jobs.stop(self.transform_jobs, TransformJobName)
 
     def delete_transform_job(self, TransformJobName):
         """No operation of AWS, which keeps what it knows of a job: removes a job that has ended, not its outputs."""
@@ -320,7 +324,7 @@ class SageMakerRuntime:
     """InvokeEndpoint on the endpoints under `home`."""
 
     def __init__(self, home: Path | None = None):
-        self._endpoints = Store(home or default_home(), endpoint.KIND)
+        self._endpoints = Store(home or default_home(), endpoints.KIND)
         self._http = urllib3.PoolManager(retries=False, maxsize=32, timeout=urllib3.Timeout(connect=5, read=None))
         self.config = None  # the SDK sets it
 
@@ -340,7 +344,7 @@ class SageMakerRuntime:
     ):
         """As boto3's invoke_endpoint: an answer of 4xx or 5xx raises ModelError, with the status and the body."""
         try:
-            server = endpoint.pick_server(self._endpoints, EndpointName, TargetVariant)
+            server = endpoints.pick_server(self._endpoints, EndpointName, TargetVariant)
         except KeyError:
             raise self._invalid(f"Endpoint {EndpointName} of account {ACCOUNT} not found.") from None
         except LookupError as error:

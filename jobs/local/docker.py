@@ -31,7 +31,7 @@ def missing(image: str) -> str | None:
     if reason := unavailable():
         return reason
     if _docker("image", "inspect", image).returncode:
-        return f"no image {image} on this machine: `python -m jobs.image build` makes one, `docker pull` brings one"
+        return f"no image {image} on this machine: `fastmaker image build` makes one, `docker pull` brings one"
     return None
 
 

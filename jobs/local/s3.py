@@ -1,4 +1,4 @@
-"""S3 on this machine, in memory: ``python -m jobs.local.s3`` until Ctrl-C, or `serve` within a program.
+"""S3 on this machine, in memory: ``fastmaker s3`` until Ctrl-C, or `serve` within a program.
 
 It is moto's server, https://docs.getmoto.org/en/latest/docs/server_mode.html, and speaks S3's protocol over HTTP.
 """
@@ -17,7 +17,7 @@ CREDENTIALS = {"AWS_ACCESS_KEY_ID": "local", "AWS_SECRET_ACCESS_KEY": "local"}
 
 def parse_args(argv=None):
     parser = argparse.ArgumentParser(
-        prog="python -m jobs.local.s3",
+        prog="fastmaker s3",
         description="S3 on this machine, in memory, until Ctrl-C. What is in it is lost then.",
     )
     parser.add_argument("--port", type=int, default=9090, help="(default: %(default)s)")

@@ -16,10 +16,12 @@ from sagemaker.local import LocalSession
 from sagemaker.session import Session, _check_job_status
 from tqdm import tqdm
 
-from jobs.console import Interrupted
-from jobs.local import client, supervisor, training, transform
-from jobs.local import endpoint as endpoints
-from jobs.telemetry import opted_out
+from fastmaker.jobs.cli.errors import Interrupted
+from fastmaker.local import client, supervisor
+from fastmaker.local.batch import transform_jobs
+from fastmaker.local.serving import endpoints as endpoints
+from fastmaker.local.telemetry import opted_out
+from fastmaker.local.training import training_jobs
 
 logger = logging.getLogger(__name__)
 
@@ -131,7 +133,7 @@ class ProcessSession(LocalSession):
     def logs_for_job(self, job_name, wait=False, poll=POLL_SECONDS, log_type="All", timeout=None):
         """Print the job's log, until it ends if `wait`. Ctrl-C stops the job."""
         jobs = self.sagemaker_client.training_jobs
-        self._follow("Training", job_name, wait, _printing(lambda: training.containers(jobs, job_name)))
+        self._follow("Training", job_name, wait, _printing(lambda: training_jobs.containers(jobs, job_name)))
 
     def wait_for_job(self, job, poll=POLL_SECONDS, timeout=None):
         """Wait for a training job without its log. Raises UnexpectedStatusException if it fails."""
@@ -140,14 +142,14 @@ class ProcessSession(LocalSession):
     def logs_for_transform_job(self, job_name, wait=False, poll=POLL_SECONDS):
         """Print the logs of the job's servers, until it ends if `wait`. Ctrl-C stops the job."""
         jobs = self.sagemaker_client.transform_jobs
-        self._follow("Transform", job_name, wait, _printing(lambda: transform.containers(jobs, job_name)))
+        self._follow("Transform", job_name, wait, _printing(lambda: transform_jobs.containers(jobs, job_name)))
 
     def wait_for_transform_job(self, job, poll=POLL_SECONDS):
         """Wait for a transform job behind a progress bar. Raises UnexpectedStatusException if it fails."""
         with _progress_bar() as bar:
 
             def show() -> None:
-                counts = transform.progress(self.sagemaker_client.transform_jobs, job)
+                counts = transform_jobs.progress(self.sagemaker_client.transform_jobs, job)
                 done = counts.get("answers", 0) + counts.get("failures", 0)
                 if done and not bar.n:
                     bar.reset(counts["objects"])  # the rate counts from the first answer

@@ -5,12 +5,11 @@ import os
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import psutil
 
-from jobs.local.container import session_processes
-from jobs.local.store import Store, now
+from fastmaker.local.containers import session_processes
+from fastmaker.local.store import Store, now
 
 FINAL = ("Completed", "Failed", "Stopped")
 MAX_REASON = 1024  # the longest FailureReason that AWS gives
@@ -24,7 +23,7 @@ def start(store: Store, name: str, record: dict, module: str, env: dict[str, str
     with open(directory / "supervisor.log", "ab") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", module, str(directory)],
-            cwd=Path(__file__).resolve().parents[2],
+            cwd="/",
             env=env,
             stdin=subprocess.DEVNULL,
             stdout=log,

@@ -3,7 +3,7 @@
     model.pth    the state_dict of the pure torch network
     model.json   everything else that an answer depends on (`ModelInfo`)
     code/        entry_point.py and this package, so that an endpoint needs nothing else
-    model.onnx   if one was added (fastmaker.export): the network once more, for the engine onnxruntime
+    model.onnx   if one was added (fastmaker.export.onnx_file): the network once more, for the engine onnxruntime
 
 No pickled code anywhere: model.pth is read with ``weights_only=True``. This module is the only one that knows the
 file names.
@@ -97,10 +97,17 @@ def save_code(code_dir: Path) -> None:
 
     What else is there may be somebody's own, and stays.
     """
-    source = Path(__file__).resolve().parent.parent
+    source = _own_code()
     shutil.rmtree(code_dir / "fastmaker", ignore_errors=True)
     shutil.copytree(source / "fastmaker", code_dir / "fastmaker", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy2(source / "entry_point.py", code_dir)
+
+
+def _own_code() -> Path:
+    """The folder that holds the entry point and this package alone: source/, a bundle's code/, or a wheel's copy."""
+    package = Path(__file__).resolve().parent
+    of_wheel = package / "checkout" / "source"
+    return of_wheel if of_wheel.is_dir() else package.parent
 
 
 def load(model_dir: str | os.PathLike) -> tuple[nn.Module, ModelInfo]:

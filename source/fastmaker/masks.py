@@ -51,12 +51,12 @@ def palette(n: int, void: int | None = None) -> np.ndarray:
     return colours
 
 
-def restorable(method: str, void: int | None) -> bool:
+def can_resize_to_original(method: str, void: int | None) -> bool:
     """Whether there are masks in the size of any image: the resize `method` cuts nothing off, or that is void."""
     return method != "crop" or void is not None
 
 
-def restored(mask: np.ndarray, image_size: tuple[int, int], method: str, void: int | None) -> np.ndarray:
+def resize_to_original(mask: np.ndarray, image_size: tuple[int, int], method: str, void: int | None) -> np.ndarray:
     """The model's `mask` of an image, uint8 (H, W), as large as the image was (width, height): each pixel's nearest.
 
     What the resize `method` cut off is void. Raises preprocess.ImageError if there is no void class then.
@@ -65,7 +65,7 @@ def restored(mask: np.ndarray, image_size: tuple[int, int], method: str, void: i
     if method == "pad":  # the window may end a pixel short of the image, which its edge covers as well
         left, top, right, bottom = min(left, 0), min(top, 0), max(right, image_size[0]), max(bottom, image_size[1])
     cuts = left > 0 or top > 0 or right < image_size[0] or bottom < image_size[1]
-    if cuts and not restorable(method, void):
+    if cuts and not can_resize_to_original(method, void):
         raise preprocess.ImageError(
             f"the model sees {right - left}x{bottom - top} of the image's {image_size[0]}x{image_size[1]} pixels, and"
             " has no void class for the rest; ask for mask_size=model"

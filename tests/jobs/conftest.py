@@ -18,10 +18,11 @@ from engine import docker
 from local_mode import deployed, running_below
 from moto.server import ThreadedMotoServer
 
-from fastmaker import preprocess, serving
-from jobs import image as image_script
-from jobs.local import ProcessSession
-from jobs.local.container import pack
+from fastmaker import preprocess
+from fastmaker.jobs import image as image_script
+from fastmaker.local import ProcessSession
+from fastmaker.local.containers import pack
+from fastmaker.serving import models
 
 PUBLIC_BASE = "python:3.11-slim-bookworm"  # the Dockerfile's own
 CERTIFICATES = "etc/ssl/certs/ca-certificates.crt"
@@ -64,7 +65,7 @@ def pngs(digits):
 @pytest.fixture(scope="session")
 def good(digits_bundle, digits):
     """Digits with their right probabilities."""
-    model = serving.load(digits_bundle)
+    model = models.load(digits_bundle)
     files = [file.read_bytes() for file in sorted(digits.rglob("*.png"))[::20]]
     return [(data, model.predict([preprocess.decode(data)])[0].probabilities) for data in files]
 
@@ -73,8 +74,8 @@ def good(digits_bundle, digits):
 def by_the_entry_point(entry_point):
     """by_the_entry_point(bundle, body, type, accept) -> (answer, media type), with a worker's threads."""
     threads = torch.get_num_threads()
-    torch.set_num_threads(serving.threads_per_worker(1))
-    load = functools.cache(serving.load)
+    torch.set_num_threads(models.threads_per_worker(1))
+    load = functools.cache(models.load)
 
     def answered(bundle, body, kind, accept):
         answer = entry_point.predict_fn(entry_point.input_fn(body, kind), load(bundle))

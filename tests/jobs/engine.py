@@ -12,7 +12,7 @@ from pathlib import Path
 
 from local_mode import wait_until
 
-from jobs.local.container import free_ports
+from fastmaker.local.containers import free_ports
 
 ONE_WORKER = ["--env", "SAGEMAKER_MODEL_SERVER_WORKERS=1"]
 

@@ -18,9 +18,9 @@ from local_mode import deployed
 from PIL import Image
 from test_endpoints import workers_of
 
-from jobs import package
-from jobs.local import torchserve
-from jobs.local.container import free_ports, pack
+from fastmaker.jobs import package
+from fastmaker.local.containers import free_ports, pack
+from fastmaker.local.serving import torchserve
 
 CLIENTS = 8
 MULTIPART = b'--b\r\nContent-Disposition: form-data; name="image"\r\n\r\nx\r\n--b--\r\n'

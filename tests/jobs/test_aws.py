@@ -11,19 +11,20 @@ import boto3
 import pytest
 from aws_server import AwsServer
 
-from fastmaker import preprocess, serving
-from jobs import console, deploy, session
-from jobs.aws import backend
-from jobs.aws.endpoints import DIMENSION, TRACKING
-from jobs.local import storage
+from fastmaker import preprocess
+from fastmaker.jobs import backends, deploy, storage
+from fastmaker.jobs.backends.aws import backend
+from fastmaker.jobs.backends.aws.endpoints import DIMENSION, TRACKING
+from fastmaker.jobs.cli import errors, redaction
+from fastmaker.serving import models
 
 ACCOUNT = "123456789012"  # moto's
 ROLE = f"arn:aws:iam::{ACCOUNT}:role/jobs"
 OWN_BUCKET = f"sagemaker-us-east-1-{ACCOUNT}"
-TRAIN = "jobs.train --data {few} --arch convnet --epochs 1 --job-name j"
-TRAIN_ON_S3 = "jobs.train --data s3://given/train/ --arch convnet --epochs 1 --job-name j"  # which nobody checks here
-DEPLOY = "jobs.deploy --model {bundle} --endpoint-name e"
-TRANSFORM = "jobs.transform --model {bundle} --data {few}/7 --job-name t"
+TRAIN = "train --data {few} --arch convnet --epochs 1 --job-name j"
+TRAIN_ON_S3 = "train --data s3://given/train/ --arch convnet --epochs 1 --job-name j"  # which nobody checks here
+DEPLOY = "deploy --model {bundle} --endpoint-name e"
+TRANSFORM = "transform --model {bundle} --data {few}/7 --job-name t"
 QUOTAS = {
     "ml.g4dn.xlarge for training job usage": 2,
     "ml.p3.2xlarge for spot training job usage": 1,
@@ -77,11 +78,11 @@ def run(few, digits_bundle, tmp_path, capsys):
     shutil.copytree(digits_bundle, tmp_path / "bundle")
 
     def run(command: str) -> tuple[int, str, str]:
-        module, *words = command.format(few=few, bundle=tmp_path / "bundle").split()
-        script = importlib.import_module(module)
+        name, *words = command.format(few=few, bundle=tmp_path / "bundle").split()
+        script = importlib.import_module(f"fastmaker.jobs.{name}")
         status = 0
         try:
-            with console.errors_as_one_line():
+            with errors.errors_as_one_line():
                 script.main(script.parse_args(words))
         except SystemExit as ended:
             status = ended.code
@@ -135,8 +136,8 @@ def test_a_training_job_is_asked_for_with_its_data_and_code_in_s3(aws, run, few)
     keys = {item["Key"][below:] for page in pages for item in page["Contents"]}
     images = {f"data/train/{file.relative_to(few)}" for file in few.rglob("*.png")}
     assert keys == {"made-by-fastmaker", "source/sourcedir.tar.gz", *images}
-    assert "next:   python -m jobs.deploy --model j --instance-type" in out
-    assert "to end it: python -m jobs.cleanup --backend aws --only training-job/j" in out
+    assert "next:   fastmaker deploy --model j --instance-type" in out
+    assert "to end it: fastmaker cleanup --backend aws --only training-job/j" in out
 
 
 def test_two_spot_instances_with_v100s_train_on_the_image_that_has_code_for_them(aws, run):
@@ -185,7 +186,7 @@ def test_a_model_can_be_deployed_to_types_that_are_newer_than_moto(aws, run, ins
 
 def test_what_is_for_aws_alone_is_said_and_left_out_on_this_machine(capsys):
     words = "--model m --max 4 --data-capture 9 --async-output s3://a/b"
-    assert session.Local().endpoint(deploy.parse_args(words.split()), "e") == {}
+    assert backends.Local().endpoint(deploy.parse_args(words.split()), "e") == {}
     assert capsys.readouterr().out == "on AWS alone, without effect here: --async-output, --data-capture, --max\n"
 
 
@@ -201,7 +202,7 @@ def test_what_is_for_aws_alone_is_said_and_left_out_on_this_machine(capsys):
     ],
 )
 def test_bad_arguments_of_an_endpoint_on_aws_are_refused(run, words, reason):
-    status, _, error = run(f"jobs.deploy --model m {words}")
+    status, _, error = run(f"deploy --model m {words}")
     assert status == 2
     assert reason in error
 
@@ -230,7 +231,7 @@ def test_an_asynchronous_endpoint_scales_to_nothing_by_its_backlog(aws, run):
     (alarm,) = boto3.client("cloudwatch").describe_alarms()["MetricAlarms"]
     assert (alarm["MetricName"], alarm["Threshold"]) == ("HasBacklogWithoutCapacity", 1)
     assert [action.rpartition("/")[2] for action in alarm["AlarmActions"]] == ["fastmaker-waking"]
-    succeeded(run("jobs.cleanup --backend aws --endpoint e"))
+    succeeded(run("cleanup --backend aws --endpoint e"))
     assert boto3.client("cloudwatch").describe_alarms()["MetricAlarms"] == []
     assert not [name for name in what_is_there() if name.startswith(("policy", "target"))]
 
@@ -268,18 +269,18 @@ def test_a_batch_job_over_a_manifest_and_another_for_what_it_left(aws, run, few)
     s3 = boto3.client("s3")
     for name in ("a.png", "b.png"):
         s3.put_object(Bucket="given", Key=f"in/{name}", Body=b"an image")
-    succeeded(run("jobs.manifest build s3://given/in/ --output m.json"))
+    succeeded(run("manifest build s3://given/in/ --output m.json"))
     words = "--manifest m.json --instance-type ml.c5.xlarge --output s3://given/out --collect answers.jsonl"
-    out = succeeded(run(f"jobs.transform --model {{bundle}} --job-name t {words}"))
+    out = succeeded(run(f"transform --model {{bundle}} --job-name t {words}"))
     (request,) = aws.sent("CreateTransformJob")
     source = request["TransformInput"]["DataSource"]["S3DataSource"]
     uri = f"s3://{OWN_BUCKET}/fastmaker/transform-job/t/inputs/m.json"
     assert source == {"S3DataType": "ManifestFile", "S3Uri": uri}
     assert json.load(storage.open_object(uri)) == [{"prefix": "s3://given/in/"}, "a.png", "b.png"]
-    assert "python -m jobs.transform --backend aws --retry-failed t" in out
+    assert "fastmaker transform --backend aws --retry-failed t" in out
 
     s3.put_object(Bucket="given", Key="out/a.png.out", Body=b'{"label": "7"}')
-    retry = "jobs.transform --backend aws --retry-failed t --job-name again"
+    retry = "transform --backend aws --retry-failed t --job-name again"
     assert "would transform 1 of 2 objects" in succeeded(run(f"{retry} --dry-run"))
     assert len(aws.sent("CreateTransformJob")) == 1
     succeeded(run(retry))
@@ -291,7 +292,7 @@ def test_a_batch_job_over_a_manifest_and_another_for_what_it_left(aws, run, few)
 
 def test_answers_that_are_no_text_are_not_collected_after_a_retry_either(aws, run):
     succeeded(run(f"{TRANSFORM} --instance-type ml.c5.xlarge --accept image/png"))
-    status, _, error = run("jobs.transform --backend aws --retry-failed t --collect answers.csv")
+    status, _, error = run("transform --backend aws --retry-failed t --collect answers.csv")
     assert status == 2
     assert "or text/csv, not image/png" in error
     assert len(aws.sent("CreateTransformJob")) == 1
@@ -303,8 +304,8 @@ def test_an_endpoint_is_asked_through_its_api(digits_predictor, aws, run, few, d
     found = digits_predictor.sagemaker_session.sagemaker_client.endpoints.read(digits_predictor.endpoint_name)
     aws.containers["e"] = f"http://127.0.0.1:{found['servers'][0]['port']}"
     images = sorted((few / "7").glob("*.png"))[:3]
-    out = succeeded(run(f"jobs.predict --backend aws --endpoint e --json {' '.join(map(str, images))}"))
-    model = serving.load(digits_bundle)
+    out = succeeded(run(f"predict --backend aws --endpoint e --json {' '.join(map(str, images))}"))
+    model = models.load(digits_bundle)
     for line, file in zip(out.splitlines(), images, strict=True):
         [expected] = model.predict([preprocess.decode(file.read_bytes())])
         assert json.loads(line) == {"image": str(file), **expected.as_object()}
@@ -318,7 +319,7 @@ def test_an_asynchronous_endpoint_is_asked_through_s3(aws, run, few):
     ]
     aws.expect_async(answers)
     images = sorted((few / "7").glob("*.png"))[:2]
-    _, out, _ = run(f"jobs.predict --backend aws --endpoint e --json {' '.join(map(str, images))}")
+    _, out, _ = run(f"predict --backend aws --endpoint e --json {' '.join(map(str, images))}")
     rows = [json.loads(line) for line in out.splitlines()]
     assert sorted(row.get("label", row.get("error")) for row in rows) == ["400", "7"]
 
@@ -366,7 +367,7 @@ def test_a_dry_run_on_this_machine_checks_and_starts_nothing(aws, run, tmp_path,
 def test_a_package_is_made_of_a_training_job_on_aws(aws, run, digits_archive, tmp_path):
     succeeded(run(f"{TRAIN_ON_S3} --instance-type ml.g4dn.xlarge"))
     boto3.client("s3").upload_file(str(digits_archive), OWN_BUCKET, "fastmaker/training-job/j/output/model.tar.gz")
-    succeeded(run("jobs.package torchserve j --aws"))
+    succeeded(run("package torchserve j --aws"))
     assert zipfile.is_zipfile("j.mar")
 
 
@@ -434,7 +435,7 @@ def test_cleanup_deletes_what_the_jobs_made_and_nothing_else_and_may_run_again(a
     ours = what_is_there()
     something_of_others_is_made()
     theirs = what_is_there() - ours
-    listed = succeeded(run("jobs.cleanup --backend aws"))
+    listed = succeeded(run("cleanup --backend aws"))
     assert {line.split()[0] for line in listed.splitlines()[2:-2] if line} == {
         "scaling",
         "endpoint",
@@ -446,16 +447,16 @@ def test_cleanup_deletes_what_the_jobs_made_and_nothing_else_and_may_run_again(a
     assert "others" not in listed
     assert "theirs" not in listed
     assert what_is_there() == ours | theirs
-    assert succeeded(run("jobs.cleanup --backend aws --all --yes")).endswith("\n\ndeleted\n")
+    assert succeeded(run("cleanup --backend aws --all --yes")).endswith("\n\ndeleted\n")
     assert what_is_there() == theirs
-    assert succeeded(run("jobs.cleanup --backend aws --all --yes")).strip() == "nothing is left in us-east-1"
+    assert succeeded(run("cleanup --backend aws --all --yes")).strip() == "nothing is left in us-east-1"
 
 
 def test_cleanup_of_an_endpoint_takes_its_scaling_configuration_and_models(aws, run):
     succeeded(run(f"{DEPLOY} --instance-type ml.c5.large --max 4"))
     succeeded(run(f"{TRANSFORM} --instance-type ml.c5.xlarge"))
     before = what_is_there()
-    succeeded(run("jobs.cleanup --backend aws --endpoint e"))
+    succeeded(run("cleanup --backend aws --endpoint e"))
     gone = before - what_is_there()
     assert sorted(name.split()[0] for name in gone) == ["config", "endpoint", "model", "policy", "target"]
 
@@ -465,7 +466,7 @@ def test_cleanup_says_where_a_bucket_keeps_versions_of_what_was_deleted(aws, run
     boto3.client("s3").create_bucket(Bucket=OWN_BUCKET)
     boto3.client("s3").put_bucket_versioning(Bucket=OWN_BUCKET, VersioningConfiguration=versions)
     succeeded(run(f"{DEPLOY} --instance-type ml.c5.large"))
-    out = succeeded(run("jobs.cleanup --backend aws --all --yes"))
+    out = succeeded(run("cleanup --backend aws --all --yes"))
     assert "fastmaker/endpoint/e/ had versions, which the bucket keeps" in out
     assert what_is_there() == set()
 
@@ -474,9 +475,7 @@ def test_cleanup_refuses_an_endpoint_of_others(aws, run):
     boto3.client("s3").create_bucket(Bucket=OWN_BUCKET)
     something_of_others_is_made()
     before = what_is_there()
-    assert "endpoint others was not made by these scripts" in failed(
-        run("jobs.cleanup --backend aws --endpoint others")
-    )
+    assert "endpoint others was not made by these scripts" in failed(run("cleanup --backend aws --endpoint others"))
     assert what_is_there() == before
 
 
@@ -506,22 +505,34 @@ NO_LIMIT = (
         ),
         (f"{TRAIN_ON_S3} --instance-type ml.g4dn.xlarge --output s3://missing/o", {}, "there is no bucket missing"),
         (
-            "jobs.deploy --model {bundle} --endpoint-name my_pets --instance-type ml.c5.large",
+            "deploy --model {bundle} --endpoint-name my_pets --instance-type ml.c5.large",
             {},
             "letters, digits and hyphens",
         ),
         (f"{DEPLOY} --instance-type ml.g7e.2xlarge", {}, "has no code for ml.g7e.2xlarge"),
-        ("jobs.deploy --model j --instance-type ml.c5.large", {"DescribeTrainingJob": THROTTLED}, "Rate exceeded"),
+        (
+            "deploy --model j --instance-type ml.c5.large",
+            {"DescribeTrainingJob": THROTTLED},
+            "Rate exceeded",
+        ),
         (f"{TRAIN_ON_S3} --instance-type ml.g4dn.xlarge --instance-count 3", {}, "is 2, 3 wanted"),
         (f"{TRAIN_ON_S3} --instance-type ml.g4dn.xlarge --image-uri fastmaker:7", {}, "there is no image"),
         (f"{TRAIN_ON_S3} --instance-type ml.g4dn.xlarge --image-uri docker.io/me/it", {}, "expected one in Amazon ECR"),
-        ("jobs.train --data s3://given/nothing --instance-type ml.g4dn.xlarge", {}, "no object in S3 has this prefix"),
+        (
+            "train --data s3://given/nothing --instance-type ml.g4dn.xlarge",
+            {},
+            "no object in S3 has this prefix",
+        ),
         (f"{TRAIN_ON_S3} --instance-type ml.g4dn.xlarg", {}, "expected one such as ml.g4dn.xlarge"),
         (f"{TRANSFORM} --instance-type ml.eia1.large", {}, "boto3 knows no such transform type"),
         (f"{DEPLOY} --instance-type ml.c5.large --async-output s3://missing/o", {}, "there is no bucket missing"),
-        ("jobs.deploy --model s3://given/nothing --instance-type ml.c5.large", {}, "no object in S3 has this prefix"),
-        ("jobs.cleanup --backend aws", {"ListEndpoints": THROTTLED}, "Rate exceeded"),
-        ("jobs.predict --backend aws --endpoint nobody {few}/7", {}, "Could not find endpoint"),
+        (
+            "deploy --model s3://given/nothing --instance-type ml.c5.large",
+            {},
+            "no object in S3 has this prefix",
+        ),
+        ("cleanup --backend aws", {"ListEndpoints": THROTTLED}, "Rate exceeded"),
+        ("predict --backend aws --endpoint nobody {few}/7", {}, "Could not find endpoint"),
     ],
 )
 def test_what_is_missing_is_told_in_one_line_before_anything_is_made(aws, run, command, failures, reason):
@@ -552,7 +563,7 @@ def test_a_folder_of_others_is_not_written_to(aws, run):
 
 def test_a_failing_job_does_not_name_the_data_of_an_earlier_one(aws, run):
     succeeded(run(f"{DEPLOY} --instance-type ml.c5.large"))
-    succeeded(run("jobs.cleanup --backend aws --endpoint e"))
+    succeeded(run("cleanup --backend aws --endpoint e"))
     aws.failures = {"CreateEndpoint": NO_LIMIT}
     _, out, _ = run(f"{DEPLOY} --instance-type ml.c5.large")
     (made,) = re.findall("made before this ended: (.*)", out)
@@ -595,7 +606,7 @@ def test_what_a_failing_job_has_made_is_listed_with_the_command_that_removes_it(
     status, out, error = run(command)
     assert failure[1] in failed((status, out, error))
     assert "made before this ended: " in out
-    (remove,) = re.findall(r"to remove it: python -m (.*)", out)
+    (remove,) = re.findall(r"to remove it: fastmaker (.*)", out)
     before = what_is_there()
     aws.failures = {}
     succeeded(run(remove))
@@ -654,17 +665,17 @@ def test_a_bucket_of_the_sdks_name_that_somebody_else_owns_is_not_used(aws, run)
     ],
 )
 def test_account_numbers_and_signatures_are_masked_where_aws_puts_them(monkeypatch, text, shown):
-    monkeypatch.setattr(console, "own_accounts", set())
-    assert console.masked(text) == shown
+    monkeypatch.setattr(redaction, "own_accounts", set())
+    assert redaction.masked(text) == shown
 
 
 def test_an_account_that_was_found_out_is_masked_wherever_it_stands(monkeypatch):
-    monkeypatch.setattr(console, "own_accounts", {ACCOUNT})
-    assert console.masked(f"b-{ACCOUNT}/\n{ACCOUNT}") == "b-************/\n************"
+    monkeypatch.setattr(redaction, "own_accounts", {ACCOUNT})
+    assert redaction.masked(f"b-{ACCOUNT}/\n{ACCOUNT}") == "b-************/\n************"
 
 
 def test_a_fault_shows_its_traceback_without_account_numbers(capsys):
-    with pytest.raises(SystemExit) as ended, console.errors_as_one_line():
+    with pytest.raises(SystemExit) as ended, errors.errors_as_one_line():
         raise KeyError(f"arn:aws:iam::{ACCOUNT}:role/x")
     error = capsys.readouterr().err
     assert ended.value.code == 1
@@ -689,7 +700,7 @@ def test_a_dry_run_lets_credentials_be_asked_for_and_shows_no_secret(aws, run, t
 
 def test_a_model_in_s3_is_deployed_without_a_bucket_of_its_own(aws, run):
     boto3.client("s3").put_object(Bucket="given", Key="model.tar.gz", Body=b"a model")
-    succeeded(run("jobs.deploy --model s3://given/model.tar.gz --endpoint-name e --instance-type ml.c5.large"))
+    succeeded(run("deploy --model s3://given/model.tar.gz --endpoint-name e --instance-type ml.c5.large"))
     assert aws.sent("CreateModel")[0]["PrimaryContainer"]["ModelDataUrl"] == "s3://given/model.tar.gz"
     assert [bucket["Name"] for bucket in boto3.client("s3").list_buckets()["Buckets"]] == ["given"]
 
@@ -697,7 +708,7 @@ def test_a_model_in_s3_is_deployed_without_a_bucket_of_its_own(aws, run):
 def test_data_that_a_model_uses_are_kept(aws, run):
     succeeded(run(f"{DEPLOY} --instance-type ml.c5.large"))
     before = what_is_there()
-    line = failed(run("jobs.cleanup --backend aws --only s3/endpoint/e --yes"))
+    line = failed(run("cleanup --backend aws --only s3/endpoint/e --yes"))
     assert "is kept: it holds the data of the models" in line
     assert what_is_there() == before
 
@@ -716,7 +727,7 @@ def test_data_that_models_of_others_use_are_kept_and_each_model_is_looked_at_onc
     for name, container in uses.items():
         container = {"Image": "image", **container(f"s3://{OWN_BUCKET}/fastmaker/endpoint/{name}/")}
         sagemaker.create_model(ModelName=f"of-others-{name}", PrimaryContainer=container, ExecutionRoleArn=ROLE)
-    line = failed(run("jobs.cleanup --backend aws --all --yes"))
+    line = failed(run("cleanup --backend aws --all --yes"))
     for name in uses:
         assert f"endpoint/{name}/ is kept: it holds the data of the models of-others-{name}" in line
     assert {f"object {key}" for key in markers.values()} - what_is_there() == {f"object {markers['unused']}"}
@@ -730,7 +741,7 @@ def s3_data(uri: str) -> dict:
 def test_what_cannot_be_deleted_keeps_nothing_else(aws, run):
     succeeded(run(f"{DEPLOY} --instance-type ml.c5.large"))
     aws.failures = {"DeleteEndpointConfig": DENIED}
-    assert "not deleted, try again later: endpoint-config/e" in failed(run("jobs.cleanup --backend aws --all --yes"))
+    assert "not deleted, try again later: endpoint-config/e" in failed(run("cleanup --backend aws --all --yes"))
     assert what_is_there() == {"config e"}
 
 

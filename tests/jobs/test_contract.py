@@ -12,7 +12,7 @@ import sagemaker.session
 from sagemaker.local import LocalSession
 from sagemaker.session import Session
 
-from jobs.local import ProcessSession
+from fastmaker.local import ProcessSession
 
 
 def test_the_serving_toolkit_still_has_what_the_launcher_replaces():
@@ -32,7 +32,7 @@ def test_the_inference_toolkit_decodes_the_types_in_a_list_that_can_be_emptied()
 def test_the_inference_toolkit_keeps_the_status_of_its_own_errors_alone():
     from sagemaker_inference.errors import BaseInferenceToolkitError
 
-    from fastmaker.content import RequestError
+    from fastmaker.serving.wire import RequestError
 
     assert list(inspect.signature(BaseInferenceToolkitError).parameters) == ["status_code", "message", "phrase"]
     assert issubclass(RequestError, BaseInferenceToolkitError)

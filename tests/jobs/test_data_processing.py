@@ -9,7 +9,7 @@ import json
 
 import pytest
 
-from jobs.local.data_processing import CSV, JSON, JSON_LINES, DataProcessing, ProcessingError, selected
+from fastmaker.local.batch.data_processing import CSV, JSON, JSON_LINES, DataProcessing, ProcessingError, selected
 
 LETTERS = list("abcdefgh")
 OBJECT = {
@@ -185,7 +185,7 @@ def test_a_quoted_name_may_hold_a_dot_and_a_bracket(name):
     ],
 )
 def test_what_can_be_done_to_no_record_is_refused_with_the_reason(arguments, words):
-    refusal = DataProcessing(**{"content_type": JSON, "accept": JSON, **arguments}).refusal()
+    refusal = DataProcessing(**{"content_type": JSON, "accept": JSON, **arguments}).validation_error()
     assert [word for word in words if word not in refusal] == []
     assert len(refusal.splitlines()) == 1
 
@@ -207,12 +207,12 @@ def test_what_can_be_done_to_no_record_is_refused_with_the_reason(arguments, wor
     ],
 )
 def test_what_aws_takes_is_not_refused(arguments):
-    assert DataProcessing(**arguments).refusal() is None
+    assert DataProcessing(**arguments).validation_error() is None
 
 
 def test_a_filter_that_is_longer_than_aws_takes_is_refused():
-    assert processing(JSON, input_filter="$." + "a" * 61).refusal() is None
-    assert "63" in processing(JSON, input_filter="$." + "a" * 62).refusal()
+    assert processing(JSON, input_filter="$." + "a" * 61).validation_error() is None
+    assert "63" in processing(JSON, input_filter="$." + "a" * 62).validation_error()
 
 
 @pytest.mark.parametrize("payload", [b"", b"\xff\x00not text", b'{"a": 1, "a":  2}\n', b"1,\r\n\r\n"])

@@ -60,8 +60,8 @@ from test_transform_jobs import (
     test_the_default_call_of_the_sdk_shows_the_logs_and_the_answers_lie_beside_no_partial_file,
 )
 
-from jobs.local import DockerSession
-from jobs.local.docker import LABEL
+from fastmaker.local import DockerSession
+from fastmaker.local.docker import LABEL
 
 pytestmark = pytest.mark.docker
 
@@ -135,7 +135,7 @@ def test_an_image_that_is_not_there_is_refused_before_anything_starts(session, w
 def test_the_scripts_go_from_a_folder_to_the_answers_of_a_batch_job(run, few, training_image, tmp_path):
     shutil.copytree(few, tmp_path / "digits")
     options = ["--backend", "docker", "--image-uri", training_image]
-    trained = run("jobs.train", "--data", "digits", "--arch", "convnet", "--epochs", "1", "--job-name", "it", *options)
+    trained = run("train", "--data", "digits", "--arch", "convnet", "--epochs", "1", "--job-name", "it", *options)
     assert trained.returncode == 0, trained.stderr.decode()
     assert "valid:accuracy" in trained.stdout.decode()
     assert (tmp_path / "reports" / "it" / "confusion_matrix.png").is_file()
@@ -150,7 +150,7 @@ def test_the_scripts_go_from_a_folder_to_the_answers_of_a_batch_job(run, few, tr
     names = [f"7/{file.name}", "7/broken.png", f"3/{min((few / '3').iterdir()).name}"]
     (tmp_path / "some.json").write_text(json.dumps([{"prefix": f"file://{tmp_path}/digits/"}, *names]))
     words = ["--model", "it", "--manifest", "some.json", "--output", "answers", "--job-name", "batch"]
-    done = run("jobs.transform", *words, *options)
+    done = run("transform", *words, *options)
     assert done.returncode == 1
     assert "1 of 3 objects failed" in done.stderr.decode()
     assert "7/broken.png: 400" in done.stderr.decode()
@@ -159,11 +159,11 @@ def test_the_scripts_go_from_a_folder_to_the_answers_of_a_batch_job(run, few, tr
     assert json.loads((tmp_path / "answers" / f"{names[0]}.out").read_text())["label"] == label
 
     shutil.copy(file, tmp_path / "digits" / "7" / "broken.png")
-    again = run("jobs.transform", "--retry-failed", "batch", "--backend", "docker")
+    again = run("transform", "--retry-failed", "batch", "--backend", "docker")
     assert again.returncode == 0, again.stderr.decode()
     assert "transforming 1 of 3 objects" in again.stdout.decode()
     assert json.loads((tmp_path / "answers" / "7" / "broken.png.out").read_text())["label"] == label
 
     assert len(containers_below(tmp_path / "home" / "endpoints")) == 1
-    assert run("jobs.cleanup", "--all", "--yes").returncode == 0
+    assert run("cleanup", "--all", "--yes").returncode == 0
     assert containers_below(tmp_path / "home") == []

@@ -17,9 +17,11 @@ from sagemaker.model import Model
 from sagemaker.predictor import Predictor
 from shapes import assert_answers_as
 
-from fastmaker import preprocess, serving
-from jobs.local import ProcessSession, endpoint, torchserve
-from jobs.local.container import pack
+from fastmaker import preprocess
+from fastmaker.local import ProcessSession
+from fastmaker.local.containers import pack
+from fastmaker.local.serving import endpoints, torchserve
+from fastmaker.serving import models
 
 
 def invoke(session, name, body, content_type="application/x-image", accept="application/json", **arguments):
@@ -33,7 +35,7 @@ def invoke(session, name, body, content_type="application/x-image", accept="appl
 
 def containers_of(session, name):
     store = session.sagemaker_client.endpoints
-    return [endpoint._container(store, name, server) for server in store.read(name)["servers"]]
+    return [endpoints._container(store, name, server) for server in store.read(name)["servers"]]
 
 
 def workers_of(session, name):
@@ -56,7 +58,7 @@ def output_fn(answer, accept): return answer, accept
 
 
 def test_the_endpoint_gives_the_bits_that_the_bundle_gives(session, digits_predictor, digits_bundle, digits):
-    model = serving.load(digits_bundle)
+    model = models.load(digits_bundle)
     for file in sorted(digits.rglob("*.png"))[::90]:
         expected = model.predict([preprocess.decode(file.read_bytes())])[0].probabilities
         answer = invoke(session, digits_predictor.endpoint_name, file.read_bytes(), accept="application/x-npy")
@@ -148,11 +150,13 @@ def test_an_endpoint_is_used_and_deleted_from_another_process(home, session, dig
 
     def script(*words):
         env = {**os.environ, "FASTMAKER_HOME": str(home)}
-        return subprocess.run([sys.executable, "-m", *words], env=env, cwd=REPOSITORY, capture_output=True, text=True)
+        return subprocess.run(
+            [sys.executable, "-m", "fastmaker.jobs", *words], env=env, cwd=REPOSITORY, capture_output=True, text=True
+        )
 
-    asked = script("jobs.predict", "--endpoint", "shared", "--json", str(tmp_path / "digit.png"))
+    asked = script("predict", "--endpoint", "shared", "--json", str(tmp_path / "digit.png"))
     assert json.loads(asked.stdout)["label"] in set("0123456789"), asked.stderr
-    deleted = script("jobs.cleanup", "--endpoint", "shared")
+    deleted = script("cleanup", "--endpoint", "shared")
     assert deleted.returncode == 0, deleted.stderr
     with pytest.raises(ClientError, match="Could not find"):
         session.sagemaker_client.describe_endpoint(EndpointName=predictor.endpoint_name)
@@ -274,7 +278,7 @@ def test_ctrl_c_during_deploy_leaves_no_process(tmp_path, model_archive):
         signal.signal(signal.SIGINT, signal.default_int_handler)  # which a job of a shell's background ignores
         sys.path[:0] = [{str(REPOSITORY / "tests/jobs")!r}]
         from local_mode import bundle_model
-        from jobs.local import ProcessSession
+        from fastmaker.local import ProcessSession
         session = ProcessSession(home={str(tmp_path / "home")!r})
         model = bundle_model(session, {str(archive)!r}, env={{"SAGEMAKER_PROGRAM": "inference.py"}})
         model.deploy(1, "local", endpoint_name="interrupted")

@@ -16,8 +16,8 @@ from local_mode import REPOSITORY, wait_until
 from test_abuse import Server, survives
 from test_package import ask, asked_for
 
-from fastmaker import preprocess, serving
-from jobs import package
+from fastmaker import load_bundle, preprocess
+from fastmaker.jobs import package
 
 pytestmark = pytest.mark.docker
 
@@ -54,7 +54,7 @@ def test_a_container_answers_by_onnx_runtime_if_it_is_told_to(image, digits_bund
     tmp_path.chmod(0o755)
     package.main(package.parse_args(["onnx", str(digits_bundle), "--bundle", str(tmp_path / "model")]))
     (tmp_path / "model").chmod(0o755)
-    model = serving.load(tmp_path / "model", engine="onnxruntime")
+    model = load_bundle(tmp_path / "model", engine="onnxruntime")
     with serving_container(image, tmp_path / "model", "--env", "FASTMAKER_ENGINE=onnxruntime") as (_, url):
         for png in pngs:
             status, answer, _ = ask(f"{url}/invocations", png, "image/png")
@@ -198,7 +198,7 @@ def test_serving_needs_neither_root_nor_pip_nor_a_network_nor_pickles(image, mod
         await_health(name)
         command = ["docker", "exec", "--interactive", name, "python", "-c", ASK]
         answer = subprocess.run(command, input=pngs[0], check=True, capture_output=True).stdout
-    expected = serving.load(digits_bundle).predict([preprocess.decode(pngs[0])])[0].probabilities
+    expected = load_bundle(digits_bundle).predict([preprocess.decode(pngs[0])])[0].probabilities
     assert np.array_equal(np.load(io.BytesIO(answer)), expected)
 
 
@@ -227,7 +227,7 @@ def test_training_needs_neither_root_nor_pip_nor_a_network_nor_pickles(training_
     assert "Reporting training SUCCESS" in log, log
     assert "pip" not in log
     model = tmp_path / "ml" / "model"
-    assert serving.load(model).predict([preprocess.decode(pngs[0])])
+    assert load_bundle(model).predict([preprocess.decode(pngs[0])])
     assert {path.stat().st_uid for path in model.rglob("*")} == {4321}
 
 

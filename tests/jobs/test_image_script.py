@@ -1,4 +1,4 @@
-"""jobs.image: what it builds is tested in test_image.py; here it pushes, to a registry that asks for ECR's password."""
+"""``fastmaker image``: it pushes to a registry that asks for ECR's password. test_image.py tests what it builds."""
 
 import base64
 import os
@@ -18,7 +18,7 @@ from engine import docker, own_engine, tiny_image
 from local_mode import REPOSITORY, wait_until
 from test_job_scripts import one_line
 
-from jobs import console
+from fastmaker.jobs.cli import redaction
 
 CREDENTIALS = {"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b", "AWS_DEFAULT_REGION": "us-east-1"}
 # An engine asks a registry on loopback by HTTP as well, without certificates.
@@ -33,7 +33,9 @@ auth: {{htpasswd: {{realm: test, path: {folder}/passwords}}}}
 def image(*words, **environment):
     lacking = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
     env = {**lacking, "PYTHONPATH": str(REPOSITORY), "AWS_EC2_METADATA_DISABLED": "true", **environment}
-    return subprocess.run([sys.executable, "-m", "jobs.image", *words], env=env, capture_output=True, text=True)
+    return subprocess.run(
+        [sys.executable, "-m", "fastmaker.jobs", "image", *words], env=env, capture_output=True, text=True
+    )
 
 
 @pytest.fixture
@@ -82,8 +84,8 @@ def test_an_image_is_pushed_to_a_repository_that_is_made_for_it(ecr, s3_url, tmp
         second = image("push", "--training", "--repository", "fastmaker:again", **CREDENTIALS, **here)
         assert second.returncode == 0, second.stderr
     told = dict(line.split(maxsplit=1) for line in first.stdout.splitlines()[-3:])
-    assert told["image:"] == f"{console.masked(host)}/fastmaker:training"
-    assert told["next:"].startswith("python -m jobs.train --data FOLDER --instance-type ml.")
+    assert told["image:"] == f"{redaction.masked(host)}/fastmaker:training"
+    assert told["next:"].startswith("fastmaker train --data FOLDER --instance-type ml.")
     assert told["next:"].endswith("--image-uri fastmaker:training")
     assert host not in first.stdout + first.stderr + second.stdout + second.stderr
     tags = tmp_path / "registry/storage/docker/registry/v2/repositories/fastmaker/_manifests/tags"

@@ -11,10 +11,9 @@ from pathlib import Path
 import pytest
 from test_storage import NAMES, data_of
 
-from jobs.local import manifest
-from jobs.local.inputs import InputError, Inputs
-from jobs.local.manifest import ManifestError
-from jobs.local.storage import StorageError
+from fastmaker.jobs.storage import StorageError, manifests
+from fastmaker.jobs.storage.listings import InputError, Inputs
+from fastmaker.jobs.storage.manifests import ManifestError
 
 PREFIX = '{"prefix": "s3://bucket/some/"}'
 ROOT = Path(__file__).resolve().parents[2]
@@ -25,9 +24,9 @@ def read_keys(tmp_path):
     """Reads the text of a manifest; returns its prefix and a list of its keys."""
 
     def read(text):
-        file = tmp_path / "a manifest.json"
+        file = tmp_path / "a manifests.json"
         file.write_bytes(text if isinstance(text, bytes) else text.encode())
-        prefix, keys = manifest.read(f"file://{file}")
+        prefix, keys = manifests.read(f"file://{file}")
         return prefix, list(keys)
 
     return read
@@ -58,8 +57,8 @@ def manifest_of(place):
 
     def write(*keys, prefix=None):
         text = json.dumps([{"prefix": prefix or f"{place.uri}/"}, *keys], ensure_ascii=False)
-        place.put("the manifest.json", text.encode())
-        return f"{place.uri}/the manifest.json"
+        place.put("the manifests.json", text.encode())
+        return f"{place.uri}/the manifests.json"
 
     return write
 
@@ -134,7 +133,7 @@ def test_a_prefix_is_s3_or_a_whole_path(read_keys, prefix):
 def test_what_is_no_manifest_fails_and_says_what_was_expected(read_keys, text, words):
     with pytest.raises(ManifestError) as failed:
         read_keys(text)
-    words = [*words, "a manifest.json", 'expected one JSON array, [{"prefix": "s3://bucket/some/"}, "key1", "key2"']
+    words = [*words, "a manifests.json", 'expected one JSON array, [{"prefix": "s3://bucket/some/"}, "key1", "key2"']
     assert [word for word in words if word not in str(failed.value)] == []
     assert "\n" not in str(failed.value)
 
@@ -186,7 +185,7 @@ def test_a_manifest_that_names_no_key_fails(read_keys):
 def test_a_manifest_that_is_missing_is_an_error_that_names_it(tmp_path, s3, bucket):
     for uri in (f"file://{tmp_path}/none.json", f"s3://{bucket}/none.json"):
         with pytest.raises(StorageError, match=uri):
-            manifest.read(uri)
+            manifests.read(uri)
 
 
 def test_memory_does_not_grow_with_a_manifest(tmp_path):
@@ -198,7 +197,7 @@ def test_memory_does_not_grow_with_a_manifest(tmp_path):
         stream.write("]")
     tracemalloc.start()
     try:
-        _, keys = manifest.read(f"file://{file}")
+        _, keys = manifests.read(f"file://{file}")
         assert sum(key == f"some/folder/{number}.jpg" for number, key in enumerate(keys)) == count
         assert tracemalloc.get_traced_memory()[1] < file.stat().st_size / 8
     finally:
@@ -209,7 +208,7 @@ def test_memory_does_not_grow_with_the_number_of_objects(tmp_path):
     program = """
 import resource, sys
 from pathlib import Path
-from jobs.local.inputs import InputError, Inputs
+from fastmaker.jobs.storage.listings import InputError, Inputs
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 try:
     Inputs(Path(sys.argv[1] + ".sqlite")).read("ManifestFile", "file://" + sys.argv[1])
@@ -360,7 +359,7 @@ def test_a_key_that_stands_twice_fails_and_is_named(listed, place, manifest_of, 
         place.put(key, b"x")
     with pytest.raises(InputError, match="'twice'") as failed:
         listed("ManifestFile", manifest_of(*keys))
-    assert "the manifest.json" in str(failed.value)
+    assert "the manifests.json" in str(failed.value)
 
 
 def test_missing_keys_are_counted_and_the_first_of_the_manifest_is_named(listed, place, manifest_of):

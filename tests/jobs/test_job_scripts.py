@@ -21,13 +21,14 @@ import pytest
 from local_mode import REPOSITORY, nothing_runs_below, running_below
 from PIL import Image
 
-from fastmaker import content, masks, serving
-from jobs import cleanup, console, deploy, manifest, predict, train, transform
-from jobs.local import storage
+from fastmaker import masks
+from fastmaker.jobs import cleanup, deploy, manifest, predict, storage, train, transform
+from fastmaker.jobs.cli import errors
+from fastmaker.serving import models, wire
 
 SCRIPTS = (
     *("train", "deploy", "predict", "transform", "manifest", "package", "cleanup", "quickstart", "benchmark", "verify"),
-    *("image", "local.s3"),
+    *("image", "s3"),
 )
 
 
@@ -35,7 +36,7 @@ SCRIPTS = (
 def run(tmp_path):
     def run(*words, stdin=None):
         env = {**os.environ, "FASTMAKER_HOME": str(tmp_path / "home"), "PYTHONPATH": str(REPOSITORY)}
-        command = [sys.executable, "-m", *words]
+        command = [sys.executable, "-m", "fastmaker.jobs", *words]
         return subprocess.run(command, cwd=tmp_path, env=env, input=stdin, capture_output=True)
 
     yield run
@@ -51,13 +52,13 @@ def one_line(stderr: str) -> str:
 
 
 def next_command(done) -> list[str]:
-    """The command that the output says comes next, less its `python -m`."""
-    return shlex.split(re.search(r"next: +python -m (.*)", done.stdout.decode())[1])
+    """The command that the output says comes next, less its `fastmaker`."""
+    return shlex.split(re.search(r"next: +fastmaker (.*)", done.stdout.decode())[1])
 
 
 def test_from_a_folder_to_an_answer_by_the_commands_that_each_step_names(run, few, tmp_path):
     (tmp_path / "digits").symlink_to(few)  # the job may be called as the folder that it trains on
-    trained = run("jobs.train", "--data", "digits", "--arch", "convnet", "--epochs", "2", "--job-name", "digits")
+    trained = run("train", "--data", "digits", "--arch", "convnet", "--epochs", "2", "--job-name", "digits")
     assert trained.returncode == 0, trained.stderr.decode()
     assert "valid:accuracy" in trained.stdout.decode()
     for name in ("curves.png", "confusion_matrix.png", "top_losses.png"):
@@ -73,26 +74,26 @@ def test_from_a_folder_to_an_answer_by_the_commands_that_each_step_names(run, fe
     assert [json.loads(line)["image"] for line in asked.stdout.splitlines()] == [str(file) for file in files]
     assert len([Image.open(file) for file in (tmp_path / "answers").glob("*.png")]) == 3
 
-    piped = run("jobs.predict", "-", "--json", stdin=files[0].read_bytes())
+    piped = run("predict", "-", "--json", stdin=files[0].read_bytes())
     assert json.loads(piped.stdout)["label"] == json.loads(asked.stdout.splitlines()[0])["label"]
 
     broken = tmp_path / "broken.png"
     broken.write_bytes(b"no image")
-    table = run("jobs.predict", str(files[0]), str(broken))
+    table = run("predict", str(files[0]), str(broken))
     assert table.returncode == 1
     assert "no image that Pillow can read" in table.stdout.decode()
 
-    listed = run("jobs.cleanup")
+    listed = run("cleanup")
     assert {"endpoint", "endpoint-config", "model", "training-job"} <= set(listed.stdout.decode().split())
-    cleaned = run("jobs.cleanup", "--all", "--yes")
+    cleaned = run("cleanup", "--all", "--yes")
     assert cleaned.returncode == 0, cleaned.stderr.decode()
-    assert run("jobs.cleanup").stdout.decode().strip() == "nothing is left"
+    assert run("cleanup").stdout.decode().strip() == "nothing is left"
 
 
 def test_a_job_script_that_is_terminated_ends_its_job(few, tmp_path):
     env = {**os.environ, "FASTMAKER_HOME": str(tmp_path / "home"), "PYTHONPATH": str(REPOSITORY)}
     words = ["--data", str(few), "--arch", "convnet", "--epochs", "1000"]
-    command = [sys.executable, "-m", "jobs.train", *words]
+    command = [sys.executable, "-m", "fastmaker.jobs", "train", *words]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     with subprocess.Popen(command, cwd=tmp_path, env=env, **pipes) as process:
         assert any("epoch=1 " in line for line in process.stdout)
@@ -120,13 +121,13 @@ def test_hidden_files_are_asked_about_only_if_they_are_named(tmp_path):
 
 @pytest.mark.slow
 def test_masks_are_told_by_their_classes_and_saved_beside_their_images(run, scenes, scenes_bundle, tmp_path):
-    deployed = run("jobs.deploy", "--model", str(scenes_bundle), "--endpoint-name", "scenes")
+    deployed = run("deploy", "--model", str(scenes_bundle), "--endpoint-name", "scenes")
     assert deployed.returncode == 0, deployed.stderr.decode()
-    asked = run("jobs.predict", str(scenes / "images" / "00.png"), "--save", str(tmp_path / "answers"))
+    asked = run("predict", str(scenes / "images" / "00.png"), "--save", str(tmp_path / "answers"))
     assert asked.returncode == 0, asked.stderr.decode()
     assert re.search(r"00\.png  (\w+ \d+%(, )?)+ +-\n", asked.stdout.decode())
     assert Image.open(tmp_path / "answers" / "0000-00.png").size == (640, 348)
-    assert run("jobs.cleanup", "--endpoint", "scenes").returncode == 0
+    assert run("cleanup", "--endpoint", "scenes").returncode == 0
 
 
 def test_masks_are_collected_as_the_pixels_of_each_class(run, scenes, scenes_bundle, tmp_path):
@@ -135,10 +136,10 @@ def test_masks_are_collected_as_the_pixels_of_each_class(run, scenes, scenes_bun
         shutil.copy(file, tmp_path / "in")
     (tmp_path / "in" / "broken.png").write_bytes(b"no image")
     words = ["--model", str(scenes_bundle), "--data", "in", "--output", "out", "--collect", "answers.csv"]
-    done = run("jobs.transform", *words)
+    done = run("transform", *words)
     assert done.returncode == 1, done.stderr.decode()
     *rows, broken = csv.DictReader((tmp_path / "answers.csv").read_text().splitlines())
-    model = serving.load(scenes_bundle)
+    model = models.load(scenes_bundle)
     for row in rows:
         [mask] = model.predict([Image.open(tmp_path / "in" / row["key"])])
         found = {f"pixels_{label}": str(pixels) for label, pixels in mask.counts().items() if pixels}
@@ -167,15 +168,15 @@ def test_a_class_of_the_last_mask_alone_is_collected_and_json_lines_hold_whole_a
 
 
 def test_several_images_of_one_object_are_collected_as_a_row_each(tmp_path):
-    two = content.Answer([content.Prediction(np.float32(p), ("cat", "dog")) for p in ([0.75, 0.25], [0.5, 0.5])], False)
+    two = wire.Answer([wire.Prediction(np.float32(p), ("cat", "dog")) for p in ([0.75, 0.25], [0.5, 0.5])], False)
     road = masks.Mask(np.zeros((4, 6), np.uint8), ["road", "sky"])
-    answers = {"a": two, "b": content.Answer([road, road], False), "c": None}
+    answers = {"a": two, "b": wire.Answer([road, road], False), "c": None}
     for folder in ("in", "out"):
         (tmp_path / folder).mkdir()
     for name, answer in answers.items():
         (tmp_path / "in" / name).touch()
         if answer:
-            (tmp_path / "out" / f"{name}.out").write_bytes(content.encode(answer, "application/json")[0])
+            (tmp_path / "out" / f"{name}.out").write_bytes(wire.encode(answer, "application/json")[0])
     with manifest.listed("S3Prefix", f"file://{tmp_path}/in/") as inputs:
         for kind in ("csv", "jsonl"):
             transform.collect(inputs, f"file://{tmp_path}/out", tmp_path / f"answers.{kind}")
@@ -192,7 +193,7 @@ def test_several_images_of_one_object_are_collected_as_a_row_each(tmp_path):
 @pytest.mark.slow
 def test_several_hosts_train_and_each_line_says_whose_it_is(run, few, tmp_path):
     words = "--arch convnet --epochs 2 --instance-count 2 --distribution torch_distributed --spot --job-name pair"
-    done = run("jobs.train", "--data", str(few), *words.split(), "--checkpoints", str(tmp_path / "checkpoints"))
+    done = run("train", "--data", str(few), *words.split(), "--checkpoints", str(tmp_path / "checkpoints"))
     assert done.returncode == 0, done.stderr.decode()
     lines = done.stdout.decode().splitlines()
     assert [line[:16] for line in lines if "epoch=" in line] == ["algo-1 | epoch=1", "algo-1 | epoch=2"]
@@ -205,40 +206,48 @@ def test_several_hosts_train_and_each_line_says_whose_it_is(run, few, tmp_path):
 @pytest.mark.parametrize(
     ("command", "status", "reason"),
     [
-        ("jobs.train --data nowhere", 2, "expected a directory"),
-        ("jobs.train --data {digits} --arch resnet99", 2, "expected one of convnet, resnet18"),
-        ("jobs.train --data {digits} --epochs many", 2, "invalid int value"),
+        ("train --data nowhere", 2, "expected a directory"),
+        ("train --data {digits} --arch resnet99", 2, "expected one of convnet, resnet18"),
+        ("train --data {digits} --epochs many", 2, "invalid int value"),
         (
-            "jobs.train --data {digits} --instance-type p3.2xlarge",
+            "train --data {digits} --instance-type p3.2xlarge",
             2,
             "expected local, local_gpu or one that begins with ml.",
         ),
-        ("jobs.train --data {digits} --backend aws", 2, "expected an --instance-type that begins with ml."),
-        ("jobs.train --data {digits} --instance-count 0", 2, "expected at least 1"),
-        ("jobs.train --data {digits} --distribution mpi", 2, "invalid choice: 'mpi'"),
-        ("jobs.train --data {digits} --max-wait 60", 2, "give --spot as well"),
-        ("jobs.train --data {digits} --spot --max-wait 60", 2, "expected at least --max-run 86400"),
-        ("jobs.train --data {digits} --timeout never", 2, "argument --timeout: invalid float value"),
-        ("jobs.train --data {digits}/7", 2, "no layout that is known"),
-        ("jobs.deploy --model nothing", 2, "no such training job"),
-        ("jobs.deploy --model {digits}", 2, "is no bundle: it lacks model.json"),
-        ("jobs.predict --endpoint nobody nowhere.png", 2, "nowhere.png"),
-        ("jobs.predict {digits}/7", 2, "--endpoint NAME is needed"),
-        ("jobs.cleanup --endpoint nobody", 1, "Could not find endpoint"),
-        ("jobs.transform --data {digits}", 2, "--model is needed"),
-        ("jobs.transform --model nothing --data {digits}", 2, "no such training job"),
-        ("jobs.transform --model nothing --data nowhere", 2, "nowhere: no such file or directory"),
-        ("jobs.transform --model nothing --manifest {digits}", 2, "Is a directory"),
-        ("jobs.transform --model nothing --data {digits} --env X", 2, "expected NAME=VALUE"),
-        ("jobs.transform --model nothing --data {digits} --collect x.txt", 2, "ends with .jsonl or .csv"),
+        ("train --data {digits} --backend aws", 2, "expected an --instance-type that begins with ml."),
+        ("train --data {digits} --instance-count 0", 2, "expected at least 1"),
+        ("train --data {digits} --distribution mpi", 2, "invalid choice: 'mpi'"),
+        ("train --data {digits} --max-wait 60", 2, "give --spot as well"),
+        ("train --data {digits} --spot --max-wait 60", 2, "expected at least --max-run 86400"),
+        ("train --data {digits} --timeout never", 2, "argument --timeout: invalid float value"),
+        ("train --data {digits}/7", 2, "no layout that is known"),
+        ("deploy --model nothing", 2, "no such training job"),
+        ("deploy --model {digits}", 2, "is no bundle: it lacks model.json"),
+        ("predict --endpoint nobody nowhere.png", 2, "nowhere.png"),
+        ("predict {digits}/7", 2, "--endpoint NAME is needed"),
+        ("cleanup --endpoint nobody", 1, "Could not find endpoint"),
+        ("transform --data {digits}", 2, "--model is needed"),
+        ("transform --model nothing --data {digits}", 2, "no such training job"),
+        ("transform --model nothing --data nowhere", 2, "nowhere: no such file or directory"),
+        ("transform --model nothing --manifest {digits}", 2, "Is a directory"),
+        ("transform --model nothing --data {digits} --env X", 2, "expected NAME=VALUE"),
+        ("transform --model nothing --data {digits} --collect x.txt", 2, "ends with .jsonl or .csv"),
         (
-            "jobs.transform --model nothing --data {digits} --collect x.csv --accept image/png",
+            "transform --model nothing --data {digits} --collect x.csv --accept image/png",
             2,
             "--collect goes with --accept application/json, application/jsonlines or text/csv, not image/png",
         ),
-        ("jobs.transform --model m --data {digits} --collect x.jsonl --accept application/X-npy", 2, "goes with"),
-        ("jobs.transform --model nothing --data {digits} --split-type TFRecord", 2, "invalid choice: 'TFRecord'"),
-        ("jobs.transform --retry-failed nobody", 1, "Could not find transform job"),
+        (
+            "transform --model m --data {digits} --collect x.jsonl --accept application/X-npy",
+            2,
+            "goes with",
+        ),
+        (
+            "transform --model nothing --data {digits} --split-type TFRecord",
+            2,
+            "invalid choice: 'TFRecord'",
+        ),
+        ("transform --retry-failed nobody", 1, "Could not find transform job"),
     ],
 )
 def test_bad_usage_gets_one_line_before_anything_starts(digits, tmp_path, monkeypatch, capsys, command, status, reason):
@@ -247,7 +256,7 @@ def test_bad_usage_gets_one_line_before_anything_starts(digits, tmp_path, monkey
     monkeypatch.chdir(tmp_path)
     module, *words = command.format(digits=digits).split()
     script = importlib.import_module(module)
-    with pytest.raises(SystemExit) as ended, console.errors_as_one_line():
+    with pytest.raises(SystemExit) as ended, errors.errors_as_one_line():
         script.main(script.parse_args(words))
     assert ended.value.code == status
     assert reason in one_line(capsys.readouterr().err)
@@ -312,7 +321,7 @@ def test_a_batch_job_shows_its_progress_on_a_terminal(digits, digits_archive, tm
     """With rate and time left; what it looks like is read from a pseudo-terminal."""
     words = ["--model", str(digits_archive), "--data", str(digits), "--picture", "sheet.png"]
     env = {**os.environ, "FASTMAKER_HOME": str(tmp_path / "home"), "PYTHONPATH": str(REPOSITORY)}
-    done, shown = on_a_terminal([sys.executable, "-m", "jobs.transform", *words], cwd=tmp_path, env=env)
+    done, shown = on_a_terminal([sys.executable, "-m", "fastmaker.jobs", "transform", *words], cwd=tmp_path, env=env)
     table = done.stdout.decode()
     assert done.returncode == 0, shown
     bars = re.findall(r"(\d+)%\|.*?\| (\d+)/(\d+) \[\d\d:\d\d<\d\d:\d\d, +[\d.]+ objects/s, failed=0", shown)
@@ -327,6 +336,6 @@ def test_a_batch_job_shows_its_progress_on_a_terminal(digits, digits_archive, tm
 
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_every_script_explains_itself(run, script):
-    done = run(f"jobs.{script}", "--help")
+    done = run(script, "--help")
     assert done.returncode == 0
-    assert f"python -m jobs.{script}" in done.stdout.decode()
+    assert f"fastmaker {script}" in done.stdout.decode()

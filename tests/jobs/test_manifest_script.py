@@ -1,4 +1,4 @@
-"""``python -m jobs.manifest`` and the samples in manifests/."""
+"""``fastmaker manifest`` and the samples in manifests/."""
 
 import io
 import json
@@ -9,7 +9,7 @@ import sys
 import pytest
 from local_mode import REPOSITORY
 
-from jobs import manifest, quickstart
+from fastmaker.jobs import manifest, quickstart
 
 SAMPLES = REPOSITORY / "manifests"
 
@@ -17,7 +17,7 @@ SAMPLES = REPOSITORY / "manifests"
 @pytest.fixture
 def run(tmp_path):
     def run(*words, stdin: str = ""):
-        command = [sys.executable, "-m", "jobs.manifest", *words]
+        command = [sys.executable, "-m", "fastmaker.jobs", "manifest", *words]
         env = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
         return subprocess.run(command, cwd=tmp_path, env=env, input=stdin.encode(), capture_output=True)
 

@@ -22,13 +22,13 @@ from local_mode import REPOSITORY, deployed, running_below, wait_until
 from PIL import Image
 from test_job_scripts import next_command, one_line
 
-from fastmaker import serving
-from jobs.local.container import ContainerError, free_ports, pack
-from jobs.package import make_archive, running
+from fastmaker.jobs.package import make_archive, running
+from fastmaker.local.containers import ContainerError, free_ports, pack
+from fastmaker.serving import models
 
 BATCH = 8
 ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (REPOSITORY, REPOSITORY / "source")))}
-COMMAND = [sys.executable, "-m", "jobs.package"]
+COMMAND = [sys.executable, "-m", "fastmaker.jobs", "package"]
 
 
 @pytest.fixture
@@ -149,7 +149,7 @@ def test_masks_of_a_batch_are_those_of_single_requests(scenes_server, scenes, by
 @pytest.mark.data
 @pytest.mark.slow
 def test_all_road_scenes_have_the_mask_of_fastai_in_an_endpoint_and_in_torchserve(session, test_data, tmp_path):
-    from fastmaker import data, learner, mask_data, segmentation
+    from fastmaker.training import data, learner, mask_data, segmentation
 
     samples = mask_data.read(test_data / "camvid")
     dls = data.dataloaders(samples, "RGB", (96, 128), "squish", batch_size=8, augment=True, workers=0)
@@ -186,7 +186,9 @@ def test_an_archive_of_a_model_tar_gz_holds_the_bundle_and_its_settings(package,
     assert done.returncode == 0, done.stderr.decode()
     assert "--models seven=seven.mar" in done.stdout.decode()
     with zipfile.ZipFile(tmp_path / "deep" / "down" / "seven.mar") as mar:
-        assert {"model.pth", "model.json", "torchserve_handler.py", "fastmaker/serving.py"} <= set(mar.namelist())
+        assert {"model.pth", "model.json", "torchserve_handler.py", "fastmaker/serving/models.py"} <= set(
+            mar.namelist()
+        )
         assert [name for name in mar.namelist() if "handler" in name] == ["torchserve_handler.py"]
         settings = mar.read("model-config.yaml").decode()
         assert json.loads(mar.read("MAR-INF/MANIFEST.json"))["model"]["modelName"] == "seven"
@@ -281,7 +283,7 @@ def opened(pngs):
 
 def label_in_onnx(file, bundle, png):
     """The label that the file alone gives."""
-    model = serving.load(bundle)
+    model = models.load(bundle)
     image = model.to_tensor(Image.open(io.BytesIO(png))).numpy()[None]
     session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
     (probabilities,) = session.run(None, {"image": image})
@@ -295,7 +297,7 @@ def test_an_onnx_file_of_a_model_tar_gz_gives_the_bundles_labels(
     done = package(digits_archive, kind="onnx")
     assert done.returncode == 0, done.stderr.decode()
     assert sorted(os.listdir(tmp_path)) == ["model.onnx"]
-    for png, expected in zip(pngs, serving.load(digits_bundle).predict(opened(pngs)), strict=True):
+    for png, expected in zip(pngs, models.load(digits_bundle).predict(opened(pngs)), strict=True):
         assert label_in_onnx(tmp_path / "model.onnx", digits_bundle, png) == expected.label
     assert "model.onnx exists; --force replaces it" in one_line(package(digits_archive, kind="onnx").stderr.decode())
     assert package(digits_archive, "--force", "--input", "float", kind="onnx").returncode == 0
@@ -307,12 +309,12 @@ def test_an_endpoint_of_a_bundle_with_onnx_answers_by_it(package, session, digit
     done = package(digits_bundle, "--bundle", "deep/digits", kind="onnx")
     assert done.returncode == 0, done.stderr.decode()
     folder = tmp_path / "deep" / "digits"
-    assert next_command(done)[:3] == ["jobs.deploy", "--model", "deep/digits"]
+    assert next_command(done)[:3] == ["deploy", "--model", "deep/digits"]
     assert sorted(os.listdir(folder)) == ["code", "model.json", "model.onnx", "model.pth"]
     assert os.listdir(folder.parent) == ["digits"]
     (folder / "model.pth").write_bytes(b"")  # what torch would fail at
     pack(folder, tmp_path / "model.tar.gz")
-    expected = serving.load(digits_bundle).predict(opened(pngs))
+    expected = models.load(digits_bundle).predict(opened(pngs))
     with deployed(session, tmp_path / "model.tar.gz", env={"FASTMAKER_ENGINE": "onnxruntime"}) as predictor:
         invoke = session.sagemaker_runtime_client.invoke_endpoint
         for png, prediction in zip(pngs, expected, strict=True):

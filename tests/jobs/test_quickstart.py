@@ -33,7 +33,7 @@ def can_be_cut_off() -> bool:
 def test_the_quickstart_works_without_a_network_and_leaves_nothing_running(tmp_path):
     if not can_be_cut_off():
         pytest.skip("no network namespace can be made here")
-    command = [sys.executable, "-m", "jobs.quickstart", "--picture", str(tmp_path / "quickstart.png")]
+    command = [sys.executable, "-m", "fastmaker.jobs", "quickstart", "--picture", str(tmp_path / "quickstart.png")]
     env = {**os.environ, "FASTMAKER_HOME": str(tmp_path / "home")}
     done = subprocess.run(cut_off(command), cwd=REPOSITORY, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from sagemaker.amazon.common import _write_recordio, read_recordio, read_records, write_numpy_to_dense_tensor
 
-from jobs.local import storage
-from jobs.local.records import MB, RecordError, payloads
+from fastmaker.jobs import storage
+from fastmaker.local.batch.records import MB, RecordError, payloads
 
 STRATEGIES = ("SingleRecord", "MultiRecord")
 SPLIT_TYPES = ("None", "Line", "RecordIO")

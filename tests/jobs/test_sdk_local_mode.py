@@ -13,9 +13,10 @@ from sagemaker.serializers import IdentitySerializer
 from test_image_script import CREDENTIALS
 from test_package import ask
 
-from fastmaker import preprocess, serving
-from jobs.local.container import free_ports
-from jobs.telemetry import opted_out
+from fastmaker import preprocess
+from fastmaker.local.containers import free_ports
+from fastmaker.local.telemetry import opted_out
+from fastmaker.serving import models
 
 pytestmark = pytest.mark.docker
 
@@ -65,11 +66,11 @@ def bundle(job, tmp_path_factory):
 
 
 def test_fit_leaves_a_bundle(job, bundle, pngs):
-    assert serving.load(bundle).predict([preprocess.decode(pngs[0])])[0].as_object()["label"] in set("0123456789")
+    assert models.load(bundle).predict([preprocess.decode(pngs[0])])[0].as_object()["label"] in set("0123456789")
 
 
 def test_what_an_image_has_trained_it_deploys(job, bundle, sdk_session, pngs):
-    model = serving.load(bundle)
+    model = models.load(bundle)
     formats = {"serializer": IdentitySerializer("image/png"), "deserializer": JSONDeserializer()}
     predictor = job.deploy(1, "local", **formats)
     try:
@@ -91,7 +92,7 @@ def test_a_transform_job_answers_each_object(job, bundle, pngs, tmp_path):
     output = {"strategy": "SingleRecord", "accept": "application/json", "output_path": f"file://{tmp_path}/out"}
     transformer = job.transformer(1, "local", **output)
     transformer.transform(f"file://{tmp_path}/in", content_type="image/png", logs=False)
-    model = serving.load(bundle)
+    model = models.load(bundle)
     for number, png in enumerate(pngs):
         [expected] = model.predict([preprocess.decode(png)])
         assert json.loads((tmp_path / "out" / f"{number}.png.out").read_text())["label"] == expected.label

@@ -14,8 +14,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import boto3
 import pytest
 
-from jobs.local import storage
-from jobs.local.storage import StorageError
+from fastmaker.jobs import storage
+from fastmaker.jobs.storage import StorageError
 
 NAMES = [
     "plain",

@@ -19,7 +19,7 @@ from sagemaker.inputs import TrainingInput
 from sagemaker.pytorch import PyTorch
 from shapes import assert_answers_as
 
-from jobs.local import ProcessSession
+from fastmaker.local import ProcessSession
 
 SLEEPS = "import time; print('asleep', flush=True); time.sleep(600)"
 
@@ -217,7 +217,7 @@ def test_ctrl_c_during_fit_leaves_no_process(write_script, tmp_path):
         signal.signal(signal.SIGINT, signal.default_int_handler)  # which a job of a shell's background ignores
         sys.path[:0] = [{str(REPOSITORY / "tests/jobs")!r}]
         from local_mode import estimator, nothing_runs_below
-        from jobs.local import ProcessSession
+        from fastmaker.local import ProcessSession
         estimator(ProcessSession(home={str(tmp_path / "home")!r}), {str(source)!r}).fit()
     """
     fit = subprocess.Popen([sys.executable, "-c", textwrap.dedent(program)], stdout=subprocess.PIPE, cwd=REPOSITORY)

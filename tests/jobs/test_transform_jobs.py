@@ -19,9 +19,11 @@ from sagemaker.exceptions import UnexpectedStatusException
 from sagemaker.transformer import Transformer
 from shapes import assert_answers_as
 
-from fastmaker import preprocess, serving
-from jobs import manifest as manifest_script
-from jobs.local import ProcessSession, transform
+from fastmaker import preprocess
+from fastmaker.jobs import manifest as manifest_script
+from fastmaker.local import ProcessSession
+from fastmaker.local.batch import transform_jobs
+from fastmaker.serving import models
 
 # Answers with the body between brackets; Accept says which ones.
 ECHO = """
@@ -139,11 +141,11 @@ def test_prefix_manifest_and_two_instances_give_the_bundles_answers(
     assert by_manifest == {name + ".out": by_prefix[name + ".out"] for name in chosen}
     assert by_two == by_prefix
 
-    logs = [container.log.read_text() for container in transform.containers(two_jobs(two), two_name(two))]
+    logs = [container.log.read_text() for container in transform_jobs.containers(two_jobs(two), two_name(two))]
     requests = [log.count('"POST /invocations HTTP/1.1" 200') for log in logs]
     assert requests == [150, 150]
 
-    bundle = serving.load(digits_bundle)
+    bundle = models.load(digits_bundle)
     for name in chosen[::10]:
         expected = bundle.predict([preprocess.decode(images[name])])[0]
         answer = json.loads(by_prefix[name + ".out"])
@@ -404,7 +406,7 @@ def test_broken_objects_fail_the_job_and_a_retry_leaves_the_others_untouched(
 ):
     def run(*words):
         env = {**os.environ, "FASTMAKER_HOME": str(tmp_path / "home"), "PYTHONPATH": str(REPOSITORY)}
-        command = [sys.executable, "-m", "jobs.transform", *words]
+        command = [sys.executable, "-m", "fastmaker.jobs", "transform", *words]
         return subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
 
     def etags():
@@ -482,7 +484,7 @@ def test_ctrl_c_stops_the_job(home, model_archive, tmp_path):
     import signal, sys
     sys.path.insert(0, "tests/jobs")
     from local_mode import nothing_runs_below, script_mode
-    from jobs.local import ProcessSession
+    from fastmaker.local import ProcessSession
     signal.signal(signal.SIGINT, signal.default_int_handler)
     model = script_mode(ProcessSession(home={str(home)!r}), {str(archive)!r})
     transformer = model.transformer(1, "local", output_path="file://{tmp_path}/out")
@@ -549,7 +551,9 @@ def test_a_content_type_that_the_model_refuses_ends_the_job_at_the_first_object(
     reason = failure(transformer, f"file://{digits}", content_type="text/plain")
     assert reason.startswith("ClientError: no object was transformed: the model answers 415:")
     assert "\n" not in reason
-    (container,) = transform.containers(session.sagemaker_client.transform_jobs, transformer.latest_transform_job.name)
+    (container,) = transform_jobs.containers(
+        session.sagemaker_client.transform_jobs, transformer.latest_transform_job.name
+    )
     assert container.log.read_text().count("POST /invocations") < 10
     assert outputs(tmp_path / "out") == {}
 

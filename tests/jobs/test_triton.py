@@ -15,9 +15,11 @@ from test_job_scripts import one_line
 from test_package import ENVIRONMENT
 from tritonclient.grpc import model_config_pb2
 
-from fastmaker import bundle, onnx_engine
-from jobs import package, predict, triton
-from jobs.local.container import free_ports
+from fastmaker import bundle
+from fastmaker.jobs import package, predict
+from fastmaker.jobs.packaging import triton
+from fastmaker.local.containers import free_ports
+from fastmaker.serving import onnx_engine
 
 
 def packaged(*words):
@@ -152,8 +154,8 @@ def test_the_commands_that_are_printed_serve_and_ask_this_repository(digits_bund
         assert {name.split("/")[0] for name in tar.getnames()} == {"x", "x_preprocess", "x_network"}
 
 
-def run(module, *words):
-    return subprocess.run([sys.executable, "-m", module, *words], env=ENVIRONMENT, capture_output=True)
+def run(*words):
+    return subprocess.run([sys.executable, "-m", "fastmaker.jobs", *words], env=ENVIRONMENT, capture_output=True)
 
 
 @pytest.mark.parametrize(
@@ -170,7 +172,7 @@ def run(module, *words):
 def test_bad_usage_gets_one_line_and_leaves_no_repository(digits_bundle, tmp_path, words, reason):
     words = words.replace("BUNDLE", str(digits_bundle)).split()
     words += [] if "--output" in words else ["--output", str(tmp_path / "models")]
-    done = run("jobs.package", "triton", *words)
+    done = run("package", "triton", *words)
     assert done.returncode == 2, done.stderr.decode()
     assert reason in one_line(done.stderr.decode())
     assert not list(tmp_path.iterdir())
@@ -190,6 +192,6 @@ def test_bad_usage_gets_one_line_and_leaves_no_repository(digits_bundle, tmp_pat
 def test_a_server_that_cannot_be_asked_gets_one_line(digits, words, reason):
     (port,) = free_ports(1)
     image = next((digits / "7").iterdir())
-    done = run("jobs.predict", *words.replace("PORT", str(port)).split(), str(image))
+    done = run("predict", *words.replace("PORT", str(port)).split(), str(image))
     assert done.returncode == 2, done.stdout.decode()
     assert re.search(reason.replace(":PORT", f":{port}"), one_line(done.stderr.decode()))

@@ -18,9 +18,11 @@ from PIL import Image
 from test_job_scripts import on_a_terminal, one_line
 from test_package import ENVIRONMENT
 
-from fastmaker import bundle, preprocess, serving
-from jobs import package, triton_client, verify
-from jobs.local.container import free_ports
+from fastmaker import bundle, preprocess
+from fastmaker.jobs import package, verify
+from fastmaker.jobs.clients import triton
+from fastmaker.local.containers import free_ports
+from fastmaker.serving import models
 
 pytestmark = pytest.mark.triton
 
@@ -34,7 +36,7 @@ def packaged(model: Path, repository: Path, *words: object) -> None:
 
 def predict(*words: object) -> subprocess.CompletedProcess:
     return subprocess.run(
-        [sys.executable, "-m", "jobs.predict", *map(str, words)], env=ENVIRONMENT, capture_output=True
+        [sys.executable, "-m", "fastmaker.jobs", "predict", *map(str, words)], env=ENVIRONMENT, capture_output=True
     )
 
 
@@ -103,7 +105,7 @@ def digit_files(digits):
 
 
 def own_answers(model: Path, files: list[Path]) -> list:
-    loaded = serving.load(model)
+    loaded = models.load(model)
     return [loaded.predict([preprocess.decode(file.read_bytes())])[0] for file in files]
 
 
@@ -118,7 +120,7 @@ def test_the_models_of_a_repository_are_ready(server):
 @pytest.mark.parametrize("protocol", ["grpc", "http"])
 @pytest.mark.parametrize("name", ["digits", "digits-array"])
 def test_a_classifier_answers_as_the_bundle_does(server, digits_bundle, digit_files, protocol, name):
-    model = triton_client.Model(getattr(server, protocol), name)
+    model = triton.Model(getattr(server, protocol), name)
     for file, expected in zip(digit_files, own_answers(digits_bundle, digit_files), strict=True):
         answer = model.answer(file.read_bytes())
         assert answer.as_object().keys() == expected.as_object().keys()
@@ -129,7 +131,7 @@ def test_a_classifier_answers_as_the_bundle_does(server, digits_bundle, digit_fi
 @pytest.mark.parametrize("protocol", ["grpc", "http"])
 @pytest.mark.parametrize("name", ["scenes", "scenes-array"])
 def test_masks_are_those_of_the_bundle(server, scenes_bundle, scene_files, protocol, name):
-    model = triton_client.Model(getattr(server, protocol), name)
+    model = triton.Model(getattr(server, protocol), name)
     for file, expected in zip(scene_files, own_answers(scenes_bundle, scene_files), strict=True):
         assert model.answer(file.read_bytes()).as_object() == expected.as_object()
 
@@ -137,7 +139,7 @@ def test_masks_are_those_of_the_bundle(server, scenes_bundle, scene_files, proto
 def test_the_probabilities_of_each_pixel_can_be_asked_for(server, scenes_bundle, scene_files):
     from tritonclient import grpc
 
-    loaded = serving.load(scenes_bundle)
+    loaded = models.load(scenes_bundle)
     pixels = loaded.to_tensor(preprocess.decode(scene_files[0].read_bytes()))[None]
     tensor = grpc.InferInput("image", list(pixels.shape), "UINT8")
     tensor.set_data_from_numpy(pixels.numpy())
@@ -149,7 +151,7 @@ def test_a_mask_is_as_large_as_the_bundle_says(server, repository, scenes_bundle
     wide = tmp_path / "wide.png"
     Image.fromarray(np.random.default_rng(5).integers(0, 256, (90, 70, 3), dtype=np.uint8)).save(wide)
     (expected,) = own_answers(repository.with_name("original"), [wide])
-    answer = triton_client.Model(server.grpc, "original").answer(wide.read_bytes())
+    answer = triton.Model(server.grpc, "original").answer(wide.read_bytes())
     assert answer.array.shape == (90, 70)
     assert np.array_equal(answer.array, expected.array)
 
@@ -172,7 +174,7 @@ def test_triton_names_the_classes_itself(server, digits_bundle, digit_files):
 @pytest.mark.parametrize("name", ["digits", "digits-array"])
 def test_requests_at_once_go_through_together_and_a_bad_one_fails_alone(server, digits_bundle, digit_files, name):
     network = "digits_network" if name == "digits" else name
-    model = triton_client.Model(server.grpc, name)
+    model = triton.Model(server.grpc, name)
 
     def counts():
         (found,) = server.client.get_inference_statistics(network, as_json=True)["model_stats"]
@@ -216,7 +218,7 @@ def test_the_script_answers_as_for_an_endpoint(server, digits_bundle, few, tmp_p
 
 def test_the_script_shows_its_progress_on_a_terminal(server, few):
     words = ["--triton", server.http, "--model", "digits-array", str(few)]
-    done, shown = on_a_terminal([sys.executable, "-m", "jobs.predict", *words], env=ENVIRONMENT)
+    done, shown = on_a_terminal([sys.executable, "-m", "fastmaker.jobs", "predict", *words], env=ENVIRONMENT)
     assert done.returncode == 0, shown
     counted = {int(count) for count in re.findall(r"(\d+)/160 \[\d\d:\d\d<.*?image/s\]", shown)}
     assert counted
@@ -259,9 +261,9 @@ def test_an_image_of_the_wrong_size_is_refused_with_one_line(server, digit_files
 
 @pytest.mark.parametrize("protocol", ["grpc", "http"])
 def test_tritons_own_refusal_of_a_shape_is_one_line(server, digit_files, protocol):
-    model = triton_client.Model(getattr(server, protocol), "digits-array")
+    model = triton.Model(getattr(server, protocol), "digits-array")
     model.info["image_size"] = [28, 30]  # what a client says that read the configuration of a model since replaced
-    with pytest.raises(triton_client.Refusal, match=r"^unexpected shape for input 'image'.*\[1,1,28,30\]") as refused:
+    with pytest.raises(triton.Refusal, match=r"^unexpected shape for input 'image'.*\[1,1,28,30\]") as refused:
         model.answer(digit_files[0].read_bytes())
     assert "\n" not in str(refused.value)
 

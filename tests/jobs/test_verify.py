@@ -12,7 +12,8 @@ from local_mode import REPOSITORY, nothing_runs_below, running_below, wait_until
 from PIL import Image
 from test_job_scripts import one_line
 
-from jobs import console, verify
+from fastmaker.jobs import verify
+from fastmaker.jobs.cli import errors
 
 
 @pytest.fixture
@@ -23,7 +24,7 @@ def gate(tmp_path, monkeypatch, capsys):
 
     def gate(*words) -> tuple[int, str, str]:
         try:
-            with console.errors_as_one_line():
+            with errors.errors_as_one_line():
                 status = int(not verify.main(verify.parse_args(list(map(str, words)))))
         except SystemExit as ended:
             status = ended.code
@@ -77,10 +78,10 @@ def test_a_path_that_is_further_off_than_the_tolerance_fails_the_gate(gate, digi
 def test_another_answer_fails_the_gate_and_is_drawn(gate, digits_bundle, digits, tmp_path):
     import onnx
 
-    from fastmaker import export
+    from fastmaker.export import onnx_file
 
     shutil.copytree(digits_bundle, tmp_path / "model")
-    export.to_onnx(tmp_path / "model", tmp_path / "model" / "model.onnx")
+    onnx_file.to_onnx(tmp_path / "model", tmp_path / "model" / "model.onnx")
     altered = onnx.load(tmp_path / "model" / "model.onnx")
     weights = max(altered.graph.initializer, key=lambda tensor: len(tensor.raw_data))
     weights.raw_data = (-np.frombuffer(weights.raw_data, np.float32)).tobytes()
@@ -121,7 +122,16 @@ def test_a_path_that_cannot_start_fails_the_gate_with_its_reason(gate, digits_bu
 def test_a_gate_that_is_terminated_leaves_nothing_running(digits_bundle, digits, tmp_path):
     path = os.pathsep.join(map(str, (REPOSITORY, REPOSITORY / "source")))
     env = {**os.environ, "FASTMAKER_HOME": str(tmp_path / "home"), "TMPDIR": str(tmp_path), "PYTHONPATH": path}
-    command = [sys.executable, "-m", "jobs.verify", digits_bundle, digits, "--paths", "torchserve,endpoint"]
+    command = [
+        sys.executable,
+        "-m",
+        "fastmaker.jobs",
+        "verify",
+        digits_bundle,
+        digits,
+        "--paths",
+        "torchserve,endpoint",
+    ]
     process = subprocess.Popen(command, env=env, cwd=REPOSITORY, stderr=subprocess.PIPE, text=True)
     try:
         wait_until(lambda: any("ts.model_server" in p.cmdline() for p in running_below(tmp_path)))

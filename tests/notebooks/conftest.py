@@ -4,7 +4,7 @@ import pytest
 from ipykernel.kernelspec import write_kernel_spec
 from kernels import NO_NETWORK
 
-from jobs import cleanup
+from fastmaker.jobs import cleanup
 
 
 @pytest.fixture(scope="module")

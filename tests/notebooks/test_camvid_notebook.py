@@ -8,8 +8,8 @@ import nbformat
 import pytest
 from kernels import NOTEBOOKS, CellFailed, execute, execute_without_data, pictures, printed, processes_of, up_to
 
-from jobs import package
-from jobs.local import ProcessSession
+from fastmaker.jobs import package
+from fastmaker.local import ProcessSession
 
 CELL_SECONDS = 1200
 CAMVID = NOTEBOOKS / "03_camvid_unet_torchserve.ipynb"
@@ -100,7 +100,7 @@ def test_camvid_leaves_nothing(camvid, home, temporary):
 
 def test_camvid_gives_a_command_that_jobs_package_takes():
     text = "\n".join(cell.source for cell in nbformat.read(CAMVID, 4).cells if cell.cell_type == "markdown")
-    (command,) = re.findall(r"^python -m jobs\.package (.*)$", text, re.MULTILINE)
+    (command,) = re.findall(r"^fastmaker package (.*)$", text, re.MULTILINE)
     args = package.parse_args(shlex.split(command))
     assert f":{args.port}/predictions/{args.model_name}\n" in text
 

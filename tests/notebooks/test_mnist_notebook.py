@@ -21,8 +21,8 @@ from kernels import (
 )
 from PIL import Image
 
-from jobs import transform
-from jobs.local import ProcessSession
+from fastmaker.jobs import transform
+from fastmaker.local import ProcessSession
 
 CELL_SECONDS = 900
 MNIST = NOTEBOOKS / "02_mnist_batch_transform.ipynb"
@@ -126,7 +126,7 @@ def test_mnist_leaves_nothing(mnist, home):
 
 def test_mnist_gives_commands_that_jobs_transform_takes():
     text = "\n".join(cell.source for cell in nbformat.read(MNIST, 4).cells if cell.cell_type == "markdown")
-    commands = re.findall(r"^python -m jobs\.transform (.*)$", text, re.MULTILINE)
+    commands = re.findall(r"^fastmaker transform (.*)$", text, re.MULTILINE)
     assert len(commands) == 2
     for command in commands:
         transform.parse_args(shlex.split(command))

@@ -4,7 +4,7 @@ import nbformat
 import pytest
 from kernels import NOTEBOOKS, CellFailed, execute, execute_without_data, make_photos, pictures, printed, processes_of
 
-from jobs.local import ProcessSession
+from fastmaker.local import ProcessSession
 
 PETS = NOTEBOOKS / "01_pets_local_mode.ipynb"
 LABELS = {"cats_dogs": {"cat", "dog"}, "breeds": {"Bombay", "beagle"}}

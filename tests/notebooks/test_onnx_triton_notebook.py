@@ -9,8 +9,8 @@ import pytest
 import triton_server
 from kernels import NOTEBOOKS, CellFailed, execute, execute_without_data, make_photos, pictures, printed, processes_of
 
-from jobs import verify
-from jobs.local import ProcessSession
+from fastmaker.jobs import verify
+from fastmaker.local import ProcessSession
 
 CELL_SECONDS = 900
 ONNX_TRITON = NOTEBOOKS / "04_onnx_triton.ipynb"
@@ -160,7 +160,7 @@ def test_onnx_triton_leaves_nothing(onnx_triton, home, temporary):
 
 def test_onnx_triton_gives_a_command_that_jobs_verify_takes():
     text = "\n".join(cell.source for cell in nbformat.read(ONNX_TRITON, 4).cells if cell.cell_type == "markdown")
-    (command,) = re.findall(r"^python -m jobs\.verify (.*)$", text, re.MULTILINE)
+    (command,) = re.findall(r"^fastmaker verify (.*)$", text, re.MULTILINE)
     assert verify.parse_args(shlex.split(command)).triton == "grpc://127.0.0.1:8001"
 
 

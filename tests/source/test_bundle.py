@@ -101,7 +101,7 @@ def test_a_bundle_holds_weights_facts_and_code_and_nothing_else(digits_bundle):
     assert sorted(os.listdir(digits_bundle)) == ["code", "model.json", "model.pth"]
     assert sorted(os.listdir(digits_bundle / "code")) == ["entry_point.py", "fastmaker"]
     modules = os.listdir(digits_bundle / "code" / "fastmaker")
-    assert {"bundle.py", "content.py", "networks.py", "preprocess.py", "serving.py"} <= set(modules)
+    assert {"bundle.py", "networks.py", "preprocess.py"} <= set(modules)
     assert all(name.endswith(".py") for name in modules)
 
 
@@ -162,23 +162,21 @@ SERVE_FROM_THE_BUNDLE_ALONE = """
 import json, sys
 sys.path = [sys.argv[1] + "/code", *(path for path in sys.path if path and not path.endswith("/source"))]
 import entry_point, fastmaker
-from fastmaker import content, preprocess, serving
 
 assert fastmaker.__file__.startswith(sys.argv[1]), fastmaker.__file__
 assert entry_point.__file__.startswith(sys.argv[1]), entry_point.__file__
-model = serving.load(sys.argv[1])
+model = fastmaker.load_bundle(sys.argv[1])
 request = entry_point.input_fn(open(sys.argv[2], "rb").read(), "image/png")
 body, media_type = entry_point.output_fn(entry_point.predict_fn(request, model), "application/json")
 heavy = {"fastai", "fastcore", "pandas", "spacy", "matplotlib", "sklearn", "sagemaker", "jobs"}
-training = ("data", "mask_data", "learner", "segmentation", "report", "training", "checkpoint")
-heavy |= {f"fastmaker.{name}" for name in training}
-heavy &= sys.modules.keys()
+heavy = {name for name in sys.modules if name in heavy or name.startswith(("fastmaker.training", "fastmaker.export"))}
 print(json.dumps({"answer": json.loads(body), "heavy": sorted(heavy)}))
 """
 
 
 def test_a_bundle_serves_from_its_own_code_without_fastai(folder, digits):
-    from fastmaker import preprocess, serving
+    from fastmaker import preprocess
+    from fastmaker.serving import models
 
     file = sorted((digits / "3").iterdir())[0]
     command = [sys.executable, "-I", "-c", SERVE_FROM_THE_BUNDLE_ALONE, str(folder), str(file)]
@@ -186,7 +184,7 @@ def test_a_bundle_serves_from_its_own_code_without_fastai(folder, digits):
     assert run.returncode == 0, run.stderr[-2000:]
     result = json.loads(run.stdout)
     assert result["heavy"] == []
-    [expected] = serving.load(folder).predict([preprocess.decode(file.read_bytes())])
+    [expected] = models.load(folder).predict([preprocess.decode(file.read_bytes())])
     assert result["answer"] == expected.as_object()
 
 

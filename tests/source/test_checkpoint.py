@@ -18,7 +18,9 @@ import psutil
 import pytest
 import torch
 
-from fastmaker import bundle, checkpoint, data, learner, training
+from fastmaker import bundle
+from fastmaker.training import checkpoint, data, learner, run
+from fastmaker.training.arguments import parse_args
 
 ENTRY_POINT = Path(__file__).parents[2] / "source" / "entry_point.py"
 OUTSIDE = ("SM_", "SAGEMAKER_")
@@ -151,9 +153,9 @@ def test_a_directory_that_cannot_be_made_is_refused(tmp_path):
 
 def test_the_directory_is_the_platforms_if_the_job_has_one(tmp_path, monkeypatch):
     monkeypatch.setenv("SAGEMAKER_BASE_DIR", str(tmp_path))
-    assert training.parse_args(["--train", "images"]).checkpoint_dir is None
+    assert parse_args(["--train", "images"]).checkpoint_dir is None
     (tmp_path / "checkpoints").mkdir()
-    assert training.parse_args(["--train", "images"]).checkpoint_dir == str(tmp_path / "checkpoints")
+    assert parse_args(["--train", "images"]).checkpoint_dir == str(tmp_path / "checkpoints")
 
 
 def test_sigterm_ends_the_process_again_after_the_training():
@@ -293,7 +295,7 @@ class Run:
         self.with_checkpoints = [*self.arguments, "--checkpoint-dir", str(self.checkpoints)]
 
     def train(self, *arguments):
-        return training.main(training.parse_args([*self.with_checkpoints, *arguments]))
+        return run.main(parse_args([*self.with_checkpoints, *arguments]))
 
     def lose(self, epoch):
         (self.checkpoints / f"epoch-{epoch:04}.pt").unlink()

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fastmaker import content, masks, preprocess
+from fastmaker import masks, preprocess
+from fastmaker.serving import wire
 
 RANDOM = np.random.default_rng(5)
 PIXELS = RANDOM.integers(0, 256, (12, 9, 3), dtype=np.uint8)
@@ -59,8 +60,8 @@ def several(n=3):
 
 def refused(status, body, content_type):
     """The reason why a request is refused; it fits into one line of ASCII, as TorchServe needs it."""
-    with pytest.raises(content.RequestError) as error:
-        content.decode(body, content_type)
+    with pytest.raises(wire.RequestError) as error:
+        wire.decode(body, content_type)
     assert error.value.status_code == status
     return assert_one_ascii_line(error.value)
 
@@ -81,14 +82,14 @@ def assert_one_ascii_line(error):
     ["application/x-image", "image/png", "image/jpeg", "image/anything", "IMAGE/PNG", "image/png; name=cat.png"],
 )
 def test_an_encoded_image_is_one_image(content_type):
-    images = content.decode(png(), content_type)
+    images = wire.decode(png(), content_type)
     assert images.single
     assert np.array_equal(*pixels_of(images), PIXELS)
 
 
 @pytest.mark.parametrize("array", [PIXELS, PIXELS[..., 0], np.asfortranarray(PIXELS)], ids=["RGB", "gray", "Fortran"])
 def test_an_array_of_one_image_is_one_image(array):
-    images = content.decode(npy(array), "application/x-npy")
+    images = wire.decode(npy(array), "application/x-npy")
     assert images.single
     assert np.array_equal(*pixels_of(images), array)
 
@@ -97,7 +98,7 @@ def test_an_array_of_one_image_is_one_image(array):
 @pytest.mark.parametrize("n", [1, 3])
 def test_an_array_of_n_images_is_a_list_in_order(n, order):
     array = RANDOM.integers(0, 256, (n, 6, 4, 3), dtype=np.uint8)
-    images = content.decode(npy(np.asarray(array, order=order)), "application/x-npy")
+    images = wire.decode(npy(np.asarray(array, order=order)), "application/x-npy")
     assert not images.single
     assert np.array_equal(pixels_of(images), array)
 
@@ -105,13 +106,13 @@ def test_an_array_of_n_images_is_a_list_in_order(n, order):
 def test_a_version_2_array_is_read():
     stream = io.BytesIO()
     np.lib.format.write_array(stream, PIXELS, version=(2, 0))
-    assert np.array_equal(*pixels_of(content.decode(stream.getvalue(), "application/x-npy")), PIXELS)
+    assert np.array_equal(*pixels_of(wire.decode(stream.getvalue(), "application/x-npy")), PIXELS)
 
 
 @pytest.mark.parametrize(("content_type", "build"), [("application/json", instances), ("application/jsonlines", lines)])
 @pytest.mark.parametrize("n", [1, 5])
 def test_base64_images_are_a_list_in_order(content_type, build, n):
-    images = content.decode(build(*(b64(png(pixels)) for pixels in several(n))), content_type)
+    images = wire.decode(build(*(b64(png(pixels)) for pixels in several(n))), content_type)
     assert not images.single
     assert np.array_equal(pixels_of(images), several(n))
 
@@ -122,7 +123,7 @@ def test_base64_in_lines_is_read(width):
     text = base64.b64encode(png()).decode()
     for end in ("\n", "\r\n", " \t"):
         wrapped = "".join(text[i : i + width] + end for i in range(0, len(text), width))
-        assert np.array_equal(*pixels_of(content.decode(instances({"b64": wrapped}), "application/json")), PIXELS)
+        assert np.array_equal(*pixels_of(wire.decode(instances({"b64": wrapped}), "application/json")), PIXELS)
 
 
 @pytest.mark.parametrize(
@@ -136,26 +137,26 @@ def test_base64_in_lines_is_read(width):
     ],
 )
 def test_blanks_and_the_names_case_in_the_custom_attributes_do_not_matter(attributes, size):
-    assert content.decode(png(), "image/png", attributes).mask_size == size
+    assert wire.decode(png(), "image/png", attributes).mask_size == size
 
 
 @pytest.mark.parametrize(
     "attributes", ["mask_size=Original", "mask_size =", "Mask_Size = ori ginal", "mask_size=, a=b"]
 )
 def test_an_unknown_mask_size_is_refused_with_400_in_one_line(attributes):
-    with pytest.raises(content.BadRequest, match="expected one of model, original") as error:
-        content.decode(png(), "image/png", attributes)
+    with pytest.raises(wire.BadRequest, match="expected one of model, original") as error:
+        wire.decode(png(), "image/png", attributes)
     assert_one_ascii_line(error.value)
 
 
 def test_text_that_a_server_has_decoded_already_is_read():
-    images = content.decode(instances(b64(png())).decode(), "application/json; charset=utf-8")
+    images = wire.decode(instances(b64(png())).decode(), "application/json; charset=utf-8")
     assert np.array_equal(*pixels_of(images), PIXELS)
 
 
 def test_blank_lines_and_carriage_returns_between_json_lines_are_skipped():
     body = b"\r\n".join([b"", lines(b64(png())).strip(), b"  ", lines(b64(png())).strip(), b""])
-    assert len(content.decode(body, "application/jsonlines").images) == 2
+    assert len(wire.decode(body, "application/jsonlines").images) == 2
 
 
 # Refused on the way in
@@ -164,7 +165,7 @@ def test_blank_lines_and_carriage_returns_between_json_lines_are_skipped():
 @pytest.mark.parametrize("content_type", [None, "", "text/plain", "application/octet-stream", "images/png", "json"])
 def test_an_unknown_content_type_is_refused_with_415_and_the_known_ones(content_type):
     reason = refused(415, png(), content_type)
-    assert all(known in reason for known in ("image/*", *content.DECODERS))
+    assert all(known in reason for known in ("image/*", *wire.DECODERS))
 
 
 @pytest.mark.parametrize(
@@ -175,7 +176,7 @@ def test_a_refusal_is_one_line_of_ascii_whatever_was_sent(content_type):
 
 
 @pytest.mark.parametrize("body", [b"", None, ""])
-@pytest.mark.parametrize("content_type", content.DECODERS)
+@pytest.mark.parametrize("content_type", wire.DECODERS)
 def test_an_empty_body_is_refused_with_400(content_type, body):
     assert refused(400, body, content_type) == f"the body is empty; expected {content_type}"
 
@@ -320,9 +321,9 @@ def test_the_errors_keep_their_status_in_the_inference_toolkit():
     from sagemaker_inference.errors import BaseInferenceToolkitError
 
     for kind, status in (
-        (content.BadRequest, 400),
-        (content.NotAcceptable, 406),
-        (content.UnsupportedContentType, 415),
+        (wire.BadRequest, 400),
+        (wire.NotAcceptable, 406),
+        (wire.UnsupportedContentType, 415),
     ):
         assert issubclass(kind, BaseInferenceToolkitError)
         assert kind("why").status_code == status
@@ -332,19 +333,19 @@ def test_the_errors_keep_their_status_in_the_inference_toolkit():
 
 
 def prediction(*probabilities):
-    return content.Prediction(np.asarray(probabilities, np.float32), LABELS)
+    return wire.Prediction(np.asarray(probabilities, np.float32), LABELS)
 
 
 @pytest.mark.parametrize("accept", ["application/json", "application/jsonlines"])
 def test_what_json_cannot_hold_is_a_fault_and_no_answer(accept):
-    with pytest.raises(content.Fault, match="are no finite numbers; did its training diverge") as error:
-        content.encode(content.Answer([prediction(np.nan, np.nan, np.nan)], single=True), accept)
+    with pytest.raises(wire.InternalError, match="are no finite numbers; did its training diverge") as error:
+        wire.encode(wire.Answer([prediction(np.nan, np.nan, np.nan)], single=True), accept)
     assert error.value.status == 500
 
 
 CAT = prediction(0.7, 0.1, 0.05, 0.08, 0.04, 0.03)
 OTHER = prediction(0.1, 0.1, 0.5, 0.1, 0.1, 0.1)
-ONE, TWO = content.Answer([CAT], single=True), content.Answer([OTHER, CAT], single=False)
+ONE, TWO = wire.Answer([CAT], single=True), wire.Answer([OTHER, CAT], single=False)
 
 
 def assert_is_object(found, expected):
@@ -360,21 +361,21 @@ def assert_is_object(found, expected):
 
 
 def test_one_image_is_answered_with_one_json_object():
-    body, media_type = content.encode(ONE, "application/json")
+    body, media_type = wire.encode(ONE, "application/json")
     assert media_type == "application/json"
     assert_is_object(json.loads(body), CAT)
 
 
-@pytest.mark.parametrize("answer", [TWO, content.Answer([CAT], single=False)], ids=["two", "a list of one"])
+@pytest.mark.parametrize("answer", [TWO, wire.Answer([CAT], single=False)], ids=["two", "a list of one"])
 def test_a_list_of_images_is_answered_with_a_json_list_in_order(answer):
-    objects = json.loads(content.encode(answer, "application/json")[0])
+    objects = json.loads(wire.encode(answer, "application/json")[0])
     for found, expected in zip(objects, answer.predictions, strict=True):
         assert_is_object(found, expected)
 
 
 @pytest.mark.parametrize("answer", [ONE, TWO])
 def test_json_lines_have_an_object_a_line_in_order(answer):
-    body, media_type = content.encode(answer, "application/jsonlines")
+    body, media_type = wire.encode(answer, "application/jsonlines")
     assert media_type == "application/jsonlines"
     assert body.endswith(b"\n")
     for line, expected in zip(body.decode().splitlines(), answer.predictions, strict=True):
@@ -384,7 +385,7 @@ def test_json_lines_have_an_object_a_line_in_order(answer):
 def test_csv_has_label_index_and_probability_a_line():
     import csv
 
-    body, media_type = content.encode(TWO, "text/csv")
+    body, media_type = wire.encode(TWO, "text/csv")
     assert media_type == "text/csv"
     rows = list(csv.reader(io.StringIO(body.decode())))
     assert [(label, int(index), float(p)) for label, index, p in rows] == [
@@ -394,7 +395,7 @@ def test_csv_has_label_index_and_probability_a_line():
 
 @pytest.mark.parametrize(("answer", "shape"), [(ONE, (6,)), (TWO, (2, 6))])
 def test_npy_holds_the_probabilities_as_float32(answer, shape):
-    body, media_type = content.encode(answer, "application/x-npy")
+    body, media_type = wire.encode(answer, "application/x-npy")
     array = np.load(io.BytesIO(body), allow_pickle=False)
     assert media_type == "application/x-npy"
     assert array.dtype == np.float32
@@ -403,7 +404,7 @@ def test_npy_holds_the_probabilities_as_float32(answer, shape):
 
 
 def test_two_labels_are_answered_with_both():
-    two = content.Prediction(np.float32([0.25, 0.75]), ("a", "b"))
+    two = wire.Prediction(np.float32([0.25, 0.75]), ("a", "b"))
     assert [entry["label"] for entry in two.as_object()["top"]] == ["b", "a"]
 
 
@@ -434,9 +435,9 @@ def test_equal_probabilities_are_answered_in_the_order_of_the_labels():
     ],
 )
 def test_the_accept_header_chooses_the_answers_type(accept, media_type):
-    body, chosen = content.encode(ONE, accept)
+    body, chosen = wire.encode(ONE, accept)
     assert chosen == media_type
-    assert body == content.encode(ONE, media_type)[0]
+    assert body == wire.encode(ONE, media_type)[0]
 
 
 def mask(height, width):
@@ -453,33 +454,33 @@ def mask(height, width):
     ],
 )
 def test_what_one_type_cannot_hold_is_answered_in_the_next_that_is_accepted(accept, media_type):
-    unequal = content.Answer([mask(6, 9), mask(4, 4)], single=False)
-    assert content.encode(unequal, accept) == content.encode(unequal, media_type)
+    unequal = wire.Answer([mask(6, 9), mask(4, 4)], single=False)
+    assert wire.encode(unequal, accept) == wire.encode(unequal, media_type)
 
 
 def test_if_no_accepted_type_can_hold_the_answer_the_most_wanted_says_why():
-    unequal = content.Answer([mask(6, 9), mask(4, 4)], single=False)
-    with pytest.raises(content.NotAcceptable, match="one PNG holds one mask"):
-        content.encode(unequal, "application/x-npy;q=0.5, text/html, image/png")
+    unequal = wire.Answer([mask(6, 9), mask(4, 4)], single=False)
+    with pytest.raises(wire.NotAcceptable, match="one PNG holds one mask"):
+        wire.encode(unequal, "application/x-npy;q=0.5, text/html, image/png")
 
 
 @pytest.mark.parametrize(
     "accept", ["image/png", "text/html", "application/json;q=0", "json", "image/*", "tëxt/csv", "a\r\nb: c", "東" * 900]
 )
 def test_an_accept_that_cannot_be_met_is_refused_with_406_and_one_line(accept):
-    with pytest.raises(content.NotAcceptable) as error:
-        content.encode(ONE, accept)
+    with pytest.raises(wire.NotAcceptable) as error:
+        wire.encode(ONE, accept)
     assert error.value.status_code == 406
     assert_one_ascii_line(error.value)
 
 
 def test_a_refused_accept_is_answered_with_the_types_that_can_be_had():
-    with pytest.raises(content.NotAcceptable) as error:
-        content.encode(ONE, "image/png")
-    assert all(known in error.value.message for known in content.ENCODERS)
+    with pytest.raises(wire.NotAcceptable) as error:
+        wire.encode(ONE, "image/png")
+    assert all(known in error.value.message for known in wire.ENCODERS)
 
 
 def test_an_image_error_becomes_one_line_of_ascii():
     with pytest.raises(preprocess.ImageError) as error:
         preprocess.decode(b"x")
-    assert_one_ascii_line(content.BadRequest(f"{error.value}\nzweite Zeile: größer"))
+    assert_one_ascii_line(wire.BadRequest(f"{error.value}\nzweite Zeile: größer"))

@@ -11,7 +11,7 @@ import torch
 from fastai.vision.all import PILImage
 from PIL import Image
 
-from fastmaker import data
+from fastmaker.training import data
 
 RANDOM = np.random.default_rng(3)
 

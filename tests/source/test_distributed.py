@@ -14,7 +14,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from fastmaker import bundle, data, distributed, learner, training
+from fastmaker import bundle
+from fastmaker.training import data, distributed, learner, run
+from fastmaker.training.arguments import parse_args
 
 ENTRY_POINT = Path(__file__).parents[2] / "source" / "entry_point.py"
 CLEAN = {k: v for k, v in os.environ.items() if not k.startswith(("SM_", "SAGEMAKER_"))} | {"OMP_NUM_THREADS": "1"}
@@ -71,7 +73,7 @@ RECORDED = """
 import json, sys, threading
 from fastai.vision.all import Callback, CrossEntropyLossFlat, Learner, accuracy, set_seed
 from torch import nn
-from fastmaker import data, distributed, learner
+from fastmaker.training import data, distributed, learner
 images, out, batch = sys.argv[1], sys.argv[2], int(sys.argv[3])
 set_seed(3)
 samples = data.read(images)
@@ -92,7 +94,7 @@ never = threading.Event()
 callbacks = [learner.Position(3, rank=group.rank), See()]
 if group.size > 1:
     callbacks.append(distributed.DataParallel(group, never, never))
-with learn.no_bar(), learn.no_logging(), learn.added_cbs(callbacks), distributed.shares(dls, group):
+with learn.no_bar(), learn.no_logging(), learn.added_cbs(callbacks), distributed.sharded(dls, group):
     learn.fit_one_cycle(3, 0.01)
 recorder = learn.recorder
 record = {"losses": list(map(float, recorder.losses)), "values": [list(map(float, row)) for row in recorder.values],
@@ -173,7 +175,7 @@ def test_the_parameters_are_compared_and_found_equal(pair):
     folder, (first, _) = pair
     digest = re.search(r"the parameters of all 2 processes are equal, SHA-256 (\w{64})\n", first)[1]
     network, _ = bundle.load(folder / "first" / "model")
-    assert distributed.ALONE.check_parameters(network) == digest
+    assert distributed.SINGLE.check_parameters(network) == digest
 
 
 @pytest.mark.slow
@@ -270,28 +272,28 @@ def test_hosts_with_different_images_are_refused(few, photos, tmp_path):
 def test_more_processes_than_training_images_are_refused(few):
     samples = replace(data.read(few), is_valid=[False, False] + [True] * 158)
     with pytest.raises(distributed.GroupError, match="3 processes share 2 training images; each needs one in every"):
-        training._check_group(samples, distributed.Group(distributed.Place(0, 3)))
+        run._check_group(samples, distributed.Group(distributed.Rank(0, 3)))
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_backend_that_is_not_there_is_refused(few, tmp_path, capsys):
-    assert training.main(training.parse_args(command(tmp_path, few, TRAIN + " --dist-backend nccl")[2:])) == 2
+    assert run.main(parse_args(command(tmp_path, few, TRAIN + " --dist-backend nccl")[2:])) == 2
     assert capsys.readouterr().err == "ValueError: --dist-backend nccl needs a GPU, and this host has none; use gloo\n"
 
 
 @pytest.mark.parametrize("argument", ["--processes 0", "--timeout 0", "--timeout nan", "--dist-backend mpi"])
 def test_bad_arguments_are_refused(few, tmp_path, argument, capsys):
     with pytest.raises(SystemExit, match="2"):
-        training.parse_args(command(tmp_path, few, argument)[2:])
+        parse_args(command(tmp_path, few, argument)[2:])
     assert argument.split()[0] in capsys.readouterr().err
 
 
 def test_a_place_is_told_by_torchrun_or_by_the_training_toolkit():
-    assert distributed.place({}) == distributed.Place()
+    assert distributed.place({}) == distributed.Rank()
     torchrun = {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}
-    assert distributed.place(torchrun) == distributed.Place(3, 4, 1, 2)
+    assert distributed.place(torchrun) == distributed.Rank(3, 4, 1, 2)
     toolkit = {"SM_HOSTS": '["algo-1", "algo-2"]', "SM_CURRENT_HOST": "algo-2"}
-    assert distributed.place(toolkit) == distributed.Place(1, 2)
+    assert distributed.place(toolkit) == distributed.Rank(1, 2)
 
 
 @pytest.mark.slow

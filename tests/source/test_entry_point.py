@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fastmaker import preprocess, serving
+from fastmaker import preprocess
+from fastmaker.serving import models
 
 
 @pytest.fixture
@@ -52,7 +53,7 @@ def png(digits):
 def test_an_image_is_answered_as_it_is_without_a_server(ask, digits_bundle, png):
     status, media_type, answer = ask(png, "image/png")
     assert (status, media_type) == (200, "application/json")
-    [expected] = serving.load(digits_bundle).predict([preprocess.decode(png)])
+    [expected] = models.load(digits_bundle).predict([preprocess.decode(png)])
     found = json.loads(answer)
     assert found["label"] == expected.label
     assert found["probability"] == pytest.approx(expected.as_object()["probability"], abs=1e-6)

@@ -12,7 +12,10 @@ import pytest
 import torch
 from PIL import Image
 
-from fastmaker import __version__, bundle, data, export, networks, serving, unet
+from fastmaker import __version__, bundle, networks, unet
+from fastmaker.export import onnx_file
+from fastmaker.serving import models
+from fastmaker.training import data
 
 MEAN, STD = data.STATISTICS["RGB"]
 LABELS = ("ground", "box", "disc", "Void")
@@ -58,14 +61,14 @@ def both(request, tmp_path_factory):
     """A model directory with its model.onnx."""
     folder = tmp_path_factory.mktemp("both") / "model"
     BUNDLES[request.param](folder, request)
-    export.to_onnx(folder, folder / "model.onnx")
+    onnx_file.to_onnx(folder, folder / "model.onnx")
     return folder
 
 
 @pytest.fixture(scope="module")
 def digits_onnx(digits_bundle, tmp_path_factory):
     file = tmp_path_factory.mktemp("onnx") / "digits.onnx"
-    export.to_onnx(digits_bundle, file)
+    onnx_file.to_onnx(digits_bundle, file)
     return file
 
 
@@ -81,12 +84,12 @@ def run(file, batch):
 
 
 def inputs(folder, images):
-    model = serving.load(folder)
+    model = models.load(folder)
     return np.stack([model.to_tensor(image).numpy() for image in images])
 
 
 def test_onnx_runtime_answers_as_torch_does(both, images):
-    torchs, onnxs = (serving.load(both, engine=engine) for engine in serving.ENGINES)
+    torchs, onnxs = (models.load(both, engine=engine) for engine in models.ENGINES)
     for image, expected, found in zip(images, torchs.predict(images), onnxs.predict(images), strict=True):
         key = "label" if "label" in expected.as_object() else "base64_prediction"
         assert found.as_object()[key] == expected.as_object()[key]
@@ -131,11 +134,11 @@ def test_the_metadata_is_the_bundles(both):
 
 
 def test_no_path_of_the_exporting_machine_is_in_the_file(digits_onnx):
-    assert os.path.dirname(export.__file__).encode() not in digits_onnx.read_bytes()
+    assert os.path.dirname(onnx_file.__file__).encode() not in digits_onnx.read_bytes()
 
 
 def test_a_mask_is_the_class_of_the_highest_probability(scenes_bundle, images, tmp_path):
-    export.to_onnx(scenes_bundle, tmp_path / "model.onnx")
+    onnx_file.to_onnx(scenes_bundle, tmp_path / "model.onnx")
     probabilities, mask = run(tmp_path / "model.onnx", inputs(scenes_bundle, images))
     assert mask.dtype == np.uint8
     assert np.array_equal(mask, probabilities.argmax(axis=1))
@@ -143,7 +146,7 @@ def test_a_mask_is_the_class_of_the_highest_probability(scenes_bundle, images, t
 
 
 def test_float_input_is_the_pixels_scaled_to_one(digits_bundle, digits_onnx, images, tmp_path):
-    difference = export.to_onnx(digits_bundle, tmp_path / "deep" / "float.onnx", "float")
+    difference = onnx_file.to_onnx(digits_bundle, tmp_path / "deep" / "float.onnx", "float")
     batch = inputs(digits_bundle, images)
     (found,) = run(tmp_path / "deep" / "float.onnx", (batch / 255).astype(np.float32))
     assert np.allclose(found, *run(digits_onnx, batch), rtol=0, atol=1e-6)
@@ -154,7 +157,7 @@ def test_float_input_is_the_pixels_scaled_to_one(digits_bundle, digits_onnx, ima
 @pytest.mark.parametrize("name", networks.ARCHITECTURES)
 def test_every_architecture_can_be_exported(name, tmp_path):
     save_classifier(tmp_path / "model", name)
-    assert export.to_onnx(tmp_path / "model", tmp_path / "model.onnx") < 1e-5
+    assert onnx_file.to_onnx(tmp_path / "model", tmp_path / "model.onnx") < 1e-5
 
 
 # What cannot be exported
@@ -165,8 +168,8 @@ def test_a_network_whose_answers_are_no_numbers_leaves_what_was_there(digits_bun
     torch.nn.init.constant_(network[-1].bias, float("nan"))
     bundle.save(tmp_path / "model", network, info)
     (tmp_path / "model.onnx").write_bytes(b"what was there")
-    with pytest.raises(export.ExportError, match="probabilities of 1 images are off torch's by up to nan"):
-        export.to_onnx(tmp_path / "model", tmp_path / "model.onnx")
+    with pytest.raises(onnx_file.ExportError, match="probabilities of 1 images are off torch's by up to nan"):
+        onnx_file.to_onnx(tmp_path / "model", tmp_path / "model.onnx")
     assert (tmp_path / "model.onnx").read_bytes() == b"what was there"
     assert sorted(os.listdir(tmp_path)) == ["model", "model.onnx"]
 
@@ -175,22 +178,22 @@ def test_a_damaged_bundle_is_refused_as_serving_refuses_it(digits_bundle, tmp_pa
     shutil.copytree(digits_bundle, tmp_path / "model")
     (tmp_path / "model" / "model.pth").write_bytes(b"x")
     with pytest.raises(bundle.BundleError, match=r"its SHA-256 is not the state_sha256 of model\.json"):
-        export.to_onnx(tmp_path / "model", tmp_path / "model.onnx")
+        onnx_file.to_onnx(tmp_path / "model", tmp_path / "model.onnx")
     assert os.listdir(tmp_path) == ["model"]
 
 
 def test_an_unknown_input_is_refused_with_the_right_ones(digits_bundle, tmp_path):
-    with pytest.raises(export.ExportError, match="the input is 'int4'; expected one of uint8, float"):
-        export.to_onnx(digits_bundle, tmp_path / "model.onnx", "int4")
+    with pytest.raises(onnx_file.ExportError, match="the input is 'int4'; expected one of uint8, float"):
+        onnx_file.to_onnx(digits_bundle, tmp_path / "model.onnx", "int4")
 
 
-@pytest.mark.parametrize("name", export.PACKAGES)
+@pytest.mark.parametrize("name", onnx_file.PACKAGES)
 def test_a_package_that_is_missing_is_named(digits_bundle, tmp_path, monkeypatch, name):
     monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(
-        export.ExportError, match=rf"ONNX needs {name}, not installed here: pip install 'fastmaker\[onnx\]'"
+        onnx_file.ExportError, match=rf"ONNX needs {name}, not installed here: pip install 'fastmaker\[onnx\]'"
     ):
-        export.to_onnx(digits_bundle, tmp_path / "model.onnx")
+        onnx_file.to_onnx(digits_bundle, tmp_path / "model.onnx")
 
 
 # int8
@@ -198,8 +201,8 @@ def test_a_package_that_is_missing_is_named(digits_bundle, tmp_path, monkeypatch
 
 def test_int8_is_a_third_as_large_and_of_the_same_opinion(digits_bundle, digits_onnx, digits, tmp_path):
     info = bundle.load_info(digits_bundle)
-    images = export.calibration_images(digits, info)[::20]
-    same, of = export.to_int8(digits_onnx, tmp_path / "int8.onnx", images)
+    images = onnx_file.calibration_images(digits, info)[::20]
+    same, of = onnx_file.to_int8(digits_onnx, tmp_path / "int8.onnx", images)
     labels = [
         np.concatenate([run(f, image)[0].argmax(axis=1) for image in images])
         for f in (digits_onnx, tmp_path / "int8.onnx")
@@ -214,16 +217,16 @@ def test_int8_is_a_third_as_large_and_of_the_same_opinion(digits_bundle, digits_
 
 
 def test_int8_of_a_unet_is_measured_in_pixels(scenes_bundle, scenes, tmp_path):
-    export.to_onnx(scenes_bundle, tmp_path / "float32.onnx", "float")
-    images = export.calibration_images(scenes / "images", bundle.load_info(scenes_bundle), "float")[:4]
-    same, of = export.to_int8(tmp_path / "float32.onnx", tmp_path / "int8.onnx", images)
+    onnx_file.to_onnx(scenes_bundle, tmp_path / "float32.onnx", "float")
+    images = onnx_file.calibration_images(scenes / "images", bundle.load_info(scenes_bundle), "float")[:4]
+    same, of = onnx_file.to_int8(tmp_path / "float32.onnx", tmp_path / "int8.onnx", images)
     assert of == 4 * 40 * 56
     assert 0.9 * of < same <= of
 
 
 def test_calibration_takes_the_images_as_serving_sees_them(digits_bundle, digits):
-    model, files = serving.load(digits_bundle), sorted((digits / "3").iterdir())
-    found = export.calibration_images(digits / "3", model.info)
+    model, files = models.load(digits_bundle), sorted((digits / "3").iterdir())
+    found = onnx_file.calibration_images(digits / "3", model.info)
     assert np.array_equal(np.concatenate(found), inputs(digits_bundle, map(Image.open, files)))
     assert found[0].shape == (1, 1, 28, 28)
 
@@ -231,12 +234,12 @@ def test_calibration_takes_the_images_as_serving_sees_them(digits_bundle, digits
 def test_hidden_files_do_not_calibrate(digits_bundle, digits, tmp_path):
     (tmp_path / "0.png").symlink_to(next(digits.rglob("*.png")))
     (tmp_path / "._0.png").write_bytes(b"x")
-    assert len(export.calibration_images(tmp_path, bundle.load_info(digits_bundle))) == 1
+    assert len(onnx_file.calibration_images(tmp_path, bundle.load_info(digits_bundle))) == 1
 
 
 @pytest.mark.parametrize(("content", "reason"), [(None, "holds no image"), (b"x", r"0\.png: the 1 bytes are no image")])
 def test_calibration_without_good_images_is_refused(digits_bundle, tmp_path, content, reason):
     if content:
         (tmp_path / "0.png").write_bytes(content)
-    with pytest.raises(export.ExportError, match=reason):
-        export.calibration_images(tmp_path, bundle.load_info(digits_bundle))
+    with pytest.raises(onnx_file.ExportError, match=reason):
+        onnx_file.calibration_images(tmp_path, bundle.load_info(digits_bundle))

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fastmaker import mask_data, masks
-from fastmaker.data import DataError
+from fastmaker import masks
+from fastmaker.training import mask_data
+from fastmaker.training.data import DataError
 
 
 @pytest.fixture

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fastmaker import content, masks, preprocess
+from fastmaker import masks, preprocess
+from fastmaker.serving import wire
 
 RANDOM = np.random.default_rng(8)
 LABELS = ("sky", "Straße, 東京", "tree", "Void")
@@ -19,13 +20,13 @@ def mask(height=6, width=9, n=3):
     return masks.Mask(RANDOM.integers(0, n, (height, width), dtype=np.uint8), LABELS, void=3)
 
 
-ONE = content.Answer([mask()], single=True)
-TWO = content.Answer([mask(), mask()], single=False)
-UNEQUAL = content.Answer([mask(), mask(4, 4)], single=False)
+ONE = wire.Answer([mask()], single=True)
+TWO = wire.Answer([mask(), mask()], single=False)
+UNEQUAL = wire.Answer([mask(), mask(4, 4)], single=False)
 
 
 def encoded(answer, accept):
-    body, media_type = content.encode(answer, accept)
+    body, media_type = wire.encode(answer, accept)
     assert media_type == accept
     return body
 
@@ -35,13 +36,15 @@ def encoded(answer, accept):
 
 def test_a_squished_mask_is_restored_by_nearest_neighbour():
     small = mask(3, 5).array
-    assert np.array_equal(masks.restored(small, (10, 9), "squish", None), small.repeat(3, axis=0).repeat(2, axis=1))
+    assert np.array_equal(
+        masks.resize_to_original(small, (10, 9), "squish", None), small.repeat(3, axis=0).repeat(2, axis=1)
+    )
 
 
 def test_a_mask_of_the_images_size_stays_as_it_is():
     small = mask().array
     for method in (*preprocess.RESIZE_METHODS, preprocess.NO_RESIZE):
-        assert np.array_equal(masks.restored(small, (9, 6), method, None), small)
+        assert np.array_equal(masks.resize_to_original(small, (9, 6), method, None), small)
 
 
 @pytest.mark.parametrize("method", ["squish", "pad", "crop"])
@@ -51,26 +54,26 @@ def test_each_pixel_gets_the_class_that_the_model_saw_there(method, size):
     width, height = size
     truth = (np.arange(width)[None] >= width / 2) + 2 * (np.arange(height)[:, None] >= height / 2)
     seen = preprocess.resize(Image.fromarray(truth.astype(np.uint8) * 60), (40, 40), method)
-    found = masks.restored(np.rint(np.asarray(seen) / 60).astype(np.uint8), size, method, void=9)
+    found = masks.resize_to_original(np.rint(np.asarray(seen) / 60).astype(np.uint8), size, method, void=9)
     assert found.shape == truth.shape
     assert np.mean(found[found != 9] == truth[found != 9]) > 0.9
     assert (9 in found) == (method == "crop")
 
 
 def test_what_was_cut_off_is_void():
-    found = masks.restored(np.ones((4, 4), np.uint8), (8, 4), "crop", void=2)
+    found = masks.resize_to_original(np.ones((4, 4), np.uint8), (8, 4), "crop", void=2)
     assert np.array_equal(found, [[2, 2, 1, 1, 1, 1, 2, 2]] * 4)
 
 
 def test_an_image_that_was_padded_has_a_mask_of_its_size_though_its_window_ends_a_pixel_short():
     assert preprocess.window((61, 45), (224, 224), "pad")[2] == 60
     whole = np.full((224, 224), 1, np.uint8)
-    assert np.array_equal(masks.restored(whole, (61, 45), "pad", void=None), np.ones((45, 61)))
+    assert np.array_equal(masks.resize_to_original(whole, (61, 45), "pad", void=None), np.ones((45, 61)))
 
 
 def test_without_a_void_class_a_cut_off_part_has_no_mask():
     with pytest.raises(preprocess.ImageError, match=r"sees 4x4 of the image's 8x4 pixels.*mask_size=model"):
-        masks.restored(np.ones((4, 4), np.uint8), (8, 4), "crop", void=None)
+        masks.resize_to_original(np.ones((4, 4), np.uint8), (8, 4), "crop", void=None)
 
 
 # Answers
@@ -117,17 +120,17 @@ def test_png_holds_the_mask_in_a_palette_with_its_legend():
 
 @pytest.mark.parametrize("accept", ["image/*", "image/png;q=0.9, text/csv;q=0.1", "text/html, image/*, */*;q=0.1"])
 def test_a_png_is_chosen_by_the_accept_header(accept):
-    assert content.encode(ONE, accept)[1] == "image/png"
+    assert wire.encode(ONE, accept)[1] == "image/png"
 
 
 def test_json_is_the_default():
-    assert content.encode(ONE, "*/*")[1] == content.encode(ONE, None)[1] == "application/json"
+    assert wire.encode(ONE, "*/*")[1] == wire.encode(ONE, None)[1] == "application/json"
 
 
 @pytest.mark.parametrize(("answer", "accept"), [(TWO, "image/png"), (UNEQUAL, "application/x-npy"), (ONE, "text/html")])
 def test_a_form_that_cannot_hold_the_answer_is_refused_with_406(answer, accept):
-    with pytest.raises(content.NotAcceptable) as error:
-        content.encode(answer, accept)
+    with pytest.raises(wire.NotAcceptable) as error:
+        wire.encode(answer, accept)
     assert error.value.status_code == 406
     assert "application/json" in error.value.message
 
@@ -149,14 +152,14 @@ def test_a_form_that_cannot_hold_the_answer_is_refused_with_406(answer, accept):
 def test_the_custom_attributes_say_how_large_the_mask_shall_be(attributes, size):
     stream = io.BytesIO()
     Image.new("L", (3, 3)).save(stream, "PNG")
-    assert content.decode(stream.getvalue(), "image/png", attributes).mask_size == size
+    assert wire.decode(stream.getvalue(), "image/png", attributes).mask_size == size
 
 
 def test_an_unknown_mask_size_is_refused_with_400():
     with pytest.raises(
-        content.BadRequest, match="mask_size is 'huge' in the custom attributes; expected one of model, original"
+        wire.BadRequest, match="mask_size is 'huge' in the custom attributes; expected one of model, original"
     ):
-        content.decode(b"x", "image/png", "mask_size=huge")
+        wire.decode(b"x", "image/png", "mask_size=huge")
 
 
 # Colours

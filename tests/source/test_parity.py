@@ -36,7 +36,9 @@ from fastai.vision.all import (
 )
 from torch import nn
 
-from fastmaker import bundle, data, learner, preprocess, serving
+from fastmaker import bundle, preprocess
+from fastmaker.serving import models
+from fastmaker.training import data, learner
 
 METHODS = preprocess.RESIZE_METHODS
 
@@ -48,7 +50,7 @@ def images_of(folder, every=6):
 def assert_same_answers(learn, model_dir, files):
     """The bundle of `learn` answers each file with the label and the very bits that `learn.predict` gives."""
     learner.save_bundle(learn, model_dir)
-    model = serving.load(model_dir, precision="float32")
+    model = models.load(model_dir, precision="float32")
     answers = set()
     for file in files:
         with learn.no_bar(), learn.no_logging():
@@ -111,8 +113,8 @@ def test_a_batch_of_images_is_answered_as_fastai_answers_it(digits_learner, digi
     files = images_of(digits, every=120)
     with digits_learner.no_bar():
         expected, _ = digits_learner.get_preds(dl=digits_learner.dls.test_dl(files, bs=16))
-    found = serving.load(digits_bundle).predict([preprocess.decode(file.read_bytes()) for file in files])
-    assert len(files) <= serving.MAX_BATCH
+    found = models.load(digits_bundle).predict([preprocess.decode(file.read_bytes()) for file in files])
+    assert len(files) <= models.MAX_BATCH
     assert np.array_equal([prediction.probabilities for prediction in found], expected.numpy())
 
 

@@ -250,7 +250,8 @@ def test_a_hair_thin_image_is_padded_or_refused_without_taking_gigabytes():
 WITHOUT_TORCH = """
 import sys
 import numpy
-from fastmaker import content, preprocess
+from fastmaker import preprocess
+from fastmaker.serving import wire
 
 image = preprocess.from_array(numpy.zeros((30, 40), "uint8"))
 preprocess.to_array(image, "RGB", (28, 28), "pad")

@@ -17,7 +17,9 @@ from fastai.vision.all import (
     vision_learner,
 )
 
-from fastmaker import bundle, learner, reference
+from fastmaker import bundle
+from fastmaker.export import reference
+from fastmaker.training import learner
 
 
 def assert_predicts_the_same(learn, model_dir, files):

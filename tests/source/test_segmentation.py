@@ -23,7 +23,9 @@ from fastai.vision.all import (
 from PIL import Image
 from torch import nn
 
-from fastmaker import bundle, data, learner, mask_data, masks, preprocess, segmentation, serving
+from fastmaker import bundle, masks, preprocess
+from fastmaker.serving import models
+from fastmaker.training import data, learner, mask_data, segmentation
 
 NAMES = {"ids": lambda value: "+".join(value) or "the plainest" if isinstance(value, dict) else str(value)}
 
@@ -64,7 +66,7 @@ def outputs_of(network):
 def assert_same_masks(learn, model_dir, files):
     """The bundle of `learn` answers each file with the mask and the very logits of `learn.predict`."""
     learner.save_bundle(learn, model_dir)
-    model = serving.load(model_dir, precision="float32")
+    model = models.load(model_dir, precision="float32")
     seen = set()
     with outputs_of(learn.model) as expected, outputs_of(model.engine.network) as logits:
         for file in files:
@@ -84,7 +86,7 @@ def test_a_trained_network_masks_as_in_fastai(scenes_learner, scenes, tmp_path):
 
 
 def test_a_trained_network_knows_most_pixels(scenes_learner, scenes_bundle, scenes):
-    model = serving.load(scenes_bundle)
+    model = models.load(scenes_bundle)
     truth = [masks.read(scenes / "labels" / f"{file.stem}_P.png") for file in images_of(scenes)]
     found = [answer.array for answer in model.predict([Image.open(file) for file in images_of(scenes)])]
     counted = np.stack(truth) != 3
@@ -92,7 +94,7 @@ def test_a_trained_network_knows_most_pixels(scenes_learner, scenes_bundle, scen
 
 
 def test_images_of_one_request_are_masked_as_if_each_came_alone(scenes_bundle, scenes):
-    model = serving.load(scenes_bundle)
+    model = models.load(scenes_bundle)
     images = [Image.open(file) for file in images_of(scenes)]
     alone = [model.predict([image])[0].array for image in images]
     assert np.array_equal([answer.array for answer in model.predict(images)], alone)
@@ -143,13 +145,13 @@ def test_in_bf16_almost_every_pixel_gets_the_same_class(scenes, tmp_path):
     nn.init.constant_(learn.model.layers[5].conv2[2].gamma, 0.7)
     learner.save_bundle(learn, tmp_path)
     images = [Image.open(file) for file in images_of(scenes)]
-    full, half = (serving.load(tmp_path, precision=p).predict(images) for p in serving.PRECISIONS)
+    full, half = (models.load(tmp_path, precision=p).predict(images) for p in models.PRECISIONS)
     assert np.mean([one.array == other.array for one, other in zip(full, half, strict=True)]) > 0.9
 
 
 def test_without_resize_only_images_of_the_training_size_are_answered(scenes, tmp_path):
     learner.save_bundle(notebook_learner(scenes), tmp_path)
-    model = serving.load(tmp_path)
+    model = models.load(tmp_path)
     assert (model.info.resize_method, model.info.image_size) == ("none", (40, 56))
     with pytest.raises(preprocess.ImageError, match="takes images of 56x40"):
         model.predict([Image.new("RGB", (57, 40))])

@@ -8,12 +8,13 @@ import torch
 from PIL import Image
 from torch import nn
 
-from fastmaker import bundle, networks, preprocess, serving
+from fastmaker import bundle, networks, preprocess
+from fastmaker.serving import models
 
 
 @pytest.fixture(scope="module")
 def model(digits_bundle):
-    return serving.load(digits_bundle)
+    return models.load(digits_bundle)
 
 
 @pytest.fixture(scope="module")
@@ -26,14 +27,14 @@ def probabilities(predictions):
 
 
 def test_many_images_are_answered_in_order(model, images):
-    assert len(images) > 2 * serving.MAX_BATCH
+    assert len(images) > 2 * models.MAX_BATCH
     together = model.predict(images)
     alone = [model.predict([image])[0] for image in images]
     assert np.allclose(probabilities(together), probabilities(alone), atol=1e-6)
     assert len({prediction.label for prediction in together}) > 5
 
 
-@pytest.mark.parametrize("n", [0, 1, serving.MAX_BATCH, serving.MAX_BATCH + 1])
+@pytest.mark.parametrize("n", [0, 1, models.MAX_BATCH, models.MAX_BATCH + 1])
 def test_there_are_as_many_answers_as_images(model, images, n):
     assert len(model.predict(images[:n])) == n
 
@@ -77,7 +78,7 @@ def test_the_same_image_gives_the_same_bits_each_time(model, images):
 
 
 def test_predicting_leaves_the_network_as_it_is(digits_bundle, images):
-    model = serving.load(digits_bundle)
+    model = models.load(digits_bundle)
     before = {key: tensor.clone() for key, tensor in model.engine.network.state_dict().items()}
     model.predict(images)
     assert not model.engine.network.training
@@ -87,20 +88,20 @@ def test_predicting_leaves_the_network_as_it_is(digits_bundle, images):
 def test_an_unknown_precision_is_refused_with_the_right_ones(digits_bundle, monkeypatch):
     monkeypatch.setenv("FASTMAKER_PRECISION", "int4")
     with pytest.raises(ValueError, match="FASTMAKER_PRECISION is 'int4'; expected one of float32, bf16"):
-        serving.load(digits_bundle)
+        models.load(digits_bundle)
 
 
 def test_the_environment_chooses_the_precision(digits_bundle, monkeypatch):
     monkeypatch.delenv("FASTMAKER_PRECISION", raising=False)
-    assert serving.load(digits_bundle).engine.dtype == torch.float32
+    assert models.load(digits_bundle).engine.dtype == torch.float32
     monkeypatch.setenv("FASTMAKER_PRECISION", "bf16")
-    assert serving.load(digits_bundle).engine.dtype == torch.bfloat16
-    assert serving.load(digits_bundle, precision="float32").engine.dtype == torch.float32
+    assert models.load(digits_bundle).engine.dtype == torch.bfloat16
+    assert models.load(digits_bundle, precision="float32").engine.dtype == torch.float32
 
 
 def test_bf16_is_close_to_float32_and_almost_always_of_the_same_opinion(digits_bundle, digits):
     images = [Image.open(file) for file in sorted(digits.rglob("*.png"))[::9]]
-    full, half = (serving.load(digits_bundle, precision=p).predict(images) for p in serving.PRECISIONS)
+    full, half = (models.load(digits_bundle, precision=p).predict(images) for p in models.PRECISIONS)
     assert probabilities(half).dtype == np.float32
     assert not np.array_equal(probabilities(full), probabilities(half))
     assert np.allclose(probabilities(full), probabilities(half), atol=0.1)
@@ -109,7 +110,7 @@ def test_bf16_is_close_to_float32_and_almost_always_of_the_same_opinion(digits_b
 
 def test_loading_passes_on_what_is_wrong_with_the_bundle(tmp_path):
     with pytest.raises(bundle.BundleError, match="missing"):
-        serving.load(tmp_path)
+        models.load(tmp_path)
 
 
 # Batch norms
@@ -136,14 +137,14 @@ def test_folding_batch_norms_changes_no_answer(name):
     batch = torch.randn(2, 3, 64, 64, dtype=torch.float64)
     with torch.no_grad():
         expected = network(batch)
-        folded = serving.fold_batch_norms(network)
+        folded = models.fold_batch_norms(network)
         assert torch.allclose(folded(batch), expected, rtol=1e-9)
     assert expected.std() > 0
 
 
 @pytest.mark.parametrize("name", ["convnet", "resnet18", "vgg11_bn"])
 def test_folding_leaves_no_batch_norm_behind_a_convolution(name):
-    folded = serving.fold_batch_norms(networks.classifier(name, 4).eval())
+    folded = models.fold_batch_norms(networks.classifier(name, 4).eval())
     assert not [module for module in folded.modules() if isinstance(module, nn.BatchNorm2d)]
 
 
@@ -161,7 +162,7 @@ def no_workers_set(monkeypatch):
 
 
 def test_with_a_worker_a_core_each_computes_with_one_thread(no_workers_set):
-    assert serving.threads_per_worker() == 1
+    assert models.threads_per_worker() == 1
 
 
 @pytest.mark.parametrize("name", WORKERS)
@@ -170,4 +171,4 @@ def test_with_a_worker_a_core_each_computes_with_one_thread(no_workers_set):
 )
 def test_the_cores_are_shared_out_among_the_workers(no_workers_set, monkeypatch, name, workers, threads):
     monkeypatch.setenv(name, workers)
-    assert serving.threads_per_worker() == threads
+    assert models.threads_per_worker() == threads

@@ -13,8 +13,9 @@ import torch
 from PIL import Image
 from ts.context import Context, RequestProcessor
 
-from fastmaker import export, serving
-from fastmaker.torchserve_handler import Handler
+from fastmaker.export import onnx_file
+from fastmaker.serving import models
+from fastmaker.serving.torchserve_handler import Handler
 
 
 @pytest.fixture
@@ -55,7 +56,7 @@ def by_the_entry_point(entry_point):
         body, kind, headers = request
         context = Context("model", str(folder), {}, 1, None, "1.0")
         context.request_processor = [RequestProcessor(headers)]
-        answer = entry_point.predict_fn(entry_point.input_fn(body, kind, context), serving.load(folder))
+        answer = entry_point.predict_fn(entry_point.input_fn(body, kind, context), models.load(folder))
         return entry_point.output_fn(answer, headers.get("Accept"))
 
     return answered
@@ -159,7 +160,7 @@ def test_a_batch_is_answered_by_onnx_runtime_as_well(digits_bundle, pngs, tmp_pa
     requests = [(png, "image/png", {"Accept": "application/jsonlines"}) for png in pngs]
     expected = [json.loads(answer)["label"] for _, _, answer in asking(digits_bundle)(*requests)]
     shutil.copytree(digits_bundle, tmp_path / "model")
-    export.to_onnx(digits_bundle, tmp_path / "model" / "model.onnx")
+    onnx_file.to_onnx(digits_bundle, tmp_path / "model" / "model.onnx")
     (tmp_path / "model" / "model.pth").write_bytes(b"")  # what torch would fail at
     monkeypatch.setenv("FASTMAKER_ENGINE", "onnxruntime")
     assert [json.loads(answer)["label"] for _, _, answer in asking(tmp_path / "model")(*requests)] == expected

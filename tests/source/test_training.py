@@ -15,7 +15,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fastmaker import bundle, networks, preprocess, serving, training
+from fastmaker import bundle, networks, preprocess
+from fastmaker.serving import models
+from fastmaker.training.arguments import parse_args
+from fastmaker.training.run import main
 
 ENTRY_POINT = Path(__file__).parents[2] / "source" / "entry_point.py"
 CLEAN = {name: value for name, value in os.environ.items() if not name.startswith("SM_")} | {"OMP_NUM_THREADS": "1"}
@@ -38,7 +41,7 @@ def entry_point(*arguments, cwd, **env):
 
 
 def test_the_defaults_fine_tune_a_resnet34():
-    args = training.parse_args(["--train", "images"])
+    args = parse_args(["--train", "images"])
     assert (args.task, args.arch, args.epochs, args.batch_size) == ("classification", "resnet34", 5, 64)
     assert (args.image_size, args.image_mode, args.resize_method) == ((224, 224), "RGB", "crop")
     assert (args.pretrained, args.augment, args.lr) == (True, True, 0.002)
@@ -46,11 +49,11 @@ def test_the_defaults_fine_tune_a_resnet34():
 
 
 def test_from_scratch_the_learning_rate_is_lower():
-    assert training.parse_args(["--train", "images", "--arch", "resnet18", "--pretrained", "false"]).lr == 0.001
+    assert parse_args(["--train", "images", "--arch", "resnet18", "--pretrained", "false"]).lr == 0.001
 
 
 def test_the_defaults_of_a_convnet_suit_small_gray_images():
-    args = training.parse_args(["--train", "images", "--arch", "convnet"])
+    args = parse_args(["--train", "images", "--arch", "convnet"])
     assert (args.image_size, args.image_mode) == ((28, 28), "L")
     assert (args.pretrained, args.augment, args.lr) == (False, False, 0.005)
 
@@ -62,7 +65,7 @@ def test_what_is_given_overrides_every_default():
         " --check-only yes --label-regex (.) --checkpoint-dir c --checkpoint-minutes 1.5"
         " --processes 2 --dist-backend gloo --timeout 9"
     )
-    args = training.parse_args(text.split())
+    args = parse_args(text.split())
     assert vars(args) == {
         "task": "classification",
         "arch": "convnet",
@@ -100,7 +103,7 @@ def test_the_directories_come_from_the_container(monkeypatch, train, valid):
     monkeypatch.setenv(f"SM_CHANNEL_{valid}", "/in/valid")
     monkeypatch.setenv("SM_MODEL_DIR", "/out/model")
     monkeypatch.setenv("SM_OUTPUT_DATA_DIR", "/out/data")
-    args = training.parse_args([])
+    args = parse_args([])
     assert (args.train, args.valid) == ("/in/train", "/in/valid")
     assert (args.model_dir, args.output_data_dir) == ("/out/model", "/out/data")
 
@@ -109,12 +112,12 @@ def test_the_directories_come_from_the_container(monkeypatch, train, valid):
     ("text", "value"), [("true", True), ("True", True), ("1", True), ("False", False), ("no", False)]
 )
 def test_flags_are_read_as_hyperparameters_write_them(text, value):
-    assert training.parse_args(["--train", "images", "--augment", text]).augment is value
+    assert parse_args(["--train", "images", "--augment", text]).augment is value
 
 
 @pytest.mark.parametrize("arch", networks.ARCHITECTURES)
 def test_every_architecture_is_accepted(arch):
-    assert training.parse_args(["--train", "images", "--arch", arch]).arch == arch
+    assert parse_args(["--train", "images", "--arch", arch]).arch == arch
 
 
 @pytest.mark.parametrize(
@@ -157,14 +160,14 @@ def test_every_architecture_is_accepted(arch):
 )
 def test_a_wrong_argument_ends_with_status_2_and_one_reason(capsys, arguments, reason):
     with pytest.raises(SystemExit) as end:
-        training.parse_args(["--train", "images", *arguments.split()])
+        parse_args(["--train", "images", *arguments.split()])
     assert end.value.code == 2
     assert capsys.readouterr().err.splitlines()[-1].startswith(f"entry_point.py: error: {reason}")
 
 
 def test_without_data_the_arguments_say_so(capsys):
     with pytest.raises(SystemExit) as end:
-        training.parse_args([])
+        parse_args([])
     assert end.value.code == 2
     assert capsys.readouterr().err.splitlines()[-1].endswith("--train DIRECTORY is missing, and so is SM_CHANNEL_TRAIN")
 
@@ -201,7 +204,7 @@ def test_a_run_writes_the_bundle_and_the_report_and_nothing_else(run):
 
 def test_a_run_learns_the_digits(run, digits):
     assert run.metrics["accuracy"] > 0.9
-    model = serving.load(run.model)
+    model = models.load(run.model)
     files = sorted(digits.rglob("*.png"))[::60]
     predictions = model.predict([preprocess.decode(file.read_bytes()) for file in files])
     right = [prediction.label == file.parent.name for file, prediction in zip(files, predictions, strict=True)]
@@ -263,7 +266,7 @@ def test_a_resnet_trains_on_photos_with_augmentation_and_worker_processes(photos
     info = bundle.load_info(result.model)
     assert (info.architecture, info.image_mode, info.image_size) == ("resnet18", "RGB", (32, 40))
     [file, *_] = sorted(photos.rglob("*.jpg"))
-    [prediction] = serving.load(result.model).predict([preprocess.decode(file.read_bytes())])
+    [prediction] = models.load(result.model).predict([preprocess.decode(file.read_bytes())])
     assert prediction.label in ("checks", "rings", "stripes")
 
 
@@ -277,7 +280,7 @@ def segmentation_run(scenes, tmp_path_factory):
 
 
 def test_the_defaults_of_segmentation_suit_masks():
-    args = training.parse_args(["--train", "scenes", "--task", "segmentation"])
+    args = parse_args(["--train", "scenes", "--task", "segmentation"])
     assert (args.arch, args.image_mode, args.batch_size, args.resize_method) == ("resnet34", "RGB", 8, "squish")
     assert (args.void_code, args.self_attention, args.mask_size) == (None, False, "model")
 
@@ -287,7 +290,7 @@ def test_a_segmentation_run_writes_a_bundle_that_masks(segmentation_run, scenes)
     assert (info.task, info.architecture, info.image_size) == ("segmentation", "resnet18", (40, 56))
     assert (info.labels, info.void_code, info.mask_size) == (("ground", "box", "disc", "Void"), 3, "original")
     assert info.metrics == segmentation_run.metrics
-    [answer] = serving.load(segmentation_run.model).predict([Image.open(scenes / "images" / "00.png").resize((99, 50))])
+    [answer] = models.load(segmentation_run.model).predict([Image.open(scenes / "images" / "00.png").resize((99, 50))])
     assert answer.array.shape == (50, 99)
 
 
@@ -331,8 +334,8 @@ def test_twenty_epochs_from_scratch_get_eight_of_ten_pixels_of_the_road_scenes_r
 def test_what_a_crop_cuts_off_needs_a_void_class_for_masks_of_the_original_size(scenes, capsys):
     arguments = ["--train", str(scenes), "--task", "segmentation", "--arch", "resnet18", "--void-code", "none"]
     original = ["--mask-size", "original", "--check-only", "true"]
-    assert training.main(training.parse_args([*arguments, *original])) == 0
-    assert training.main(training.parse_args([*arguments, *original, "--resize-method", "crop"])) == 2
+    assert main(parse_args([*arguments, *original])) == 0
+    assert main(parse_args([*arguments, *original, "--resize-method", "crop"])) == 2
     assert "give a --void-code or another --resize-method" in capsys.readouterr().err
 
 
@@ -342,7 +345,7 @@ def test_what_a_crop_cuts_off_needs_a_void_class_for_masks_of_the_original_size(
 def trained(folder, data, *arguments):
     """Train a convnet for one epoch here, without a process of its own; returns its metrics."""
     args = ["--train", str(data), "--model-dir", str(folder / "model"), "--output-data-dir", str(folder / "output")]
-    assert training.main(training.parse_args([*args, "--arch", "convnet", "--epochs", "1", *arguments])) == 0
+    assert main(parse_args([*args, "--arch", "convnet", "--epochs", "1", *arguments])) == 0
     return bundle.load(folder / "model")[1].metrics
 
 
@@ -374,7 +377,7 @@ def test_a_training_that_diverges_fails_and_still_gives_a_report(tmp_path, capsy
     arguments = ["--arch", "convnet", "--epochs", "1", "--batch-size", "8", "--lr", "1e30"]
     places = ["--model-dir", str(tmp_path / "model"), "--output-data-dir", str(tmp_path / "output")]
     images = few_images(tmp_path / "data", 25)
-    assert training.main(training.parse_args(["--train", str(images), *places, *arguments])) == 2
+    assert main(parse_args(["--train", str(images), *places, *arguments])) == 2
     assert capsys.readouterr().err.startswith("ValueError: the training diverged: ")
     metrics = json.loads((tmp_path / "output" / "metrics.json").read_text())
     assert "train_loss" not in metrics  # JSON knows no NaN
@@ -417,7 +420,7 @@ def test_skipped_images_are_named_on_the_log(tmp_path, capsys):
     few_images(tmp_path / "data", 20)
     (tmp_path / "data" / "a" / "3.png").write_bytes(b"no image")
     arguments = ["--train", str(tmp_path / "data"), "--arch", "convnet", "--check-only", "true"]
-    assert training.main(training.parse_args(arguments)) == 0
+    assert main(parse_args(arguments)) == 0
     first, second = capsys.readouterr().out.splitlines()
     assert first.startswith(f"skipped {tmp_path / 'data' / 'a' / '3.png'}: the 8 bytes are no image")
     assert second.endswith("1 unreadable images skipped")
@@ -427,7 +430,7 @@ def test_without_a_network_the_missing_pretrained_weights_come_with_a_way_out(ph
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")  # where nothing answers
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
     arguments = ["--train", str(photos), "--arch", "resnet18", "--workers", "0", "--model-dir", str(tmp_path / "model")]
-    assert training.main(training.parse_args(arguments)) == 2
+    assert main(parse_args(arguments)) == 2
     reason = capsys.readouterr().err.splitlines()[-1]
     assert re.search(r"weights of resnet18 cannot be downloaded .*; use --pretrained false, or put", reason)
     assert not (tmp_path / "model").exists()

@@ -1,0 +1,53 @@
+"""The command ``fastmaker``: its first word names one of the commands, each a module of its own.
+
+fastmaker train --data digits --arch convnet
+python -m jobs train --data digits --arch convnet   # the same, from a checkout
+"""
+
+import argparse
+import importlib
+import sys
+
+import fastmaker
+from fastmaker.jobs.cli import errors
+
+# Each command's module has get_parser(), parse_args(argv) and main(args), which returns the exit status.
+COMMANDS = {
+    "train": ("fastmaker.jobs.train", "train a model, as a SageMaker training job"),
+    "deploy": ("fastmaker.jobs.deploy", "deploy a model to an endpoint"),
+    "predict": ("fastmaker.jobs.predict", "ask an endpoint or a Triton server about images"),
+    "transform": ("fastmaker.jobs.transform", "run a batch transform job over a folder, an S3 prefix or a manifest"),
+    "manifest": ("fastmaker.jobs.manifest", "build and check manifests of batch transform"),
+    "package": ("fastmaker.jobs.package", "make a TorchServe archive, an ONNX file or a Triton repository of a model"),
+    "verify": ("fastmaker.jobs.verify", "compare the answers of every path with fastai's"),
+    "image": ("fastmaker.jobs.image", "build images, and push them to Amazon ECR"),
+    "cleanup": ("fastmaker.jobs.cleanup", "list what the jobs made, and delete it"),
+    "s3": ("fastmaker.local.s3", "an S3 on this machine, in memory"),
+    "benchmark": ("fastmaker.jobs.benchmark", "measure against the bare loop"),
+    "quickstart": ("fastmaker.jobs.quickstart", "train, deploy, predict and transform, on real digits"),
+}
+
+
+def get_parser() -> argparse.ArgumentParser:
+    """The parser of the first word."""
+    width = max(map(len, COMMANDS))
+    lines = (f"  {name:{width}}  {what}" for name, (_, what) in COMMANDS.items())
+    parser = argparse.ArgumentParser(
+        prog="fastmaker",
+        description="Train fastai vision models, serve them, and rehearse every SageMaker job on this machine.",
+        epilog="\n".join(["commands:", *lines, "", "`fastmaker COMMAND --help` says more of each."]),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"fastmaker {fastmaker.__version__}")
+    parser.add_argument("command", choices=COMMANDS, metavar="COMMAND")
+    return parser
+
+
+def main() -> None:
+    """Run the command that the first word names; ends the process with its exit status."""
+    arguments = get_parser().parse_args(sys.argv[1:2])
+    errors.run(importlib.import_module(COMMANDS[arguments.command][0]), sys.argv[2:])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,157 @@
+"""What the jobs leave on AWS beside SageMaker's own things: scaling policies with their alarms, images, data in S3."""
+
+import contextlib
+from collections.abc import Iterator
+from functools import partial
+
+from botocore.exceptions import ClientError
+
+from fastmaker.jobs import storage
+from fastmaker.jobs.backends.aws.checks import DENIED
+from fastmaker.jobs.backends.aws.endpoints import DIMENSION, POLICIES, alarm_of
+from fastmaker.jobs.backends.inventory import Resource, paginate
+from fastmaker.jobs.cli.errors import Failure
+
+NAMESPACE = {"ServiceNamespace": "sagemaker"}
+
+
+def tag_of(tags: list[dict], key: str) -> str | None:
+    """The value of a tag, of tags as AWS's APIs have them."""
+    return next((tag["Value"] for tag in tags if tag["Key"] == key), None)
+
+
+def scalings(boto, is_ours, endpoint: str | None = None) -> list[Resource]:
+    """What scales endpoints, one or all: of those that are ours, and by our policies where one is gone."""
+    client = boto.client("application-autoscaling")
+    with _allowed("scaling"):
+        targets = list(paginate(client, "describe_scalable_targets", "ScalableTargets", **NAMESPACE))
+        policies = list(paginate(client, "describe_scaling_policies", "ScalingPolicies", **NAMESPACE))
+        found = []
+        for target in targets:
+            name = target["ResourceId"].split("/")[1]
+            named = [policy for policy in policies if policy["ResourceId"] == target["ResourceId"]]
+            ours = any(policy["PolicyName"] in POLICIES for policy in named)
+            if endpoint in (None, name) and is_ours(name, ours):
+                delete = partial(_delete_scaling, boto, target["ResourceId"], named)
+                found.append(Resource("scaling", name, "-", target["CreationTime"], "its alarms", delete))
+        return found
+    return []
+
+
+def _delete_scaling(boto, resource: str, policies: list[dict]) -> None:
+    client, target = boto.client("application-autoscaling"), {"ResourceId": resource, "ScalableDimension": DIMENSION}
+    for policy in policies:
+        client.delete_scaling_policy(**NAMESPACE, **target, PolicyName=policy["PolicyName"])  # with alarms of its own
+    client.deregister_scalable_target(**NAMESPACE, **target)
+    boto.client("cloudwatch").delete_alarms(AlarmNames=[alarm_of(resource.split("/")[1])])
+
+
+def images(boto, tag: str) -> list[Resource]:
+    """Repositories of ECR that have the tag, with all images in them."""
+    client = boto.client("ecr")
+    found = []
+    with _allowed("images"):
+        for repository in paginate(client, "describe_repositories", "repositories", "nextToken"):
+            tags = client.list_tags_for_resource(resourceArn=repository["repositoryArn"])["tags"]
+            if tag_of(tags, tag) is not None:
+                name = repository["repositoryName"]
+                delete = partial(client.delete_repository, repositoryName=name, force=True)
+                found.append(Resource("image", name, "-", repository["createdAt"], "storage", delete))
+    return found
+
+
+def folders(client, root: str, marker: str, tag: str, in_use) -> list[Resource]:
+    """The folders KIND/NAME below the URI `root` whose object `marker` has the tag, as metadata.
+
+    `in_use` names the models whose data lie below a URI; a folder that has such is not deleted.
+    """
+    bucket, prefix = storage.bucket_and_key(root)
+    found = []
+    with _allowed("data in S3"):
+        for kind in _folders_in(client, bucket, f"{prefix}/"):
+            for folder in _folders_in(client, bucket, kind):
+                if is_marked(client, bucket, folder + marker, tag):
+                    name = folder.removeprefix(f"{prefix}/").rstrip("/")
+                    found.append(_folder(client, bucket, folder, name, marker, in_use))
+    return found
+
+
+def _folders_in(client, bucket: str, prefix: str) -> Iterator[str]:
+    for page in client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix, Delimiter="/"):
+        yield from (item["Prefix"] for item in page.get("CommonPrefixes", ()))
+
+
+def _folder(client, bucket: str, folder: str, name: str, marker: str, in_use) -> Resource:
+    sizes = [item["Size"] for page in _pages(client, bucket, folder) for item in page]
+    status = f"{len(sizes)} objects, {sum(sizes) / 1e6:.1f} MB"
+    delete = partial(_delete_folder, client, bucket, folder, marker, in_use)
+    return Resource("s3", name, status, None, "storage", delete)
+
+
+def data_of(model: dict) -> Iterator[str]:
+    """The URIs of what the containers of a model, as DescribeModel has it, take from S3."""
+    for container in [model.get("PrimaryContainer", {}), *model.get("Containers", ())]:
+        if "ModelDataUrl" in container:
+            yield container["ModelDataUrl"]
+        for source in [container.get("ModelDataSource", {}), *container.get("AdditionalModelDataSources", ())]:
+            if "S3DataSource" in source:
+                yield source["S3DataSource"]["S3Uri"]
+
+
+def is_marked(client, bucket: str, key: str, tag: str) -> bool:
+    """Whether there is an object of this key that has the tag, as metadata: roles seldom may tag objects."""
+    try:
+        return tag in client.head_object(Bucket=bucket, Key=key)["Metadata"]
+    except ClientError as error:
+        if error.response["Error"]["Code"] in ("NoSuchKey", "NoSuchBucket", "404"):
+            return False
+        raise
+
+
+def holds_any(client, bucket: str, prefix: str) -> bool:
+    """Whether any object has the prefix."""
+    try:
+        return bool(client.list_objects_v2(Bucket=bucket, Prefix=prefix, MaxKeys=1)["KeyCount"])
+    except ClientError as error:
+        if error.response["Error"]["Code"] == "NoSuchBucket":  # in a dry run, which does not make it
+            return False
+        raise
+
+
+def _pages(client, bucket: str, folder: str) -> Iterator[list[dict]]:
+    for page in client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=folder):
+        if page.get("Contents"):
+            yield page["Contents"]
+
+
+def _delete_folder(client, bucket: str, folder: str, marker: str, in_use) -> None:
+    """The marker last: while anything is left, it is listed. Raises Failure."""
+    if models := in_use(f"s3://{bucket}/{folder}"):
+        raise Failure(f"s3://{bucket}/{folder} is kept: it holds the data of the models {', '.join(models)}")
+    for page in _pages(client, bucket, folder):
+        _delete_objects(client, bucket, [item["Key"] for item in page if item["Key"] != folder + marker])
+    if _delete_objects(client, bucket, [folder + marker]):
+        print(f"s3://{bucket}/{folder} had versions, which the bucket keeps and which go on costing")
+
+
+def _delete_objects(client, bucket: str, keys: list[str]) -> bool:
+    """Whether a version of each is kept. Raises Failure."""
+    if not keys:
+        return False
+    answer = client.delete_objects(Bucket=bucket, Delete={"Objects": [{"Key": key} for key in keys]})
+    if errors := answer.get("Errors"):
+        raise Failure(f"s3://{bucket}/{errors[0]['Key']} was not deleted: {errors[0].get('Message')}")
+    return all(deleted.get("DeleteMarker") for deleted in answer["Deleted"])
+
+
+@contextlib.contextmanager
+def _allowed(what: str) -> Iterator[None]:
+    """Go on without what these credentials may not look at, saying so."""
+    try:
+        yield
+    except ClientError as error:
+        code = error.response["Error"]["Code"]
+        if code in DENIED:
+            print(f"not listed: {what}, at which these credentials may not look")
+        elif code != "NoSuchBucket":
+            raise

@@ -1,0 +1,1 @@
+"""Measurements beside the bare loop, side by side in one run."""

@@ -1,0 +1,1 @@
+"""What the commands share in talking to a person."""

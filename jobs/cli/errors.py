@@ -1,0 +1,79 @@
+"""How a command ends: failures in one line, Ctrl-C and SIGTERM, faults of ours with their traceback."""
+
+import contextlib
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NoReturn
+
+from fastmaker.jobs.cli.redaction import Masked
+
+# Packages whose own exceptions say what AWS, or a job, has answered.
+AWS = ("botocore", "boto3", "sagemaker")
+
+
+class Failure(Exception):
+    """What a job needs and AWS does not have, or does not allow: one line."""
+
+
+class Interrupted(KeyboardInterrupt, Exception):
+    """Ctrl-C where the SDK would swallow it: its fit returns in a ``finally``, from which an Exception gets out."""
+
+
+@contextlib.contextmanager
+def errors_as_one_line() -> Iterator[None]:
+    """Bad usage and failed jobs end the script with one line on stderr; a fault of ours keeps its traceback.
+
+    SIGTERM ends it as Ctrl-C does, which leaves nothing running. What is written to files and pipes comes without
+    account numbers and signatures.
+    """
+    with (
+        contextlib.redirect_stdout(Masked(sys.stdout)),
+        contextlib.redirect_stderr(Masked(sys.stderr)),
+        signals([signal.SIGTERM], signal.default_int_handler),
+    ):
+        yield from _ending_with_one_line()
+
+
+def _ending_with_one_line() -> Iterator[None]:
+    try:
+        yield
+    except BrokenPipeError:  # whoever read our output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except KeyboardInterrupt:
+        fail("interrupted", 130)
+    except Exception as error:
+        if isinstance(error, (Failure, NotImplementedError)) or type(error).__module__.partition(".")[0] in AWS:
+            fail(error, 1)
+        if isinstance(error, (ValueError, OSError)):
+            fail(error, 2)
+        traceback.print_exc()
+        sys.exit(1)
+
+
+@contextlib.contextmanager
+def signals(numbers: Iterable[int], handler) -> Iterator[None]:
+    """Let `handler` take these signals."""
+    before = {number: signal.signal(number, handler) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, of_before in before.items():
+            signal.signal(number, of_before)
+
+
+def run(command, argv: Sequence[str] | None = None) -> NoReturn:
+    """Parse the arguments of a command's module, run it, and end the process with the exit status that it returns."""
+    arguments = command.parse_args(argv)
+    with errors_as_one_line():
+        status = command.main(arguments)
+        sys.exit(status if isinstance(status, int) else 0)
+
+
+def fail(error: object, status: int) -> None:
+    line = " ".join(str(error).split("\nTraceback")[0].split())
+    print(f"error: {line}", file=sys.stderr)
+    sys.exit(status)

@@ -1,0 +1,31 @@
+"""Images with their answers, as cards on a sheet."""
+
+from collections.abc import Sequence
+
+from PIL import Image, ImageDraw, ImageFont
+
+
+def captioned(image: Image.Image, caption: str, size: int = 224) -> Image.Image:
+    """A square of `size` pixels with the image in it and the caption below."""
+    band = 28
+    card = Image.new("RGB", (size, size + band), "white")
+    image = image.convert("RGB")
+    scale = min(size / image.width, size / image.height)
+    shape = max(1, round(image.width * scale)), max(1, round(image.height * scale))
+    resample = Image.Resampling.LANCZOS if scale < 1 else Image.Resampling.NEAREST
+    card.paste(image.resize(shape, resample), ((size - shape[0]) // 2, (size - shape[1]) // 2))
+    draw, font = ImageDraw.Draw(card), ImageFont.load_default(15)
+    while caption and draw.textlength(caption, font) > size - 8:
+        caption = caption[:-2] + "…"
+    draw.text((size / 2, size + band / 2), caption, "black", font, anchor="mm")
+    return card
+
+
+def contact_sheet(cards: Sequence[Image.Image], columns: int) -> Image.Image:
+    """The cards, all of one size, row by row."""
+    width, height = cards[0].size
+    rows = -(-len(cards) // columns)
+    sheet = Image.new("RGB", (columns * width, rows * height), "white")
+    for i, card in enumerate(cards):
+        sheet.paste(card, (i % columns * width, i // columns * height))
+    return sheet

@@ -1,0 +1,33 @@
+"""Rows and answers as text."""
+
+import json
+from collections.abc import Sequence
+
+SHOWN_CLASSES = 3  # of a mask
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """Columns as wide as their content; numbers to the right."""
+    cells = [[str(cell) for cell in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(header, *cells, strict=True)]
+    numeric = [all(isinstance(row[i], (int, float)) for row in rows) for i in range(len(header))]
+
+    def line(row: Sequence[str]) -> str:
+        padded = (c.rjust(w) if n else c.ljust(w) for c, w, n in zip(row, widths, numeric, strict=True))
+        return "  ".join(padded).rstrip()
+
+    return "\n".join([line(header), "  ".join("-" * width for width in widths), *map(line, cells)])
+
+
+def summarize(answer: dict) -> tuple[str, float | None]:
+    """An endpoint's JSON answer for one image: its label and probability, or the classes that cover most of a mask."""
+    if "classes" not in answer:
+        return answer.get("label", "-"), answer.get("probability")
+    most = sorted(answer["classes"], key=lambda found: -found["pixels"])[:SHOWN_CLASSES]
+    pixels = sum(found["pixels"] for found in answer["classes"])
+    return ", ".join(f"{found['label']} {found['pixels'] / pixels:.0%}" for found in most), None
+
+
+def as_json(rows: Sequence[dict]) -> str:
+    """A JSON object a line."""
+    return "\n".join(json.dumps(row, ensure_ascii=False) for row in rows)

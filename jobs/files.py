@@ -1,0 +1,11 @@
+"""The project's files that are read rather than imported: what a container gets, and what an image is built of.
+
+A wheel holds them as a checkout does, in fastmaker/checkout (see setup.py).
+"""
+
+from pathlib import Path
+
+_BESIDE = Path(__file__).resolve().parents[1]  # the checkout, or the installed package fastmaker
+
+ROOT = _BESIDE / "checkout" if (_BESIDE / "checkout").is_dir() else _BESIDE  # the context of `docker build`
+SOURCE = ROOT / "source"  # the source_dir of estimators

@@ -1,0 +1,229 @@
+"""One container as processes, or one of Docker's: its opt/ml tree, environment, toolkit process, log and stop.
+
+The toolkits take SAGEMAKER_BASE_DIR in place of /opt/ml. What a container starts shares a process session, and is
+found and ended by it, from any process of the same user.
+"""
+
+import contextlib
+import fnmatch
+import json
+import os
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+from pathlib import Path
+
+import psutil
+
+from fastmaker.jobs.runtime.requirements import met
+from fastmaker.local import docker
+
+# What a container sees of the caller's environment: how to reach things, never what to compute.
+PASSED_ON = (
+    *("PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "LC_*", "TZ", "TERM", "LD_LIBRARY_PATH", "DYLD_*"),
+    *("*_proxy", "*_PROXY", "SSL_CERT_*", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "PIP_*", "AWS_*"),
+    *("CUDA_*", "NVIDIA_*", "TORCH_HOME", "FASTAI_HOME", "XDG_CACHE_HOME", "HF_HOME"),
+)
+# Below the ports that the kernel gives to outgoing connections, so that none is taken between choice and use.
+PORTS = range(20000, 32000)
+# Popen objects of containers that outlive their Container, kept so that they are reaped.
+_started: list[subprocess.Popen] = []
+
+
+class ContainerError(Exception):
+    """A container could not be prepared or started; the message is a FailureReason."""
+
+
+class Container:
+    """The directory `root` takes the place of /opt/ml; `root`/container.log holds what its processes print."""
+
+    def __init__(self, root: Path):
+        self.root = root
+        self.log = root / "container.log"
+        self.tmp = root / "tmp"
+        self._process_file = root / "process.json"
+
+    def create(self) -> None:
+        """Make the tree that the SageMaker platform makes before it starts a container."""
+        for folder in ("input/config", "input/data", "model", "output/data"):
+            (self.root / folder).mkdir(parents=True, exist_ok=True)
+        self.tmp.symlink_to(tempfile.mkdtemp(prefix="fastmaker-", dir=_short_temporary_folder()))
+
+    def environment(self, extra: dict[str, str]) -> dict[str, str]:
+        """What the container's processes see: `extra` over what is passed on from the caller."""
+        env = {k: v for k, v in os.environ.items() if any(fnmatch.fnmatchcase(k, name) for name in PASSED_ON)}
+        env |= {"SAGEMAKER_BASE_DIR": str(self.root), "TMPDIR": os.path.realpath(self.tmp), "PYTHONUNBUFFERED": "1"}
+        overlay = [str(path) for path in self.root.glob("overlay/lib/python*/site-packages")]
+        if overlay:
+            env["PYTHONPATH"] = os.pathsep.join(overlay)
+        # Programs of the environment that runs us come first: the toolkits call `torchserve` by its name.
+        env["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), env.get("PATH", os.defpath)])
+        return env | extra
+
+    def install_requirements(self, code_dir: Path, env: dict[str, str]) -> None:
+        """Install what `code_dir`/requirements.txt asks for and this environment lacks, into the container's own tree.
+
+        The file is renamed, so that the toolkit does not run pip on the caller's environment. Raises ContainerError.
+        """
+        requirements = code_dir / "requirements.txt"
+        if not requirements.is_file():
+            return
+        if not met(requirements):
+            overlay = self.root / "overlay"
+            subprocess.run([sys.executable, "-m", "venv", "--without-pip", overlay], check=True)
+            site_packages = next(overlay.glob("lib/python*/site-packages"))
+            inherited = [path for path in sys.path if path.endswith(("site-packages", "dist-packages"))]
+            (site_packages / "inherited.pth").write_text("".join(path + "\n" for path in inherited))
+            command = [overlay / "bin" / "python", "-m", "pip", "install", "--disable-pip-version-check", "-r"]
+            with open(self.log, "ab") as log:
+                done = subprocess.run([*command, requirements], cwd=code_dir, env=env, stdout=log, stderr=log)
+            if done.returncode:
+                raise ContainerError(f"pip could not install requirements.txt: {self.last_line()}")
+        requirements.rename(code_dir / "requirements.installed.txt")
+
+    def start(self, command: list[str], env: dict[str, str]) -> subprocess.Popen:
+        """Start `command` in a process session of its own, its output going to the log."""
+        with open(self.log, "ab") as log:
+            process = subprocess.Popen(
+                command,
+                cwd=self.root,
+                env=env,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        _started.append(process)
+        created = psutil.Process(process.pid).create_time()
+        self._process_file.write_text(json.dumps({"pid": process.pid, "created": created}))
+        return process
+
+    def processes(self) -> list[psutil.Process]:
+        """The container's processes that are alive, its first one first."""
+        try:
+            first = json.loads(self._process_file.read_text())
+        except FileNotFoundError:
+            return []
+        return session_processes(first["pid"], first["created"])
+
+    def alive(self) -> bool:
+        """Whether the process that was started is still there; what it started may outlive it."""
+        running = self.processes()
+        return bool(running) and running[0].pid == json.loads(self._process_file.read_text())["pid"]
+
+    def stop(self, grace_seconds: float) -> None:
+        """SIGTERM, then SIGKILL to what is left after `grace_seconds`; returns when nothing runs."""
+        stop_processes(self.processes, grace_seconds)
+        docker.remove(self.root)
+
+    def close(self, grace_seconds: float = 0) -> None:
+        """Stop what runs and remove the temporary files; logs and results stay."""
+        self.stop(grace_seconds)
+        shutil.rmtree(os.path.realpath(self.tmp), ignore_errors=True)
+
+    def last_line(self) -> str:
+        """The last line of the log that says something."""
+        lines = [line.strip() for line in self.log_tail(50).splitlines() if line.strip()]
+        return lines[-1] if lines else "the log is empty"
+
+    def log_tail(self, lines: int) -> str:
+        try:
+            return "\n".join(self.log.read_text("utf-8", "replace").splitlines()[-lines:])
+        except FileNotFoundError:
+            return ""
+
+
+def session_processes(pid: int, created: float) -> list[psutil.Process]:
+    """The living processes of the process session that `pid`, started at `created`, opened."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, ProcessLookupError, PermissionError):
+            if os.getsid(process.pid) != pid or process.status() == psutil.STATUS_ZOMBIE:
+                continue
+            # A number is given again once its session has ended: then the times do not fit.
+            if process.pid == pid and abs(process.create_time() - created) > 1:
+                return []
+            if process.create_time() >= created - 1:
+                found.append(process)
+    return sorted(found, key=lambda process: process.pid != pid)
+
+
+def stop_processes(find, grace_seconds: float) -> None:
+    """End what `find` returns, asked again until it returns nothing: SIGTERM, after `grace_seconds` SIGKILL."""
+    deadline = time.monotonic() + grace_seconds
+    number = signal.SIGTERM
+    for process in find():
+        _send(process, number)
+    while running := find():
+        if number == signal.SIGTERM and time.monotonic() > deadline:
+            number = signal.SIGKILL
+        if number == signal.SIGKILL:
+            for process in running:
+                _send(process, number)
+        time.sleep(0.05)
+    for process in _started:
+        process.poll()
+
+
+def unpack(archive: Path, folder: Path) -> None:
+    """Unpack a .tar.gz into `folder`; links and names that lead outside are refused. Raises ContainerError."""
+    try:
+        with tarfile.open(archive) as tar:
+            tar.extractall(folder, filter="data")
+    except (tarfile.TarError, OSError, EOFError) as error:
+        raise ContainerError(f"{archive} cannot be unpacked: {error}") from None
+
+
+def pack(folder: Path | list[Path], archive: Path) -> None:
+    """Write the content of a folder as a .tar.gz, whole or not at all; fast rather than small.
+
+    Of several folders all is put together; what several have under one name is taken from the first.
+    """
+    folders = folder if isinstance(folder, list) else [folder]
+    archive.parent.mkdir(parents=True, exist_ok=True)
+    partial = archive.with_name(archive.name + ".partial")
+    paths = {path.relative_to(folder): path for folder in reversed(folders) for path in folder.rglob("*")}
+    with tarfile.open(partial, "w:gz", compresslevel=1) as tar:
+        for name in sorted(paths):
+            tar.add(paths[name], name, recursive=False)
+    partial.replace(archive)
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports that nothing listens on, all different."""
+    sockets = []
+    try:
+        while len(sockets) < count:
+            candidate = socket.socket()
+            try:
+                candidate.bind(("127.0.0.1", random.choice(PORTS)))
+            except OSError:
+                candidate.close()
+                continue
+            sockets.append(candidate)
+        return [candidate.getsockname()[1] for candidate in sockets]
+    finally:
+        for candidate in sockets:
+            candidate.close()
+
+
+def copy_tree(source: Path, target: Path) -> None:
+    """Copy a source directory, less what Python compiled."""
+    shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__", ".git", ".venv"), dirs_exist_ok=True)
+
+
+def _short_temporary_folder() -> str:
+    """TorchServe keeps its sockets in TMPDIR, and the path of a socket has no more than 104 bytes."""
+    folder = tempfile.gettempdir()
+    return folder if len(folder) <= 60 else "/tmp"
+
+
+def _send(process: psutil.Process, number: int) -> None:
+    with contextlib.suppress(psutil.Error):
+        process.send_signal(number)

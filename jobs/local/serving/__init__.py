@@ -1,0 +1,1 @@
+"""Endpoints of the engine, on the PyTorch serving toolkit and TorchServe."""

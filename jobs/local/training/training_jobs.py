@@ -1,0 +1,340 @@
+"""Training jobs: ``python -m fastmaker.local.training.training_jobs JOB_DIRECTORY`` runs one, in a process of its own.
+
+That process outlives the one that called ``fit``, so that the job can be described, waited for and stopped from
+anywhere. The order of events and the places of files are those of a training job on AWS
+(https://docs.aws.amazon.com/sagemaker/latest/dg/your-algorithms-training-algo-running-container.html).
+"""
+
+import json
+import re
+import signal
+import sys
+import time
+from datetime import datetime
+from pathlib import Path
+
+from fastmaker.jobs import storage
+from fastmaker.local import supervisor
+from fastmaker.local.containers import Container, ContainerError, free_ports, pack, stop_processes
+from fastmaker.local.store import Store, now
+from fastmaker.local.supervisor import FINAL, MAX_REASON
+from fastmaker.local.training.checkpoints import DEFAULT_PATH, OPT_ML, Checkpoints
+from fastmaker.local.training.host import PEER_GONE, Host
+
+KIND = "training-jobs"
+STOP_GRACE_SECONDS = 120  # https://docs.aws.amazon.com/sagemaker/latest/APIReference/API_StopTrainingJob.html
+MAX_HOSTS = 20  # https://docs.aws.amazon.com/sagemaker/latest/dg/regions-quotas.html
+FAILED_GRACE_SECONDS = 20  # for what runs on when a host has failed, or the script has ended
+LAST_WORDS_SECONDS = 5  # that hosts have to say why they ended too, when one has failed
+
+
+def validation_error(request: dict) -> str | None:
+    """Why the CreateTrainingJob `request` cannot be run here, or None."""
+    resources = request["ResourceConfig"]
+    if resources.get("InstanceType") not in ("local", "local_gpu"):
+        return f"the instance type is {resources.get('InstanceType')!r}; a ProcessSession runs local and local_gpu"
+    if not 1 <= resources.get("InstanceCount", 1) <= MAX_HOSTS:
+        return f"InstanceCount is {resources['InstanceCount']}; a ProcessSession trains on 1 to {MAX_HOSTS} hosts"
+    if "TrainingImage" not in request["AlgorithmSpecification"]:
+        return "AlgorithmSpecification names no TrainingImage; algorithms from the marketplace do not run locally"
+    if "sagemaker_program" not in request.get("HyperParameters", {}):
+        return "the request names no entry_point; a ProcessSession runs PyTorch's script mode, not the image itself"
+    for definition in request["AlgorithmSpecification"].get("MetricDefinitions", ()):
+        try:
+            re.compile(definition["Regex"])
+        except re.error as error:
+            return f"metric {definition['Name']!r}: {definition['Regex']!r} is no regular expression: {error}"
+    checkpoints = request.get("CheckpointConfig", {})
+    if checkpoints and not checkpoints.get("LocalPath", DEFAULT_PATH).startswith(OPT_ML):
+        return f"checkpoint_local_path is {checkpoints['LocalPath']!r}; expected a path below {OPT_ML}"
+    outputs = {
+        "output_path": request["OutputDataConfig"].get("S3OutputPath"),  # without one they go to FASTMAKER_HOME
+        "checkpoint_s3_uri": checkpoints.get("S3Uri"),
+    }
+    for argument, uri in outputs.items():
+        try:
+            if uri:
+                storage.check_scheme(uri)
+        except storage.StorageError as error:
+            return f"{argument}: {error}"
+    mode = request["AlgorithmSpecification"].get("TrainingInputMode", "File")
+    for channel in request.get("InputDataConfig", ()):
+        name, source = channel["ChannelName"], channel["DataSource"]
+        if channel.get("InputMode", mode) == "Pipe":
+            return f"channel {name!r}: input mode Pipe cannot be had locally; use File or FastFile"
+        if channel.get("CompressionType", "None") != "None":
+            return f"channel {name!r}: CompressionType {channel['CompressionType']} cannot be had locally"
+        if source.get("S3DataSource", {}).get("S3DataType", "S3Prefix") != "S3Prefix":
+            return f"channel {name!r}: S3DataType {source['S3DataSource']['S3DataType']} cannot be had locally"
+        uri = _uri(channel)
+        if uri is None:
+            return f"channel {name!r}: expected an S3DataSource, or a FileDataSource of local mode"
+        try:
+            storage.check(uri)
+        except storage.StorageError as error:
+            return f"channel {name!r}: {error}"
+    return None
+
+
+def start(store: Store, request: dict, arn: str, env: dict[str, str], image: str | None = None) -> None:
+    """Record the job and start the process that runs it, with its hosts as Docker containers of `image` if it is given.
+
+    Raises FileExistsError if the name is taken.
+    """
+    name = request["TrainingJobName"]
+    created = now()
+    channels, checkpoints = request.get("InputDataConfig"), request.get("CheckpointConfig")
+    output = storage.absolute(request["OutputDataConfig"].get("S3OutputPath") or f"file://{store.folder}")
+    description = {
+        **{key: value for key, value in request.items() if key != "Tags"},
+        "HyperParameters": _with_absolute_source(request["HyperParameters"]),
+        **({"InputDataConfig": [_with_s3_source(channel) for channel in channels]} if channels else {}),
+        # AWS describes a job without a key with an empty one, which the SDK's attach relies on.
+        "OutputDataConfig": {"KmsKeyId": "", **request["OutputDataConfig"], "S3OutputPath": output},
+        "TrainingJobArn": arn,
+        "ModelArtifacts": {"S3ModelArtifacts": storage.join(output, name, "output", "model.tar.gz")},
+        "TrainingJobStatus": "InProgress",
+        "SecondaryStatus": "Starting",
+        "SecondaryStatusTransitions": [_transition("Starting", "Starting the training job", created)],
+        **({"CheckpointConfig": _with_absolute_uri(checkpoints)} if checkpoints else {}),
+        "StoppingCondition": request.get("StoppingCondition", {"MaxRuntimeInSeconds": 86400}),
+        "CreationTime": created,
+        "LastModifiedTime": created,
+    }
+    record = {"description": description, "tags": request.get("Tags", []), "image": image}
+    supervisor.start(store, name, record, "fastmaker.local.training.training_jobs", env)
+
+
+def describe(store: Store, name: str) -> dict:
+    """The job as DescribeTrainingJob answers it; a job whose processes have died is Failed. Raises KeyError."""
+    record = store.read(name)
+    if record["description"]["TrainingJobStatus"] not in FINAL and not supervisor.running(record):
+        record = store.read(name)  # it may have ended while we looked
+        if record["description"]["TrainingJobStatus"] not in FINAL:
+            for container in containers(store, name):
+                container.close()
+            with store.changing(name) as record:
+                if record["description"]["TrainingJobStatus"] == "Stopping":  # before it could take the signal
+                    _finish(record["description"], "Stopped")
+                else:
+                    reason = "InternalServerError: the process that ran the job has died"
+                    _finish(record["description"], "Failed", reason)
+    return record["description"]
+
+
+def stop(store: Store, name: str) -> None:
+    """Ask the job to stop: its processes get SIGTERM, and SIGKILL after STOP_GRACE_SECONDS. Raises KeyError."""
+    with store.changing(name) as record:
+        if record["description"]["TrainingJobStatus"] in FINAL:
+            return
+        _enter(record["description"], "Stopping", "Stopping the training job", status="Stopping")
+    supervisor.ask_to_stop(record)
+
+
+def containers(store: Store, name: str) -> list[Container]:
+    """Those of the job's hosts."""
+    return [Container(path) for path in sorted(store.directory(name).glob("algo-*"), key=_number_of_host)]
+
+
+def _number_of_host(path: Path) -> int:
+    return int(path.name.rpartition("-")[2])
+
+
+class Stopped(Exception):
+    """The job was asked to stop, or ran too long; the argument is the SecondaryStatus."""
+
+
+class Job:
+    """One run of a training job, from its record to its artefacts."""
+
+    def __init__(self, directory: Path):
+        self.name = directory.name
+        self.store = Store(directory.parent.parent, KIND)
+        record = self.store.read(self.name)
+        self.request = record["description"]
+        # The toolkit resolves the names of hosts; loopback addresses need no set-up.
+        names = [f"127.0.0.{number + 1}" for number in range(self.request["ResourceConfig"].get("InstanceCount", 1))]
+        numbers = range(1, len(names) + 1)
+        self.hosts = [Host(directory, number, names, self.request, record["image"]) for number in numbers]
+        self.checkpoints = Checkpoints(self.request.get("CheckpointConfig"), [host.container for host in self.hosts])
+        self.stop_requested = False
+
+    def run(self) -> None:
+        """Everything from Downloading to a final status; whatever goes wrong becomes the FailureReason."""
+        signal.signal(signal.SIGTERM, self._request_stop)
+        try:
+            for host in self.hosts:  # first: a job that is stopped at any moment after uploads what its trees hold
+                host.container.create()
+            self._enter("Downloading", "Downloading input data")
+            self._stage()
+            self._enter("Training", "Training in progress", TrainingStartTime=now())
+            self._train()
+            self._enter("Uploading", "Uploading the model")
+            self._upload()
+            self.finish("Completed")
+        except Stopped as stopped:
+            self._upload()
+            self.finish("Stopped", secondary=str(stopped))
+        except (ContainerError, storage.StorageError) as error:
+            self.finish("Failed", f"ClientError: {error}")
+        except AlgorithmError as error:
+            self.finish("Failed", f"AlgorithmError: {error}")
+        finally:
+            for host in self.hosts:
+                host.container.close()
+
+    def _stage(self) -> None:
+        storage.check_writable(self.request["OutputDataConfig"]["S3OutputPath"])  # hours before it is written to
+        for host in self.hosts:
+            host.stage(self.hosts[0])
+            self._raise_if_stopped()
+        self.checkpoints.restore()
+        self._raise_if_stopped()
+
+    def _train(self) -> None:
+        """Run the script on every host; each is waited for, and one that fails ends the job."""
+        (master_port,) = free_ports(1)
+        for host in self.hosts:
+            host.start(master_port)
+        deadline = time.monotonic() + self.request["StoppingCondition"]["MaxRuntimeInSeconds"]
+        try:
+            while any(host.process.poll() is None for host in self.hosts):
+                if any(host.process.poll() for host in self.hosts):
+                    self._wait_for_last_words()
+                    break
+                if self.stop_requested or time.monotonic() > deadline:
+                    self._stop_hosts(STOP_GRACE_SECONDS)
+                    raise Stopped("Stopped" if self.stop_requested else "MaxRuntimeExceeded")
+                self.checkpoints.save()
+                time.sleep(0.1)
+            failed = [host for host in self.hosts if host.process.poll()]
+        finally:
+            self._stop_hosts(FAILED_GRACE_SECONDS)  # the others of one that failed, and what scripts left running
+            self.checkpoints.save(last=True)
+        if failed:
+            raise AlgorithmError(self._failure(failed))
+
+    def _wait_for_last_words(self) -> None:
+        deadline = time.monotonic() + LAST_WORDS_SECONDS
+        while time.monotonic() < deadline and any(host.process.poll() is None for host in self.hosts):
+            time.sleep(0.1)
+
+    def _stop_hosts(self, grace_seconds: float) -> None:
+        stop_processes(lambda: [p for host in self.hosts for p in host.container.processes()], grace_seconds)
+
+    def _failure(self, failed: list[Host]) -> str:
+        """The reason of the host that is the cause: one that says more than that another has gone."""
+        reasons = {host: host.failure() for host in failed}
+        cause = min(failed, key=lambda host: bool(PEER_GONE.search(reasons[host])))
+        if len(self.hosts) == 1:
+            return reasons[cause]
+        labels = {host.name: host.label for host in self.hosts}  # the script knows hosts by their addresses
+        reason = re.sub(r"127\.0\.0\.\d+", lambda match: labels.get(match[0], match[0]), reasons[cause])
+        return f"host {cause.label}: {reason}"
+
+    def _upload(self) -> None:
+        """What the job leaves: output/model.tar.gz of /opt/ml/model, output/output.tar.gz of /opt/ml/output/data.
+
+        Those of all hosts are put together; of a file that several have, the first host's is taken.
+        """
+        artifacts = self.request["ModelArtifacts"]["S3ModelArtifacts"].rpartition("/")[0]
+        roots = [host.container.root for host in self.hosts]
+        folders = {"model.tar.gz": "model", "output.tar.gz": "output/data"}
+        for archive, folder in folders.items():
+            if archive == "output.tar.gz" and not any(any((root / folder).iterdir()) for root in roots):
+                continue
+            packed = self.hosts[0].container.tmp / archive
+            pack([root / folder for root in roots], packed)
+            storage.put(packed, storage.join(artifacts, archive), self.request["OutputDataConfig"].get("KmsKeyId"))
+            packed.unlink()
+
+    def _metrics(self) -> list[dict]:
+        """The last value of each metric definition in the log (FinalMetricDataList)."""
+        logs = [host.container.log for host in self.hosts]
+        log = "".join(log.read_text("utf-8", "replace") for log in logs if log.exists())
+        metrics = []
+        for definition in self.request["AlgorithmSpecification"].get("MetricDefinitions", ()):
+            found = [number for m in re.finditer(definition["Regex"], log) if (number := _number(m)) is not None]
+            if found:
+                metrics.append({"MetricName": definition["Name"], "Value": found[-1], "Timestamp": now()})
+        return metrics
+
+    def _enter(self, secondary: str, message: str, **values) -> None:
+        self._raise_if_stopped()
+        with self.store.changing(self.name) as record:
+            _enter(record["description"], secondary, message, **values)
+
+    def finish(self, status: str, reason: str | None = None, secondary: str | None = None) -> None:
+        metrics = self._metrics()
+        with self.store.changing(self.name) as record:
+            record["description"]["FinalMetricDataList"] = metrics
+            _finish(record["description"], status, reason, secondary)
+
+    def _request_stop(self, number, frame) -> None:
+        self.stop_requested = True
+
+    def _raise_if_stopped(self) -> None:
+        if self.stop_requested:
+            raise Stopped("Stopped")
+
+
+class AlgorithmError(Exception):
+    """The training script failed."""
+
+
+def _number(match: re.Match) -> float | None:
+    """What the first group matched, if it is a number."""
+    try:
+        return float(match[1])
+    except (IndexError, TypeError, ValueError):
+        return None
+
+
+def _enter(description: dict, secondary: str, message: str, status: str | None = None, **values) -> None:
+    moment = now()
+    transitions = description["SecondaryStatusTransitions"]
+    transitions[-1]["EndTime"] = moment
+    transitions.append(_transition(secondary, message, moment))
+    description.update(values, SecondaryStatus=secondary, LastModifiedTime=moment)
+    if status:
+        description["TrainingJobStatus"] = status
+
+
+def _finish(description: dict, status: str, reason: str | None = None, secondary: str | None = None) -> None:
+    if reason:
+        description["FailureReason"] = reason[:MAX_REASON]
+    _enter(description, secondary or status, reason or f"Training job {status.lower()}", status=status)
+    ended = description["LastModifiedTime"]
+    started = description.get("TrainingStartTime", ended)
+    seconds = max(1, round((ended - started).total_seconds()))
+    description.update(TrainingEndTime=ended, TrainingTimeInSeconds=seconds, BillableTimeInSeconds=seconds)
+
+
+def _transition(status: str, message: str, moment: datetime) -> dict:
+    return {"Status": status, "StartTime": moment, "StatusMessage": message}
+
+
+def _uri(channel: dict) -> str | None:
+    source = channel["DataSource"]
+    return source.get("S3DataSource", {}).get("S3Uri") or source.get("FileDataSource", {}).get("FileUri")
+
+
+def _with_s3_source(channel: dict) -> dict:
+    """The channel as AWS describes one: local mode's FileDataSource becomes an S3DataSource with a file:// URI."""
+    source = {"S3DataType": "S3Prefix", "S3DataDistributionType": "FullyReplicated"}
+    source |= channel["DataSource"].get("S3DataSource", {})
+    return {**channel, "DataSource": {"S3DataSource": {**source, "S3Uri": storage.absolute(_uri(channel))}}}
+
+
+def _with_absolute_uri(checkpoints: dict) -> dict:
+    return {**checkpoints, "S3Uri": storage.absolute(checkpoints["S3Uri"])}
+
+
+def _with_absolute_source(hyperparameters: dict) -> dict:
+    """The job runs in another directory than the caller, who may have named the source relative to his own."""
+    source = json.loads(hyperparameters.get("sagemaker_submit_directory", '""'))
+    return {**hyperparameters, "sagemaker_submit_directory": json.dumps(storage.absolute(source))}
+
+
+if __name__ == "__main__":
+    supervisor.run(Job(Path(sys.argv[1])))

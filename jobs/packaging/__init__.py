@@ -1,0 +1,1 @@
+"""A model for another server: TorchServe, ONNX Runtime, Triton."""

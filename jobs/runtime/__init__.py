@@ -1,0 +1,1 @@
+"""What runs inside containers: the launchers of the toolkits, as scripts, and the check of requirements.txt."""

@@ -1,0 +1,81 @@
+"""Manifests: one JSON array of a prefix and the keys below it, read as a stream.
+
+    [{"prefix": "s3://bucket/some/"}, "key1", "folder/key2"]
+
+https://docs.aws.amazon.com/sagemaker/latest/APIReference/API_TransformS3DataSource.html; here prefixes may be file://.
+"""
+
+import re
+from collections.abc import Iterator
+
+import ijson
+
+from fastmaker.jobs import storage
+
+FORM = 'expected one JSON array, [{"prefix": "s3://bucket/some/"}, "key1", "key2", ...]'
+
+
+class ManifestError(ValueError):
+    """A manifest that cannot be used; the message says what is wrong with it and where."""
+
+
+def read(uri: str) -> tuple[str, Iterator[str]]:
+    """The prefix of the manifest at `uri`, and its keys as they stand there; prefix + key is an object's URI.
+
+    Raises ManifestError, also while the keys are read, and StorageError.
+    """
+    items = _items(uri)
+    prefix = next(items, None)
+    if not isinstance(prefix, dict) or prefix.keys() != {"prefix"} or not isinstance(prefix["prefix"], str):
+        raise ManifestError(f"{uri}: its first element is {_shown(prefix) if prefix else 'missing'}; {FORM}")
+    prefix = prefix["prefix"]
+    if not re.match("s3://[^/]+/|file:///", prefix):
+        raise ManifestError(f"{uri}: the prefix is {prefix!r}; expected s3://bucket/ or file:/// and what follows it")
+    return prefix, _keys(uri, items)
+
+
+def _keys(uri: str, items: Iterator) -> Iterator[str]:
+    number = 0
+    for number, key in enumerate(items, 1):
+        if not isinstance(key, str) or not key:
+            raise ManifestError(f"{uri}: element {number + 1} is {_shown(key)}; expected a key, a string")
+        if ".." in key.split("/"):
+            raise ManifestError(f"{uri}: element {number + 1} is {key!r}, which leads out of the prefix")
+        yield key
+    if number == 0:
+        raise ManifestError(f"{uri}: it names no key after its prefix")
+
+
+def _items(uri: str) -> Iterator:
+    with storage.open_object(uri) as stream:
+        start = stream.read(1024).lstrip(b"\xef\xbb\xbf \t\r\n")
+        if not start.startswith(b"["):
+            lines = start.startswith((b"{", b'"')) and b"\n" in start
+            what = "JSON lines, in place of one array" if lines else f"{start[:40]!r}" if start else "empty"
+            raise ManifestError(f"{uri}: it is {what}; {FORM}")
+        try:
+            yield from ijson.items(_Rest(start, stream), "item", use_float=True)
+        except (ijson.JSONError, UnicodeDecodeError) as error:
+            raise ManifestError(f"{uri}: not JSON: {_one_line(error)}; {FORM}") from None
+
+
+class _Rest:
+    """A stream of which the start was read already."""
+
+    def __init__(self, start: bytes, stream):
+        self.start, self.stream = start, stream
+
+    def read(self, size: int = -1) -> bytes:
+        if size == 0:  # ijson's question whether it is bytes that come
+            return b""
+        start, self.start = self.start, b""
+        return start or self.stream.read(size)
+
+
+def _shown(item) -> str:
+    text = "missing" if item is None else repr(item)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())

@@ -1,0 +1,76 @@
+"""model.onnx in ONNX Runtime: what it says of itself, and the engine that answers with it in place of torch.
+
+fastmaker.export.onnx_file writes the file. Answering needs onnxruntime alone, neither onnx nor the exporter.
+"""
+
+import importlib.util
+import json
+import os
+
+import numpy as np
+import torch
+
+from fastmaker import bundle
+
+IMAGE, PROBABILITIES, MASK = "image", "probabilities", "mask"  # the names of the input and of the outputs
+MODEL_JSON = "model.json"  # the metadata key that holds the text of the bundle's file of that name
+
+
+class OnnxEngine:
+    """Computes on the processor, in the precision of the file, with as many threads as torch is set to use."""
+
+    def __init__(self, model_dir: str | os.PathLike, info: bundle.ModelInfo):
+        """Load the model.onnx beside the bundle in `model_dir`. Raises BundleError if it is not that bundle's."""
+        if importlib.util.find_spec("onnxruntime") is None:
+            raise bundle.BundleError("the engine onnxruntime needs the package onnxruntime, which is not installed")
+        path = os.path.join(model_dir, bundle.ONNX_FILE)
+        if not os.path.isfile(path):
+            raise bundle.BundleError(f"{path}: missing; fastmaker package onnx MODEL --bundle FOLDER makes it")
+        try:
+            self.session = session(path, torch.get_num_threads())
+        except Exception as error:  # ONNX Runtime's exceptions derive from Exception alone
+            reason = " ".join(str(error).split())[:300]
+            raise bundle.BundleError(f"{path}: not a model that ONNX Runtime loads: {reason}") from None
+        if other := [
+            key for key, value in baked_in_fields(info).items() if onnx_metadata(self.session).get(key) != value
+        ]:
+            raise bundle.BundleError(
+                f"{path}: made of another bundle: its {', '.join(other)} is not that of {bundle.INFO_FILE} beside it"
+            )
+        if (found := input_dtype(self.session)) != np.uint8:
+            raise bundle.BundleError(f"{path}: takes {found} images; the engine serves models that take uint8")
+
+    def probabilities(self, batch: torch.Tensor) -> torch.Tensor:
+        """uint8 (N, C, H, W) -> float32 (N, n_labels), for segmentation (N, n_labels, H, W)."""
+        (found,) = self.session.run([PROBABILITIES], {IMAGE: batch.numpy()})
+        return torch.from_numpy(found)
+
+
+def session(path: str | os.PathLike, threads: int):
+    """An onnxruntime.InferenceSession on the processor, with `threads` threads."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3  # errors; its warnings are about graph optimisations
+    return onnxruntime.InferenceSession(os.fspath(path), options, providers=["CPUExecutionProvider"])
+
+
+def baked_in_fields(info: bundle.ModelInfo) -> dict:
+    """What of model.json is inside an ONNX file and no other value can take its place, as JSON has it."""
+    values = {"resampled": info.resampled, "state_sha256": info.state_sha256, "image_mode": info.image_mode}
+    return values | {key: list(getattr(info, key)) for key in ("image_size", "mean", "std")}
+
+
+def onnx_metadata(session) -> dict:
+    """The model.json that the session's model was made of; empty if the model does not say."""
+    try:
+        values = json.loads(session.get_modelmeta().custom_metadata_map[MODEL_JSON])
+    except (KeyError, ValueError):
+        return {}
+    return {"resampled": False, **values} if isinstance(values, dict) else {}
+
+
+def input_dtype(session) -> np.dtype:
+    """What the session's model takes: uint8, or float32 scaled to 0..1."""
+    return np.dtype({"tensor(uint8)": np.uint8}.get(session.get_inputs()[0].type, np.float32))

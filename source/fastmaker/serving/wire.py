@@ -1,0 +1,354 @@
+"""What goes over the wire: content types in, accept types out, and the HTTP errors.
+
+Request bodies and answers are those of SageMaker's InvokeEndpoint
+(https://docs.aws.amazon.com/sagemaker/latest/APIReference/API_runtime_InvokeEndpoint.html); nothing here needs a
+server.
+"""
+
+import base64
+import binascii
+import csv
+import io
+import json
+import os
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from PIL import Image
+
+from fastmaker import masks, preprocess
+
+try:
+    from sagemaker_inference.errors import BaseInferenceToolkitError
+except ImportError:  # the training image and a notebook do without the inference toolkit
+
+    class BaseInferenceToolkitError(Exception):
+        """Stands in for the toolkit's class of the same name, with its signature."""
+
+        def __init__(self, status_code: int, message: str, phrase: str):
+            self.status_code, self.message, self.phrase = status_code, message, phrase
+            super().__init__(status_code, message, phrase)
+
+
+CUSTOM_ATTRIBUTES = "x-amzn-sagemaker-custom-attributes"  # InvokeEndpoint's CustomAttributes
+TORCHSERVE_MAX_RESPONSE_SIZE = 6_553_500  # bytes, its default
+
+
+class RequestError(BaseInferenceToolkitError):
+    """The request cannot be answered: an HTTP status, of 4xx but for `InternalError`, and one line that says why.
+
+    Only subclasses of the toolkit's error keep their status; it answers 500 for everything else.
+    """
+
+    status = 400
+
+    def __init__(self, message: str):
+        # TorchServe counts characters where it sends bytes: anything but ASCII in the phrase breaks its protocol.
+        line = " ".join(message.split()).encode("ascii", "backslashreplace").decode("ascii")[:500]
+        super().__init__(self.status, line, line)
+
+    def __str__(self) -> str:
+        return self.message
+
+
+class BadRequest(RequestError):
+    """400: the body is not what its Content-Type says."""
+
+
+class UnsupportedContentType(RequestError):
+    """415: a Content-Type that is not in `DECODERS`."""
+
+    status = 415
+
+
+class NotAcceptable(RequestError):
+    """406: an Accept that names no type that the answer can be had in."""
+
+    status = 406
+
+
+class InternalError(RequestError):
+    """500: no fault of the request's."""
+
+    status = 500
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The answer for one image: float32 probabilities (n_labels,) that add up to 1."""
+
+    probabilities: np.ndarray
+    labels: Sequence[str]
+
+    @property
+    def index(self) -> int:
+        return int(self.probabilities.argmax())
+
+    @property
+    def label(self) -> str:
+        return self.labels[self.index]
+
+    @property
+    def array(self) -> np.ndarray:
+        return self.probabilities
+
+    def as_object(self) -> dict:
+        """The JSON answer; `predictions` repeats the index for clients written for published examples."""
+        top = np.argsort(-self.probabilities, kind="stable")[:5]
+        return {
+            "label": self.label,
+            "index": self.index,
+            "probability": float(self.probabilities[self.index]),
+            "top": [{"label": self.labels[i], "probability": float(self.probabilities[i])} for i in top],
+            "predictions": self.index,
+        }
+
+    as_line = as_object
+
+    def as_row(self) -> list:
+        return [self.label, self.index, repr(float(self.probabilities[self.index]))]
+
+
+@dataclass(frozen=True)
+class Images:
+    """What a request holds: its images, and whether the client asked about one image or about a list."""
+
+    images: list[Image.Image]
+    single: bool
+    mask_size: str | None = None  # one of masks.SIZES, if the request says
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A prediction for each image of a request."""
+
+    predictions: list[Prediction] | list[masks.Mask]
+    single: bool
+
+
+def decode(body: bytes | None, content_type: str | None, attributes: str | None = None) -> Images:
+    """The images in a request body. Raises UnsupportedContentType or BadRequest.
+
+    `attributes` are the request's custom attributes, of which mask_size=model or mask_size=original is for us.
+    """
+    mask_size = _mask_size(attributes)
+    media_type = (content_type or "").split(";")[0].strip().lower()
+    decoder = DECODERS.get(media_type) or (_decode_image if media_type.startswith("image/") else None)
+    if decoder is None:
+        named = repr(media_type) if media_type else "missing"
+        raise UnsupportedContentType(f"Content-Type is {named}; accepted: image/*, {', '.join(DECODERS)}")
+    if not body:
+        raise BadRequest(f"the body is empty; expected {media_type}")
+    if isinstance(body, str):  # a server that decoded text already
+        body = body.encode("utf-8")
+    try:
+        return replace(decoder(bytes(body)), mask_size=mask_size)
+    except preprocess.ImageError as error:
+        raise BadRequest(str(error)) from None
+
+
+def encode(answer: Answer, accept: str | None) -> tuple[bytes, str]:
+    """The answer in the first media type of the Accept header that can be had, and that type.
+
+    Quality values are honoured; ``*/*`` or nothing gives application/json. Raises NotAcceptable, with why the first
+    type that there is cannot hold the answer.
+    """
+    encoders = MASK_ENCODERS if isinstance(answer.predictions[0], masks.Mask) else ENCODERS
+    refusal = None
+    for media_type in _wanted(accept):
+        if media_type in ("*/*", "application/*"):
+            media_type = "application/json"
+        elif media_type == "text/*":
+            media_type = "text/csv"
+        elif media_type == "image/*":
+            media_type = "image/png"
+        if media_type in encoders:
+            try:
+                return encoders[media_type](answer), media_type
+            except NotAcceptable as error:
+                refusal = refusal or error
+    raise refusal or NotAcceptable(f"Accept is {accept!r}; this model's answers can be had as {', '.join(encoders)}")
+
+
+def header(headers: Mapping, name: str) -> str:
+    """The value of a header whose `name`, in lower case, may be in any case; empty if there is none.
+
+    TorchServe puts other things than text among the headers, for each part of the body.
+    """
+    return ",".join(value for key, value in headers.items() if key.lower() == name and isinstance(value, str))
+
+
+def check_response_size(body: bytes, media_type: str) -> tuple[bytes, str]:
+    """What was given, if TorchServe can send it: of a larger answer it makes a 500 that says nothing.
+
+    Raises NotAcceptable.
+    """
+    limit = int(os.environ.get("TS_MAX_RESPONSE_SIZE", TORCHSERVE_MAX_RESPONSE_SIZE))
+    if len(body) > limit:
+        raise NotAcceptable(
+            f"as {media_type} the answer has {len(body):,} bytes, and TS_MAX_RESPONSE_SIZE is {limit:,}; accept a"
+            " smaller form, or raise it"
+        )
+    return body, media_type
+
+
+def _mask_size(attributes: str | None) -> str | None:
+    # The rest of the attributes is between the client and whoever else reads them.
+    found = re.search(r"(?<![\w-])mask_size[ \t]*=[ \t]*([^\s,;]*)", attributes or "", re.IGNORECASE)
+    if found and found[1] not in masks.SIZES:
+        raise BadRequest(
+            f"mask_size is {found[1]!r} in the custom attributes; expected one of {', '.join(masks.SIZES)}"
+        )
+    return found and found[1]
+
+
+def _wanted(accept: str | None) -> list[str]:
+    """The media types of an Accept header, the most wanted first (RFC 9110, section 12.5.1)."""
+    wanted = []
+    for choice in (accept or "*/*").split(","):
+        media_type, *parameters = (part.strip().lower() for part in choice.split(";"))
+        quality = next((p[2:] for p in parameters if p.startswith("q=")), "1")
+        try:
+            wanted.append((float(quality), media_type))
+        except ValueError:
+            wanted.append((0.0, media_type))
+    return [media_type for quality, media_type in sorted(wanted, key=lambda pair: -pair[0]) if quality > 0]
+
+
+def _decode_image(body: bytes) -> Images:
+    return Images([preprocess.decode(body)], single=True)
+
+
+def _decode_npy(body: bytes) -> Images:
+    array = _read_npy(body)
+    if array.ndim == 4:
+        if not len(array):
+            raise BadRequest(f"the array holds no images: its shape is {array.shape}")
+        return Images([preprocess.from_array(image) for image in array], single=False)
+    return Images([preprocess.from_array(array)], single=True)
+
+
+def _read_npy(body: bytes) -> np.ndarray:
+    """A uint8 array in NumPy's format, its header checked before any memory is taken; never unpickled."""
+    stream = io.BytesIO(body)
+    try:
+        version = np.lib.format.read_magic(stream)
+        read_header = {
+            (1, 0): np.lib.format.read_array_header_1_0,
+            (2, 0): np.lib.format.read_array_header_2_0,
+        }[version]
+        shape, fortran_order, dtype = read_header(stream)
+    except Exception as error:  # NumPy parses the header as Python, which fails in many ways
+        raise BadRequest(f"the body is no .npy array: {error or type(error).__name__}") from None
+    if not all(type(n) is int and n >= 0 for n in shape) or len(shape) > 4 or 0 in shape[1:]:
+        raise BadRequest(f"expected a uint8 array (H, W), (H, W, 3) or (N, H, W, 3), got the shape {str(shape)[:80]}")
+    if dtype != np.uint8:
+        raise BadRequest(f"expected a uint8 array (H, W), (H, W, 3) or (N, H, W, 3), got {dtype} {shape}")
+    data = body[stream.tell() :]
+    if int(np.prod(shape, dtype=object)) != len(data):
+        raise BadRequest(f"the array's shape {shape} does not fit the {len(data):,} bytes that follow its header")
+    return np.frombuffer(data, np.uint8).reshape(shape, order="F" if fortran_order else "C")
+
+
+def _decode_json(body: bytes) -> Images:
+    instances = _parse_json(body, "the body")
+    instances = instances.get("instances") if isinstance(instances, dict) else None
+    if not isinstance(instances, list) or not instances:
+        raise BadRequest('expected {"instances": [{"b64": "..."}, ...]} with at least one instance')
+    return _from_objects((f"instance {i}", item) for i, item in enumerate(instances))
+
+
+def _decode_jsonlines(body: bytes) -> Images:
+    lines = [(f"line {i}", line) for i, line in enumerate(body.splitlines(), 1) if line.strip()]
+    if not lines:
+        raise BadRequest('expected one {"b64": "..."} a line, got no line')
+    return _from_objects((where, _parse_json(line, where)) for where, line in lines)
+
+
+def _from_objects(objects: Iterable[tuple[str, object]]) -> Images:
+    """The images of (where, object) pairs; together they may be as large as one image may be."""
+    images, pixels = [], 0
+    for where, item in objects:
+        images.append(_from_base64(item, where))
+        pixels += images[-1].width * images[-1].height
+        if pixels > preprocess.max_pixels():
+            raise BadRequest(f"{where}: the images have more than {preprocess.max_pixels():,} pixels together")
+    return Images(images, single=False)
+
+
+def _parse_json(text: bytes, where: str) -> object:
+    try:
+        return json.loads(text.decode("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise BadRequest(f"{where} is not JSON: {error}") from None
+
+
+def _from_base64(item: object, where: str) -> Image.Image:
+    if not isinstance(item, dict) or not isinstance(item.get("b64"), str):
+        raise BadRequest(f'{where}: expected {{"b64": "<a base64 encoded image>"}}')
+    try:
+        text = item["b64"].encode("ascii").translate(None, b" \t\r\n")  # many encoders break lines
+        data = base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise BadRequest(f"{where}: not base64: {error}") from None
+    try:
+        return preprocess.decode(data)
+    except preprocess.ImageError as error:
+        raise BadRequest(f"{where}: {error}") from None
+
+
+def _encode_json(answer: Answer) -> bytes:
+    objects = [prediction.as_object() for prediction in answer.predictions]
+    return _json(objects[0] if answer.single else objects)
+
+
+def _encode_jsonlines(answer: Answer) -> bytes:
+    return b"".join(_json(prediction.as_line()) + b"\n" for prediction in answer.predictions)
+
+
+def _json(value) -> bytes:
+    try:
+        return json.dumps(value, ensure_ascii=False, allow_nan=False).encode("utf-8")
+    except ValueError:  # JSON has no NaN
+        raise InternalError("the model's probabilities are no finite numbers; did its training diverge?") from None
+
+
+def _encode_csv(answer: Answer) -> bytes:
+    """A line an image, no header: label,index,probability, or the pixel count of each class."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerows(prediction.as_row() for prediction in answer.predictions)
+    return text.getvalue().encode("utf-8")
+
+
+def _encode_npy(answer: Answer) -> bytes:
+    """Probabilities, float32 (n_labels,), or the mask, uint8 (H, W), of one image; of several, with N before that."""
+    arrays = [prediction.array for prediction in answer.predictions]
+    if len({array.shape for array in arrays}) > 1:
+        raise NotAcceptable("the masks have different sizes, which one array cannot hold; accept application/json")
+    stream = io.BytesIO()
+    np.save(stream, arrays[0] if answer.single else np.stack(arrays), allow_pickle=False)
+    return stream.getvalue()
+
+
+def _encode_png(answer: Answer) -> bytes:
+    if len(answer.predictions) > 1:
+        raise NotAcceptable("one PNG holds one mask, and there are several; accept application/json")
+    return answer.predictions[0].as_png()
+
+
+DECODERS: dict[str, Callable[[bytes], Images]] = {
+    "application/x-image": _decode_image,
+    "application/x-npy": _decode_npy,
+    "application/json": _decode_json,
+    "application/jsonlines": _decode_jsonlines,
+}
+ENCODERS: dict[str, Callable[[Answer], bytes]] = {
+    "application/json": _encode_json,
+    "application/jsonlines": _encode_jsonlines,
+    "text/csv": _encode_csv,
+    "application/x-npy": _encode_npy,
+}
+MASK_ENCODERS = ENCODERS | {"image/png": _encode_png}

@@ -1,0 +1,1 @@
+"""Training, with fastai: arguments -> samples -> Learner -> bundle and report."""
