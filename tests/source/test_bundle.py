@@ -100,9 +100,10 @@ def test_labels_are_readable_in_the_file(tmp_path):
 def test_a_bundle_holds_weights_facts_and_code_and_nothing_else(digits_bundle):
     assert sorted(os.listdir(digits_bundle)) == ["code", "model.json", "model.pth"]
     assert sorted(os.listdir(digits_bundle / "code")) == ["entry_point.py", "fastmaker"]
-    modules = os.listdir(digits_bundle / "code" / "fastmaker")
-    assert {"bundle.py", "networks.py", "preprocess.py"} <= set(modules)
-    assert all(name.endswith(".py") for name in modules)
+    package = digits_bundle / "code" / "fastmaker"
+    files = {path.relative_to(package).as_posix() for path in package.rglob("*") if path.is_file()}
+    assert {"bundle.py", "networks.py", "serving/models.py"} <= files
+    assert all(name.endswith(".py") for name in files)
 
 
 def test_the_weights_are_plain_tensors(digits_bundle):
