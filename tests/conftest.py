@@ -156,6 +156,6 @@ def entry_point():
 @pytest.fixture(scope="session")
 def server_files(tmp_path_factory) -> Path:
     """The files of a Triton server, which is installed for this run."""
-    import triton_server
+    from helpers import triton_server
 
     return triton_server.install(tmp_path_factory.mktemp("triton") / "environment")

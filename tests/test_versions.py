@@ -15,9 +15,9 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
-import environments
 import numpy as np
 import pytest
+from helpers import environments
 
 pytestmark = pytest.mark.versions
 
@@ -38,9 +38,9 @@ PACKAGES = (
 ONNX_PACKAGES = ("onnx", "onnxruntime", "onnxscript")
 ONNX_TORCH = (2, 8)
 WITHOUT_ONNX = (
-    "--ignore=tests/source/test_export.py",
-    "--ignore=tests/source/test_onnx_engine.py",
-    "--deselect=tests/source/test_torchserve_handler.py::test_a_batch_is_answered_by_onnx_runtime_as_well",
+    "--ignore=tests/source/export/test_export.py",
+    "--ignore=tests/source/serving/test_onnx_engine.py",
+    "--deselect=tests/source/serving/test_torchserve_handler.py::test_a_batch_is_answered_by_onnx_runtime_as_well",
 )
 TOLERANCE = 1e-5  # of a probability: another build of torch adds up in another order
 

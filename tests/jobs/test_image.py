@@ -11,10 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import urllib3
-from engine import ONE_WORKER, await_health, docker, serving_container, started
-from local_mode import REPOSITORY, wait_until
-from test_abuse import Server, survives
-from test_package import ask, asked_for
+from helpers import REPOSITORY
+from helpers.abuse import Server, survives
+from helpers.engine import ONE_WORKER, await_health, docker, serving_container, started
+from helpers.invocations import ask, asked_for
+from helpers.local_mode import wait_until
 
 from fastmaker import load_bundle, preprocess
 from fastmaker.jobs import package

@@ -14,13 +14,14 @@ import bcrypt
 import boto3
 import pytest
 import urllib3
-from engine import docker, own_engine, tiny_image
-from local_mode import REPOSITORY, wait_until
-from test_job_scripts import one_line
+from helpers import REPOSITORY
+from helpers.aws_server import CREDENTIALS
+from helpers.commands import one_line
+from helpers.engine import docker, own_engine, tiny_image
+from helpers.local_mode import wait_until
 
 from fastmaker.jobs.cli import redaction
 
-CREDENTIALS = {"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b", "AWS_DEFAULT_REGION": "us-east-1"}
 # An engine asks a registry on loopback by HTTP as well, without certificates.
 REGISTRY = """
 version: 0.1

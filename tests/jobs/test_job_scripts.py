@@ -1,24 +1,20 @@
 """The job scripts as a user runs them: by their command lines, in processes of their own."""
 
-import contextlib
 import csv
-import fcntl
 import importlib
 import json
 import os
-import pty
 import re
-import shlex
 import shutil
-import struct
 import subprocess
 import sys
 import tarfile
-import termios
 
 import numpy as np
 import pytest
-from local_mode import REPOSITORY, nothing_runs_below, running_below
+from helpers import REPOSITORY
+from helpers.commands import next_command, on_a_terminal, one_line
+from helpers.local_mode import nothing_runs_below
 from PIL import Image
 
 from fastmaker import masks
@@ -30,30 +26,6 @@ SCRIPTS = (
     *("train", "deploy", "predict", "transform", "manifest", "package", "cleanup", "quickstart", "benchmark", "verify"),
     *("image", "s3"),
 )
-
-
-@pytest.fixture
-def run(tmp_path):
-    def run(*words, stdin=None):
-        env = {**os.environ, "FASTMAKER_HOME": str(tmp_path / "home"), "PYTHONPATH": str(REPOSITORY)}
-        command = [sys.executable, "-m", "fastmaker.jobs", *words]
-        return subprocess.run(command, cwd=tmp_path, env=env, input=stdin, capture_output=True)
-
-    yield run
-    assert not running_below(tmp_path / "home")
-
-
-def one_line(stderr: str) -> str:
-    """The error; argparse says the usage before it."""
-    lines = stderr.splitlines()
-    (line,) = [line for line in lines if "error: " in line]
-    assert lines[0].startswith("usage: ") or lines == [line]
-    return line
-
-
-def next_command(done) -> list[str]:
-    """The command that the output says comes next, less its `fastmaker`."""
-    return shlex.split(re.search(r"next: +fastmaker (.*)", done.stdout.decode())[1])
 
 
 def test_from_a_folder_to_an_answer_by_the_commands_that_each_step_names(run, few, tmp_path):
@@ -300,21 +272,6 @@ def test_a_model_directory_is_packed_where_nothing_of_others_lies(digits_bundle,
         cleanup.main(cleanup.parse_args(words))
         assert len(re.findall(r"packed-model +model-[0-9a-f]{8} +- +20", capsys.readouterr().out)) == 2
     assert not list((tmp_path / "home").rglob("*.tar.gz"))
-
-
-def on_a_terminal(command, **options) -> tuple[subprocess.CompletedProcess, str]:
-    """The finished process, whose stderr is a pseudo-terminal, and what that shows."""
-    ours, terminal = pty.openpty()
-    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("4H", 24, 120, 0, 0))
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=terminal, **options) as process:
-        os.close(terminal)
-        shown = b""
-        with contextlib.suppress(OSError):  # what a terminal reads once nobody writes to it any more
-            while part := os.read(ours, 4096):
-                shown += part
-        os.close(ours)
-        table = process.stdout.read()
-    return subprocess.CompletedProcess(command, process.returncode, table), shown.decode()
 
 
 def test_a_batch_job_shows_its_progress_on_a_terminal(digits, digits_archive, tmp_path):

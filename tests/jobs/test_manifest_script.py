@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 import pytest
-from local_mode import REPOSITORY
+from helpers import REPOSITORY
 
 from fastmaker.jobs import manifest, quickstart
 

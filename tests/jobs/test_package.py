@@ -1,6 +1,5 @@
 """Packages as a user makes and serves them: by the command line, on a real TorchServe, in ONNX Runtime."""
 
-import base64
 import contextlib
 import io
 import json
@@ -17,17 +16,16 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 import pytest
-import urllib3
-from local_mode import REPOSITORY, deployed, running_below, wait_until
+from helpers.commands import ENVIRONMENT, next_command, one_line
+from helpers.invocations import ask, asked_for
+from helpers.local_mode import deployed, running_below, wait_until
 from PIL import Image
-from test_job_scripts import next_command, one_line
 
 from fastmaker.jobs.package import make_archive, running
 from fastmaker.local.containers import ContainerError, free_ports, pack
 from fastmaker.serving import models
 
 BATCH = 8
-ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (REPOSITORY, REPOSITORY / "source")))}
 COMMAND = [sys.executable, "-m", "fastmaker.jobs", "package"]
 
 
@@ -76,35 +74,6 @@ def digits_server(digits_bundle, tmp_path_factory):
 def scenes_server(scenes_bundle, tmp_path_factory):
     with serving_process(scenes_bundle, tmp_path_factory.mktemp("serve")) as served:
         yield served
-
-
-def ask(url, body, kind, accept="*/*"):
-    """The answer's status, bytes and media type."""
-    answer = urllib3.request(
-        "POST", url, body=body, headers={"Content-Type": kind, "Accept": accept}, retries=False, timeout=60
-    )
-    return answer.status, answer.data, answer.headers.get("Content-Type")
-
-
-def bodies_of(pngs):
-    """The same images in each Content-Type."""
-    stream = io.BytesIO()
-    np.save(stream, np.stack([np.asarray(Image.open(io.BytesIO(png)).convert("RGB")) for png in pngs]))
-    objects = [{"b64": base64.b64encode(png).decode()} for png in pngs]
-    return {
-        "image/png": pngs[0],
-        "application/x-npy": stream.getvalue(),
-        "application/json": json.dumps({"instances": objects}).encode(),
-        "application/jsonlines": "\n".join(map(json.dumps, objects)).encode(),
-    }
-
-
-def asked_for(pngs, accepts):
-    """Each Content-Type, and for an image each Accept: (body, type, accept)."""
-    bodies = bodies_of(pngs)
-    return [(body, kind, "application/json") for kind, body in bodies.items()] + [
-        (bodies["image/png"], "image/png", accept) for accept in accepts
-    ]
 
 
 def test_the_archive_answers_with_the_bytes_of_the_entry_point(digits_server, digits_bundle, pngs, by_the_entry_point):

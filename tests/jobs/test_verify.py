@@ -8,9 +8,10 @@ import sys
 
 import numpy as np
 import pytest
-from local_mode import REPOSITORY, nothing_runs_below, running_below, wait_until
+from helpers import REPOSITORY
+from helpers.commands import one_line
+from helpers.local_mode import nothing_runs_below, running_below, wait_until
 from PIL import Image
-from test_job_scripts import one_line
 
 from fastmaker.jobs import verify
 from fastmaker.jobs.cli import errors

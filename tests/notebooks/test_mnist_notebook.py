@@ -8,7 +8,7 @@ from pathlib import Path
 import nbformat
 import numpy as np
 import pytest
-from kernels import (
+from helpers.kernels import (
     NO_NETWORK,
     NOTEBOOKS,
     CellFailed,

@@ -6,8 +6,17 @@ from pathlib import Path
 
 import nbformat
 import pytest
-import triton_server
-from kernels import NOTEBOOKS, CellFailed, execute, execute_without_data, make_photos, pictures, printed, processes_of
+from helpers import triton_server
+from helpers.kernels import (
+    NOTEBOOKS,
+    CellFailed,
+    execute,
+    execute_without_data,
+    make_photos,
+    pictures,
+    printed,
+    processes_of,
+)
 
 from fastmaker.jobs import verify
 from fastmaker.local import ProcessSession

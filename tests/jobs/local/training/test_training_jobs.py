@@ -12,12 +12,13 @@ import zipfile
 import boto3
 import pytest
 from botocore.exceptions import ClientError
-from local_mode import REPOSITORY, estimator, nothing_runs_below, wait_until
+from helpers import REPOSITORY
+from helpers.local_mode import estimator, log_of, nothing_runs_below, start, wait_until
+from helpers.shapes import assert_answers_as
 from moto.server import ThreadedMotoServer
 from sagemaker.exceptions import UnexpectedStatusException
 from sagemaker.inputs import TrainingInput
 from sagemaker.pytorch import PyTorch
-from shapes import assert_answers_as
 
 from fastmaker.local import ProcessSession
 
@@ -29,18 +30,6 @@ def members(uri):
         return {m.name: tar.extractfile(m).read() for m in tar.getmembers() if m.isfile()}
 
 
-def start(session, source, **arguments):
-    """A job of a script, not waited for."""
-    job = estimator(session, source, **arguments)
-    job.fit(wait=False)
-    return job.latest_training_job.name
-
-
-def log_of(session, name):
-    log = session.sagemaker_client.training_jobs.directory(name) / "algo-1" / "container.log"
-    return log.read_text() if log.exists() else ""
-
-
 @pytest.fixture
 def data(tmp_path):
     folder = tmp_path / "data"
@@ -49,6 +38,7 @@ def data(tmp_path):
     return folder
 
 
+@pytest.mark.containers
 def test_fit_runs_anybodys_script_with_its_hyperparameters_channels_and_outputs(session, write_script, data, capsys):
     source = write_script(
         """
@@ -73,6 +63,7 @@ def test_fit_runs_anybodys_script_with_its_hyperparameters_channels_and_outputs(
     assert "loss=0.25" in capsys.readouterr().out
 
 
+@pytest.mark.containers
 def test_a_script_that_raises_fails_the_job_with_its_reason_and_leaves_no_model(session, write_script):
     source = write_script(
         """
@@ -90,12 +81,14 @@ def test_a_script_that_raises_fails_the_job_with_its_reason_and_leaves_no_model(
     assert not os.path.exists(job.model_data.removeprefix("file://"))
 
 
+@pytest.mark.containers
 def test_a_script_that_is_killed_fails_the_job(session, write_script):
     job = estimator(session, write_script("import os, signal; os.kill(os.getpid(), signal.SIGKILL)"))
     with pytest.raises(UnexpectedStatusException, match="Failed"):
         job.fit()
 
 
+@pytest.mark.containers
 def test_a_job_sees_its_own_environment_and_not_the_callers(session, write_script, monkeypatch):
     monkeypatch.setenv("SECRET_OF_THE_CALLER", "1")
     source = write_script(
@@ -182,6 +175,7 @@ def test_another_process_describes_and_stops_a_job(session, home, write_script):
     assert nothing_runs_below(home / "training-jobs" / name)
 
 
+@pytest.mark.containers
 def test_a_job_that_is_stopped_at_once_is_stopped(session, home, write_script):
     source = write_script(SLEEPS)
     for pause in (0, 0.1, 0.3, 0.6):
@@ -193,6 +187,7 @@ def test_a_job_that_is_stopped_at_once_is_stopped(session, home, write_script):
     assert nothing_runs_below(home / "training-jobs" / name)
 
 
+@pytest.mark.containers
 def test_a_job_longer_than_max_run_is_stopped(session, write_script):
     job = estimator(session, write_script(SLEEPS), max_run=4)
     job.fit()
@@ -201,6 +196,7 @@ def test_a_job_longer_than_max_run_is_stopped(session, write_script):
     assert description["SecondaryStatus"] == "MaxRuntimeExceeded"
 
 
+@pytest.mark.containers
 def test_a_job_whose_own_process_is_killed_is_failed_and_leaves_nothing_running(session, home, write_script):
     name = start(session, write_script(SLEEPS))
     wait_until(lambda: "asleep" in log_of(session, name))
@@ -215,8 +211,8 @@ def test_ctrl_c_during_fit_leaves_no_process(write_script, tmp_path):
     program = f"""
         import signal, sys
         signal.signal(signal.SIGINT, signal.default_int_handler)  # which a job of a shell's background ignores
-        sys.path[:0] = [{str(REPOSITORY / "tests/jobs")!r}]
-        from local_mode import estimator, nothing_runs_below
+        sys.path[:0] = [{str(REPOSITORY / "tests")!r}]
+        from helpers.local_mode import estimator, nothing_runs_below
         from fastmaker.local import ProcessSession
         estimator(ProcessSession(home={str(tmp_path / "home")!r}), {str(source)!r}).fit()
     """

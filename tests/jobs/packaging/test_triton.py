@@ -11,8 +11,7 @@ import tarfile
 
 import pytest
 from google.protobuf import text_format
-from test_job_scripts import one_line
-from test_package import ENVIRONMENT
+from helpers.commands import ENVIRONMENT, one_line
 from tritonclient.grpc import model_config_pb2
 
 from fastmaker import bundle

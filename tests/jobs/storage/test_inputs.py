@@ -9,14 +9,14 @@ import tracemalloc
 from pathlib import Path
 
 import pytest
-from test_storage import NAMES, data_of
+from helpers import REPOSITORY
+from helpers.objects import NAMES, data_of
 
 from fastmaker.jobs.storage import StorageError, manifests
 from fastmaker.jobs.storage.listings import InputError, Inputs
 from fastmaker.jobs.storage.manifests import ManifestError
 
 PREFIX = '{"prefix": "s3://bucket/some/"}'
-ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
@@ -222,7 +222,9 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
         stream.write('[{"prefix": "file:///no such folder/"}')
         stream.writelines(f',\n"{number} {"x" * 80}"' for number in range(count))
         stream.write("]")
-    done = subprocess.run([sys.executable, "-c", program, file], cwd=ROOT, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", program, file], cwd=REPOSITORY, capture_output=True, text=True, check=True
+    )
     error, kilobytes = done.stdout.splitlines()
     assert f"{count} of its {count} keys are not there" in error
     assert int(kilobytes) * 1024 < file.stat().st_size / 2

@@ -9,10 +9,10 @@ import shutil
 import struct
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers import REPOSITORY
 from PIL import Image
 
 from fastmaker import bundle, networks, preprocess
@@ -20,7 +20,7 @@ from fastmaker.serving import models
 from fastmaker.training.arguments import parse_args
 from fastmaker.training.run import main
 
-ENTRY_POINT = Path(__file__).parents[2] / "source" / "entry_point.py"
+ENTRY_POINT = REPOSITORY / "source" / "entry_point.py"
 CLEAN = {name: value for name, value in os.environ.items() if not name.startswith("SM_")} | {"OMP_NUM_THREADS": "1"}
 
 

@@ -12,11 +12,10 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import triton_server
 import urllib3
+from helpers import triton_server
+from helpers.commands import ENVIRONMENT, on_a_terminal, one_line
 from PIL import Image
-from test_job_scripts import on_a_terminal, one_line
-from test_package import ENVIRONMENT
 
 from fastmaker import bundle, preprocess
 from fastmaker.jobs import package, verify

@@ -5,13 +5,14 @@ import shutil
 import tarfile
 
 import pytest
-from engine import docker
-from local_mode import REPOSITORY, estimator
+from helpers import REPOSITORY
+from helpers.aws_server import CREDENTIALS
+from helpers.engine import docker
+from helpers.invocations import ask
+from helpers.local_mode import estimator
 from sagemaker.deserializers import JSONDeserializer
 from sagemaker.local import LocalSession
 from sagemaker.serializers import IdentitySerializer
-from test_image_script import CREDENTIALS
-from test_package import ask
 
 from fastmaker import preprocess
 from fastmaker.local.containers import free_ports

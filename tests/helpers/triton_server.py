@@ -12,12 +12,11 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
-import environments
 import psutil
 import pytest
-from local_mode import REPOSITORY
 
 from fastmaker.local.containers import free_ports
+from helpers import REPOSITORY, environments
 
 # The server is Triton 2.51. Its Python backend reads NumPy's arrays by the layout of NumPy 1: with NumPy 2 it answers
 # nonsense. The rest is what the models of jobs/triton.py say that they need. Nothing else of the wheel's is used.

@@ -13,40 +13,13 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import boto3
 import pytest
+from helpers.objects import NAMES, data_of
 
 from fastmaker.jobs import storage
 from fastmaker.jobs.storage import StorageError
 
-NAMES = [
-    "plain",
-    "two words.jpg",
-    " spaces around ",
-    "ünïcode/日本/😀.png",
-    "semi;colon",
-    "question?mark=1&b=2",
-    "hash#tag",
-    "per%20cent",
-    "per cent",
-    "100%",
-    "plus+plus",
-    "a=b@c:d,e",
-    "quo'te\"s",
-    "back\\slash",
-    "[brackets]{braces}<angles>",
-    "*star~tilde|pipe^caret`",
-    "deep/er/and/deeper",
-    ".hidden",
-    "..dots..",
-    "UPPER",
-    "lower.out",
-    "x" * 200,
-]
 PAGE = 1000  # keys that S3 lists in one answer
 MANY = PAGE + 200
-
-
-def data_of(name):
-    return name.encode() * 3
 
 
 def listed(uri):

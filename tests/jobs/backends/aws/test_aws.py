@@ -9,7 +9,7 @@ import zipfile
 
 import boto3
 import pytest
-from aws_server import AwsServer
+from helpers.aws_server import AwsServer
 
 from fastmaker import preprocess
 from fastmaker.jobs import backends, deploy, storage

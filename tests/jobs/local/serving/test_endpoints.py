@@ -11,16 +11,17 @@ import psutil
 import pytest
 import urllib3
 from botocore.exceptions import ClientError
-from local_mode import REPOSITORY, bundle_model, deployed, running_below, script_mode, wait_until
+from helpers import REPOSITORY
+from helpers.local_mode import bundle_model, deployed, running_below, script_mode, wait_until, workers_of
+from helpers.shapes import assert_answers_as
 from sagemaker.exceptions import UnexpectedStatusException
 from sagemaker.model import Model
 from sagemaker.predictor import Predictor
-from shapes import assert_answers_as
 
 from fastmaker import preprocess
 from fastmaker.local import ProcessSession
 from fastmaker.local.containers import pack
-from fastmaker.local.serving import endpoints, torchserve
+from fastmaker.local.serving import endpoints
 from fastmaker.serving import models
 
 
@@ -38,12 +39,6 @@ def containers_of(session, name):
     return [endpoints._container(store, name, server) for server in store.read(name)["servers"]]
 
 
-def workers_of(session, name):
-    """The pids of the serving workers, as TorchServe gives them."""
-    servers = session.sagemaker_client.endpoints.read(name)["servers"]
-    return [pid for server in servers for pid in torchserve.ready_workers(server["port"])]
-
-
 @pytest.fixture(scope="session")
 def digit(digits):
     return next(iter(sorted(digits.rglob("*.png")))).read_bytes()
@@ -57,6 +52,7 @@ def output_fn(answer, accept): return answer, accept
 """
 
 
+@pytest.mark.containers
 def test_the_endpoint_gives_the_bits_that_the_bundle_gives(session, digits_predictor, digits_bundle, digits):
     model = models.load(digits_bundle)
     for file in sorted(digits.rglob("*.png"))[::90]:
@@ -66,6 +62,7 @@ def test_the_endpoint_gives_the_bits_that_the_bundle_gives(session, digits_predi
         assert np.array_equal(np.frombuffer(answer["Body"][header:], np.float32), expected)
 
 
+@pytest.mark.containers
 def test_a_predictor_of_the_sdk_works_unchanged(session, digits_predictor, digit):
     from sagemaker.deserializers import JSONDeserializer
     from sagemaker.serializers import IdentitySerializer
@@ -90,6 +87,7 @@ def test_answers_about_endpoints_have_boto3s_shapes(session, digits_predictor):
     assert digits_predictor.endpoint_name in [e["EndpointName"] for e in client.list_endpoints()["Endpoints"]]
 
 
+@pytest.mark.containers
 @pytest.mark.parametrize(
     ("body", "content_type", "accept", "status", "reason"),
     [
@@ -134,6 +132,7 @@ def test_a_killed_worker_comes_back(session, digits_predictor, digit):
     assert json.loads(invoke(session, name, digit)["Body"])["label"]
 
 
+@pytest.mark.containers
 def test_two_endpoints_at_once_answer_from_their_own_models(session, model_archive):
     first, second = (model_archive(ECHO.format(name=name), name) for name in ("first", "second"))
     with (
@@ -144,6 +143,7 @@ def test_two_endpoints_at_once_answer_from_their_own_models(session, model_archi
         assert invoke(session, two.endpoint_name, b"x")["Body"] == b"second:x"
 
 
+@pytest.mark.containers
 def test_an_endpoint_is_used_and_deleted_from_another_process(home, session, digits_archive, digit, tmp_path):
     (tmp_path / "digit.png").write_bytes(digit)
     predictor = bundle_model(session, digits_archive).deploy(1, "local", endpoint_name="shared")
@@ -163,6 +163,7 @@ def test_an_endpoint_is_used_and_deleted_from_another_process(home, session, dig
     assert not running_below(home / "endpoints" / "shared")
 
 
+@pytest.mark.containers
 def test_several_instances_all_answer_and_all_go(home, session, model_archive):
     pid = "import os, socket\n" + textwrap.dedent(ECHO.format(name="pid")).replace(
         'model.encode() + b":" + body', 'f"{socket.gethostname()} {os.getpid()}".encode()'
@@ -175,6 +176,7 @@ def test_several_instances_all_answer_and_all_go(home, session, model_archive):
     assert not running_below(home / "endpoints" / name)
 
 
+@pytest.mark.containers
 def test_a_model_that_cannot_load_fails_the_endpoint_with_its_reason(home, session, model_archive):
     archive = model_archive("def model_fn(model_dir): raise OSError('the weights are a fish')")
     model = script_mode(session, archive, SAGEMAKER_MODEL_SERVER_WORKERS="2")
@@ -187,6 +189,7 @@ def test_a_model_that_cannot_load_fails_the_endpoint_with_its_reason(home, sessi
     session.sagemaker_client.delete_endpoint(EndpointName="fish")
 
 
+@pytest.mark.containers
 def test_an_altered_bundle_fails_the_endpoint_naming_the_file(session, digits_bundle, tmp_path):
     folder = shutil.copytree(digits_bundle, tmp_path / "bundle")
     data = bytearray((folder / "model.pth").read_bytes())
@@ -198,6 +201,7 @@ def test_an_altered_bundle_fails_the_endpoint_naming_the_file(session, digits_bu
     session.sagemaker_client.delete_endpoint(EndpointName="altered")
 
 
+@pytest.mark.containers
 def test_an_archive_that_is_none_fails_the_endpoint(session, tmp_path):
     (tmp_path / "model.tar.gz").write_bytes(b"no archive")
     with pytest.raises(UnexpectedStatusException, match="cannot be unpacked"):
@@ -205,6 +209,7 @@ def test_an_archive_that_is_none_fails_the_endpoint(session, tmp_path):
     session.sagemaker_client.delete_endpoint(EndpointName="no-archive")
 
 
+@pytest.mark.containers
 def test_a_server_that_died_shows_as_failed(session, model_archive):
     archive = model_archive(ECHO.format(name="mortal"))
     with deployed(session, archive, env={"SAGEMAKER_PROGRAM": "inference.py"}) as predictor:
@@ -219,6 +224,7 @@ def test_a_server_that_died_shows_as_failed(session, model_archive):
             invoke(session, predictor.endpoint_name, b"x")
 
 
+@pytest.mark.containers
 def test_an_update_brings_the_new_model_and_a_failing_one_keeps_the_old(home, session, model_archive):
     old, new = (model_archive(ECHO.format(name=name), name) for name in ("old", "new"))
     bad = model_archive("def model_fn(model_dir): raise OSError('no')", "bad")
@@ -237,6 +243,7 @@ def test_an_update_brings_the_new_model_and_a_failing_one_keeps_the_old(home, se
         assert {process.pid for process in below} <= {process.pid for process in container.processes()}
 
 
+@pytest.mark.containers
 def test_a_timeout_that_is_set_holds(session, model_archive):
     slow = "import time\n" + textwrap.dedent(ECHO.format(name="slow")).replace(
         "return model.enc", "time.sleep(60); model.enc"
@@ -254,6 +261,7 @@ def _port(session, predictor):
     return session.sagemaker_client.endpoints.read(predictor.endpoint_name)["servers"][0]["port"]
 
 
+@pytest.mark.containers
 def test_an_entry_point_of_ones_own_is_repacked_and_a_worker_imports_no_fastai(session, digits_archive, tmp_path):
     (tmp_path / "probe.py").write_text(
         "import sys\nfrom entry_point import *\n"
@@ -276,8 +284,8 @@ def test_ctrl_c_during_deploy_leaves_no_process(tmp_path, model_archive):
     program = f"""
         import signal, sys
         signal.signal(signal.SIGINT, signal.default_int_handler)  # which a job of a shell's background ignores
-        sys.path[:0] = [{str(REPOSITORY / "tests/jobs")!r}]
-        from local_mode import bundle_model
+        sys.path[:0] = [{str(REPOSITORY / "tests")!r}]
+        from helpers.local_mode import bundle_model
         from fastmaker.local import ProcessSession
         session = ProcessSession(home={str(tmp_path / "home")!r})
         model = bundle_model(session, {str(archive)!r}, env={{"SAGEMAKER_PROGRAM": "inference.py"}})

@@ -17,12 +17,13 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
+from helpers import REPOSITORY
 
 from fastmaker import bundle
 from fastmaker.training import checkpoint, data, learner, run
 from fastmaker.training.arguments import parse_args
 
-ENTRY_POINT = Path(__file__).parents[2] / "source" / "entry_point.py"
+ENTRY_POINT = REPOSITORY / "source" / "entry_point.py"
 OUTSIDE = ("SM_", "SAGEMAKER_")
 CLEAN = {k: v for k, v in os.environ.items() if not k.startswith(OUTSIDE)} | {"OMP_NUM_THREADS": "1"}
 

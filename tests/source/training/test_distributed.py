@@ -9,16 +9,16 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
+from helpers import REPOSITORY
 
 from fastmaker import bundle
 from fastmaker.training import data, distributed, learner, run
 from fastmaker.training.arguments import parse_args
 
-ENTRY_POINT = Path(__file__).parents[2] / "source" / "entry_point.py"
+ENTRY_POINT = REPOSITORY / "source" / "entry_point.py"
 CLEAN = {k: v for k, v in os.environ.items() if not k.startswith(("SM_", "SAGEMAKER_"))} | {"OMP_NUM_THREADS": "1"}
 # torch 2.15 warns of torch.jit.script, which fastai calls. Tests count the lines that a host prints.
 CLEAN |= {"PYTHONWARNINGS": "ignore::FutureWarning:torch.jit._script"}

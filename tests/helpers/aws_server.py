@@ -14,6 +14,7 @@ from urllib.parse import parse_qs
 import urllib3
 from moto.server import ThreadedMotoServer
 
+CREDENTIALS = {"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b", "AWS_DEFAULT_REGION": "us-east-1"}
 READS = ("Describe", "Get", "Head", "List", "BatchGet")
 INVOCATION = re.compile(r"/endpoints/([^/]+)/invocations")
 

@@ -10,9 +10,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from local_mode import wait_until
+from sagemaker import image_uris
 
+from fastmaker.local import DockerSession
 from fastmaker.local.containers import free_ports
+from fastmaker.local.docker import LABEL
+from helpers.local_mode import wait_until
 
 ONE_WORKER = ["--env", "SAGEMAKER_MODEL_SERVER_WORKERS=1"]
 
@@ -86,3 +89,28 @@ def tiny_image(name: str, environment) -> None:
     with tarfile.open(fileobj=archive, mode="w") as tar:
         tar.add(__file__, "file")
     subprocess.run(["docker", "import", "-", name], input=archive.getvalue(), env=environment, check=True)
+
+
+def containers_below(folder) -> list[str]:
+    """The names of containers that belong to a directory below `folder`."""
+    listed = docker("ps", "--all", "--filter", f"label={LABEL}", "--format", f'{{{{.Names}}}} {{{{.Label "{LABEL}"}}}}')
+    names = dict(line.split(maxsplit=1) for line in listed.splitlines())
+    return [name for name, root in names.items() if root.startswith(f"{folder}{os.sep}")]
+
+
+@contextmanager
+def docker_session(home, image) -> Iterator[DockerSession]:
+    """A session that takes `image` where the SDK names AWS's; no container is left behind."""
+    session = DockerSession(home=home)
+    arguments = {"py_version": "py312", "instance_type": "ml.c5.large"}
+    versions = {"training": "2.8.0", "inference": "2.6.0"}
+    names = [
+        image_uris.retrieve("pytorch", session.boto_region_name, version, image_scope=scope, **arguments)
+        for scope, version in versions.items()
+    ]
+    for name in names:
+        docker("tag", image, name)
+    yield session
+    for name in names:
+        docker("image", "rm", name)
+    assert not containers_below(home)

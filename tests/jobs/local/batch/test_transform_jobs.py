@@ -13,11 +13,12 @@ from pathlib import Path
 
 import pytest
 from botocore.exceptions import ClientError
-from local_mode import REPOSITORY, bundle_model, estimator, nothing_runs_below, running_below, script_mode, wait_until
+from helpers import REPOSITORY
+from helpers.local_mode import bundle_model, estimator, nothing_runs_below, running_below, script_mode, wait_until
+from helpers.shapes import assert_answers_as
 from sagemaker.amazon.common import _write_recordio
 from sagemaker.exceptions import UnexpectedStatusException
 from sagemaker.transformer import Transformer
-from shapes import assert_answers_as
 
 from fastmaker import preprocess
 from fastmaker.jobs import manifest as manifest_script
@@ -169,6 +170,7 @@ def test_every_key_becomes_the_same_path_below_the_output(s3, bucket, home, mode
     assert objects(s3, transformer.output_path) == expected
 
 
+@pytest.mark.containers
 def test_the_default_call_of_the_sdk_shows_the_logs_and_the_answers_lie_beside_no_partial_file(echo, tmp_path, capfd):
     data = write(tmp_path / "in", **{"x.txt": "x", "below/y.txt": "y"})
     transformer = echo.transformer(1, "local", output_path=f"file://{tmp_path}/out")
@@ -268,6 +270,7 @@ def test_an_object_that_fails_loses_the_answer_of_an_earlier_job(place, home, mo
         assert list(inputs.unanswered(place.uri)) == ["fails.gz"]  # what --retry-failed asks about
 
 
+@pytest.mark.containers
 def test_json_lines_are_filtered_joined_and_filtered_again(session, model_archive, tmp_path):
     lines = [json.dumps({"id": f"r{n}", "features": {"n": n}}) for n in range(250)]
     data = write(tmp_path / "in", **{"all.jsonl": "\n".join(lines)})
@@ -331,6 +334,7 @@ def test_as_many_requests_are_under_way_as_the_job_allows(session, model_archive
         assert overlaps(lines) > 1
 
 
+@pytest.mark.containers
 def test_a_container_knows_that_it_serves_a_batch_job(session, model_archive, tmp_path):
     model = """
     import json, os
@@ -459,6 +463,7 @@ def test_a_server_or_worker_that_is_killed_loses_nothing_and_nothing_is_written_
     assert {json.loads(body)["body"] for body in objects(s3, f"s3://{bucket}/out").values()} == set(names)
 
 
+@pytest.mark.containers
 @pytest.mark.parametrize("moment", ["starting", "at work"])
 def test_a_job_that_is_stopped_keeps_what_is_whole_and_leaves_nothing_running(session, model_archive, tmp_path, moment):
     data = write(tmp_path / "in", **{f"{n}": "x" * 1000 for n in range(500)})
@@ -482,8 +487,8 @@ def test_ctrl_c_stops_the_job(home, model_archive, tmp_path):
     archive = model_archive(SLOW)
     program = f"""
     import signal, sys
-    sys.path.insert(0, "tests/jobs")
-    from local_mode import nothing_runs_below, script_mode
+    sys.path.insert(0, "tests")
+    from helpers.local_mode import nothing_runs_below, script_mode
     from fastmaker.local import ProcessSession
     signal.signal(signal.SIGINT, signal.default_int_handler)
     model = script_mode(ProcessSession(home={str(home)!r}), {str(archive)!r})
@@ -558,6 +563,7 @@ def test_a_content_type_that_the_model_refuses_ends_the_job_at_the_first_object(
     assert outputs(tmp_path / "out") == {}
 
 
+@pytest.mark.containers
 def test_a_model_that_cannot_be_loaded_fails_the_job_with_its_reason(session, model_archive, tmp_path):
     broken = ECHO.replace("return None", "raise RuntimeError('no weights')")
     transformer = script_mode(session, model_archive(broken)).transformer(2, "local", output_path=f"file://{tmp_path}")
@@ -600,6 +606,7 @@ BAD_MANIFESTS = [
 ]
 
 
+@pytest.mark.containers
 @pytest.mark.parametrize(("text", "reason"), BAD_MANIFESTS, ids=[reason for _, reason in BAD_MANIFESTS])
 def test_a_bad_manifest_is_refused_in_one_line_before_a_server_starts(echo, tmp_path, text, reason):
     data = write(tmp_path / "in", x="x")

@@ -7,7 +7,8 @@ import tarfile
 import time
 
 import pytest
-from local_mode import REPOSITORY, estimator, nothing_runs_below, running_below, wait_until
+from helpers import REPOSITORY
+from helpers.local_mode import estimator, nothing_runs_below, running_below, wait_until
 from sagemaker.exceptions import UnexpectedStatusException
 from sagemaker.inputs import TrainingInput
 
@@ -46,6 +47,7 @@ def directory_of(session, job):
     return session.sagemaker_client.training_jobs.directory(job.latest_training_job.name)
 
 
+@pytest.mark.containers
 @pytest.mark.parametrize("on_s3", [False, True])
 def test_hosts_meet_have_their_shards_and_leave_one_model(session, write_script, tmp_path, on_s3, request):
     names = [f"{n}.txt" for n in range(5)]
@@ -76,6 +78,7 @@ def test_each_line_of_a_log_says_which_host_it_is_from(session, write_script, ca
     assert {"algo-1 | here", "algo-2 | here"} <= set(lines)
 
 
+@pytest.mark.containers
 def test_two_jobs_of_two_hosts_at_once_do_not_meet_each_other(session, write_script):
     source = write_script(MEET)
     jobs = [estimator(session, source, instance_count=2) for _ in range(2)]
@@ -93,6 +96,7 @@ def test_a_slow_host_is_waited_for(session, write_script):
     assert "late" in files_of(job)
 
 
+@pytest.mark.containers
 @pytest.mark.parametrize(
     ("what", "reason"),
     [
@@ -165,6 +169,7 @@ if not found: time.sleep(600)
 """
 
 
+@pytest.mark.containers
 def test_checkpoints_are_taken_away_while_a_job_runs_and_brought_to_the_next(session, write_script, place):
     source, checkpoints = write_script(COUNTING), place.uri + "/checkpoints"
     first = estimator(session, source, checkpoint_s3_uri=checkpoints, use_spot_instances=True, max_wait=90000)

@@ -11,7 +11,7 @@ os.environ.setdefault("SAGEMAKER_SUPPRESS_V2_WARNING", "1")
 
 from sagemaker.pytorch import PyTorch, PyTorchModel
 
-REPOSITORY = Path(__file__).resolve().parents[2]
+from fastmaker.local.serving import torchserve
 
 
 @contextmanager
@@ -39,6 +39,24 @@ def estimator(session, source: Path, **arguments) -> PyTorch:
     arguments = {"entry_point": "train.py", "instance_count": 1, "instance_type": "local", **arguments}
     arguments = {"framework_version": "2.8.0", "py_version": "py312", "role": "local", **arguments}
     return PyTorch(source_dir=str(source), sagemaker_session=session, **arguments)
+
+
+def start(session, source, **arguments):
+    """A job of a script, not waited for."""
+    job = estimator(session, source, **arguments)
+    job.fit(wait=False)
+    return job.latest_training_job.name
+
+
+def log_of(session, name):
+    log = session.sagemaker_client.training_jobs.directory(name) / "algo-1" / "container.log"
+    return log.read_text() if log.exists() else ""
+
+
+def workers_of(session, name):
+    """The pids of the serving workers, as TorchServe gives them."""
+    servers = session.sagemaker_client.endpoints.read(name)["servers"]
+    return [pid for server in servers for pid in torchserve.ready_workers(server["port"])]
 
 
 def running_below(home: Path) -> list[psutil.Process]:
