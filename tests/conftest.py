@@ -3,6 +3,8 @@
 import contextlib
 import importlib.util
 import os
+import re
+import signal
 from importlib import metadata
 from pathlib import Path
 
@@ -11,6 +13,36 @@ import pytest
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
+# A shell that starts the tests in the background has them ignore SIGINT, and whatever they start inherits that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
+ID_LENGTH = 80  # of a whole id, which is of several values
+VALUE_LENGTH = 32
+
+
+def pytest_make_parametrize_id(val, argname):
+    """Return the part of a test's id that stands for a text, bytes or a pattern: printable ASCII, and short.
+
+    Equal ids get a number from pytest, as do values of any other type that have no name. So two collections name the
+    same tests, which pytest-xdist asks of its workers.
+    """
+    text = val.pattern if isinstance(val, re.Pattern) else val
+    if isinstance(text, bytes):
+        text = text.decode("latin-1")
+    if not isinstance(text, str):
+        return None
+    words = re.sub(r"[^!-~]+", " ", text).strip()  # each run of spaces, controls and letters beyond ASCII
+    return words[:VALUE_LENGTH].strip() or (argname if text else "")
+
+
+def pytest_collection_modifyitems(items):
+    """Refuse ids that differ from run to run, or that a terminal, a report or a file name cannot hold."""
+    for item in items:
+        name = item.nodeid.partition("::")[2]
+        if not name.isascii() or not name.isprintable() or len(name.partition("[")[2]) > ID_LENGTH:
+            raise pytest.UsageError(
+                f"{item.nodeid!r}: expected an id of printable ASCII, {ID_LENGTH} characters at most"
+            )
 
 
 def pytest_report_header():

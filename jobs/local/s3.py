@@ -7,6 +7,7 @@ import argparse
 import contextlib
 import logging
 import os
+import signal
 import threading
 from collections.abc import Iterator
 from urllib.request import ProxyHandler, Request, build_opener
@@ -25,6 +26,8 @@ def parse_args(argv=None):
 
 
 def main(args) -> None:
+    # A shell that starts a command in the background may have it ignore SIGINT.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     with serve(args.port) as url:
         print("\n".join(f"export {name}={value}" for name, value in environment(url).items()), flush=True)
         with contextlib.suppress(KeyboardInterrupt):

@@ -13,6 +13,8 @@ import termios
 from helpers import REPOSITORY
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (REPOSITORY, REPOSITORY / "source")))}
+# Starts the command that follows as a shell does in the background: with SIGINT ignored.
+IN_BACKGROUND = ["sh", "-c", 'trap "" INT; exec "$0" "$@"']
 
 
 def one_line(stderr: str) -> str:

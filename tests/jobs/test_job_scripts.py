@@ -227,7 +227,7 @@ def test_bad_usage_gets_one_line_before_anything_starts(digits, tmp_path, monkey
     monkeypatch.setenv("FASTMAKER_HOME", str(tmp_path / "home"))
     monkeypatch.chdir(tmp_path)
     module, *words = command.format(digits=digits).split()
-    script = importlib.import_module(module)
+    script = importlib.import_module(f"fastmaker.jobs.{module}")
     with pytest.raises(SystemExit) as ended, errors.errors_as_one_line():
         script.main(script.parse_args(words))
     assert ended.value.code == status

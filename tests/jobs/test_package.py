@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 import pytest
-from helpers.commands import ENVIRONMENT, next_command, one_line
+from helpers.commands import ENVIRONMENT, IN_BACKGROUND, next_command, one_line
 from helpers.invocations import ask, asked_for
 from helpers.local_mode import deployed, running_below, wait_until
 from PIL import Image
@@ -41,12 +41,12 @@ def package(tmp_path):
 
 
 @contextlib.contextmanager
-def serving_process(bundle, folder):
+def serving_process(bundle, folder, prefix=()):
     """The URL and the log of `--serve`, which Ctrl-C ends; its temporary files lie in `folder`."""
     (port,) = free_ports(1)
     words = [bundle, "--model-name", "it", "--workers", 1, "--batch-size", BATCH, "--max-batch-delay", 300]
     env = {**ENVIRONMENT, "FASTMAKER_HOME": str(folder / "home"), "TMPDIR": str(folder)}
-    command = [*COMMAND, "torchserve", *map(str, words), "--serve", "--port", str(port)]
+    command = [*prefix, *COMMAND, "torchserve", *map(str, words), "--serve", "--port", str(port)]
     with open(folder / "printed", "w+") as printed:
         process = subprocess.Popen(command, cwd=folder, env=env, stdout=printed, stderr=printed)
         try:
@@ -57,7 +57,7 @@ def serving_process(bundle, folder):
             yield told["serving:"], Path(told["log:"])
         finally:
             process.send_signal(signal.SIGINT)
-            status = process.wait(30)
+            status = process.wait(120)
     assert status == 0
     assert Path(printed.name).read_text().splitlines()[-1] == "stopped"
     assert not running_below(folder)
@@ -72,7 +72,8 @@ def digits_server(digits_bundle, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def scenes_server(scenes_bundle, tmp_path_factory):
-    with serving_process(scenes_bundle, tmp_path_factory.mktemp("serve")) as served:
+    """As a shell starts it in the background; Ctrl-C ends it all the same."""
+    with serving_process(scenes_bundle, tmp_path_factory.mktemp("serve"), IN_BACKGROUND) as served:
         yield served
 
 

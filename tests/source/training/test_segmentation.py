@@ -27,7 +27,7 @@ from fastmaker import bundle, masks, preprocess
 from fastmaker.serving import models
 from fastmaker.training import data, learner, mask_data, segmentation
 
-NAMES = {"ids": lambda value: "+".join(value) or "the plainest" if isinstance(value, dict) else str(value)}
+NAMES = {"ids": lambda value: "+".join(value) or "the plainest" if isinstance(value, dict) else None}
 
 
 def images_of(folder, every=4):
