@@ -83,9 +83,7 @@ def test_a_model_is_deployed_asked_and_deleted(installed):
 
 
 def test_a_batch_job_answers_for_each_object(installed):
-    printed = installed(
-        "fastmaker", *["transform", "--model", "digits", "--data", "digits/held-out/3", "--collect", "a.csv"]
-    )
+    printed = installed("fastmaker", *"transform --model digits --data digits/held-out/3 --collect a.csv".split())
     assert "failures                 0" in printed
 
 
