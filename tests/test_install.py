@@ -8,12 +8,11 @@ import json
 import subprocess
 from pathlib import Path
 
-import environments
 import pytest
+from helpers import REPOSITORY, environments
 
 pytestmark = pytest.mark.slow
 
-REPOSITORY = Path(__file__).resolve().parents[1]
 LEARNER = """
 from fastai.vision.all import ImageDataLoaders, Resize, resnet18, vision_learner
 from fastmaker import load_bundle, save_bundle
@@ -83,7 +82,8 @@ def test_a_model_is_deployed_asked_and_deleted(installed):
 
 
 def test_a_batch_job_answers_for_each_object(installed):
-    printed = installed("fastmaker", *"transform --model digits --data digits/held-out/3 --collect a.csv".split())
+    words = ["--model", "digits", "--data", "digits/held-out/3", "--collect", "a.csv"]
+    printed = installed("fastmaker", "transform", *words)
     assert "failures                 0" in printed
 
 
