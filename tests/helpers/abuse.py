@@ -13,6 +13,8 @@ import numpy as np
 import urllib3
 from PIL import Image
 
+from helpers import PATIENCE
+
 CLIENTS = 8
 MULTIPART = b'--b\r\nContent-Disposition: form-data; name="image"\r\n\r\nx\r\n--b--\r\n'
 
@@ -71,7 +73,7 @@ class Server:
 
 def hammer(server: Server, good: list[tuple[bytes, np.ndarray]], bad: list[tuple[bytes, str]], n: int) -> Counter:
     """Counts of (kind, outcome) over `n` requests; each twentieth is bad."""
-    pool = urllib3.PoolManager(retries=False, maxsize=CLIENTS, timeout=120)
+    pool = urllib3.PoolManager(retries=False, maxsize=CLIENTS, timeout=PATIENCE)
 
     def ask(number: int) -> tuple[str, str]:
         if number % 20:

@@ -14,6 +14,8 @@ from urllib.parse import parse_qs
 import urllib3
 from moto.server import ThreadedMotoServer
 
+from helpers import PATIENCE
+
 CREDENTIALS = {"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b", "AWS_DEFAULT_REGION": "us-east-1"}
 READS = ("Describe", "Get", "Head", "List", "BatchGet")
 INVOCATION = re.compile(r"/endpoints/([^/]+)/invocations")
@@ -92,7 +94,7 @@ class AwsServer:
         url = self.moto_url + path
         if (found := INVOCATION.match(path)) and found[1] in self.containers:
             url = self.containers[found[1]] + "/invocations"
-        passed_on = {"redirect": False, "decode_content": False, "timeout": 60}  # urllib3's own is 3 s
+        passed_on = {"redirect": False, "decode_content": False, "timeout": PATIENCE}  # urllib3's own is 3 s
         answer = urllib3.request(method, url, body=body, headers=headers, **passed_on)
         return answer.status, dict(answer.headers), answer.data
 

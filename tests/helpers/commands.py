@@ -10,11 +10,21 @@ import struct
 import subprocess
 import termios
 
+import pytest
+
+from fastmaker.jobs.cli import errors
 from helpers import REPOSITORY
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (REPOSITORY, REPOSITORY / "source")))}
 # Starts the command that follows as a shell does in the background: with SIGINT ignored.
 IN_BACKGROUND = ["sh", "-c", 'trap "" INT; exec "$0" "$@"']
+
+
+def exit_status(command, *words) -> int:
+    """Run a command's module in this process, as its last line does; a process of its own takes seconds to start."""
+    with pytest.raises(SystemExit) as ended:
+        errors.run(command, [str(word) for word in words])
+    return ended.value.code
 
 
 def one_line(stderr: str) -> str:

@@ -15,6 +15,7 @@ from sagemaker import image_uris
 from fastmaker.local import DockerSession
 from fastmaker.local.containers import free_ports
 from fastmaker.local.docker import LABEL
+from helpers import PATIENCE
 from helpers.local_mode import wait_until
 
 ONE_WORKER = ["--env", "SAGEMAKER_MODEL_SERVER_WORKERS=1"]
@@ -51,7 +52,7 @@ def await_health(name) -> None:
         assert docker("inspect", "--format", "{{.State.Running}}", name) == "true", docker("logs", name)
         return subprocess.run(["docker", "exec", name, "python", "/opt/fastmaker/run.py", "healthy"]).returncode == 0
 
-    wait_until(healthy, 60)
+    wait_until(healthy)
 
 
 @contextmanager
@@ -76,11 +77,11 @@ def own_engine(*options, hosts: str = "127.0.0.1 localhost\n") -> Iterator[tuple
                 assert engine.poll() is None, log.read_text()[-3000:]
                 return subprocess.run(["docker", "version"], env=environment, capture_output=True).returncode == 0
 
-            wait_until(answers, 60)
+            wait_until(answers)
             yield environment, engine.pid
         finally:
             engine.terminate()
-            engine.wait(60)
+            engine.wait(PATIENCE)
 
 
 def tiny_image(name: str, environment) -> None:

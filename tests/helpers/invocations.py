@@ -8,11 +8,13 @@ import numpy as np
 import urllib3
 from PIL import Image
 
+from helpers import PATIENCE
+
 
 def ask(url, body, kind, accept="*/*"):
     """The answer's status, bytes and media type."""
     answer = urllib3.request(
-        "POST", url, body=body, headers={"Content-Type": kind, "Accept": accept}, retries=False, timeout=60
+        "POST", url, body=body, headers={"Content-Type": kind, "Accept": accept}, retries=False, timeout=PATIENCE
     )
     return answer.status, answer.data, answer.headers.get("Content-Type")
 

@@ -11,7 +11,7 @@ from nbclient.exceptions import CellExecutionError
 from PIL import Image
 
 NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
-CELL_SECONDS = 300
+CELL_SECONDS = 900
 # Nothing listens on this port: whatever would leave the machine fails at once.
 NO_NETWORK = "http://127.0.0.1:9"
 

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import psutil
 
+from helpers import PATIENCE
+
 os.environ.setdefault("SAGEMAKER_SUPPRESS_V2_WARNING", "1")
 
 from sagemaker.pytorch import PyTorch, PyTorchModel
@@ -74,10 +76,10 @@ def running_below(home: Path) -> list[psutil.Process]:
 
 def nothing_runs_below(home: Path) -> bool:
     """Whether all is over; a job's own process ends a moment after it has written how the job ended."""
-    return wait_until(lambda: not running_below(home), 10)
+    return wait_until(lambda: not running_below(home))
 
 
-def wait_until(condition, seconds: float = 60):
+def wait_until(condition, seconds: float = PATIENCE):
     """Returns condition()'s first true value; fails after `seconds`."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:

@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 from fastmaker.local.containers import free_ports
-from helpers import REPOSITORY, environments
+from helpers import PATIENCE, REPOSITORY, environments
 
 # The server is Triton 2.51. Its Python backend reads NumPy's arrays by the layout of NumPy 1: with NumPy 2 it answers
 # nonsense. The rest is what the models of jobs/triton.py say that they need. Nothing else of the wheel's is used.
@@ -58,8 +58,8 @@ def running(files: Path, log: Path, ready_url: str, *options: object, **env: str
     finally:
         server.terminate()
         with contextlib.suppress(subprocess.TimeoutExpired):
-            server.wait(30)
-        left = psutil.wait_procs(processes, 5)[1]
+            server.wait(PATIENCE)
+        left = psutil.wait_procs(processes, PATIENCE)[1]
         for process in left:
             process.kill()
         server.kill()
@@ -85,10 +85,10 @@ def _environment(files: Path) -> dict[str, str]:
     }
 
 
-def _await_ready(server: subprocess.Popen, url: str, log: Path, seconds: float = 90) -> None:
+def _await_ready(server: subprocess.Popen, url: str, log: Path, seconds: float = PATIENCE) -> None:
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline and server.poll() is None:
-        with contextlib.suppress(OSError), urllib.request.urlopen(url, timeout=5):
+        with contextlib.suppress(OSError), urllib.request.urlopen(url, timeout=30):
             return
         time.sleep(0.2)
     raise AssertionError(f"the Triton server is not ready:\n{log.read_text()[-4000:]}")

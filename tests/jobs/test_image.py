@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import urllib3
-from helpers import REPOSITORY
+from helpers import PATIENCE, REPOSITORY
 from helpers.abuse import Server, survives
 from helpers.engine import ONE_WORKER, await_health, docker, serving_container, started
 from helpers.invocations import ask, asked_for
@@ -104,8 +104,8 @@ def test_a_model_that_only_root_may_read_is_served_by_root(image, digits_bundle,
 def test_a_container_that_is_stopped_ends_at_once_and_starts_again(image, models, model, pngs):
     with serving_container(image, models[model]) as (name, url):
         start = time.monotonic()
-        docker("stop", "--time", 30, name)
-        assert time.monotonic() - start < 15
+        docker("stop", "--time", 3600, name)
+        assert time.monotonic() - start < PATIENCE
         docker("start", name)
         await_health(name)
         assert ask(f"{url}/invocations", pngs[0], "image/png")[0] == 200
@@ -149,7 +149,7 @@ def test_an_archive_without_model_json_says_so_in_the_log(image, models, tmp_pat
             if name != "model.json":
                 lacking.writestr(name, whole.read(name))
     with started(image, tmp_path) as name:
-        wait_until(lambda: "model.json: missing; is" in docker("logs", name), 60)
+        wait_until(lambda: "model.json: missing; is" in docker("logs", name))
 
 
 # What a container is not to need: packages from an index, and pickles.

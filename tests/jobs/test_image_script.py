@@ -61,7 +61,7 @@ def registry(folder: Path, engine: int, user: str, password: str):
     with open(folder / "log", "w") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log)
     try:
-        wait_until(lambda: "listening on" in (folder / "log").read_text() or process.poll() is not None, 20)
+        wait_until(lambda: "listening on" in (folder / "log").read_text() or process.poll() is not None)
         yield
     finally:
         process.terminate()

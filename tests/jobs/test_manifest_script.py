@@ -2,12 +2,12 @@
 
 import io
 import json
-import os
 import subprocess
 import sys
 
 import pytest
 from helpers import REPOSITORY
+from helpers.commands import exit_status
 
 from fastmaker.jobs import manifest, quickstart
 
@@ -15,11 +15,15 @@ SAMPLES = REPOSITORY / "manifests"
 
 
 @pytest.fixture
-def run(tmp_path):
+def run(tmp_path, monkeypatch, capsys):
+    """run(*words) -> the finished command, as one of a process of its own, in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+
     def run(*words, stdin: str = ""):
-        command = [sys.executable, "-m", "fastmaker.jobs", "manifest", *words]
-        env = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
-        return subprocess.run(command, cwd=tmp_path, env=env, input=stdin.encode(), capture_output=True)
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin.encode()), "utf-8"))
+        status = exit_status(manifest, *words)
+        printed = capsys.readouterr()
+        return subprocess.CompletedProcess(words, status, printed.out.encode(), printed.err.encode())
 
     return run
 

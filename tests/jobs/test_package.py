@@ -16,11 +16,13 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 import pytest
-from helpers.commands import ENVIRONMENT, IN_BACKGROUND, next_command, one_line
+from helpers import PATIENCE
+from helpers.commands import ENVIRONMENT, IN_BACKGROUND, exit_status, next_command, one_line
 from helpers.invocations import ask, asked_for
 from helpers.local_mode import deployed, running_below, wait_until
 from PIL import Image
 
+from fastmaker.jobs import package as package_command
 from fastmaker.jobs.package import make_archive, running
 from fastmaker.local.containers import ContainerError, free_ports, pack
 from fastmaker.serving import models
@@ -57,7 +59,7 @@ def serving_process(bundle, folder, prefix=()):
             yield told["serving:"], Path(told["log:"])
         finally:
             process.send_signal(signal.SIGINT)
-            status = process.wait(120)
+            status = process.wait(PATIENCE)
     assert status == 0
     assert Path(printed.name).read_text().splitlines()[-1] == "stopped"
     assert not running_below(folder)
@@ -94,10 +96,14 @@ def test_requests_at_once_go_through_together_and_a_bad_one_among_them_fails_alo
     url, log = digits_server
     bodies = [*pngs[: BATCH - 2], b"no image", pngs[0]]
     kinds = ["image/png"] * (BATCH - 1) + ["text/plain"]
-    with ThreadPoolExecutor(BATCH) as clients:
-        answers = list(clients.map(lambda body, kind: ask(url, body, kind, "application/x-npy"), bodies, kinds))
     together = f"{BATCH} requests: {BATCH - 2} images go through the network together"
-    wait_until(lambda: together in log.read_text(), 10)
+
+    def asked_at_once():  # again, if they came too late for one batch
+        with ThreadPoolExecutor(BATCH) as clients:
+            answers = list(clients.map(lambda body, kind: ask(url, body, kind, "application/x-npy"), bodies, kinds))
+        return together in log.read_text() and answers
+
+    answers = wait_until(asked_at_once)
     assert [status for status, _, _ in answers] == [200] * (BATCH - 2) + [400, 415]
     assert answers[-2][1] == b"the 8 bytes are no image that Pillow can read"
     for body, (_, answer, _) in zip(pngs, answers[: BATCH - 2], strict=False):
@@ -109,9 +115,13 @@ def test_requests_at_once_go_through_together_and_a_bad_one_among_them_fails_alo
 def test_masks_of_a_batch_are_those_of_single_requests(scenes_server, scenes, by_the_entry_point, scenes_bundle):
     images = [file.read_bytes() for file in sorted((scenes / "images").iterdir())[:4]]
     url, log = scenes_server
-    with ThreadPoolExecutor(4) as clients:
-        answers = list(clients.map(lambda image: ask(url, image, "image/png", "image/png"), images))
-    assert "requests:" in log.read_text()
+
+    def asked_at_once():
+        with ThreadPoolExecutor(4) as clients:
+            answers = list(clients.map(lambda image: ask(url, image, "image/png", "image/png"), images))
+        return "requests:" in log.read_text() and answers
+
+    answers = wait_until(asked_at_once)
     for image, answer in zip(images, answers, strict=True):
         assert answer == (200, *by_the_entry_point(scenes_bundle, image, "image/png", "image/png"))
 
@@ -178,13 +188,18 @@ def test_an_unpacked_archive_batches_in_a_container_of_the_serving_toolkit(
     with deployed(session, tmp_path / "model.tar.gz") as predictor:
         name = predictor.endpoint_name
         invoke = session.sagemaker_runtime_client.invoke_endpoint
-        with ThreadPoolExecutor(BATCH) as clients:
-            answers = clients.map(
-                lambda png: invoke(EndpointName=name, ContentType="image/png", Body=png)["Body"].read(), pngs[:BATCH]
-            )
-            assert all("label" in json.loads(answer) for answer in answers)
         (log,) = session.sagemaker_client.endpoints.directory(name).rglob("container.log")
-        assert "images go through the network together" in log.read_text()
+
+        def go_together():
+            with ThreadPoolExecutor(BATCH) as clients:
+                answers = clients.map(
+                    lambda png: invoke(EndpointName=name, ContentType="image/png", Body=png)["Body"].read(),
+                    pngs[:BATCH],
+                )
+                assert all("label" in json.loads(answer) for answer in answers)
+            return "images go through the network together" in log.read_text()
+
+        wait_until(go_together)
 
 
 def test_an_archive_without_model_json_is_not_served_and_says_so(digits_bundle, tmp_path):
@@ -202,7 +217,10 @@ def test_an_archive_without_model_json_is_not_served_and_says_so(digits_bundle, 
 
 
 @pytest.fixture
-def damaged(digits_bundle, tmp_path):
+def damaged(digits_bundle, tmp_path, monkeypatch):
+    """What cannot be packaged, in the folder that the test runs in."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("FASTMAKER_HOME", str(tmp_path / "home"))
     shutil.copytree(digits_bundle, tmp_path / "damaged")
     (tmp_path / "damaged" / "model.pth").write_bytes(b"x")
     shutil.copytree(digits_bundle, tmp_path / "a name")
@@ -229,10 +247,9 @@ def damaged(digits_bundle, tmp_path):
         ("damaged --serve --port 70000", "--port 70000 cannot be had"),
     ],
 )
-def test_bad_usage_gets_one_line_and_leaves_no_archive(package, damaged, tmp_path, words, reason):
-    done = package(*(word.replace("?", " ") for word in words.split()))
-    assert done.returncode == 2, done.stderr.decode()
-    assert reason in one_line(done.stderr.decode())
+def test_bad_usage_gets_one_line_and_leaves_no_archive(damaged, tmp_path, capsys, words, reason):
+    assert exit_status(package_command, "torchserve", *(word.replace("?", " ") for word in words.split())) == 2
+    assert reason in one_line(capsys.readouterr().err)
     assert [path.name for path in tmp_path.rglob("*.mar*")] == ["damaged.mar"]
     assert not list((tmp_path / "folders" / "damaged.mar").iterdir())
 
@@ -327,9 +344,8 @@ def test_an_archive_takes_the_onnx_file_along(package, digits_bundle, tmp_path):
         ("damaged --int8 --calibrate damaged", "damaged holds no image"),
     ],
 )
-def test_bad_usage_of_onnx_gets_one_line_and_leaves_nothing(package, damaged, tmp_path, words, reason):
+def test_bad_usage_of_onnx_gets_one_line_and_leaves_nothing(damaged, tmp_path, capsys, words, reason):
     before = sorted(os.listdir(tmp_path))
-    done = package(*words.split(), kind="onnx")
-    assert done.returncode == 2, done.stderr.decode()
-    assert reason in one_line(done.stderr.decode())
+    assert exit_status(package_command, "onnx", *words.split()) == 2
+    assert reason in one_line(capsys.readouterr().err)
     assert [name for name in sorted(os.listdir(tmp_path)) if name != "home"] == before

@@ -8,7 +8,7 @@ import sys
 
 import numpy as np
 import pytest
-from helpers import REPOSITORY
+from helpers import PATIENCE, REPOSITORY
 from helpers.commands import one_line
 from helpers.local_mode import nothing_runs_below, running_below, wait_until
 from PIL import Image
@@ -137,7 +137,7 @@ def test_a_gate_that_is_terminated_leaves_nothing_running(digits_bundle, digits,
     try:
         wait_until(lambda: any("ts.model_server" in p.cmdline() for p in running_below(tmp_path)))
         process.terminate()
-        assert process.wait(60) == 130
+        assert process.wait(PATIENCE) == 130
     finally:
         process.kill()
     assert process.stderr.read() == "error: interrupted\n"

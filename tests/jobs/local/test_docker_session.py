@@ -34,7 +34,7 @@ def test_a_container_is_told_to_stop_and_its_script_hears_it(session, write_scri
             sys.exit(143)
         signal.signal(signal.SIGTERM, stop)
         print("asleep", flush=True)
-        time.sleep(600)
+        time.sleep(3600)
         """
     )
     name = start(session, source)

@@ -7,6 +7,7 @@ import sys
 
 import boto3
 import pytest
+from helpers import PATIENCE
 from helpers.commands import IN_BACKGROUND
 
 
@@ -22,6 +23,6 @@ def test_the_server_answers_until_ctrl_c(prefix, tmp_path):
             s3.create_bucket(Bucket="bucket")
             assert [bucket["Name"] for bucket in s3.list_buckets()["Buckets"]] == ["bucket"]
             server.send_signal(signal.SIGINT)
-            assert server.wait(60) == 0
+            assert server.wait(PATIENCE) == 0
         finally:
             server.kill()

@@ -5,13 +5,11 @@ import json
 import re
 import shlex
 import shutil
-import subprocess
-import sys
 import tarfile
 
 import pytest
 from google.protobuf import text_format
-from helpers.commands import ENVIRONMENT, one_line
+from helpers.commands import exit_status, one_line
 from tritonclient.grpc import model_config_pb2
 
 from fastmaker import bundle
@@ -153,10 +151,6 @@ def test_the_commands_that_are_printed_serve_and_ask_this_repository(digits_bund
         assert {name.split("/")[0] for name in tar.getnames()} == {"x", "x_preprocess", "x_network"}
 
 
-def run(*words):
-    return subprocess.run([sys.executable, "-m", "fastmaker.jobs", *words], env=ENVIRONMENT, capture_output=True)
-
-
 @pytest.mark.parametrize(
     ("words", "reason"),
     [
@@ -168,12 +162,11 @@ def run(*words):
         ("BUNDLE --output BUNDLE/model.json", "model.json: expected a folder"),
     ],
 )
-def test_bad_usage_gets_one_line_and_leaves_no_repository(digits_bundle, tmp_path, words, reason):
+def test_bad_usage_gets_one_line_and_leaves_no_repository(digits_bundle, tmp_path, capsys, words, reason):
     words = words.replace("BUNDLE", str(digits_bundle)).split()
     words += [] if "--output" in words else ["--output", str(tmp_path / "models")]
-    done = run("package", "triton", *words)
-    assert done.returncode == 2, done.stderr.decode()
-    assert reason in one_line(done.stderr.decode())
+    assert exit_status(package, "triton", *words) == 2
+    assert reason in one_line(capsys.readouterr().err)
     assert not list(tmp_path.iterdir())
 
 
@@ -188,9 +181,8 @@ def test_bad_usage_gets_one_line_and_leaves_no_repository(digits_bundle, tmp_pat
         ("--model digits", "--model is a model of --triton, which is missing"),
     ],
 )
-def test_a_server_that_cannot_be_asked_gets_one_line(digits, words, reason):
+def test_a_server_that_cannot_be_asked_gets_one_line(digits, capsys, words, reason):
     (port,) = free_ports(1)
     image = next((digits / "7").iterdir())
-    done = run("predict", *words.replace("PORT", str(port)).split(), str(image))
-    assert done.returncode == 2, done.stdout.decode()
-    assert re.search(reason.replace(":PORT", f":{port}"), one_line(done.stderr.decode()))
+    assert exit_status(predict, *words.replace("PORT", str(port)).split(), image) == 2
+    assert re.search(reason.replace(":PORT", f":{port}"), one_line(capsys.readouterr().err))

@@ -12,7 +12,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from helpers import REPOSITORY
+from helpers import PATIENCE, REPOSITORY
 
 from fastmaker import bundle
 from fastmaker.training import data, distributed, learner, run
@@ -22,7 +22,7 @@ ENTRY_POINT = REPOSITORY / "source" / "entry_point.py"
 CLEAN = {k: v for k, v in os.environ.items() if not k.startswith(("SM_", "SAGEMAKER_"))} | {"OMP_NUM_THREADS": "1"}
 # torch 2.15 warns of torch.jit.script, which fastai calls. Tests count the lines that a host prints.
 CLEAN |= {"PYTHONWARNINGS": "ignore::FutureWarning:torch.jit._script"}
-SECONDS = 120
+SECONDS = PATIENCE
 
 
 def free_port():
@@ -216,7 +216,7 @@ def test_two_hosts_stop_after_the_same_batch_and_go_on_as_if_they_had_not(few, t
         return Hosts(folder, *(command(folder / name, few, arguments) for name in ("first", "second")))
 
     stopped = hosts(tmp_path / "stopped")
-    end = time.monotonic() + 60
+    end = time.monotonic() + PATIENCE
     while "epoch=1 " not in stopped.logs[0].read_text() and time.monotonic() < end:
         time.sleep(0.001)
     stopped.processes[1].send_signal(signal.SIGTERM)  # one is enough
@@ -249,14 +249,12 @@ def test_a_first_host_that_does_not_come_is_named(few, tmp_path):
 
 
 def test_when_one_is_killed_the_other_ends_too(few, tmp_path):
-    hosts = Hosts(tmp_path, *(command(tmp_path / name, few, TRAIN + " --epochs 500") for name in "ab"))
-    limit = time.monotonic() + 60
+    hosts = Hosts(tmp_path, *(command(tmp_path / name, few, TRAIN + " --epochs 100000") for name in "ab"))
+    limit = time.monotonic() + PATIENCE
     while "epoch=1 " not in hosts.logs[0].read_text() and time.monotonic() < limit:
         time.sleep(0.01)
     hosts.processes[1].kill()
-    started = time.monotonic()
-    assert hosts.processes[0].wait(60) != 0
-    assert time.monotonic() - started < 20
+    assert hosts.processes[0].wait(PATIENCE) != 0
     hosts.wait()
 
 

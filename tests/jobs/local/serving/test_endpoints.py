@@ -11,7 +11,7 @@ import psutil
 import pytest
 import urllib3
 from botocore.exceptions import ClientError
-from helpers import REPOSITORY
+from helpers import PATIENCE, REPOSITORY
 from helpers.local_mode import bundle_model, deployed, running_below, script_mode, wait_until, workers_of
 from helpers.shapes import assert_answers_as
 from sagemaker.exceptions import UnexpectedStatusException
@@ -128,7 +128,7 @@ def test_a_killed_worker_comes_back(session, digits_predictor, digit):
     name = digits_predictor.endpoint_name
     (before,) = workers_of(session, name)
     os.kill(before, signal.SIGKILL)
-    wait_until(lambda: (pids := workers_of(session, name)) and pids != [before], 30)
+    wait_until(lambda: (pids := workers_of(session, name)) and pids != [before])
     assert json.loads(invoke(session, name, digit)["Body"])["label"]
 
 
@@ -246,7 +246,7 @@ def test_an_update_brings_the_new_model_and_a_failing_one_keeps_the_old(home, se
 @pytest.mark.containers
 def test_a_timeout_that_is_set_holds(session, model_archive):
     slow = "import time\n" + textwrap.dedent(ECHO.format(name="slow")).replace(
-        "return model.enc", "time.sleep(60); model.enc"
+        "return model.enc", "time.sleep(3600); model.enc"
     )
     env = {"SAGEMAKER_PROGRAM": "inference.py", "SAGEMAKER_MODEL_SERVER_TIMEOUT": "2"}
     with deployed(session, model_archive(slow), env=env) as predictor:
@@ -280,7 +280,7 @@ def test_an_entry_point_of_ones_own_is_repacked_and_a_worker_imports_no_fastai(s
 
 
 def test_ctrl_c_during_deploy_leaves_no_process(tmp_path, model_archive):
-    archive = model_archive("import time\ndef model_fn(model_dir): print('loading', flush=True); time.sleep(60)")
+    archive = model_archive("import time\ndef model_fn(model_dir): print('loading', flush=True); time.sleep(3600)")
     program = f"""
         import signal, sys
         signal.signal(signal.SIGINT, signal.default_int_handler)  # which a job of a shell's background ignores
@@ -299,7 +299,7 @@ def test_ctrl_c_during_deploy_leaves_no_process(tmp_path, model_archive):
 
     wait_until(loading)
     deploy.send_signal(signal.SIGINT)
-    deploy.communicate(timeout=60)
+    deploy.communicate(timeout=PATIENCE)
     assert deploy.returncode != 0
     assert not running_below(tmp_path / "home")
     description = ProcessSession(home=tmp_path / "home").sagemaker_client.describe_endpoint(EndpointName="interrupted")

@@ -12,7 +12,7 @@ import zipfile
 import boto3
 import pytest
 from botocore.exceptions import ClientError
-from helpers import REPOSITORY
+from helpers import PATIENCE, REPOSITORY
 from helpers.local_mode import estimator, log_of, nothing_runs_below, start, wait_until
 from helpers.shapes import assert_answers_as
 from moto.server import ThreadedMotoServer
@@ -22,7 +22,7 @@ from sagemaker.pytorch import PyTorch
 
 from fastmaker.local import ProcessSession
 
-SLEEPS = "import time; print('asleep', flush=True); time.sleep(600)"
+SLEEPS = "import time; print('asleep', flush=True); time.sleep(3600)"
 
 
 def members(uri):
@@ -221,7 +221,7 @@ def test_ctrl_c_during_fit_leaves_no_process(write_script, tmp_path):
         if b"asleep" in line:
             break
     fit.send_signal(signal.SIGINT)
-    fit.communicate(timeout=60)
+    fit.communicate(timeout=PATIENCE)
     assert fit.returncode != 0
     assert nothing_runs_below(tmp_path / "home")
 
