@@ -5,6 +5,7 @@ import importlib.util
 import os
 import re
 import signal
+import subprocess
 from importlib import metadata
 from pathlib import Path
 
@@ -15,6 +16,10 @@ from PIL import Image
 ROOT = Path(__file__).resolve().parent.parent
 # A shell that starts the tests in the background has them ignore SIGINT, and whatever they start inherits that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# `make test-fast` leaves out tests with these markers; `server` is given to those that use one of these fixtures.
+SLOWER = {"docker", "server", "slow", "training", "triton", "versions"}
+STARTS_SERVERS = {"digits_predictor", "digits_server", "home", "run", "scenes_server", "session"}
 
 ID_LENGTH = 80  # of a whole id, which is of several values
 VALUE_LENGTH = 32
@@ -35,14 +40,35 @@ def pytest_make_parametrize_id(val, argname):
     return words[:VALUE_LENGTH].strip() or (argname if text else "")
 
 
+@pytest.hookimpl(tryfirst=True)  # before tests are chosen by their markers
 def pytest_collection_modifyitems(items):
-    """Refuse ids that differ from run to run, or that a terminal, a report or a file name cannot hold."""
+    """Refuse ids that differ from run to run, or that no terminal or report can hold; mark the tests that are fast."""
     for item in items:
         name = item.nodeid.partition("::")[2]
         if not name.isascii() or not name.isprintable() or len(name.partition("[")[2]) > ID_LENGTH:
-            raise pytest.UsageError(
-                f"{item.nodeid!r}: expected an id of printable ASCII, {ID_LENGTH} characters at most"
-            )
+            expected = f"expected an id of printable ASCII, {ID_LENGTH} characters at most"
+            raise pytest.UsageError(f"{item.nodeid!r}: {expected}")
+        if STARTS_SERVERS & set(item.fixturenames):
+            item.add_marker("server")
+        if not SLOWER & {mark.name for mark in item.iter_markers()}:
+            item.add_marker("fast")
+
+
+def pytest_collection_finish(session):
+    """End the run with one line where its tests need a Docker engine and none answers."""
+    needed = any(item.get_closest_marker("docker") for item in session.items)
+    if needed and not session.config.option.collectonly and (reason := why_no_engine()):
+        start = "start one (as root: dockerd, or systemctl start docker)"
+        pytest.exit(f"the tests marked docker need a Docker engine; {start}: {reason}", 1)
+
+
+def why_no_engine() -> str | None:
+    """Return why no Docker engine answers, None if one does."""
+    try:
+        done = subprocess.run(["docker", "version"], capture_output=True, text=True)
+    except FileNotFoundError:
+        return "there is no docker command"
+    return done.stderr.strip().rpartition("\n")[2] if done.returncode else None
 
 
 def pytest_report_header():
@@ -188,6 +214,7 @@ def entry_point():
 @pytest.fixture(scope="session")
 def server_files(tmp_path_factory) -> Path:
     """The files of a Triton server, which is installed for this run."""
-    from helpers import triton_server
+    from helpers import environments, triton_server
 
-    return triton_server.install(tmp_path_factory.mktemp("triton") / "environment")
+    with environments.needed_by("triton"):
+        return triton_server.install(tmp_path_factory.mktemp("triton") / "environment")

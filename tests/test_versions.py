@@ -64,7 +64,8 @@ def other(request, tmp_path_factory):
     try:
         python = environments.create(folder / "environment")
         print(f"\ninstalling torch {torch} and torchvision {torchvision}", flush=True)
-        environments.install(python, "--constraint", constraints, *packages)
+        with environments.needed_by("versions"):
+            environments.install(python, "--constraint", constraints, *packages)
         yield Environment(python, has_onnx)
     finally:
         shutil.rmtree(folder)  # some gigabytes, which pytest would keep for its next runs
