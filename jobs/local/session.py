@@ -1,7 +1,5 @@
 """`ProcessSession`: the SageMaker Python SDK's LocalSession, on processes in place of Docker."""
 
-import json
-import logging
 import os
 import re
 import sys
@@ -9,68 +7,20 @@ import time
 from pathlib import Path
 
 import boto3
-import sagemaker.utils
-from sagemaker import fw_utils
-from sagemaker.estimator import _TrainingJob
 from sagemaker.local import LocalSession
 from sagemaker.session import Session, _check_job_status
 from tqdm import tqdm
 
-from fastmaker.jobs.cli.errors import Interrupted
-from fastmaker.local import client, supervisor
+from fastmaker.local import client, sdk, supervisor
 from fastmaker.local.batch import transform_jobs
-from fastmaker.local.serving import endpoints as endpoints
-from fastmaker.local.telemetry import opted_out
+from fastmaker.local.serving import endpoints
 from fastmaker.local.training import training_jobs
-
-logger = logging.getLogger(__name__)
-
-
-def _validating_once(validate):
-    """The SDK checks its whole configuration anew at each value it looks up: 60 ms a time, 20 times a deployment."""
-    good = set()
-
-    def validate_once(config):
-        key = json.dumps(config, sort_keys=True, default=str)
-        if key not in good:
-            validate(config)
-            good.add(key)
-
-    return validate_once
-
-
-sagemaker.utils.validate_sagemaker_config = _validating_once(sagemaker.utils.validate_sagemaker_config)
-
-
-def _allowing_checkpoints(add_arguments):
-    """The SDK refuses checkpoint_s3_uri and spot instances to every local session; a ProcessSession takes both."""
-
-    def add(cls, local_mode, estimator, train_args):
-        local_mode = local_mode and not isinstance(estimator.sagemaker_session, ProcessSession)
-        add_arguments(local_mode, estimator, train_args)
-
-    return classmethod(add)
-
-
-_TrainingJob._add_spot_checkpoint_args = _allowing_checkpoints(_TrainingJob._add_spot_checkpoint_args)
-
-
-def _allowing_local(validate):
-    """The SDK lets torchrun start scripts on GPU types alone. It does so on processors: of ``local`` ask the rest."""
-
-    def validate_local(instance_type, **arguments):
-        validate("local_gpu" if instance_type == "local" else instance_type, **arguments)
-
-    return validate_local
-
-
-fw_utils.validate_torch_distributed_distribution = _allowing_local(fw_utils.validate_torch_distributed_distribution)
 
 POLL_SECONDS = 0.2
 DEFAULT_REGION = "us-west-2"
 
 
-class ProcessSession(LocalSession):
+class ProcessSession(sdk.OwnSession, LocalSession):
     """A session for instance types ``local`` and ``local_gpu`` that needs neither Docker nor an AWS account.
 
         session = ProcessSession()
@@ -96,7 +46,7 @@ class ProcessSession(LocalSession):
             self._region_name, self._home, self._job_environment, self.s3_client, self._use_docker
         )
         self.sagemaker_runtime_client = client.SageMakerRuntime(self._home)
-        self.sagemaker_config = opted_out(self.sagemaker_config)
+        self.sagemaker_config = sdk.opt_out_of_telemetry(self.sagemaker_config)
         local = {"local_code": not self._disable_local_code, **((self.config or {}).get("local") or {})}
         self.config = {**(self.config or {}), "local": local}
 
@@ -166,7 +116,7 @@ class ProcessSession(LocalSession):
             return Session.wait_for_endpoint(self, endpoint, POLL_SECONDS, live_logging=False)
         except KeyboardInterrupt:
             endpoints.interrupt(self.sagemaker_client.endpoints, endpoint)
-            raise Interrupted from None
+            raise sdk.Interrupted from None
 
     def _follow(self, kind: str, name: str, wait: bool, show) -> dict:
         """Call `show` until the job ends, or once; returns its description. Ctrl-C stops the job.
@@ -190,7 +140,7 @@ class ProcessSession(LocalSession):
             print(f"stopping {kind.lower()} job {name}", flush=True)
             stop(**job)
             until_it_ends()
-            raise Interrupted from None
+            raise sdk.Interrupted from None
         if wait:
             _check_job_status(name, description, f"{kind}JobStatus")
         return description
