@@ -22,6 +22,7 @@ from pathlib import Path
 import psutil
 
 from fastmaker.jobs.runtime.requirements import met
+from fastmaker.jobs.storage.atomic import atomic_path
 from fastmaker.local import docker
 
 # What a container sees of the caller's environment: how to reach things, never what to compute.
@@ -187,12 +188,14 @@ def pack(folder: Path | list[Path], archive: Path) -> None:
     """
     folders = folder if isinstance(folder, list) else [folder]
     archive.parent.mkdir(parents=True, exist_ok=True)
-    partial = archive.with_name(archive.name + ".partial")
     paths = {path.relative_to(folder): path for folder in reversed(folders) for path in folder.rglob("*")}
-    with tarfile.open(partial, "w:gz", compresslevel=1) as tar:
+    with (
+        atomic_path(archive) as partial,
+        open(partial, "wb") as file,
+        tarfile.open(archive, "w:gz", file, compresslevel=1) as tar,
+    ):
         for name in sorted(paths):
             tar.add(paths[name], name, recursive=False)
-    partial.replace(archive)
 
 
 def free_ports(count: int) -> list[int]:

@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from datetime import datetime, timezone
 from pathlib import Path
 
+from fastmaker.jobs.storage import atomic
+
 RECORD_FILE = "record.json"
 
 
@@ -73,10 +75,8 @@ class Store:
         return sorted(path.parent.name for path in self.folder.glob("*/" + RECORD_FILE))
 
     def _write(self, name: str, record: dict) -> None:
-        path = self.directory(name) / RECORD_FILE
-        partial = path.with_suffix(f".{os.getpid()}.partial")
-        partial.write_text(json.dumps(record, indent=2, default=_encode_time) + "\n", "utf-8")
-        partial.replace(path)
+        text = json.dumps(record, indent=2, default=_encode_time) + "\n"
+        atomic.write_text(self.directory(name) / RECORD_FILE, text)
 
 
 def _encode_time(value):
