@@ -69,9 +69,8 @@ def _allow_checkpoints(add_arguments: Callable[..., None]) -> Any:
 
     @functools.wraps(add_arguments)
     def _add_spot_checkpoint_args(cls: type, local_mode: bool, estimator: Any, train_args: dict[str, Any]) -> None:
-        if isinstance(estimator.sagemaker_session, OwnSession):
-            local_mode = False
-        add_arguments(cls, local_mode, estimator, train_args)
+        refuse = local_mode and not isinstance(estimator.sagemaker_session, OwnSession)
+        add_arguments(refuse, estimator, train_args)
 
     return classmethod(_add_spot_checkpoint_args)
 
@@ -90,11 +89,10 @@ def _allow_torchrun(validate: Callable[..., Any]) -> Callable[..., Any]:
     return validate_distribution
 
 
-def _wrap_once() -> None:
-    job, estimator = sagemaker.estimator._TrainingJob, sagemaker.pytorch.estimator
-    sagemaker.utils.validate_sagemaker_config = _validate_once(sagemaker.utils.validate_sagemaker_config)
-    job._add_spot_checkpoint_args = _allow_checkpoints(job._add_spot_checkpoint_args.__func__)
-    estimator.validate_distribution = _allow_torchrun(estimator.validate_distribution)
-
-
-_wrap_once()
+WRAPPERS: tuple[tuple[Any, str, Callable[..., Any]], ...] = (
+    (sagemaker.utils, "validate_sagemaker_config", _validate_once),
+    (sagemaker.estimator._TrainingJob, "_add_spot_checkpoint_args", _allow_checkpoints),
+    (sagemaker.pytorch.estimator, "validate_distribution", _allow_torchrun),
+)
+for owner, name, wrap in WRAPPERS:
+    setattr(owner, name, wrap(getattr(owner, name)))

@@ -6,7 +6,7 @@ import shutil
 import stat
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any, BinaryIO, cast
 
 from fastmaker.jobs.storage import s3
 from fastmaker.jobs.storage.atomic import atomic_path
@@ -65,7 +65,7 @@ def put(file: Path, uri: str, kms_key: str | None = None) -> None:
         put_stream(stream, uri, kms_key)
 
 
-def put_stream(stream: BinaryIO, uri: str, kms_key: str | None = None) -> None:
+def put_stream(stream: IO[bytes], uri: str, kms_key: str | None = None) -> None:
     """Write the bytes of `stream` to `uri`, whole or not at all; in S3 encrypted by `kms_key`. Raises StorageError."""
     if scheme(uri) == "s3":
         bucket, key = bucket_and_key(uri)
@@ -130,7 +130,7 @@ def open_object(uri: str) -> BinaryIO:
     if scheme(uri) == "s3":
         bucket, key = bucket_and_key(uri)
         with clear_errors(uri):
-            return s3.Body(s3.client().get_object(Bucket=bucket, Key=key)["Body"], uri)
+            return cast(BinaryIO, s3.Body(s3.client().get_object(Bucket=bucket, Key=key)["Body"], uri))
     with clear_errors(uri):
         return open(literal_path(uri), "rb")
 

@@ -100,7 +100,7 @@ def test_the_sdk_still_adds_checkpoints_and_spot_instances_through_the_method_th
 
     assert "_add_spot_checkpoint_args(local_mode, estimator, train_args)" in inspect.getsource(_TrainingJob)
     wrapped = _TrainingJob._add_spot_checkpoint_args.__wrapped__
-    assert list(inspect.signature(wrapped).parameters) == ["cls", "local_mode", "estimator", "train_args"]
+    assert list(inspect.signature(wrapped).parameters) == ["local_mode", "estimator", "train_args"]
 
 
 def test_the_sdk_still_asks_whether_torchrun_may_start_a_script_through_the_function_that_is_wrapped(home):
