@@ -1,22 +1,12 @@
 """Deploy a model to an endpoint: ``fastmaker deploy --model JOB_OR_MODEL [--endpoint-name NAME]``."""
 
 import argparse
-import contextlib
-import hashlib
-import os
 import sys
-import tarfile
-from collections.abc import Callable
-from pathlib import Path
 
 from fastmaker.jobs import backends, storage
-from fastmaker.jobs.backends.inventory import is_missing
 from fastmaker.jobs.cli import errors
-from fastmaker.local.containers import pack
-from fastmaker.local.store import now
+from fastmaker.jobs.packaging.models import locate, model_archive
 
-# What a bundle holds; the model directory itself is the business of source/fastmaker/bundle.py.
-BUNDLE_FILES = ("model.json", "model.pth", "code/entry_point.py")
 # https://docs.aws.amazon.com/sagemaker/latest/dg/serverless-endpoints.html
 SERVERLESS_MB = range(1024, 6145, 1024)
 
@@ -113,85 +103,6 @@ def model_for(model_data: str, args, backend):
         env={"SAGEMAKER_PROGRAM": "entry_point.py", **dict(pair.split("=", 1) for pair in args.env)},
         **backend.model(),
     )
-
-
-def model_archive(found: Path | str) -> str:
-    """The URI of the model.tar.gz that `locate` has found; a directory is packed into FASTMAKER_HOME."""
-    if isinstance(found, str):
-        return found
-    return f"file://{_packed(found) if found.is_dir() else found}"
-
-
-def locate(model: str, sagemaker_session: Callable) -> Path | str:
-    """The model directory or model.tar.gz that `model` means, checked for a bundle's files, or its S3 URI unchecked.
-
-    Only a training job's name makes a session, which takes seconds.
-    Raises ValueError if it is no bundle.
-    """
-    if model.startswith("s3://"):
-        return model
-    path = storage.local_path(model) if model.startswith("file://") else Path(model).expanduser()
-    if path.is_dir():
-        names = {name for name in BUNDLE_FILES if (path / name).is_file()}
-        # A folder of images may be called as the job that was trained on them.
-        if names or not _is_training_job(model, sagemaker_session):
-            _check_files(path.resolve(), names)
-            return path.resolve()
-    if not path.is_file():
-        uri = _archive_of_job(model, sagemaker_session())
-        if uri.startswith("s3://"):
-            return uri
-        path = storage.local_path(uri)
-    try:
-        with tarfile.open(path) as tar:
-            _check_files(path, {name.removeprefix("./") for name in tar.getnames()})
-    except tarfile.TarError as error:
-        raise ValueError(f"{path} is no model.tar.gz: {error}") from None
-    return path.resolve()
-
-
-def _is_training_job(name: str, sagemaker_session: Callable) -> bool:
-    from botocore.exceptions import ClientError
-
-    if not name.replace("-", "").isalnum():  # no job can have this name
-        return False
-    try:
-        return bool(sagemaker_session().describe_training_job(name))
-    except ClientError as error:
-        if is_missing(error):
-            return False
-        raise
-
-
-def _archive_of_job(name: str, sagemaker_session) -> str:
-    from botocore.exceptions import ClientError
-
-    try:
-        description = sagemaker_session.describe_training_job(name)
-    except ClientError as error:
-        if is_missing(error):
-            raise ValueError(f"{name}: no such training job, model directory or model.tar.gz") from None
-        raise
-    if description["TrainingJobStatus"] != "Completed":
-        raise ValueError(f"training job {name} is {description['TrainingJobStatus']}; it has no model to deploy")
-    return description["ModelArtifacts"]["S3ModelArtifacts"]
-
-
-def _packed(folder: Path) -> Path:
-    """The folder's archive, in the place of the one of before: what lies beside the folder may be somebody's own."""
-    name = f"{folder.name}-{hashlib.sha256(os.fsencode(folder)).hexdigest()[:8]}"
-    packed = backends.packed_models()
-    with contextlib.suppress(FileExistsError):
-        packed.create(name, {"Folder": str(folder), "CreationTime": now()})
-    archive = packed.directory(name) / f"{folder.name}.tar.gz"
-    print(f"packing {folder} into {archive}", flush=True)
-    pack(folder, archive)
-    return archive
-
-
-def _check_files(where: Path, names: set[str]) -> None:
-    if missing := [name for name in BUNDLE_FILES if name not in names]:
-        raise ValueError(f"{where} is no bundle: it lacks {', '.join(missing)}")
 
 
 if __name__ == "__main__":

@@ -18,10 +18,6 @@ class Failure(Exception):
     """What a job needs and AWS does not have, or does not allow: one line."""
 
 
-class Interrupted(KeyboardInterrupt, Exception):
-    """Ctrl-C where the SDK would swallow it: its fit returns in a ``finally``, from which an Exception gets out."""
-
-
 @contextlib.contextmanager
 def errors_as_one_line() -> Iterator[None]:
     """Bad usage and failed jobs end the script with one line on stderr; a fault of ours keeps its traceback.

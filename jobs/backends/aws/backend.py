@@ -24,8 +24,8 @@ from fastmaker.jobs.backends.aws import checks, endpoints, inventory
 from fastmaker.jobs.backends.aws.request_recorder import RequestRecorder
 from fastmaker.jobs.backends.inventory import Resource, is_missing, paginate
 from fastmaker.jobs.cli import redaction, tables
-from fastmaker.jobs.cli.errors import Failure, Interrupted
-from fastmaker.local.telemetry import opted_out
+from fastmaker.jobs.cli.errors import Failure
+from fastmaker.local.sdk import Interrupted, opt_out_of_telemetry
 
 TAG = "fastmaker"  # the key of the tag that everything made here has; its value is the name of the job or endpoint
 FOLDER = "fastmaker"  # of the bucket, below the prefix that the SDK's configuration names
@@ -87,7 +87,7 @@ class Aws:
         redaction.own_accounts.add(self._caller["Account"])
         self.image_uri = image_uri and self._in_registry(image_uri)
         self.session = _Session(self.boto)
-        self.session.sagemaker_config = opted_out(self.session.sagemaker_config)
+        self.session.sagemaker_config = opt_out_of_telemetry(self.session.sagemaker_config)
         # The SDK would make it, where nothing is put into it, and asks for an account at an address that is fixed.
         self.session._default_bucket = self._named_bucket or self._own_bucket
         self._folders: set[str] = set()  # that were made

@@ -17,6 +17,7 @@ from helpers.objects import NAMES, data_of
 
 from fastmaker.jobs import storage
 from fastmaker.jobs.storage import StorageError
+from fastmaker.jobs.storage.s3 import client as s3_client
 
 PAGE = 1000  # keys that S3 lists in one answer
 MANY = PAGE + 200
@@ -36,7 +37,7 @@ def read(uri):
 def requests(s3):
     """Counts of the requests that the storage makes of S3, by their names."""
     counts = Counter()
-    storage._s3().meta.events.register("before-call.s3", lambda model, **_: counts.update([model.name]))
+    s3_client().meta.events.register("before-call.s3", lambda model, **_: counts.update([model.name]))
     return counts
 
 
