@@ -85,7 +85,7 @@ def _triton_model(args) -> tuple[Callable[[bytes], dict], Callable[[bytes], byte
     def answer(image: bytes) -> dict:
         try:
             return model.answer(image).as_object()
-        except triton.Refusal as error:
+        except triton.InvalidRequest as error:
             return {"error": str(error)}
 
     return answer, lambda image: model.answer(image).as_png()
