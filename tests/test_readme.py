@@ -17,7 +17,7 @@ from PIL import Image
 
 from fastmaker.jobs import cleanup, deploy, package
 from fastmaker.jobs.__main__ import COMMANDS
-from fastmaker.jobs.quickstart import write_digits
+from fastmaker.jobs.digits import write_digits
 from fastmaker.local.containers import free_ports
 from fastmaker.serving import models
 
