@@ -15,11 +15,11 @@ from pathlib import Path
 
 from fastmaker.jobs import backends
 from fastmaker.jobs.cli import errors
+from fastmaker.jobs.cli.arguments import at_least
 from fastmaker.jobs.packaging import models, onnx, torchserve, triton
 from fastmaker.local.containers import ContainerError
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")  # a model's name, as torch-model-archiver and Triton take it
-MINIMUM = {"batch_size": 1, "max_batch_delay": 0, "workers": 1, "instances": 1, "port": 1}
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -32,9 +32,6 @@ def parse_args(argv=None) -> argparse.Namespace:
     parser, commands = _parsers()
     args = parser.parse_args(argv)
     command = commands[args.command]
-    for name, minimum in MINIMUM.items():
-        if (value := getattr(args, name, None)) is not None and value < minimum:
-            command.error(f"--{name.replace('_', '-')} {value}: expected {minimum} or more")
     if args.command == "onnx" and args.int8 != bool(args.calibrate):
         command.error("--int8 and --calibrate FOLDER go together")
     if args.command == "onnx" and args.bundle and args.input != "uint8":
@@ -68,15 +65,20 @@ def _add_torchserve(commands) -> None:
     )
     parser.add_argument("--model-name", help="(default: the name of the .mar file, or of MODEL)")
     parser.add_argument(
-        "--batch-size", type=int, default=1, help="most requests that share a forward pass (default: %(default)s)"
+        "--batch-size",
+        type=at_least(1),
+        default=1,
+        help="most requests that share a forward pass (default: %(default)s)",
     )
     parser.add_argument(
-        "--max-batch-delay", type=int, default=20, help="ms to wait for a full batch (default: %(default)s)"
+        "--max-batch-delay", type=at_least(0), default=20, help="ms to wait for a full batch (default: %(default)s)"
     )
-    parser.add_argument("--workers", type=int, help="worker processes (default: one a core or GPU of the server)")
+    parser.add_argument(
+        "--workers", type=at_least(1), help="worker processes (default: one a core or GPU of the server)"
+    )
     parser.add_argument("--force", action="store_true", help="replace an existing archive")
     parser.add_argument("--serve", action="store_true", help="serve the archive on this machine until Ctrl-C")
-    parser.add_argument("--port", type=int, default=8080, help="port of --serve (default: %(default)s)")
+    parser.add_argument("--port", type=at_least(1), default=8080, help="port of --serve (default: %(default)s)")
 
 
 def _add_triton(commands) -> None:
@@ -84,13 +86,15 @@ def _add_triton(commands) -> None:
     parser = commands.add_parser("triton", help="a Triton model repository")
     parser.add_argument("--model-name", help="(default: the name of MODEL)")
     parser.add_argument("--output", type=Path, default=Path("model_repository"), help=f"the repository {default}")
-    for name, meaning in {
-        "batch_size": "most requests that share a forward pass",
-        "max_batch_delay": "ms to wait for a full batch",
-        "instances": "instances of each model, on each GPU",
-    }.items():
+    for name, least, meaning in (
+        ("batch_size", 1, "most requests that share a forward pass"),
+        ("max_batch_delay", 0, "ms to wait for a full batch"),
+        ("instances", 1, "instances of each model, on each GPU"),
+    ):
         option = f"--{name.replace('_', '-')}"
-        parser.add_argument(option, type=int, default=getattr(triton.Options, name), help=f"{meaning} {default}")
+        parser.add_argument(
+            option, type=at_least(least), default=getattr(triton.Options, name), help=f"{meaning} {default}"
+        )
     parser.add_argument(
         "--preprocessing", action="store_true", help="take encoded images: an ensemble of preprocessing and network"
     )

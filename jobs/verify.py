@@ -23,8 +23,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from fastmaker.jobs import backends, predict
+from fastmaker.jobs import backends
 from fastmaker.jobs.cli import errors, pictures, tables
+from fastmaker.jobs.clients import images
 from fastmaker.jobs.packaging import models
 from fastmaker.jobs.verification import comparison, routes
 
@@ -63,7 +64,7 @@ def main(args) -> int:
     """Compare all paths, and print the table; return 1 if one that ran disagrees. Raises ValueError."""
     from fastmaker import bundle
 
-    files = [file for name in args.images for file in predict.image_files(name)]
+    files = [file for name in args.images for file in images.image_files(name)]
     with ExitStack() as stack:
         model_dir = stack.enter_context(models.model_directory(args.model, backends.session))
         info = bundle.load_info(model_dir)

@@ -17,8 +17,8 @@ from PIL import Image
 
 from fastmaker.jobs import cleanup, deploy
 from fastmaker.jobs.__main__ import COMMANDS
+from fastmaker.jobs.digits import write_digits
 from fastmaker.jobs.packaging import torchserve
-from fastmaker.jobs.quickstart import write_digits
 from fastmaker.local.containers import free_ports
 from fastmaker.serving import models
 

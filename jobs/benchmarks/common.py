@@ -11,7 +11,7 @@ import numpy as np
 import urllib3
 from PIL import Image
 
-from fastmaker.jobs import predict
+from fastmaker.jobs.clients import images
 
 ROUNDS = 3
 PHOTO_SIZE = (500, 375)
@@ -100,7 +100,7 @@ def load_photos(folder: str | None) -> list[bytes]:
     """Return the images of a folder, or 32 generated photos."""
     if folder is None:
         return generated_photos(32)
-    return [file.read_bytes() for file in predict.image_files(folder)]
+    return [file.read_bytes() for file in images.image_files(folder)]
 
 
 def generated_photos(count: int, seed: int = 0) -> list[bytes]:

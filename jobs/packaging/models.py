@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from fastmaker.jobs import backends, storage
-from fastmaker.jobs.backends.inventory import is_missing
+from fastmaker.jobs.backends.resources import is_missing
 from fastmaker.local.containers import ContainerError, pack, unpack
 from fastmaker.local.store import now
 
@@ -31,9 +31,8 @@ def model_archive(found: Path | str) -> str:
 def locate(model: str, sagemaker_session: Callable) -> Path | str:
     """Return the model directory or model.tar.gz that `model` names, checked for a bundle's files.
 
-    A URI of S3 is returned unchecked.
-    `sagemaker_session` is called only for a training job's name: making a session takes seconds.
-    Raises ValueError if it is no bundle.
+    An S3 URI, also that of a training job's model, is returned unchecked. `sagemaker_session` is called only for a
+    training job's name: making a session takes seconds. Raises ValueError if it is no bundle.
     """
     if model.startswith("s3://"):
         return model
@@ -114,7 +113,7 @@ def _archive_of_job(name: str, sagemaker_session) -> str:
 
 
 def _packed(folder: Path) -> Path:
-    """Pack the folder into FASTMAKER_HOME, in place of its earlier archive: files beside the folder are the user's."""
+    """Return the folder's archive in FASTMAKER_HOME, packed anew; what lies beside the folder is the user's own."""
     name = f"{folder.name}-{hashlib.sha256(os.fsencode(folder)).hexdigest()[:8]}"
     packed = backends.packed_models()
     with contextlib.suppress(FileExistsError):

@@ -254,8 +254,8 @@ def damaged(digits_bundle, tmp_path):
         ("a?name --model-name b?name", "--model-name 'b name': expected letters, digits"),
         ("damaged --output folders --force", "folders/damaged.mar is a folder, where a file is to be made"),
         ("damaged --model-name ../up", "--model-name '../up': expected letters, digits"),
-        ("damaged --batch-size 0", "--batch-size 0: expected 1 or more"),
-        ("damaged --workers few", "argument --workers: invalid int value"),
+        ("damaged --batch-size 0", "argument --batch-size: 0: expected at least 1"),
+        ("damaged --workers few", "argument --workers: invalid integer value"),
         ("damaged --serve --port 70000", "--port 70000 is not available"),
     ],
 )

@@ -163,8 +163,8 @@ def run(*words):
     [
         ("nothing", "nothing: no such training job, model directory or model.tar.gz"),
         ("BUNDLE --model-name ../up", "--model-name '../up': expected letters, digits"),
-        ("BUNDLE --batch-size 0", "--batch-size 0: expected 1 or more"),
-        ("BUNDLE --instances 0", "--instances 0: expected 1 or more"),
+        ("BUNDLE --batch-size 0", "argument --batch-size: 0: expected at least 1"),
+        ("BUNDLE --instances 0", "argument --instances: 0: expected at least 1"),
         ("BUNDLE --backend tensorrt", "invalid choice: 'tensorrt'"),
         ("BUNDLE --output BUNDLE/model.json", "model.json: expected a folder"),
     ],
