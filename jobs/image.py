@@ -24,7 +24,7 @@ NEXT = {  # the command that uses an image of each
     "training": "train --data FOLDER --instance-type ml.g4dn.xlarge",
 }
 REPOSITORY = "fastmaker"
-TAG = {"Key": "fastmaker", "Value": "image"}  # of the repository, by which all that these scripts make is found
+TAG = {"Key": "fastmaker", "Value": "image"}  # of the repository, by which fastmaker cleanup finds it
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -132,7 +132,7 @@ def _repository(ecr, name: str) -> str:
 
 
 def _log_in(ecr, environment: dict[str, str]) -> None:
-    """Log in where `environment` says; the password, good for 12 hours, is not among the words of a command."""
+    """Log in where `environment` says; the password, valid for 12 hours, never stands on a command line."""
     authorization = ecr.get_authorization_token()["authorizationData"][0]
     user, _, password = base64.b64decode(authorization["authorizationToken"]).decode().partition(":")
     command = ["docker", "login", "--username", user, "--password-stdin", authorization["proxyEndpoint"]]
@@ -142,7 +142,7 @@ def _log_in(ecr, environment: dict[str, str]) -> None:
 
 
 def _engine() -> str:
-    """Return where the engine is that `docker` talks to; a configuration of its own would not know."""
+    """Return the address of the engine that `docker` talks to; our own DOCKER_CONFIG does not hold it."""
     return _output("docker", "context", "inspect", "--format", "{{.Endpoints.docker.Host}}")
 
 
