@@ -259,7 +259,7 @@ from fastmaker import preprocess
 from fastmaker.serving import models
 torch.set_num_threads(1)
 model = models.load(sys.argv[1], precision=sys.argv[2])
-model.predict([preprocess.from_array(__import__("numpy").zeros((375, 500, 3), "uint8"))])
+model.predict([preprocess.image_from_array(__import__("numpy").zeros((375, 500, 3), "uint8"))])
 print(psutil.Process().memory_info().rss)
 """
 

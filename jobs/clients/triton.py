@@ -44,7 +44,7 @@ class Model:
         (self._input,) = (tensor["name"] for tensor in config["input"])
 
     def answer(self, data: bytes, mask_size: str | None = None):
-        """The answer for an encoded image, a wire.Prediction or a masks.Mask; `mask_size` is one of masks.SIZES.
+        """The answer for an encoded image, a Prediction or a Mask; `mask_size` is one of masks.SIZES.
 
         Raises Refusal if this image gets none, TritonError if the server gives none at all.
         """
@@ -58,19 +58,20 @@ class Model:
             raise Refusal(str(error)) from None
 
     def _prediction(self, probabilities: np.ndarray):
-        from fastmaker.serving import wire
+        from fastmaker.answers import Prediction
 
-        return wire.Prediction(probabilities, self.info["labels"])
+        return Prediction(probabilities, self.info["labels"])
 
     def _mask(self, mask: np.ndarray, data: bytes, size: str | None):
         from fastmaker import masks, preprocess
+        from fastmaker.answers import Mask
 
         info = self.info
         if (size or info["mask_size"]) == "original":
             mask = masks.resize_to_original(
                 mask, preprocess.decode(data).size, info["resize_method"], info["void_code"]
             )
-        return masks.Mask(mask, info["labels"], info["void_code"])
+        return Mask(mask, info["labels"], info["void_code"])
 
     def _tensor(self, data: bytes) -> np.ndarray:
         """What the model takes of one encoded image: its bytes, or pixels if the model has no preprocessing."""

@@ -21,7 +21,7 @@ import pytest
 from local_mode import REPOSITORY, nothing_runs_below, running_below
 from PIL import Image
 
-from fastmaker import masks
+from fastmaker.answers import Mask, Prediction
 from fastmaker.jobs import cleanup, deploy, manifest, predict, storage, train, transform
 from fastmaker.jobs.cli import errors
 from fastmaker.serving import models, wire
@@ -81,7 +81,7 @@ def test_from_a_folder_to_an_answer_by_the_commands_that_each_step_names(run, fe
     broken.write_bytes(b"no image")
     table = run("predict", str(files[0]), str(broken))
     assert table.returncode == 1
-    assert "no image that Pillow can read" in table.stdout.decode()
+    assert "not an image that Pillow can read" in table.stdout.decode()
 
     listed = run("cleanup")
     assert {"endpoint", "endpoint-config", "model", "training-job"} <= set(listed.stdout.decode().split())
@@ -156,7 +156,7 @@ def test_a_class_of_the_last_mask_alone_is_collected_and_json_lines_hold_whole_a
     answers = {}
     for name, array in arrays.items():
         (tmp_path / "in" / name).touch()
-        answers[name] = masks.Mask(array.astype("uint8"), ["road", "sky", "error"]).as_object()
+        answers[name] = Mask(array.astype("uint8"), ["road", "sky", "error"]).as_object()
         (tmp_path / "out" / f"{name}.out").write_text(json.dumps(answers[name]))
     with manifest.listed("S3Prefix", f"file://{tmp_path}/in/") as inputs:
         for kind in ("csv", "jsonl"):
@@ -168,8 +168,8 @@ def test_a_class_of_the_last_mask_alone_is_collected_and_json_lines_hold_whole_a
 
 
 def test_several_images_of_one_object_are_collected_as_a_row_each(tmp_path):
-    two = wire.Answer([wire.Prediction(np.float32(p), ("cat", "dog")) for p in ([0.75, 0.25], [0.5, 0.5])], False)
-    road = masks.Mask(np.zeros((4, 6), np.uint8), ["road", "sky"])
+    two = wire.Answer([Prediction(np.float32(p), ("cat", "dog")) for p in ([0.75, 0.25], [0.5, 0.5])], False)
+    road = Mask(np.zeros((4, 6), np.uint8), ["road", "sky"])
     answers = {"a": two, "b": wire.Answer([road, road], False), "c": None}
     for folder in ("in", "out"):
         (tmp_path / folder).mkdir()
@@ -220,7 +220,7 @@ def test_several_hosts_train_and_each_line_says_whose_it_is(run, few, tmp_path):
         ("train --data {digits} --max-wait 60", 2, "give --spot as well"),
         ("train --data {digits} --spot --max-wait 60", 2, "expected at least --max-run 86400"),
         ("train --data {digits} --timeout never", 2, "argument --timeout: invalid float value"),
-        ("train --data {digits}/7", 2, "no layout that is known"),
+        ("train --data {digits}/7", 2, "has an unknown layout"),
         ("deploy --model nothing", 2, "no such training job"),
         ("deploy --model {digits}", 2, "is no bundle: it lacks model.json"),
         ("predict --endpoint nobody nowhere.png", 2, "nowhere.png"),

@@ -126,10 +126,10 @@ def test_requests_at_once_go_through_together_and_a_bad_one_among_them_fails_alo
     kinds = ["image/png"] * (BATCH - 1) + ["text/plain"]
     with ThreadPoolExecutor(BATCH) as clients:
         answers = list(clients.map(lambda body, kind: ask(url, body, kind, "application/x-npy"), bodies, kinds))
-    together = f"{BATCH} requests: {BATCH - 2} images go through the network together"
+    together = f"{BATCH} requests: {BATCH - 2} images in one batch"
     wait_until(lambda: together in log.read_text(), 10)
     assert [status for status, _, _ in answers] == [200] * (BATCH - 2) + [400, 415]
-    assert answers[-2][1] == b"the 8 bytes are no image that Pillow can read"
+    assert answers[-2][1] == b"the 8 bytes are not an image that Pillow can read"
     for body, (_, answer, _) in zip(pngs, answers[: BATCH - 2], strict=False):
         expected, _ = by_the_entry_point(digits_bundle, body, "image/png", "application/x-npy")
         # A batch is added up in another order.
@@ -149,6 +149,7 @@ def test_masks_of_a_batch_are_those_of_single_requests(scenes_server, scenes, by
 @pytest.mark.data
 @pytest.mark.slow
 def test_all_road_scenes_have_the_mask_of_fastai_in_an_endpoint_and_in_torchserve(session, test_data, tmp_path):
+    from fastmaker import save_bundle
     from fastmaker.training import data, learner, mask_data, segmentation
 
     samples = mask_data.read(test_data / "camvid")
@@ -156,7 +157,7 @@ def test_all_road_scenes_have_the_mask_of_fastai_in_an_endpoint_and_in_torchserv
     learn = segmentation.create(dls, samples, "resnet18", "RGB", pretrained=False)
     with learn.no_bar(), learn.no_logging():
         learner.fit(learn, epochs=1, lr=0.003, fine_tune=False)
-        learner.save_bundle(learn, tmp_path / "model")
+        save_bundle(learn, tmp_path / "model")
         expected = {file: learn.predict(file)[0].numpy() for file in sorted((test_data / "camvid/images").iterdir())}
     make_archive(tmp_path / "model", "camvid", tmp_path / "camvid.mar", "minWorkers: 1\nmaxWorkers: 1\n")
     pack(tmp_path / "model", tmp_path / "model.tar.gz")
@@ -214,7 +215,7 @@ def test_an_unpacked_archive_batches_in_a_container_of_the_serving_toolkit(
             )
             assert all("label" in json.loads(answer) for answer in answers)
         (log,) = session.sagemaker_client.endpoints.directory(name).rglob("container.log")
-        assert "images go through the network together" in log.read_text()
+        assert "images in one batch" in log.read_text()
 
 
 def test_an_archive_without_model_json_is_not_served_and_says_so(digits_bundle, tmp_path):

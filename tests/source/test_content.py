@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fastmaker import masks, preprocess
-from fastmaker.serving import wire
+from fastmaker import preprocess
+from fastmaker.answers import Mask, Prediction
+from fastmaker.serving import errors, wire
 
 RANDOM = np.random.default_rng(5)
 PIXELS = RANDOM.integers(0, 256, (12, 9, 3), dtype=np.uint8)
@@ -60,7 +61,7 @@ def several(n=3):
 
 def refused(status, body, content_type):
     """The reason why a request is refused; it fits into one line of ASCII, as TorchServe needs it."""
-    with pytest.raises(wire.RequestError) as error:
+    with pytest.raises(errors.RequestError) as error:
         wire.decode(body, content_type)
     assert error.value.status_code == status
     return assert_one_ascii_line(error.value)
@@ -144,7 +145,7 @@ def test_blanks_and_the_names_case_in_the_custom_attributes_do_not_matter(attrib
     "attributes", ["mask_size=Original", "mask_size =", "Mask_Size = ori ginal", "mask_size=, a=b"]
 )
 def test_an_unknown_mask_size_is_refused_with_400_in_one_line(attributes):
-    with pytest.raises(wire.BadRequest, match="expected one of model, original") as error:
+    with pytest.raises(errors.BadRequest, match="expected one of model, original") as error:
         wire.decode(png(), "image/png", attributes)
     assert_one_ascii_line(error.value)
 
@@ -275,7 +276,7 @@ def test_a_nonsensical_array_header_is_refused_with_400(header):
 
 @pytest.mark.parametrize("body", [b"\x93NUMPY", npy(PIXELS)[:30], b"\x93NUMPY\x09\x00" + npy(PIXELS)[8:], png()])
 def test_a_body_that_is_no_array_is_refused_with_400(body):
-    assert refused(400, body, "application/x-npy").startswith("the body is no .npy array")
+    assert refused(400, body, "application/x-npy").startswith("the body is not a .npy array")
 
 
 @pytest.mark.parametrize(
@@ -321,9 +322,9 @@ def test_the_errors_keep_their_status_in_the_inference_toolkit():
     from sagemaker_inference.errors import BaseInferenceToolkitError
 
     for kind, status in (
-        (wire.BadRequest, 400),
-        (wire.NotAcceptable, 406),
-        (wire.UnsupportedContentType, 415),
+        (errors.BadRequest, 400),
+        (errors.NotAcceptable, 406),
+        (errors.UnsupportedContentType, 415),
     ):
         assert issubclass(kind, BaseInferenceToolkitError)
         assert kind("why").status_code == status
@@ -333,12 +334,12 @@ def test_the_errors_keep_their_status_in_the_inference_toolkit():
 
 
 def prediction(*probabilities):
-    return wire.Prediction(np.asarray(probabilities, np.float32), LABELS)
+    return Prediction(np.asarray(probabilities, np.float32), LABELS)
 
 
 @pytest.mark.parametrize("accept", ["application/json", "application/jsonlines"])
 def test_what_json_cannot_hold_is_a_fault_and_no_answer(accept):
-    with pytest.raises(wire.InternalError, match="are no finite numbers; did its training diverge") as error:
+    with pytest.raises(errors.InternalError, match="are not finite; did its training diverge") as error:
         wire.encode(wire.Answer([prediction(np.nan, np.nan, np.nan)], single=True), accept)
     assert error.value.status == 500
 
@@ -404,7 +405,7 @@ def test_npy_holds_the_probabilities_as_float32(answer, shape):
 
 
 def test_two_labels_are_answered_with_both():
-    two = wire.Prediction(np.float32([0.25, 0.75]), ("a", "b"))
+    two = Prediction(np.float32([0.25, 0.75]), ("a", "b"))
     assert [entry["label"] for entry in two.as_object()["top"]] == ["b", "a"]
 
 
@@ -441,7 +442,7 @@ def test_the_accept_header_chooses_the_answers_type(accept, media_type):
 
 
 def mask(height, width):
-    return masks.Mask(np.zeros((height, width), np.uint8), LABELS)
+    return Mask(np.zeros((height, width), np.uint8), LABELS)
 
 
 @pytest.mark.parametrize(
@@ -460,7 +461,7 @@ def test_what_one_type_cannot_hold_is_answered_in_the_next_that_is_accepted(acce
 
 def test_if_no_accepted_type_can_hold_the_answer_the_most_wanted_says_why():
     unequal = wire.Answer([mask(6, 9), mask(4, 4)], single=False)
-    with pytest.raises(wire.NotAcceptable, match="one PNG holds one mask"):
+    with pytest.raises(errors.NotAcceptable, match="one PNG holds one mask"):
         wire.encode(unequal, "application/x-npy;q=0.5, text/html, image/png")
 
 
@@ -468,14 +469,14 @@ def test_if_no_accepted_type_can_hold_the_answer_the_most_wanted_says_why():
     "accept", ["image/png", "text/html", "application/json;q=0", "json", "image/*", "tëxt/csv", "a\r\nb: c", "東" * 900]
 )
 def test_an_accept_that_cannot_be_met_is_refused_with_406_and_one_line(accept):
-    with pytest.raises(wire.NotAcceptable) as error:
+    with pytest.raises(errors.NotAcceptable) as error:
         wire.encode(ONE, accept)
     assert error.value.status_code == 406
     assert_one_ascii_line(error.value)
 
 
 def test_a_refused_accept_is_answered_with_the_types_that_can_be_had():
-    with pytest.raises(wire.NotAcceptable) as error:
+    with pytest.raises(errors.NotAcceptable) as error:
         wire.encode(ONE, "image/png")
     assert all(known in error.value.message for known in wire.ENCODERS)
 
@@ -483,4 +484,4 @@ def test_a_refused_accept_is_answered_with_the_types_that_can_be_had():
 def test_an_image_error_becomes_one_line_of_ascii():
     with pytest.raises(preprocess.ImageError) as error:
         preprocess.decode(b"x")
-    assert_one_ascii_line(wire.BadRequest(f"{error.value}\nzweite Zeile: größer"))
+    assert_one_ascii_line(errors.BadRequest(f"{error.value}\nzweite Zeile: größer"))

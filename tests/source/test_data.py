@@ -227,9 +227,9 @@ def test_a_folder_that_is_not_there_is_refused(tmp_path, option):
     class_folders(tmp_path / "train", a=2, b=2)
     missing = tmp_path / "missing"
     if option == "train":
-        refused("missing is no directory", folder=missing)
+        refused("missing is not a directory", folder=missing)
     else:
-        refused("missing is no directory", folder=tmp_path / "train", valid_dir=missing)
+        refused("missing is not a directory", folder=tmp_path / "train", valid_dir=missing)
 
 
 def test_masks_for_segmentation_are_refused(tmp_path):
@@ -257,7 +257,8 @@ def test_a_train_folder_without_classes_is_refused(tmp_path):
 def test_folders_of_parts_are_no_classes(tmp_path, first, second):
     class_folders(tmp_path / first, cat=3, dog=3)
     class_folders(tmp_path / second, cat=3, dog=3)
-    refused(f"{second} holds folders of images and is no class" if first == "a" else "is no class", folder=tmp_path)
+    message = f"{second} holds folders of images and is not a class" if first == "a" else "is not a class"
+    refused(message, folder=tmp_path)
 
 
 def test_a_class_may_be_called_train(tmp_path):
@@ -265,7 +266,7 @@ def test_a_class_may_be_called_train(tmp_path):
 
 
 def test_one_class_is_refused(tmp_path):
-    refused("one class only: 'a' (4 images)", "--label-regex", folder=class_folders(tmp_path, a=4))
+    refused("only one class: 'a' (4 images)", "--label-regex", folder=class_folders(tmp_path, a=4))
 
 
 def test_a_class_of_one_image_trains(tmp_path):
@@ -274,7 +275,7 @@ def test_a_class_of_one_image_trains(tmp_path):
 
 
 def test_classes_of_one_image_each_are_refused(tmp_path):
-    refused("no image is left to validate", folder=class_folders(tmp_path, a=1, b=1))
+    refused("no image is left for validation", folder=class_folders(tmp_path, a=1, b=1))
 
 
 @pytest.mark.parametrize("where", ["folder", "channel"])
@@ -297,7 +298,7 @@ def test_a_valid_folder_and_a_valid_channel_are_refused(tmp_path):
     [
         ("cat", "has no group"),
         ("(?:cat)_", "has no group"),
-        ("(cat", "is no regular expression"),
+        ("(cat", "is not a regular expression"),
         (r"^(dog)_", "finds no label in the file name 'cat_1.png'"),
         (r"^cat(x?)_", "finds no label in the file name 'cat_1.png'"),
         (r"^cat(x)?_", "finds no label in the file name 'cat_1.png'"),
@@ -318,7 +319,7 @@ def test_a_regex_without_images_is_refused(tmp_path):
         ("3.png,b", "line 4: there is no file '3.png'"),
         ("2.png,", "line 4: '2.png' has no label"),
         ("2.png", "a header and two columns"),
-        (" 1.png ,b", "line 4: '1.png' is there a second time"),
+        (" 1.png ,b", "line 4: '1.png' is listed twice"),
     ],
 )
 def test_a_wrong_line_in_labels_csv_is_named(tmp_path, line, reason):
@@ -370,7 +371,7 @@ def test_a_damaged_gz_file_is_named(tmp_path, damage):
 def test_an_idx_file_of_another_type_is_refused(tmp_path):
     idx(tmp_path, "train", [0, 1] * 5)
     (tmp_path / "train-images-idx3-ubyte").write_bytes(bytes((0, 0, 13, 3)) + bytes(100))
-    refused("is no idx file of uint8 with 3 dimensions", folder=tmp_path)
+    refused("is not an idx file of uint8 with 3 dimensions", folder=tmp_path)
 
 
 @pytest.mark.parametrize("part", ["train", "t10k"])

@@ -147,7 +147,7 @@ def test_every_architecture_is_accepted(arch):
         ("--resize-method stretch", "argument --resize-method: invalid choice: 'stretch'"),
         ("--pretrained maybe", "argument --pretrained: 'maybe' is neither true nor false"),
         ("--arch convnet --pretrained true", "--pretrained true: there are no pretrained weights for convnet"),
-        ("--label-regex (cat", "--label-regex '(cat' is no regular expression"),
+        ("--label-regex (cat", "--label-regex '(cat' is not a regular expression"),
         ("--label-regex cat", "--label-regex 'cat' has no group"),
         ("--valid-pct 0", "argument --valid-pct: 0 is not between 0 and 1"),
         ("--valid-pct 1", "argument --valid-pct: 1 is not between 0 and 1"),
@@ -422,7 +422,7 @@ def test_skipped_images_are_named_on_the_log(tmp_path, capsys):
     arguments = ["--train", str(tmp_path / "data"), "--arch", "convnet", "--check-only", "true"]
     assert main(parse_args(arguments)) == 0
     first, second = capsys.readouterr().out.splitlines()
-    assert first.startswith(f"skipped {tmp_path / 'data' / 'a' / '3.png'}: the 8 bytes are no image")
+    assert first.startswith(f"skipped {tmp_path / 'data' / 'a' / '3.png'}: the 8 bytes are not an image")
     assert second.endswith("1 unreadable images skipped")
 
 
