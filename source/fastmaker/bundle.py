@@ -169,7 +169,9 @@ def _parse_info(values: dict[str, Any], path: Path) -> ModelInfo:
         _check_segmentation(values, check)
     check("state_sha256", isinstance(values.get("state_sha256"), str), "a string of 64 hexadecimal digits")
     names = {f.name for f in dataclasses.fields(ModelInfo)}
-    known = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items() if name in names}
+    known: dict[str, Any] = {
+        name: tuple(v) if isinstance(v, list) else v for name, v in values.items() if name in names
+    }
     return ModelInfo(**known)
 
 
@@ -188,7 +190,8 @@ def _check_choices(values: dict[str, Any], check: Check) -> None:
 
 def _check_lists(values: dict[str, Any], check: Check) -> None:
     channels = 3 if values["image_mode"] == "RGB" else 1
-    labels, size, mean, std = (values.get(key) for key in ("labels", "image_size", "mean", "std"))
+    fields: list[Any] = [values.get(key) for key in ("labels", "image_size", "mean", "std")]
+    labels, size, mean, std = fields
     check("labels", _is_list(labels, str) and len(labels) > 1, "a list of two or more strings")
     check("image_size", _is_list(size, int, 2) and min(size) > 0, "[height, width]")
     finite = _is_list(mean, (int, float), channels) and all(map(math.isfinite, mean))
@@ -206,7 +209,8 @@ def _is_list(value: Any, kind: type | tuple[type, ...], length: int | None = Non
 
 
 def _check_segmentation(values: dict[str, Any], check: Check) -> None:
-    labels, options, void_code = values["labels"], values.get("options"), values.get("void_code")
+    labels, void_code = values["labels"], values.get("void_code")
+    options: Any = values.get("options")
     unique = len(set(labels)) == len(labels) <= masks.MAX_CLASSES
     check("labels", unique, f"at most {masks.MAX_CLASSES} strings, none of them twice")
     known = isinstance(options, dict) and options.keys() == unet.OPTIONS.keys()

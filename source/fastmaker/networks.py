@@ -6,6 +6,7 @@ state_dict loads strictly in either network.
 """
 
 import itertools
+from typing import Any
 
 import torch
 import torchvision.models
@@ -77,7 +78,8 @@ def body(architecture: str, n_in: int) -> nn.Sequential:
 
 def _replace_first_convolution(network: nn.Module, n_in: int) -> None:
     name, old = next((name, m) for name, m in network.named_modules() if isinstance(m, nn.Conv2d))
-    new = nn.Conv2d(n_in, old.out_channels, old.kernel_size, old.stride, old.padding, bias=old.bias is not None)
+    settings: dict[str, Any] = {name: getattr(old, name) for name in ("kernel_size", "stride", "padding")}
+    new = nn.Conv2d(n_in, old.out_channels, **settings, bias=old.bias is not None)
     network.set_submodule(name, new)
 
 

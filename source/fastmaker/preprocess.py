@@ -163,7 +163,7 @@ def standardise(pixels: torch.Tensor, mean: torch.Tensor, std: torch.Tensor, res
     if resampled:
         # Not len(pixels), which torch.export would take for a constant.
         identity = torch.eye(2, 3, device=pixels.device).expand(pixels.shape[0], 2, 3)
-        grid = nn.functional.affine_grid(identity, pixels.shape, align_corners=True)
+        grid = nn.functional.affine_grid(identity, list(pixels.shape), align_corners=True)
         pixels = nn.functional.grid_sample(pixels, grid, padding_mode="reflection", align_corners=True)
     return (pixels - mean) / std
 

@@ -32,7 +32,7 @@ class Unet(nn.Module):
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         encoder, *layers = self.layers
         x, features = image, []
-        for number, layer in enumerate(encoder):
+        for number, layer in enumerate(encoder.children()):
             x = layer(x)
             if number in self.skips:
                 features.append(x)
@@ -128,11 +128,12 @@ def unet(
     skips = [i for i, (here, after) in enumerate(itertools.pairwise(shapes)) if here[-1] != after[-1]]
     n = shapes[-1][1]
     middle = nn.Sequential(_convolution(n, 2 * n), _convolution(2 * n, n))
-    layers = [encoder, nn.BatchNorm2d(n), nn.ReLU(), middle]
+    layers: list[nn.Module] = [encoder, nn.BatchNorm2d(n), nn.ReLU(), middle]
     for left, skip in zip(reversed(range(len(skips))), reversed(skips), strict=True):
         blurred = blur and (left > 0 or blur_final)
-        layers.append(UnetBlock(n, shapes[skip][1], left == 0, blurred, self_attention and left == 2))
-        n = layers[-1].n_out
+        block = UnetBlock(n, shapes[skip][1], left == 0, blurred, self_attention and left == 2)
+        layers.append(block)
+        n = block.n_out
     if tuple(image_size) != tuple(shapes[0][-2:]):
         layers.append(_upsample(n, n))
     layers.append(ResizeToImage())

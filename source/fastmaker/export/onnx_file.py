@@ -46,6 +46,9 @@ class ExportError(ValueError):
 class Exported(nn.Module):
     """A bundle's network with normalisation and softmax: images (N, C, H, W) -> the outputs above."""
 
+    channel_mean: torch.Tensor
+    channel_std: torch.Tensor
+
     def __init__(self, network: nn.Module, info: bundle.ModelInfo, image_input: str):
         super().__init__()
         self.network, self.info, self.image_input = network, info, image_input
@@ -172,6 +175,7 @@ def _export(model: Exported) -> "onnx.ModelProto":
             )
     except torch.onnx.errors.OnnxExporterError as error:
         raise ExportError(f"torch cannot export this network: {' '.join(str(error).split())[-300:]}") from None
+    assert program is not None  # as with dynamo=False
     return program.model_proto
 
 

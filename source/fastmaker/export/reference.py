@@ -6,6 +6,7 @@ model.json. (Only the convnet is ours: fastai has none.)
 
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -57,6 +58,7 @@ def _dataloaders(info: bundle.ModelInfo) -> DataLoaders:
     """Return DataLoaders of two black images, whose transforms are those of the bundle."""
     black = np.zeros((*info.image_size, info.channels), np.uint8).squeeze(-1 if info.channels == 1 else ())
     labels = list(info.labels)
+    label: Any
     if info.task == "segmentation":
         block, label = MaskBlock(codes=labels), np.zeros(info.image_size, np.uint8)
     else:

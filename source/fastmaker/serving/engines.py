@@ -22,7 +22,8 @@ class TorchEngine:
         self.dtype, self.memory_format = torch.float32, torch.contiguous_format
         if precision == "bf16":
             self.dtype, self.memory_format = torch.bfloat16, torch.channels_last
-            self.network = fold_batch_norms(self.network).to(dtype=self.dtype, memory_format=self.memory_format)
+            folded = fold_batch_norms(self.network)
+            self.network = folded.to(dtype=self.dtype, memory_format=self.memory_format)  # type: ignore[call-overload]
         self.mean, self.std = (
             torch.tensor(values, device=self.device).view(1, -1, 1, 1) for values in (info.mean, info.std)
         )

@@ -4,7 +4,7 @@ try:
     from sagemaker_inference.errors import BaseInferenceToolkitError
 except ImportError:  # the training image and notebooks have no inference toolkit
 
-    class BaseInferenceToolkitError(Exception):
+    class BaseInferenceToolkitError(Exception):  # type: ignore[no-redef]
         """The toolkit's class of the same name, where the toolkit is not installed."""
 
         def __init__(self, status_code: int, message: str, phrase: str):

@@ -71,7 +71,7 @@ def newest(folder: Path) -> tuple[Path | None, dict[str, Any] | None, list[str]]
 
     Without an intact file, file and state are None.
     """
-    damaged = []
+    damaged: list[str] = []
     for _, path in sorted(_files(folder), reverse=True):
         try:
             return path, _read(path), damaged

@@ -206,10 +206,10 @@ def _samples(layout: str, train: Pairs, valid: Pairs, skipped: tuple[str, ...], 
 def split(labels: Sequence[str], valid_pct: float, seed: int) -> list[bool]:
     """Return which samples are for validation: of each class `valid_pct`, at least one, leaving one to train on."""
     random = np.random.default_rng(seed)
-    labels = np.asarray(labels)
-    is_valid = np.zeros(len(labels), bool)
-    for label in np.unique(labels):
-        members = random.permutation(np.flatnonzero(labels == label))
+    array = np.asarray(labels)
+    is_valid = np.zeros(len(array), bool)
+    for label in np.unique(array):
+        members = random.permutation(np.flatnonzero(array == label))
         n_valid = min(max(1, round(valid_pct * len(members))), len(members) - 1)
         is_valid[members[:n_valid]] = True
     return is_valid.tolist()

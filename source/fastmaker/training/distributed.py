@@ -229,8 +229,8 @@ def _hosts(env: Mapping[str, str]) -> list[str]:
     return json.loads(env.get("SM_HOSTS", "[]"))
 
 
-def _device() -> str:
-    return "cuda" if dist.get_backend() == "nccl" else "cpu"
+def _device() -> torch.device:
+    return torch.device("cuda" if dist.get_backend() == "nccl" else "cpu")
 
 
 @contextlib.contextmanager

@@ -106,7 +106,8 @@ def _resize(learn: Learner, task: str) -> tuple[tuple[int, int], str]:
         raise bundle.BundleError("the Learner's item transforms hold no Resize; expected Resize(size, method=...)")
     if resize.pad_mode != "reflection" or resize.mode != 2:
         raise bundle.BundleError("the Learner's Resize has another pad_mode or resample than fastai's default")
-    return tuple(int(n) for n in reversed(resize.size)), str(resize.method)  # fastai keeps (width, height)
+    width, height = resize.size
+    return (int(height), int(width)), str(resize.method)
 
 
 def _labels(learn: Learner) -> tuple[str, ...]:
@@ -136,7 +137,7 @@ def _check_layers(model: torch.nn.Module, info: bundle.ModelInfo) -> None:
     layout = torch.contiguous_format if strided else torch.channels_last
     batch = torch.rand(2, info.channels, *info.image_size).to(memory_format=layout)
     with torch.no_grad():
-        given = bundle.rebuild(model, info).to(memory_format=layout)(batch)
+        given = bundle.rebuild(model, info).to(memory_format=layout)(batch)  # type: ignore[call-overload]
         expected = model.cpu().eval()(batch)
     model.to(device).train(training)
     if not torch.equal(given.nan_to_num(), torch.Tensor(expected).nan_to_num()):

@@ -71,7 +71,7 @@ def _by_regex(folder: Path, pattern: re.Pattern[str]) -> Pairs:
     files = image_files(folder)
     if not files:
         raise DataError(f"{folder} holds no image file. Found: {listing(folder)}")
-    pairs = []
+    pairs: Pairs = []
     for file in files:
         match = pattern.search(file.name)
         if not match or not match.group(1):
@@ -84,25 +84,25 @@ def _by_csv(folder: Path) -> Pairs:
     path = folder / "labels.csv"
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:
-            rows = [row for row in csv.reader(file) if row]
+            lines = [row for row in csv.reader(file) if row]
     except (UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{path} is not a CSV file in UTF-8: {error}") from None
-    if len(rows) < 2 or any(len(row) < 2 for row in rows):
+    if len(lines) < 2 or any(len(row) < 2 for row in lines):
         raise DataError(f"{path}: expected a header and two columns, file name and label")
-    rows = [(name.strip(), label.strip()) for name, label, *_ in rows]
+    rows = [(name.strip(), label.strip()) for name, label, *_ in lines]
     if _named_file(folder, rows[0][0]):
         raise DataError(f"{path}, line 1: {rows[0][0]!r} is a file; expected a header, such as name,label")
-    pairs = {}
+    labels: dict[Path | np.ndarray, str] = {}
     for number, (name, label) in enumerate(rows[1:], 2):
-        file = _named_file(folder, name)
-        if file is None:
+        image = _named_file(folder, name)
+        if image is None:
             raise DataError(f"{path}, line {number}: there is no file {name!r} in {folder}")
         if not label:
             raise DataError(f"{path}, line {number}: {name!r} has no label")
-        if file in pairs:
+        if image in labels:
             raise DataError(f"{path}, line {number}: {name!r} is listed twice; an image has one label")
-        pairs[file] = label
-    return list(pairs.items())
+        labels[image] = label
+    return list(labels.items())
 
 
 def _named_file(folder: Path, name: str) -> Path | None:
@@ -116,7 +116,7 @@ def _is_class(train: Path) -> bool:
 
 
 def _by_folder(folder: Path) -> Pairs:
-    pairs = []
+    pairs: Pairs = []
     for class_folder in _folders(folder):
         files = image_files(class_folder)
         if class_folder.name in PART_FOLDERS and files and not any(file.parent == class_folder for file in files):
@@ -134,7 +134,7 @@ def _by_folder(folder: Path) -> Pairs:
 
 def _by_idx(folder: Path, part: str) -> Pairs:
     images, labels = _idx_file(folder, f"{part}-images-idx3-ubyte"), _idx_file(folder, f"{part}-labels-idx1-ubyte")
-    if images is None and part == "t10k":
+    if images is None:
         return []
     if labels is None:
         raise DataError(f"{folder} holds {part}-images-idx3-ubyte but no {part}-labels-idx1-ubyte")

@@ -72,7 +72,7 @@ def read(
     codes = _read_codes(train_dir)
     void, void_pixel = _void(codes, void_code)
     train, skipped = _read_pairs(train_dir, codes, void_pixel)
-    valid = []
+    valid: Pairs = []
     if valid_dir is not None:
         valid_dir = Path(valid_dir)
         if (train_dir / "valid.txt").is_file():
@@ -159,7 +159,7 @@ def _read_pairs(folder: Path, codes: list[str], void_pixel: int | None) -> tuple
         raise DataError(f"{folder / 'images'} holds no image file")
     pairs = [(file, _mask_of(file, folder)) for file in files]
     with ThreadPoolExecutor() as pool:
-        problems = list(pool.map(lambda pair: _problem(*pair, codes, void_pixel), pairs))
+        problems = list(pool.map(lambda pair: _problem(pair[0], pair[1], codes, void_pixel), pairs))
     skipped = [problem for problem in problems if problem]
     data.check_skipped(skipped, len(pairs), folder)
     return [pair for pair, problem in zip(pairs, problems, strict=True) if not problem], skipped

@@ -135,7 +135,7 @@ def _plot_masks(learn: "Learner", colours: dict[str, np.ndarray]) -> None:
             cell.set_axis_off()
     for cell, title in zip(axes[0], ("image", "truth", "prediction"), strict=True):
         cell.set_title(title)
-    legend = [patches.Patch(color=colour, label=label) for label, colour in colours.items()]
+    legend = [patches.Patch(color=tuple(colour), label=label) for label, colour in colours.items()]
     figure.tight_layout()
     figure.legend(handles=legend, loc="upper center", bbox_to_anchor=(0.5, 0), ncol=6)
 

@@ -216,9 +216,11 @@ def _fit(
 def _run_config(args: argparse.Namespace, samples: data.Samples, group: "ProcessGroup") -> dict[str, Any]:
     """Return what a checkpoint must share with a run that resumes from it: each of these changes later epochs."""
     names = ("arch", "epochs", "lr", "image_mode", "resize_method", "pretrained", "augment", "seed")
-    masked = isinstance(samples, mask_data.MaskedSamples)
+    segmentation = {}
+    if isinstance(samples, mask_data.MaskedSamples):
+        segmentation = {"void": samples.void_code, "self_attention": args.self_attention}
     return {
-        **({"void": samples.void_code, "self_attention": args.self_attention} if masked else {}),
+        **segmentation,
         **{name: getattr(args, name) for name in names},
         "batch_size": args.batch_size
         * group.world_size,  # of all ranks: two resume from one with a batch twice as large
