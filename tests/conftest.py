@@ -169,10 +169,10 @@ def digits_learner(digits):
 @pytest.fixture(scope="session")
 def digits_bundle(digits_learner, tmp_path_factory) -> Path:
     """The bundle of `digits_learner`. Shared: copy it before you change it."""
-    from fastmaker.training import learner
+    from fastmaker import save_bundle
 
     folder = tmp_path_factory.mktemp("bundle") / "digits"
-    learner.save_bundle(digits_learner, folder, {"accuracy": 0.9})
+    save_bundle(digits_learner, folder, {"accuracy": 0.9})
     return folder
 
 
@@ -195,10 +195,10 @@ def scenes_learner(scenes):
 @pytest.fixture(scope="session")
 def scenes_bundle(scenes_learner, tmp_path_factory) -> Path:
     """The bundle of `scenes_learner`. Shared: copy it before you change it."""
-    from fastmaker.training import learner
+    from fastmaker import save_bundle
 
     folder = tmp_path_factory.mktemp("bundle") / "scenes"
-    learner.save_bundle(scenes_learner, folder, {"pixel_accuracy": 0.9})
+    save_bundle(scenes_learner, folder, {"pixel_accuracy": 0.9})
     return folder
 
 

@@ -90,7 +90,7 @@ def main(model_dir: str, precision: str) -> None:
     from fastmaker import preprocess
 
     model = _load(model_dir, precision)
-    model.predict([preprocess.from_array(np.zeros((375, 500, 3), "uint8"))])
+    model.predict([preprocess.image_from_array(np.zeros((375, 500, 3), "uint8"))])
     print(psutil.Process().memory_info().rss)
 
 

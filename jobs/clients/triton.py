@@ -44,7 +44,7 @@ class Model:
         (self._input,) = (tensor["name"] for tensor in config["input"])
 
     def answer(self, data: bytes, mask_size: str | None = None):
-        """Return the prediction for an encoded image: a wire.Prediction, or a masks.Mask of a size in masks.SIZES.
+        """Return the answer for an encoded image, a Prediction or a Mask; `mask_size` is one of masks.SIZES.
 
         Raises InvalidRequest for an image that cannot be predicted, TritonError if the server fails.
         """
@@ -58,19 +58,20 @@ class Model:
             raise InvalidRequest(str(error)) from None
 
     def _prediction(self, probabilities: np.ndarray):
-        from fastmaker.serving import wire
+        from fastmaker.answers import Prediction
 
-        return wire.Prediction(probabilities, self.info["labels"])
+        return Prediction(probabilities, self.info["labels"])
 
     def _mask(self, mask: np.ndarray, data: bytes, size: str | None):
         from fastmaker import masks, preprocess
+        from fastmaker.answers import Mask
 
         info = self.info
         if (size or info["mask_size"]) == "original":
             mask = masks.resize_to_original(
                 mask, preprocess.decode(data).size, info["resize_method"], info["void_code"]
             )
-        return masks.Mask(mask, info["labels"], info["void_code"])
+        return Mask(mask, info["labels"], info["void_code"])
 
     def _tensor(self, data: bytes) -> np.ndarray:
         """Return the model's input, of one image: its bytes, or its pixels if the model has no preprocessing."""

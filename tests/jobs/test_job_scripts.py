@@ -17,7 +17,7 @@ from helpers.commands import exit_status, next_command, on_a_terminal, one_line
 from helpers.local_mode import nothing_runs_below
 from PIL import Image
 
-from fastmaker import masks
+from fastmaker.answers import Mask, Prediction
 from fastmaker.jobs import cleanup, storage, train
 from fastmaker.jobs.__main__ import COMMANDS
 from fastmaker.jobs.backends.pytorch import fetch_report
@@ -54,7 +54,7 @@ def test_from_a_folder_to_an_answer_by_the_commands_that_each_step_names(run, fe
     broken.write_bytes(b"no image")
     table = run("predict", str(files[0]), str(broken))
     assert table.returncode == 1
-    assert "no image that Pillow can read" in table.stdout.decode()
+    assert "not an image that Pillow can read" in table.stdout.decode()
 
     listed = run("cleanup")
     assert {"endpoint", "endpoint-config", "model", "training-job"} <= set(listed.stdout.decode().split())
@@ -129,7 +129,7 @@ def test_a_class_of_the_last_mask_alone_is_collected_and_json_lines_hold_whole_a
     written = {}
     for name, array in arrays.items():
         (tmp_path / "in" / name).touch()
-        written[name] = masks.Mask(array.astype("uint8"), ["road", "sky", "error"]).as_object()
+        written[name] = Mask(array.astype("uint8"), ["road", "sky", "error"]).as_object()
         (tmp_path / "out" / f"{name}.out").write_text(json.dumps(written[name]))
     with listed("S3Prefix", f"file://{tmp_path}/in/") as inputs:
         for kind in ("csv", "jsonl"):
@@ -141,8 +141,8 @@ def test_a_class_of_the_last_mask_alone_is_collected_and_json_lines_hold_whole_a
 
 
 def test_several_images_of_one_object_are_collected_as_a_row_each(tmp_path):
-    two = wire.Answer([wire.Prediction(np.float32(p), ("cat", "dog")) for p in ([0.75, 0.25], [0.5, 0.5])], False)
-    road = masks.Mask(np.zeros((4, 6), np.uint8), ["road", "sky"])
+    two = wire.Answer([Prediction(np.float32(p), ("cat", "dog")) for p in ([0.75, 0.25], [0.5, 0.5])], False)
+    road = Mask(np.zeros((4, 6), np.uint8), ["road", "sky"])
     written = {"a": two, "b": wire.Answer([road, road], False), "c": None}
     for folder in ("in", "out"):
         (tmp_path / folder).mkdir()
@@ -193,7 +193,7 @@ def test_several_hosts_train_and_each_line_says_whose_it_is(run, few, tmp_path):
         ("train --data {digits} --max-wait 60", 2, "give --spot as well"),
         ("train --data {digits} --spot --max-wait 60", 2, "expected at least --max-run 86400"),
         ("train --data {digits} --timeout never", 2, "argument --timeout: invalid float value"),
-        ("train --data {digits}/7", 2, "no layout that is known"),
+        ("train --data {digits}/7", 2, "has an unknown layout"),
         ("deploy --model nothing", 2, "no such training job"),
         ("deploy --model {digits}", 2, "is no bundle: it lacks model.json"),
         ("predict --endpoint nobody nowhere.png", 2, "nowhere.png"),

@@ -96,7 +96,7 @@ def test_requests_at_once_go_through_together_and_a_bad_one_among_them_fails_alo
     url, log = digits_server
     bodies = [*pngs[: BATCH - 2], b"no image", pngs[0]]
     kinds = ["image/png"] * (BATCH - 1) + ["text/plain"]
-    together = f"{BATCH} requests: {BATCH - 2} images go through the network together"
+    together = f"{BATCH} requests: {BATCH - 2} images in one batch"
 
     def asked_at_once():  # again, if they came too late for one batch
         with ThreadPoolExecutor(BATCH) as clients:
@@ -105,7 +105,7 @@ def test_requests_at_once_go_through_together_and_a_bad_one_among_them_fails_alo
 
     answers = wait_until(asked_at_once)
     assert [status for status, _, _ in answers] == [200] * (BATCH - 2) + [400, 415]
-    assert answers[-2][1] == b"the 8 bytes are no image that Pillow can read"
+    assert answers[-2][1] == b"the 8 bytes are not an image that Pillow can read"
     for body, (_, answer, _) in zip(pngs, answers[: BATCH - 2], strict=False):
         expected, _ = by_the_entry_point(digits_bundle, body, "image/png", "application/x-npy")
         # A batch is added up in another order.
@@ -129,6 +129,7 @@ def test_masks_of_a_batch_are_those_of_single_requests(scenes_server, scenes, by
 @pytest.mark.data
 @pytest.mark.slow
 def test_all_road_scenes_have_the_mask_of_fastai_in_an_endpoint_and_in_torchserve(session, test_data, tmp_path):
+    from fastmaker import save_bundle
     from fastmaker.training import data, learner, mask_data, segmentation
 
     samples = mask_data.read(test_data / "camvid")
@@ -136,7 +137,7 @@ def test_all_road_scenes_have_the_mask_of_fastai_in_an_endpoint_and_in_torchserv
     learn = segmentation.create(dls, samples, "resnet18", "RGB", pretrained=False)
     with learn.no_bar(), learn.no_logging():
         learner.fit(learn, epochs=1, lr=0.003, fine_tune=False)
-        learner.save_bundle(learn, tmp_path / "model")
+        save_bundle(learn, tmp_path / "model")
         expected = {file: learn.predict(file)[0].numpy() for file in sorted((test_data / "camvid/images").iterdir())}
     make_archive(tmp_path / "model", tmp_path / "camvid.mar", model_name="camvid", workers=1)
     pack(tmp_path / "model", tmp_path / "model.tar.gz")
@@ -197,7 +198,7 @@ def test_an_unpacked_archive_batches_in_a_container_of_the_serving_toolkit(
                     pngs[:BATCH],
                 )
                 assert all("label" in json.loads(answer) for answer in answers)
-            return "images go through the network together" in log.read_text()
+            return "images in one batch" in log.read_text()
 
         wait_until(go_together)
 

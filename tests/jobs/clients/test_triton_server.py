@@ -192,7 +192,7 @@ def test_requests_at_once_go_through_together_and_a_bad_one_fails_alone(server, 
     inferences, executions = counts() - before
     assert inferences == BATCH - 1
     assert executions < inferences
-    assert refused == "the 8 bytes are no image that Pillow can read"
+    assert refused == "the 8 bytes are not an image that Pillow can read"
     for answer, expected in zip(answers, own_answers(digits_bundle, files), strict=True):
         assert np.allclose(answer.probabilities, expected.probabilities, **CLOSE)
 
@@ -209,7 +209,7 @@ def test_the_script_answers_as_for_an_endpoint(server, digits_bundle, few, tmp_p
     for row, file, expected in zip(rows, files, own_answers(digits_bundle, files), strict=True):
         assert (row["image"], row["label"]) == (str(file), expected.label)
         assert row["probability"] == pytest.approx(expected.as_object()["probability"], abs=1e-5)
-    assert refused == {"image": str(broken), "error": "the 8 bytes are no image that Pillow can read"}
+    assert refused == {"image": str(broken), "error": "the 8 bytes are not an image that Pillow can read"}
     table = predict(*words).stdout.decode().splitlines()
     assert table[0].split() == ["image", "label", "probability", "error"]
     assert len(table) == len(files) + 3

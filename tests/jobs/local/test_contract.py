@@ -34,7 +34,7 @@ def test_the_inference_toolkit_decodes_the_types_in_a_list_that_can_be_emptied()
 def test_the_inference_toolkit_keeps_the_status_of_its_own_errors_alone():
     from sagemaker_inference.errors import BaseInferenceToolkitError
 
-    from fastmaker.serving.wire import RequestError
+    from fastmaker.serving.errors import RequestError
 
     assert list(inspect.signature(BaseInferenceToolkitError).parameters) == ["status_code", "message", "phrase"]
     assert issubclass(RequestError, BaseInferenceToolkitError)

@@ -237,7 +237,9 @@ def test_hidden_files_do_not_calibrate(digits_bundle, digits, tmp_path):
     assert len(onnx_file.calibration_images(tmp_path, bundle.load_info(digits_bundle))) == 1
 
 
-@pytest.mark.parametrize(("content", "reason"), [(None, "holds no image"), (b"x", r"0\.png: the 1 bytes are no image")])
+@pytest.mark.parametrize(
+    ("content", "reason"), [(None, "holds no image"), (b"x", r"0\.png: the 1 bytes are not an image")]
+)
 def test_calibration_without_good_images_is_refused(digits_bundle, tmp_path, content, reason):
     if content:
         (tmp_path / "0.png").write_bytes(content)

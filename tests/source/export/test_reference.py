@@ -17,9 +17,8 @@ from fastai.vision.all import (
     vision_learner,
 )
 
-from fastmaker import bundle
+from fastmaker import bundle, save_bundle
 from fastmaker.export import reference
-from fastmaker.training import learner
 
 
 def assert_predicts_the_same(learn, model_dir, files):
@@ -50,7 +49,7 @@ def test_a_vision_learner_comes_back(photos, tmp_path, transforms):
     dls = ImageDataLoaders.from_folder(photos, valid_pct=0.5, bs=4, num_workers=0, **transforms)
     n_in = 1 if "img_cls" in transforms else 3
     learn = vision_learner(dls, resnet18, pretrained=False, normalize=False, n_in=n_in)
-    learner.save_bundle(learn, tmp_path)
+    save_bundle(learn, tmp_path)
     assert_predicts_the_same(learn, tmp_path, sorted(photos.rglob("*.jpg"))[::9])
 
 
@@ -68,7 +67,7 @@ def test_a_unet_learner_comes_back(scenes, tmp_path, options):
         num_workers=0,
     )
     learn = unet_learner(dls, resnet18, pretrained=False, n_out=4, **options)
-    learner.save_bundle(learn, tmp_path)
+    save_bundle(learn, tmp_path)
     assert_predicts_the_same(learn, tmp_path, files[::6])
 
 

@@ -10,7 +10,7 @@ import torch
 
 from fastmaker import bundle
 from fastmaker.export import onnx_file
-from fastmaker.serving import models
+from fastmaker.serving import engines, models, onnx_engine
 
 
 @pytest.fixture(scope="module")
@@ -35,10 +35,10 @@ def environment(monkeypatch):
 
 
 def test_the_environment_chooses_the_engine(model_dir, monkeypatch):
-    assert isinstance(models.load(model_dir).engine, models.OnnxEngine)
+    assert isinstance(models.load(model_dir).engine, onnx_engine.OnnxEngine)
     monkeypatch.delenv("FASTMAKER_ENGINE")
-    assert isinstance(models.load(model_dir).engine, models.TorchEngine)
-    assert isinstance(models.load(model_dir, engine="onnxruntime").engine, models.OnnxEngine)
+    assert isinstance(models.load(model_dir).engine, engines.TorchEngine)
+    assert isinstance(models.load(model_dir, engine="onnxruntime").engine, onnx_engine.OnnxEngine)
 
 
 def test_an_unknown_engine_is_refused_with_the_right_ones(model_dir, monkeypatch):

@@ -36,7 +36,7 @@ from fastai.vision.all import (
 )
 from torch import nn
 
-from fastmaker import bundle, preprocess
+from fastmaker import bundle, preprocess, save_bundle
 from fastmaker.serving import models
 from fastmaker.training import data, learner
 
@@ -49,7 +49,7 @@ def images_of(folder, every=6):
 
 def assert_same_answers(learn, model_dir, files):
     """The bundle of `learn` answers each file with the label and the very bits that `learn.predict` gives."""
-    learner.save_bundle(learn, model_dir)
+    save_bundle(learn, model_dir)
     model = models.load(model_dir, precision="float32")
     answers = set()
     for file in files:
@@ -195,7 +195,7 @@ def doubled(batch: TensorImage):
 def test_a_learner_that_a_bundle_cannot_reproduce_is_refused(photos, tmp_path, options, reason):
     learn = notebook_learner(photos, **options)
     with pytest.raises(bundle.BundleError, match=reason):
-        learner.save_bundle(learn, tmp_path / "model")
+        save_bundle(learn, tmp_path / "model")
     assert not (tmp_path / "model").exists()
 
 
@@ -211,20 +211,20 @@ def test_a_learner_that_changes_pixels_where_it_opens_images_is_refused(photos, 
     parts = {"blocks": (ImageBlock, CategoryBlock), "get_y": parent_label, "item_tfms": Resize(48), **change}
     dls = DataBlock(get_items=get_image_files, **parts).dataloaders(photos, bs=8, num_workers=0)
     with pytest.raises(bundle.BundleError, match="changes the pixels of an image"):
-        learner.save_bundle(vision_learner(dls, torchvision.models.resnet18, pretrained=False), tmp_path / "model")
+        save_bundle(vision_learner(dls, torchvision.models.resnet18, pretrained=False), tmp_path / "model")
 
 
 def test_a_learner_that_resizes_twice_is_refused(photos, tmp_path):
     learn = notebook_learner(photos)
     learn.dls.valid.after_item.add(Resize((32, 40)))
     with pytest.raises(bundle.BundleError, match="changes the pixels of an image"):
-        learner.save_bundle(learn, tmp_path / "model")
+        save_bundle(learn, tmp_path / "model")
 
 
 def test_a_learner_in_channels_last_is_saved(photos, tmp_path):
     learn = notebook_learner(photos)
-    learner.save_bundle(learn, tmp_path / "before")
-    learner.save_bundle(learn.to_channelslast(), tmp_path / "after")
+    save_bundle(learn, tmp_path / "before")
+    save_bundle(learn.to_channelslast(), tmp_path / "after")
     [(before, _), (after, _)] = bundle.load(tmp_path / "before"), bundle.load(tmp_path / "after")
     assert all(map(torch.equal, before.state_dict().values(), after.state_dict().values()))
 
@@ -233,7 +233,7 @@ def test_a_network_with_another_activation_is_refused(photos, tmp_path):
     learn = notebook_learner(photos)
     learn.model[1][5] = nn.GELU()  # in the head; no weights tell of it
     with pytest.raises(bundle.BundleError):
-        learner.save_bundle(learn, tmp_path / "model")
+        save_bundle(learn, tmp_path / "model")
 
 
 # Real photographs

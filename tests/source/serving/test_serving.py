@@ -9,7 +9,7 @@ from PIL import Image
 from torch import nn
 
 from fastmaker import bundle, networks, preprocess
-from fastmaker.serving import models
+from fastmaker.serving import engines, models
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +101,7 @@ def test_the_environment_chooses_the_precision(digits_bundle, monkeypatch):
 
 def test_bf16_is_close_to_float32_and_almost_always_of_the_same_opinion(digits_bundle, digits):
     images = [Image.open(file) for file in sorted(digits.rglob("*.png"))[::9]]
-    full, half = (models.load(digits_bundle, precision=p).predict(images) for p in models.PRECISIONS)
+    full, half = (models.load(digits_bundle, precision=p).predict(images) for p in engines.PRECISIONS)
     assert probabilities(half).dtype == np.float32
     assert not np.array_equal(probabilities(full), probabilities(half))
     assert np.allclose(probabilities(full), probabilities(half), atol=0.1)
@@ -137,14 +137,14 @@ def test_folding_batch_norms_changes_no_answer(name):
     batch = torch.randn(2, 3, 64, 64, dtype=torch.float64)
     with torch.no_grad():
         expected = network(batch)
-        folded = models.fold_batch_norms(network)
+        folded = engines.fold_batch_norms(network)
         assert torch.allclose(folded(batch), expected, rtol=1e-9)
     assert expected.std() > 0
 
 
 @pytest.mark.parametrize("name", ["convnet", "resnet18", "vgg11_bn"])
 def test_folding_leaves_no_batch_norm_behind_a_convolution(name):
-    folded = models.fold_batch_norms(networks.classifier(name, 4).eval())
+    folded = engines.fold_batch_norms(networks.classifier(name, 4).eval())
     assert not [module for module in folded.modules() if isinstance(module, nn.BatchNorm2d)]
 
 

@@ -100,7 +100,7 @@ def test_the_images_of_a_batch_go_through_together_and_answers_keep_their_order(
     requests.insert(2, (instances(pngs[5:8]), "application/json", {"Accept": "application/x-npy"}))
     with caplog.at_level(logging.INFO, "fastmaker"):
         answers = ask(*requests)
-    assert caplog.messages == ["6 requests: 8 images go through the network together"]
+    assert caplog.messages == ["6 requests: 8 images in one batch"]
     for request, (status, _, answer) in zip(requests, answers, strict=True):
         assert status == 200
         expected = np.load(io.BytesIO(by_the_entry_point(digits_bundle, request)[0]))
@@ -112,7 +112,7 @@ def test_requests_that_are_bad_fail_alone_each_in_its_own_way(by_the_entry_point
     Image.new("LAB", (9, 9)).save(lab, "TIFF")
     good = pngs[0], "image/png", {}
     bad = {
-        (b"no image", "image/png"): (400, "no image that Pillow can read"),
+        (b"no image", "image/png"): (400, "not an image that Pillow can read"),
         (lab.getvalue(), "image/tiff"): (400, "cannot be made"),
         (b"", "image/png"): (400, "empty"),
         (b"{", "application/json"): (400, "is not JSON"),

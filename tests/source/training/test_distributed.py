@@ -15,7 +15,7 @@ import torch
 from helpers import PATIENCE, REPOSITORY
 
 from fastmaker import bundle
-from fastmaker.training import data, distributed, learner, run
+from fastmaker.training import callbacks, data, distributed, run
 from fastmaker.training.arguments import parse_args
 
 ENTRY_POINT = REPOSITORY / "source" / "entry_point.py"
@@ -73,7 +73,7 @@ RECORDED = """
 import json, sys, threading
 from fastai.vision.all import Callback, CrossEntropyLossFlat, Learner, accuracy, set_seed
 from torch import nn
-from fastmaker.training import data, distributed, learner
+from fastmaker.training import callbacks, data, distributed
 images, out, batch = sys.argv[1], sys.argv[2], int(sys.argv[3])
 set_seed(3)
 samples = data.read(images)
@@ -91,15 +91,15 @@ class See(Callback):
     def after_train(self):
         self.dls.train.get_idxs = self.learn.position.get_idxs
 never = threading.Event()
-callbacks = [learner.Position(3, rank=group.rank), See()]
-if group.size > 1:
-    callbacks.append(distributed.DataParallel(group, never, never))
-with learn.no_bar(), learn.no_logging(), learn.added_cbs(callbacks), distributed.sharded(dls, group):
+chosen = [callbacks.Position(3, rank=group.rank), See()]
+if group.world_size > 1:
+    chosen.append(distributed.DataParallel(group, never, never))
+with learn.no_bar(), learn.no_logging(), learn.added_cbs(chosen), distributed.sharded(dls, group):
     learn.fit_one_cycle(3, 0.01)
 recorder = learn.recorder
 record = {"losses": list(map(float, recorder.losses)), "values": [list(map(float, row)) for row in recorder.values],
           "seen": seen, "digest": group.check_parameters(learn.model), "valid": len(dls.valid_ds)}
-open(f"{out}/{group.size}-{group.rank}.json", "w").write(json.dumps(record))
+open(f"{out}/{group.world_size}-{group.rank}.json", "w").write(json.dumps(record))
 group.leave()
 """
 
@@ -220,8 +220,8 @@ def test_two_hosts_stop_after_the_same_batch_and_go_on_as_if_they_had_not(few, t
     while "epoch=1 " not in stopped.logs[0].read_text() and time.monotonic() < end:
         time.sleep(0.001)
     stopped.processes[1].send_signal(signal.SIGTERM)  # one is enough
-    assert stopped.wait() == [learner.STOPPED, learner.STOPPED], stopped.output
-    reached = re.search(r"stopped by SIGTERM; the next start goes on after (epoch \d of 3.*)\n", stopped.output[0])[1]
+    assert stopped.wait() == [callbacks.STOPPED, callbacks.STOPPED], stopped.output
+    reached = re.search(r"stopped by SIGTERM; the next start resumes after (epoch \d of 3.*)\n", stopped.output[0])[1]
     resumed, straight = hosts(tmp_path / "stopped"), hosts(tmp_path / "straight")
     assert resumed.wait() == straight.wait() == [0, 0]
     assert f"resuming after {reached} from" in resumed.output[0]
@@ -269,8 +269,10 @@ def test_hosts_with_different_images_are_refused(few, photos, tmp_path):
 
 def test_more_processes_than_training_images_are_refused(few):
     samples = replace(data.read(few), is_valid=[False, False] + [True] * 158)
-    with pytest.raises(distributed.GroupError, match="3 processes share 2 training images; each needs one in every"):
-        run._check_group(samples, distributed.Group(distributed.Rank(0, 3)))
+    group = distributed.ProcessGroup(distributed.Rank(0, 3))
+    message = "3 processes share 2 training images; each needs one in every batch"
+    with pytest.raises(distributed.ProcessGroupError, match=message):
+        run._check_group(samples, group)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
@@ -287,11 +289,11 @@ def test_bad_arguments_are_refused(few, tmp_path, argument, capsys):
 
 
 def test_a_place_is_told_by_torchrun_or_by_the_training_toolkit():
-    assert distributed.place({}) == distributed.Rank()
+    assert distributed.current_rank({}) == distributed.Rank()
     torchrun = {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}
-    assert distributed.place(torchrun) == distributed.Rank(3, 4, 1, 2)
+    assert distributed.current_rank(torchrun) == distributed.Rank(3, 4, 1, 2)
     toolkit = {"SM_HOSTS": '["algo-1", "algo-2"]', "SM_CURRENT_HOST": "algo-2"}
-    assert distributed.place(toolkit) == distributed.Rank(1, 2)
+    assert distributed.current_rank(toolkit) == distributed.Rank(1, 2)
 
 
 @pytest.mark.slow

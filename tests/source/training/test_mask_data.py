@@ -40,7 +40,7 @@ def test_each_image_has_its_mask(scenes):
     samples = mask_data.read(scenes)
     assert len(samples.images) == len(samples.labels) == len(samples.is_valid) == 15
     assert all(mask.name == f"{image.stem}_P.png" for image, mask in zip(samples.images, samples.labels, strict=True))
-    assert (samples.codes, samples.void) == (("ground", "box", "disc", "Void"), 3)
+    assert (samples.codes, samples.void_code) == (("ground", "box", "disc", "Void"), 3)
     assert samples.summary() == (
         "found images with masks: 12 images to train, 3 to validate, 4 classes (ground, box, disc, Void); Void is void"
     )
@@ -69,7 +69,7 @@ def test_a_separate_channel_validates(folder, scenes):
     ("void_code", "index"), [(None, 3), ("box", 1), ("0", 0), ("none", None)], ids=["default", "name", "index", "none"]
 )
 def test_the_void_class_is_named_by_name_or_index(scenes, void_code, index):
-    assert mask_data.read(scenes, void_code=void_code).void == index
+    assert mask_data.read(scenes, void_code=void_code).void_code == index
 
 
 def test_a_label_that_the_codes_do_not_name_may_be_void(folder):
@@ -79,7 +79,7 @@ def test_a_label_that_the_codes_do_not_name_may_be_void(folder):
     write_mask(folder / "labels" / "00_P.png", mask)
     (folder / "codes.txt").write_text("ground\nbox\ndisc\nother")
     samples = mask_data.read(folder, void_code="255")
-    assert (samples.codes, samples.void) == (("ground", "box", "disc", "other", "void"), 4)
+    assert (samples.codes, samples.void_code) == (("ground", "box", "disc", "other", "void"), 4)
     [create] = samples.block().type_tfms
     expected = masks.read(folder / "was.png")
     expected[5:9] = 4
@@ -88,7 +88,7 @@ def test_a_label_that_the_codes_do_not_name_may_be_void(folder):
 
 def test_without_a_class_of_that_name_nothing_is_void(folder):
     (folder / "codes.txt").write_text("ground\nbox\ndisc\nother")
-    assert mask_data.read(folder).void is None
+    assert mask_data.read(folder).void_code is None
 
 
 def test_photos_may_have_png_masks(folder):
@@ -130,7 +130,7 @@ def test_unreadable_images_and_masks_are_skipped_and_named(folder, name):
 @pytest.mark.data
 def test_the_road_scenes_are_read(test_data):
     samples = mask_data.read(test_data / "camvid")
-    assert (len(samples.images), sum(samples.is_valid), len(samples.codes), samples.void) == (367, 73, 12, 11)
+    assert (len(samples.images), sum(samples.is_valid), len(samples.codes), samples.void_code) == (367, 73, 12, 11)
 
 
 # Refused
@@ -143,7 +143,7 @@ def test_a_mask_of_another_size_than_its_image_is_refused(folder):
 
 def test_a_label_outside_the_codes_is_refused(folder):
     write_mask(folder / "labels" / "05_P.png", np.full((40, 56), 4))
-    refused("05_P.png holds the label 4; codes.txt names 0 to 3 (--void-code 4 makes", folder=folder)
+    refused("05_P.png holds the label 4; codes.txt names 0 to 3 (--void-code 4 ignores", folder=folder)
     refused("05_P.png holds the label 4", folder=folder, void_code="255")
 
 
@@ -182,7 +182,7 @@ def test_a_folder_without_images_is_refused(folder):
 
 
 def test_a_folder_that_is_not_there_is_refused(tmp_path):
-    refused("nowhere is no directory", folder=tmp_path / "nowhere")
+    refused("nowhere is not a directory", folder=tmp_path / "nowhere")
 
 
 @pytest.mark.parametrize(
@@ -214,13 +214,13 @@ def test_a_void_label_that_no_mask_has_is_refused(scenes):
 
 def test_a_void_class_that_leaves_one_other_is_refused(folder):
     (folder / "codes.txt").write_text("Unlabeled\ntumour\n")
-    refused("Unlabeled is void, and only one class is left; --void-code none makes it a class", folder=folder)
+    refused("Unlabeled is void, and only one other class is left; --void-code none makes it a class", folder=folder)
 
 
 @pytest.mark.parametrize("name", ["codes.txt", "valid.txt"])
 def test_a_list_that_is_no_text_is_refused(folder, name):
     (folder / name).write_bytes(b"\xff\xfe\x00")
-    refused(f"{name} is no text in UTF-8", folder=folder)
+    refused(f"{name} is not text in UTF-8", folder=folder)
 
 
 def test_a_valid_txt_that_names_a_missing_image_is_refused(folder):
@@ -230,13 +230,13 @@ def test_a_valid_txt_that_names_a_missing_image_is_refused(folder):
 
 def test_a_valid_txt_beside_a_validation_channel_is_refused(folder, scenes):
     (folder / "valid.txt").write_text("03.png\n")
-    refused("valid.txt says which images validate; do not give", str(scenes), folder=folder, valid_dir=scenes)
+    refused("valid.txt lists the validation images; do not give", str(scenes), folder=folder, valid_dir=scenes)
 
 
-@pytest.mark.parametrize(("names", "lacking"), [([], "validate"), (range(15), "train")])
+@pytest.mark.parametrize(("names", "lacking"), [([], "validation"), (range(15), "training")])
 def test_a_valid_txt_that_leaves_no_image_is_refused(folder, names, lacking):
     (folder / "valid.txt").write_text("".join(f"{name:02}.png\n" for name in names))
-    refused(f"no image is left to {lacking}", folder=folder)
+    refused(f"no image is left for {lacking}", folder=folder)
 
 
 def test_a_validation_channel_with_other_classes_is_refused(folder, scenes):

@@ -23,9 +23,9 @@ from fastai.vision.all import (
 from PIL import Image
 from torch import nn
 
-from fastmaker import bundle, masks, preprocess
-from fastmaker.serving import models
-from fastmaker.training import data, learner, mask_data, segmentation
+from fastmaker import bundle, masks, preprocess, save_bundle
+from fastmaker.serving import engines, models
+from fastmaker.training import data, mask_data, segmentation
 
 NAMES = {"ids": lambda value: "+".join(value) or "the plainest" if isinstance(value, dict) else None}
 
@@ -65,7 +65,7 @@ def outputs_of(network):
 
 def assert_same_masks(learn, model_dir, files):
     """The bundle of `learn` answers each file with the mask and the very logits of `learn.predict`."""
-    learner.save_bundle(learn, model_dir)
+    save_bundle(learn, model_dir)
     model = models.load(model_dir, precision="float32")
     seen = set()
     with outputs_of(learn.model) as expected, outputs_of(model.engine.network) as logits:
@@ -129,7 +129,7 @@ def test_the_bundle_says_what_the_learner_was(scenes, tmp_path):
     options = {"blur": True, "self_attention": True, "last_cross": False}
     loss = CrossEntropyLossFlat(axis=1, ignore_index=3)
     learn = notebook_learner(scenes, Resize((32, 48), method="pad"), loss_func=loss, **options)
-    info = learner.save_bundle(learn, tmp_path, mask_size="original")
+    info = save_bundle(learn, tmp_path, mask_size="original")
     assert (info.task, info.architecture, info.labels) == (
         "segmentation",
         "resnet18",
@@ -143,14 +143,14 @@ def test_the_bundle_says_what_the_learner_was(scenes, tmp_path):
 def test_in_bf16_almost_every_pixel_gets_the_same_class(scenes, tmp_path):
     learn = notebook_learner(scenes, self_attention=True)
     nn.init.constant_(learn.model.layers[5].conv2[2].gamma, 0.7)
-    learner.save_bundle(learn, tmp_path)
+    save_bundle(learn, tmp_path)
     images = [Image.open(file) for file in images_of(scenes)]
-    full, half = (models.load(tmp_path, precision=p).predict(images) for p in models.PRECISIONS)
+    full, half = (models.load(tmp_path, precision=p).predict(images) for p in engines.PRECISIONS)
     assert np.mean([one.array == other.array for one, other in zip(full, half, strict=True)]) > 0.9
 
 
 def test_without_resize_only_images_of_the_training_size_are_answered(scenes, tmp_path):
-    learner.save_bundle(notebook_learner(scenes), tmp_path)
+    save_bundle(notebook_learner(scenes), tmp_path)
     model = models.load(tmp_path)
     assert (model.info.resize_method, model.info.image_size) == ("none", (40, 56))
     with pytest.raises(preprocess.ImageError, match="takes images of 56x40"):
@@ -177,7 +177,7 @@ def test_without_resize_only_images_of_the_training_size_are_answered(scenes, tm
         ({"y_range": (0, 1)}, "other layers"),
         ({"item_tfms": [Resize(48), RandomCrop(40)]}, "RandomCrop"),
         ({"item_tfms": Resize(32), "batch_tfms": aug_transforms(size=24)}, "resizes validation batches"),
-        ({"item_tfms": Resize(32), "mask_size": "original"}, "have no original size without void"),
+        ({"item_tfms": Resize(32), "mask_size": "original"}, "no class is void"),
     ],
     **NAMES,
 )
@@ -185,15 +185,15 @@ def test_a_learner_that_a_bundle_cannot_reproduce_is_refused(scenes, tmp_path, o
     served = {"mask_size": options.get("mask_size", "model")}
     learn = notebook_learner(scenes, **{name: value for name, value in options.items() if name not in served})
     with pytest.raises(bundle.BundleError, match=reason):
-        learner.save_bundle(learn, tmp_path / "model", **served)
+        save_bundle(learn, tmp_path / "model", **served)
     assert not (tmp_path / "model").exists()
 
 
 # Figures
 
 
-def confused(kind, logits, true, void=None):
-    metric = kind(["a", "b", "c"], void)
+def confused(kind, logits, true, void_code=None):
+    metric = kind(["a", "b", "c"], void_code)
     metric.add(torch.tensor(logits, dtype=torch.float).permute(2, 0, 1)[None], torch.tensor(true)[None])
     return metric
 
@@ -203,25 +203,25 @@ A, B, C = [1, 0, 0], [0, 1, 0], [0, 0, 1]
 
 def test_pixel_accuracy_leaves_void_pixels_out():
     assert confused(segmentation.PixelAccuracy, [[A, A, B, C]], [[0, 1, 1, 2]]).value == 3 / 4
-    assert confused(segmentation.PixelAccuracy, [[A, A, B, C]], [[0, 1, 1, 2]], void=2).value == 2 / 3
+    assert confused(segmentation.PixelAccuracy, [[A, A, B, C]], [[0, 1, 1, 2]], void_code=2).value == 2 / 3
 
 
 def test_iou_is_the_intersection_over_the_union_of_each_class():
     metric = confused(segmentation.MeanIou, [[A, A, B, B]], [[0, 1, 1, 1]])
-    assert metric.each()[:2].tolist() == [1 / 2, 2 / 3]
-    assert np.isnan(metric.each()[2])  # neither there nor predicted
+    assert metric.by_class()[:2].tolist() == [1 / 2, 2 / 3]
+    assert np.isnan(metric.by_class()[2])  # neither there nor predicted
     assert metric.value == pytest.approx(7 / 12)
 
 
 def test_iou_does_not_count_the_void_class_and_what_is_predicted_there():
-    metric = confused(segmentation.MeanIou, [[A, B, C]], [[0, 2, 0]], void=2)
-    assert metric.each()[0] == 1 / 2
-    assert np.isnan(metric.each()[1:]).all()
+    metric = confused(segmentation.MeanIou, [[A, B, C]], [[0, 2, 0]], void_code=2)
+    assert metric.by_class()[0] == 1 / 2
+    assert np.isnan(metric.by_class()[1:]).all()
 
 
 def test_figures_of_masks_that_are_all_void_are_zero():
     for kind in (segmentation.PixelAccuracy, segmentation.MeanIou):
-        assert confused(kind, [[A, B]], [[2, 2]], void=2).value == 0
+        assert confused(kind, [[A, B]], [[2, 2]], void_code=2).value == 0
 
 
 def test_the_figures_of_the_classes_average_to_the_one_that_fastai_records(scenes_learner):

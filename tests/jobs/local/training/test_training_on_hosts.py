@@ -141,7 +141,7 @@ def test_a_host_that_hangs_at_its_start_is_named_after_the_timeout(session, digi
     (source / "train.py").write_text(HANGING)
     job = estimator(session, source, instance_count=2, hyperparameters={"arch": "convnet", "timeout": 5})
     started = time.monotonic()
-    with pytest.raises(UnexpectedStatusException, match=r"(?s)host algo-1: .*host algo-2 did not come within 5 s"):
+    with pytest.raises(UnexpectedStatusException, match=r"(?s)host algo-1: .*host algo-2 did not join within 5 s"):
         job.fit({"train": f"file://{digits}"}, logs=False)
     assert time.monotonic() - started < PATIENCE
     assert nothing_runs_below(directory_of(session, job))
