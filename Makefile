@@ -5,13 +5,14 @@
 # make test-triton  install a Triton server without Docker and test what it makes of our model repositories
 # make test-versions test source/ under torch 2.6 and the newest one; TORCH_PAIRS names others (tests/test_versions.py)
 # make check        lint and format
+# make docs         write the reference of commands anew and build the pages into site/
 # make clean        remove .venv and what the tools left behind
 
 PYTHON ?= python3
 BIN = .venv/bin
 INSTALLED = .venv/.installed
 
-.PHONY: quickstart digits test test-slow test-docker test-triton test-versions check clean
+.PHONY: quickstart digits test test-slow test-docker test-triton test-versions check docs clean
 
 quickstart: $(INSTALLED)
 	$(BIN)/fastmaker quickstart
@@ -39,6 +40,11 @@ check: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
+docs: $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	$(BIN)/python docs/make_reference.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
+
 # Built when it is missing or the requirements changed.
 $(INSTALLED): setup.cfg constraints.txt pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -46,5 +52,5 @@ $(INSTALLED): setup.cfg constraints.txt pyproject.toml
 	touch $@
 
 clean:
-	rm -rf .venv .pytest_cache .ruff_cache *.egg-info
+	rm -rf .venv .pytest_cache .ruff_cache site *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

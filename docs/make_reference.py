@@ -20,13 +20,15 @@ HEAD = """# Commands
 fastmaker --help
 ```
 
-prints the commands. `fastmaker COMMAND --help` prints what stands here. `docs/make_reference.py` writes this page from the
-parsers.
+prints the commands. `fastmaker COMMAND --help` prints what stands here.
+
+`docs/make_reference.py` writes this page from the parsers.
 """
 HYPERPARAMETERS = """## Hyperparameters
 
-`fastmaker train` passes these on to the entry point, and `python source/entry_point.py` takes them. Directories come from the
-platform: `fastmaker train` sets them.
+`fastmaker train` passes these on to the entry point, and `python source/entry_point.py` takes them.
+
+Directories come from the platform: `fastmaker train` sets them.
 """
 # In a help text: "(default: 5)", or "(5)" where the template has %(default)s alone.
 DEFAULT = re.compile(r"\s*\(default: ((?:[^()]|\([^()]*\))*)\)")
@@ -61,7 +63,7 @@ def _bare_environment() -> Iterator[None]:
 
 def _command(name: str, summary: str, parser: argparse.ArgumentParser, level: int) -> list[str]:
     """Return a heading, a sentence, an example and the tables of a command, and the same of its subcommands."""
-    parts = [f"{'#' * level} {name}", _escaped(parser.description or _sentence(summary)), *_epilog(parser)]
+    parts = [f"{'#' * level} {name}", _escaped(parser.description or f"{_capital(summary)}."), *_epilog(parser)]
     parts += _tables(parser)
     for action in parser._actions:
         if isinstance(action, argparse._SubParsersAction):
@@ -74,7 +76,7 @@ def _command(name: str, summary: str, parser: argparse.ArgumentParser, level: in
 def _epilog(parser: argparse.ArgumentParser) -> list[str]:
     text, _, examples = " ".join((parser.epilog or "").split()).partition("example: ")
     lines = re.sub(r"; (?=\w)", "\n", examples).splitlines()
-    return [_escaped(text), "```sh\n" + "\n".join(lines) + "\n```" if lines else ""]
+    return [_escaped(text.strip()), "```sh\n" + "\n".join(lines) + "\n```" if lines else ""]
 
 
 def _tables(parser: argparse.ArgumentParser) -> list[str]:
@@ -84,7 +86,7 @@ def _tables(parser: argparse.ArgumentParser) -> list[str]:
         rows = [_row(action) for action in group._group_actions if _is_shown(action)]
         if rows:
             usual = group.title in ("positional arguments", "options", "optional arguments")
-            parts += ["" if usual else f"{_sentence(group.title)}", _table(rows)]
+            parts += ["" if usual else f"{_capital(group.title)}:", _table(rows)]
     return [part for part in parts if part]
 
 
@@ -94,7 +96,8 @@ def _is_shown(action: argparse.Action) -> bool:
 
 
 def _table(rows: list[tuple[str, str, str]]) -> str:
-    return "\n".join(f"| {' | '.join(row)} |" for row in [("argument", "default", "meaning"), ("---",) * 3, *rows])
+    rows = [("argument", "default", "meaning"), ("---",) * 3, *rows]
+    return "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |" for row in rows)
 
 
 def _row(action: argparse.Action) -> tuple[str, str, str]:
@@ -117,8 +120,7 @@ def _spelled(action: argparse.Action) -> str:
     names = ", ".join(action.option_strings)
     if action.nargs == 0 or action.choices:
         return names
-    metavar = action.metavar or action.dest.upper().replace("-", "_")
-    return f"{names} {metavar}{' ...' if action.nargs == '+' else ''}"
+    return f"{names} {action.metavar}" if action.metavar else names
 
 
 def _plain_default(action: argparse.Action) -> str:
@@ -130,11 +132,13 @@ def _plain_default(action: argparse.Action) -> str:
 
 
 def _escaped(text: str) -> str:
-    return re.sub(r"([|*<])", r"\\\1", text or "")
+    """Return the text so that Markdown shows it as it is, but for what stands in backticks."""
+    pieces = re.split(r"(`+[^`]*`+)", text or "")
+    return "".join(piece if piece.startswith("`") else re.sub(r"([*<])", r"\\\1", piece) for piece in pieces)
 
 
-def _sentence(text: str) -> str:
-    return text[:1].upper() + text[1:] + ("" if text.endswith(".") else ".")
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
 
 
 if __name__ == "__main__":
