@@ -238,26 +238,21 @@ def test_make_digits_writes_the_digits_that_the_pages_name(tmp_path):
     assert [name for name in sorted(named) if not (tmp_path / name).exists()] == []
 
 
-def run_example(code, few, folder):
-    """Run the code in a folder that holds `digits` and `source`, with a FASTMAKER_HOME of its own, in `home`."""
-    lay_out(few, folder)
-    (folder / "source").symlink_to(ROOT / "source")
-    env = {**os.environ, "FASTMAKER_HOME": str(folder / "home")}
-    done = subprocess.run([sys.executable, "-c", code], cwd=folder, env=env, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    for kind in ("endpoints", "models"):
-        assert not list((folder / "home" / kind).iterdir())
-    return done.stdout
-
-
-def test_the_readmes_sdk_example_runs_as_it_stands(few, tmp_path):
-    run_example(example("estimator", "README.md"), few, tmp_path)
-
-
 def test_the_sdk_example_runs_as_it_stands(few, tmp_path):
-    output = run_example(example("estimator", "docs/local-mode.md"), few, tmp_path)
-    assert output.count('"predictions"') == 2
+    code = example("estimator", "docs/local-mode.md")
+    lay_out(few, tmp_path)
+    (tmp_path / "source").symlink_to(ROOT / "source")
+    env = {**os.environ, "FASTMAKER_HOME": str(tmp_path / "home")}
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count('"predictions"') == 2
     assert len(list((tmp_path / "answers").iterdir())) == len(list((few / "7").iterdir()))
+    for kind in ("endpoints", "models"):
+        assert not list((tmp_path / "home" / kind).iterdir())
+
+
+def test_the_readmes_sdk_example_is_the_beginning_of_the_one_that_is_run():
+    assert example("estimator", "docs/local-mode.md").startswith(example("estimator", "README.md"))
 
 
 def test_the_client_example_gets_the_mask_of_the_bundle(scenes, scenes_bundle, tmp_path, monkeypatch):
