@@ -18,7 +18,7 @@ quickstart: $(INSTALLED)
 	$(BIN)/fastmaker quickstart
 
 digits: $(INSTALLED)
-	$(BIN)/python -c "from pathlib import Path; from fastmaker.jobs.quickstart import write_digits; write_digits(Path('digits'))"
+	$(BIN)/python -c "from pathlib import Path; from fastmaker.jobs.digits import write_digits; write_digits(Path('digits'))"
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile

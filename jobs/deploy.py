@@ -1,40 +1,36 @@
 """Deploy a model to an endpoint: ``fastmaker deploy --model JOB_OR_MODEL [--endpoint-name NAME]``."""
 
 import argparse
-import contextlib
-import hashlib
-import os
+import dataclasses
 import sys
-import tarfile
-from collections.abc import Callable
-from pathlib import Path
 
 from fastmaker.jobs import backends, storage
-from fastmaker.jobs.backends.inventory import is_missing
-from fastmaker.jobs.cli import errors
-from fastmaker.local.containers import pack
-from fastmaker.local.store import now
+from fastmaker.jobs.cli import arguments, errors
+from fastmaker.jobs.packaging.models import locate, model_archive
 
-# What a bundle holds; the model directory itself is the business of source/fastmaker/bundle.py.
-BUNDLE_FILES = ("model.json", "model.pth", "code/entry_point.py")
 # https://docs.aws.amazon.com/sagemaker/latest/dg/serverless-endpoints.html
 SERVERLESS_MB = range(1024, 6145, 1024)
 
 
-def parse_args(argv=None):
+def get_parser() -> argparse.ArgumentParser:
+    """Return this command's parser."""
     parser = argparse.ArgumentParser(
         prog="fastmaker deploy",
         description="Deploy a trained model to an endpoint.",
         epilog="example: fastmaker deploy --model fastmaker-2026-01-31-12-00-00-000 --endpoint-name pets",
     )
-    backends.add_arguments(parser)
+    arguments.add_backend(parser)
     parser.add_argument("--model", required=True, help="a training job, a model directory, a model.tar.gz or its URI")
     parser.add_argument("--endpoint-name", help="(default: made from the time)")
-    parser.add_argument("--instance-count", type=int, default=1, help="(default: %(default)s)")
-    parser.add_argument("--env", action="append", default=[], metavar="NAME=VALUE", help="for the container")
+    arguments.add_container(parser)
     _add_aws_arguments(parser.add_argument_group("on AWS"))
+    return parser
+
+
+def parse_args(argv=None) -> argparse.Namespace:
+    """Parse the arguments and check those that exclude or need each other."""
+    parser = get_parser()
     args = parser.parse_args(argv)
-    check_container_arguments(parser, args)
     _check_aws_arguments(parser, args)
     return args
 
@@ -71,127 +67,36 @@ def _check_aws_arguments(parser, args) -> None:
         parser.error(f"expected {fewest} <= --min <= --instance-count <= --max")
 
 
-def check_container_arguments(parser, args) -> None:
-    if bad := [pair for pair in args.env if "=" not in pair]:
-        parser.error(f"--env {bad[0]!r}: expected NAME=VALUE")
-    if args.instance_count < 1:
-        parser.error("--instance-count: expected 1 or more")
-
-
-def main(args) -> str | None:
-    """Deploy; returns the endpoint's name, None if the model was only checked."""
+def main(args) -> int:
+    """Check the request and, unless it is a dry run, make the endpoint and print the commands that go on with it."""
     from sagemaker.utils import name_from_base
 
-    with backends.backend(args) as backend:
-        found = locate(args.model, lambda: backend.session)
-        name = args.endpoint_name or name_from_base("fastmaker")
-        most = max(args.instance_count, args.max or 0)
-        if not backend.check("endpoint", name, most, [storage.uri_of(str(found))], [args.async_output]):
-            return None
-        model = model_for(backend.upload(model_archive(found), "endpoint", name, "model"), args, backend)
-        size = f"{args.serverless_memory} MB, serverless" if args.serverless_memory else None
-        print(f"deploying {args.model} to {size or f'{args.instance_count} x {args.instance_type}'}", flush=True)
-        backend.print_cost_notice("endpoint", name)
-        instances = {"initial_instance_count": args.instance_count, "instance_type": args.instance_type}
-        model.deploy(endpoint_name=name, wait=not backend.dry_run, **instances | backend.endpoint(args, name))
-        backend.scale(args, name)
-        if backend.dry_run:
-            return name
-        print(f"\nendpoint: {name}")
-        print(f"next:     fastmaker predict{backend.cli_flags} --endpoint {name} IMAGE ...")
-        print(f"to end:   fastmaker cleanup{backend.cli_flags} --endpoint {name}")
-    return name
-
-
-def model_for(model_data: str, args, backend):
-    """The SDK's PyTorchModel of a bundle, which brings its own code and so needs no repacking."""
-    from sagemaker.pytorch import PyTorchModel
-
-    return PyTorchModel(
-        model_data=model_data,
-        entry_point=None,
-        env={"SAGEMAKER_PROGRAM": "entry_point.py", **dict(pair.split("=", 1) for pair in args.env)},
-        **backend.model(),
+    backend = backends.connect(**arguments.backend_options(args, needs_instances=not args.serverless_memory))
+    model = locate(args.model, lambda: backend.session)
+    request = backends.EndpointRequest(
+        name=args.endpoint_name or name_from_base("fastmaker"),
+        model_data=storage.uri_of(str(model)),
+        instance_count=args.instance_count,
+        env=dict(args.env),
+        volume_size=args.volume_size,
+        serverless_memory=args.serverless_memory,
+        serverless_concurrency=args.serverless_concurrency,
+        async_output=args.async_output,
+        min_instances=args.min,
+        max_instances=args.max,
+        target_invocations=args.target_invocations,
+        data_capture=args.data_capture,
     )
-
-
-def model_archive(found: Path | str) -> str:
-    """The URI of the model.tar.gz that `locate` has found; a directory is packed into FASTMAKER_HOME."""
-    if isinstance(found, str):
-        return found
-    return f"file://{_packed(found) if found.is_dir() else found}"
-
-
-def locate(model: str, sagemaker_session: Callable) -> Path | str:
-    """The model directory or model.tar.gz that `model` means, checked for a bundle's files, or its S3 URI unchecked.
-
-    Only a training job's name makes a session, which takes seconds.
-    Raises ValueError if it is no bundle.
-    """
-    if model.startswith("s3://"):
-        return model
-    path = storage.local_path(model) if model.startswith("file://") else Path(model).expanduser()
-    if path.is_dir():
-        names = {name for name in BUNDLE_FILES if (path / name).is_file()}
-        # A folder of images may be called as the job that was trained on them.
-        if names or not _is_training_job(model, sagemaker_session):
-            _check_files(path.resolve(), names)
-            return path.resolve()
-    if not path.is_file():
-        uri = _archive_of_job(model, sagemaker_session())
-        if uri.startswith("s3://"):
-            return uri
-        path = storage.local_path(uri)
-    try:
-        with tarfile.open(path) as tar:
-            _check_files(path, {name.removeprefix("./") for name in tar.getnames()})
-    except tarfile.TarError as error:
-        raise ValueError(f"{path} is no model.tar.gz: {error}") from None
-    return path.resolve()
-
-
-def _is_training_job(name: str, sagemaker_session: Callable) -> bool:
-    from botocore.exceptions import ClientError
-
-    if not name.replace("-", "").isalnum():  # no job can have this name
-        return False
-    try:
-        return bool(sagemaker_session().describe_training_job(name))
-    except ClientError as error:
-        if is_missing(error):
-            return False
-        raise
-
-
-def _archive_of_job(name: str, sagemaker_session) -> str:
-    from botocore.exceptions import ClientError
-
-    try:
-        description = sagemaker_session.describe_training_job(name)
-    except ClientError as error:
-        if is_missing(error):
-            raise ValueError(f"{name}: no such training job, model directory or model.tar.gz") from None
-        raise
-    if description["TrainingJobStatus"] != "Completed":
-        raise ValueError(f"training job {name} is {description['TrainingJobStatus']}; it has no model to deploy")
-    return description["ModelArtifacts"]["S3ModelArtifacts"]
-
-
-def _packed(folder: Path) -> Path:
-    """The folder's archive, in the place of the one of before: what lies beside the folder may be somebody's own."""
-    name = f"{folder.name}-{hashlib.sha256(os.fsencode(folder)).hexdigest()[:8]}"
-    packed = backends.packed_models()
-    with contextlib.suppress(FileExistsError):
-        packed.create(name, {"Folder": str(folder), "CreationTime": now()})
-    archive = packed.directory(name) / f"{folder.name}.tar.gz"
-    print(f"packing {folder} into {archive}", flush=True)
-    pack(folder, archive)
-    return archive
-
-
-def _check_files(where: Path, names: set[str]) -> None:
-    if missing := [name for name in BUNDLE_FILES if name not in names]:
-        raise ValueError(f"{where} is no bundle: it lacks {', '.join(missing)}")
+    if not backend.check(request):
+        return 0
+    request = dataclasses.replace(request, model_data=model_archive(model))
+    size = f"{args.serverless_memory} MB, serverless" if args.serverless_memory else None
+    print(f"deploying {args.model} to {size or f'{args.instance_count} x {args.instance_type}'}", flush=True)
+    if backend.deploy(request):
+        print(f"\nendpoint: {request.name}")
+        print(f"next:     fastmaker predict{backend.cli_flags} --endpoint {request.name} IMAGE ...")
+        print(f"to end:   fastmaker cleanup{backend.cli_flags} --endpoint {request.name}")
+    return 0
 
 
 if __name__ == "__main__":

@@ -20,9 +20,10 @@ import yaml
 from matplotlib import pyplot
 from PIL import Image
 
-from fastmaker.jobs import cleanup, deploy, package
+from fastmaker.jobs import cleanup, deploy
 from fastmaker.jobs.__main__ import COMMANDS
-from fastmaker.jobs.quickstart import write_digits
+from fastmaker.jobs.digits import write_digits
+from fastmaker.jobs.packaging import torchserve
 from fastmaker.local.containers import free_ports
 from fastmaker.serving import models
 from fastmaker.training import arguments
@@ -278,9 +279,10 @@ def test_the_client_example_gets_the_mask_of_the_bundle(scenes, scenes_bundle, t
 def test_the_curl_command_gets_an_answer_from_torchserve(few, digits_bundle, tmp_path):
     (command,) = commands("curl")
     lay_out(few, tmp_path)
-    archive = package.main(package.parse_args(["torchserve", str(digits_bundle), "--output", str(tmp_path)]))
+    archive = tmp_path / "digits.mar"
+    torchserve.make_archive(digits_bundle, archive, model_name="digits")
     (port,) = free_ports(1)
-    with package.running(archive, "digits", port):
+    with torchserve.running(archive, "digits", port):
         words = shlex.split(command.replace(":8080/", f":{port}/"))
         done = subprocess.run(words, cwd=tmp_path, check=True, capture_output=True)
     assert json.loads(done.stdout)["label"] in set("0123456789")

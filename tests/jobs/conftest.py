@@ -217,4 +217,5 @@ def training_image(base_image) -> str:
 
 def build_image(base_image, name, *words) -> str:
     words = ["build", "--tag", name, "--network", "host", "--build-arg", f"BASE_IMAGE={base_image}", *words]
-    return image_script.main(image_script.parse_args(words))
+    assert image_script.main(image_script.parse_args(words)) == 0
+    return name

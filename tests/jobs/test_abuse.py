@@ -18,7 +18,7 @@ from local_mode import deployed
 from PIL import Image
 from test_endpoints import workers_of
 
-from fastmaker.jobs import package
+from fastmaker.jobs.packaging.torchserve import make_archive, running
 from fastmaker.local.containers import free_ports, pack
 from fastmaker.local.serving import torchserve
 
@@ -127,15 +127,14 @@ def endpoint(session, archive):
 def mar(digits_bundle, tmp_path_factory):
     """An archive that computes in batches, with two workers."""
     archive = tmp_path_factory.mktemp("archive") / "digits.mar"
-    settings = "batchSize: 4\nmaxBatchDelay: 5\nminWorkers: 2\nmaxWorkers: 2\n"
-    package.make_archive(digits_bundle, "digits", archive, settings)
+    make_archive(digits_bundle, archive, model_name="digits", batch_size=4, max_batch_delay=5, workers=2)
     return archive
 
 
 @contextmanager
 def plain_torchserve(mar):
     (port,) = free_ports(1)
-    with package.running(mar, "digits", port) as (_, url):
+    with running(mar, "digits", port) as (_, url):
         yield Server(url, lambda: torchserve.ready_workers(port, "digits"), tolerance=1e-6)
 
 

@@ -12,8 +12,8 @@ import pytest
 from aws_server import AwsServer
 
 from fastmaker import preprocess
-from fastmaker.jobs import backends, deploy, storage
-from fastmaker.jobs.backends.aws import backend
+from fastmaker.jobs import backends, storage
+from fastmaker.jobs.backends.aws import session
 from fastmaker.jobs.backends.aws.endpoints import DIMENSION, TRACKING
 from fastmaker.jobs.cli import errors, redaction
 from fastmaker.serving import models
@@ -67,7 +67,7 @@ def aws(server, monkeypatch, tmp_path):
     boto3.client("s3").put_object(Bucket="given", Key="train/7/1.png", Body=b"an image")
     (tmp_path / "work").mkdir()
     monkeypatch.chdir(tmp_path / "work")
-    monkeypatch.setattr(backend, "POLL_SECONDS", 0.05)
+    monkeypatch.setattr(session, "POLL_SECONDS", 0.05)
     server.requests.clear()
     return server
 
@@ -83,7 +83,7 @@ def run(few, digits_bundle, tmp_path, capsys):
         status = 0
         try:
             with errors.errors_as_one_line():
-                script.main(script.parse_args(words))
+                status = script.main(script.parse_args(words))
         except SystemExit as ended:
             status = ended.code
         out, error = capsys.readouterr()
@@ -185,8 +185,8 @@ def test_a_model_can_be_deployed_to_types_that_are_newer_than_moto(aws, run, ins
 
 
 def test_what_is_for_aws_alone_is_said_and_left_out_on_this_machine(capsys):
-    words = "--model m --max 4 --data-capture 9 --async-output s3://a/b"
-    assert backends.Local().endpoint(deploy.parse_args(words.split()), "e") == {}
+    request = backends.EndpointRequest("e", "m", max_instances=4, data_capture=9, async_output="s3://a/b")
+    assert backends.Local().check(request) is True
     assert capsys.readouterr().out == "on AWS alone, without effect here: --async-output, --data-capture, --max\n"
 
 
@@ -666,12 +666,12 @@ def test_a_bucket_of_the_sdks_name_that_somebody_else_owns_is_not_used(aws, run)
 )
 def test_account_numbers_and_signatures_are_masked_where_aws_puts_them(monkeypatch, text, shown):
     monkeypatch.setattr(redaction, "own_accounts", set())
-    assert redaction.masked(text) == shown
+    assert redaction.redact(text) == shown
 
 
 def test_an_account_that_was_found_out_is_masked_wherever_it_stands(monkeypatch):
     monkeypatch.setattr(redaction, "own_accounts", {ACCOUNT})
-    assert redaction.masked(f"b-{ACCOUNT}/\n{ACCOUNT}") == "b-************/\n************"
+    assert redaction.redact(f"b-{ACCOUNT}/\n{ACCOUNT}") == "b-************/\n************"
 
 
 def test_a_fault_shows_its_traceback_without_account_numbers(capsys):

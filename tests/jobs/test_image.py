@@ -18,6 +18,7 @@ from test_package import ask, asked_for
 
 from fastmaker import load_bundle, preprocess
 from fastmaker.jobs import package
+from fastmaker.jobs.packaging.torchserve import make_archive
 
 pytestmark = pytest.mark.docker
 
@@ -36,7 +37,7 @@ def models(digits_bundle, scenes_bundle, tmp_path_factory) -> dict[str, Path]:
     bundles = {"digits": digits_bundle, "scenes": scenes_bundle}
     for name, source in bundles.items():
         shutil.copytree(source, folder / name)
-        package.make_archive(source, name, folder / f"{name}-archive" / f"{name}.mar", "minWorkers: 1\nmaxWorkers: 1\n")
+        make_archive(source, folder / f"{name}-archive" / f"{name}.mar", model_name=name, workers=1)
     return {name: folder / name for name in (*bundles, *(f"{name}-archive" for name in bundles))}
 
 

@@ -9,7 +9,8 @@ import sys
 import pytest
 from local_mode import REPOSITORY
 
-from fastmaker.jobs import manifest, quickstart
+from fastmaker.jobs import manifest
+from fastmaker.jobs.digits import write_digits
 
 SAMPLES = REPOSITORY / "manifests"
 
@@ -125,7 +126,7 @@ def test_a_sample_passes_the_check_where_its_objects_are(sample, s3, capsys):
 
 
 def test_the_sample_of_digits_is_what_the_readmes_command_builds(run, tmp_path):
-    quickstart.write_digits(tmp_path / "digits")
+    write_digits(tmp_path / "digits")
     words = ["--suffix", "0.png", "--limit", "10", "--prefix", "s3://amzn-s3-demo-bucket/digits/"]
     done = run("build", "digits/held-out", *words)
     assert done.stdout == (SAMPLES / "digits.json").read_bytes(), done.stderr

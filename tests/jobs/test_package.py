@@ -22,7 +22,7 @@ from local_mode import REPOSITORY, deployed, running_below, wait_until
 from PIL import Image
 from test_job_scripts import next_command, one_line
 
-from fastmaker.jobs.package import make_archive, running
+from fastmaker.jobs.packaging.torchserve import make_archive, running
 from fastmaker.local.containers import ContainerError, free_ports, pack
 from fastmaker.serving import models
 
@@ -158,7 +158,7 @@ def test_all_road_scenes_have_the_mask_of_fastai_in_an_endpoint_and_in_torchserv
         learner.fit(learn, epochs=1, lr=0.003, fine_tune=False)
         learner.save_bundle(learn, tmp_path / "model")
         expected = {file: learn.predict(file)[0].numpy() for file in sorted((test_data / "camvid/images").iterdir())}
-    make_archive(tmp_path / "model", "camvid", tmp_path / "camvid.mar", "minWorkers: 1\nmaxWorkers: 1\n")
+    make_archive(tmp_path / "model", tmp_path / "camvid.mar", model_name="camvid", workers=1)
     pack(tmp_path / "model", tmp_path / "model.tar.gz")
     (port,) = free_ports(1)
     with (
@@ -218,7 +218,7 @@ def test_an_unpacked_archive_batches_in_a_container_of_the_serving_toolkit(
 
 
 def test_an_archive_without_model_json_is_not_served_and_says_so(digits_bundle, tmp_path):
-    make_archive(digits_bundle, "whole", tmp_path / "whole.mar", "minWorkers: 1\nmaxWorkers: 1\n")
+    make_archive(digits_bundle, tmp_path / "whole.mar", model_name="whole", workers=1)
     with zipfile.ZipFile(tmp_path / "whole.mar") as whole, zipfile.ZipFile(tmp_path / "it.mar", "w") as lacking:
         for name in whole.namelist():
             if name != "model.json":
@@ -254,9 +254,9 @@ def damaged(digits_bundle, tmp_path):
         ("a?name --model-name b?name", "--model-name 'b name': expected letters, digits"),
         ("damaged --output folders --force", "folders/damaged.mar is a folder, where a file is to be made"),
         ("damaged --model-name ../up", "--model-name '../up': expected letters, digits"),
-        ("damaged --batch-size 0", "--batch-size 0: expected 1 or more"),
-        ("damaged --workers few", "argument --workers: invalid int value"),
-        ("damaged --serve --port 70000", "--port 70000 cannot be had"),
+        ("damaged --batch-size 0", "argument --batch-size: 0: expected at least 1"),
+        ("damaged --workers few", "argument --workers: invalid integer value"),
+        ("damaged --serve --port 70000", "--port 70000 is not available"),
     ],
 )
 def test_bad_usage_gets_one_line_and_leaves_no_archive(package, damaged, tmp_path, words, reason):
@@ -270,7 +270,7 @@ def test_bad_usage_gets_one_line_and_leaves_no_archive(package, damaged, tmp_pat
 def test_an_archive_that_cannot_be_put_in_place_leaves_no_partial_one(digits_bundle, tmp_path):
     (tmp_path / "it.mar").mkdir()
     with pytest.raises(IsADirectoryError):
-        make_archive(digits_bundle, "it", tmp_path / "it.mar", "")
+        make_archive(digits_bundle, tmp_path / "it.mar", model_name="it")
     assert os.listdir(tmp_path) == ["it.mar"]
 
 

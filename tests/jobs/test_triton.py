@@ -146,7 +146,7 @@ def test_the_commands_that_are_printed_serve_and_ask_this_repository(digits_bund
     docker = shlex.split(printed["to serve"])
     assert f"{tmp_path / 'my models'}:/models:ro" in docker
     assert docker[-1] == "pip install pillow && exec tritonserver --model-repository=/models"
-    args = predict.parse_args(shlex.split(printed["next"])[3:])
+    args = predict.parse_args(shlex.split(printed["next"])[2:])
     assert (args.triton, args.model) == ("127.0.0.1:8001", "x")
     archive, environment = printed["archive"].split(", for SageMaker with ")
     assert environment == "SAGEMAKER_TRITON_DEFAULT_MODEL_NAME=x"
@@ -163,8 +163,8 @@ def run(*words):
     [
         ("nothing", "nothing: no such training job, model directory or model.tar.gz"),
         ("BUNDLE --model-name ../up", "--model-name '../up': expected letters, digits"),
-        ("BUNDLE --batch-size 0", "--batch-size 0: expected 1 or more"),
-        ("BUNDLE --instances 0", "--instances 0: expected 1 or more"),
+        ("BUNDLE --batch-size 0", "argument --batch-size: 0: expected at least 1"),
+        ("BUNDLE --instances 0", "argument --instances: 0: expected at least 1"),
         ("BUNDLE --backend tensorrt", "invalid choice: 'tensorrt'"),
         ("BUNDLE --output BUNDLE/model.json", "model.json: expected a folder"),
     ],

@@ -14,6 +14,8 @@ from test_job_scripts import one_line
 
 from fastmaker.jobs import verify
 from fastmaker.jobs.cli import errors
+from fastmaker.jobs.verification.comparison import Answer, Route
+from fastmaker.jobs.verification.routes import NAMES
 
 
 @pytest.fixture
@@ -25,7 +27,7 @@ def gate(tmp_path, monkeypatch, capsys):
     def gate(*words) -> tuple[int, str, str]:
         try:
             with errors.errors_as_one_line():
-                status = int(not verify.main(verify.parse_args(list(map(str, words)))))
+                status = verify.main(verify.parse_args(list(map(str, words))))
         except SystemExit as ended:
             status = ended.code
         return status, *capsys.readouterr()
@@ -37,7 +39,7 @@ def gate(tmp_path, monkeypatch, capsys):
 def rows(printed: str) -> dict[str, list[str]]:
     """The cells of each path's row."""
     lines = [re.split(r"  +", line) for line in printed.splitlines()]
-    return {cells[0]: cells[1:] for cells in lines if cells[0] in (*verify.PATHS, "bf16", "int8")}
+    return {cells[0]: cells[1:] for cells in lines if cells[0] in (*NAMES, "bf16", "int8")}
 
 
 def test_every_path_of_a_classifier_agrees(gate, digits_bundle, digits, tmp_path):
@@ -45,7 +47,7 @@ def test_every_path_of_a_classifier_agrees(gate, digits_bundle, digits, tmp_path
     status, printed, _ = gate(digits_bundle, *images, "--bf16", 0.1, "--int8", 0.5)
     assert status == 0, printed
     found = rows(printed)
-    assert list(found) == [*verify.PATHS, "bf16", "int8"]
+    assert list(found) == [*NAMES, "bf16", "int8"]
     assert found.pop("triton")[-1].startswith("not run: --triton names a server")
     assert {cells[-1] for cells in found.values()} == {"agrees"}
     for path in ("fastai", "torch", "endpoint", "torchserve", "onnxruntime"):
@@ -100,14 +102,14 @@ def test_masks_without_probabilities_are_compared_by_their_pixels_alone():
     mask = np.arange(12).reshape(3, 4) % 3
     other = np.where(mask == 2, 0, mask)
     probabilities = np.stack([other == k for k in range(3)]).astype(np.float32)
-    expected = verify.Answer(mask, None)
-    for found in (verify.Answer(other, None), verify.Answer(other, probabilities)):
-        route = verify.Route("torchserve", 1e-4, None)
+    expected = Answer(mask, None)
+    for found in (Answer(other, None), Answer(other, probabilities)):
+        route = Route("torchserve", 1e-4, None)
         assert route.compare("same.png", expected, expected)
         assert not route.failure
         assert not route.compare("other.png", found, expected)
         assert route.failure == "other.png: another answer"
-        assert (route.alike, route.total, route.largest) == (20, 24, None)
+        assert (route.equal, route.total, route.largest) == (20, 24, None)
 
 
 def test_a_path_that_cannot_start_fails_the_gate_with_its_reason(gate, digits_bundle, digits, tmp_path):

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from botocore.exceptions import ClientError, HTTPClientError, NoCredentialsError
 
 from fastmaker.jobs import storage
-from fastmaker.jobs.backends.inventory import is_missing
+from fastmaker.jobs.backends.resources import is_missing
 from fastmaker.jobs.cli.errors import Failure
 
 DENIED = ("AccessDenied", "AccessDeniedException", "UnauthorizedOperation", "403", "Forbidden")

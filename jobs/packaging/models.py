@@ -1,0 +1,129 @@
+"""Finding the model that a name, a folder or a URI means, and packing or unpacking it.
+
+A training job's name, a model directory, a model.tar.gz and an ``s3://`` URI all name a model.
+"""
+
+import contextlib
+import hashlib
+import os
+import shutil
+import tarfile
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from fastmaker.jobs import backends, storage
+from fastmaker.jobs.backends.resources import is_missing
+from fastmaker.local.containers import ContainerError, pack, unpack
+from fastmaker.local.store import now
+
+# What every bundle holds, of what source/fastmaker/bundle.py writes.
+BUNDLE_FILES = ("model.json", "model.pth", "code/entry_point.py")
+
+
+def model_archive(found: Path | str) -> str:
+    """Return the URI of the model.tar.gz that `locate` has found; pack a directory into FASTMAKER_HOME."""
+    if isinstance(found, str):
+        return found
+    return f"file://{_packed(found) if found.is_dir() else found}"
+
+
+def locate(model: str, sagemaker_session: Callable) -> Path | str:
+    """Return the model directory or model.tar.gz that `model` names, checked for a bundle's files.
+
+    An S3 URI, also that of a training job's model, is returned unchecked. `sagemaker_session` is called only for a
+    training job's name: making a session takes seconds. Raises ValueError if it is no bundle.
+    """
+    if model.startswith("s3://"):
+        return model
+    path = storage.local_path(model) if model.startswith("file://") else Path(model).expanduser()
+    if path.is_dir():
+        names = {name for name in BUNDLE_FILES if (path / name).is_file()}
+        # A folder of images may be called as the job that was trained on them.
+        if names or not _is_training_job(model, sagemaker_session):
+            _check_files(path.resolve(), names)
+            return path.resolve()
+    if not path.is_file():
+        uri = _archive_of_job(model, sagemaker_session())
+        if uri.startswith("s3://"):
+            return uri
+        path = storage.local_path(uri)
+    try:
+        with tarfile.open(path) as tar:
+            _check_files(path, {name.removeprefix("./") for name in tar.getnames()})
+    except tarfile.TarError as error:
+        raise ValueError(f"{path} is no model.tar.gz: {error}") from None
+    return path.resolve()
+
+
+@contextlib.contextmanager
+def model_directory(model: str, sagemaker_session: Callable) -> Iterator[Path]:
+    """Yield the directory of the bundle that `model` names, as in `locate`; an archive is unpacked for the time being.
+
+    Raises ValueError or StorageError.
+    """
+    found = locate(model, sagemaker_session)
+    if isinstance(found, Path) and found.is_dir():
+        yield found
+        return
+    with tempfile.TemporaryDirectory() as scratch:
+        if isinstance(found, str):
+            found = storage.fetch(found, Path(scratch, "model.tar.gz"))
+        try:
+            unpack(found, Path(scratch, "model"))
+        except ContainerError as error:
+            raise ValueError(str(error)) from None
+        yield Path(scratch, "model")
+
+
+def copy_without_code(model_dir: Path, folder: Path) -> None:
+    """Copy the files of a bundle into `folder`, but not its code."""
+    from fastmaker import bundle
+
+    for name in (bundle.STATE_FILE, bundle.INFO_FILE, bundle.ONNX_FILE):
+        if (model_dir / name).is_file():
+            shutil.copy2(model_dir / name, folder)
+
+
+def _is_training_job(name: str, sagemaker_session: Callable) -> bool:
+    from botocore.exceptions import ClientError
+
+    if not name.replace("-", "").isalnum():  # no job can have this name
+        return False
+    try:
+        return bool(sagemaker_session().describe_training_job(name))
+    except ClientError as error:
+        if is_missing(error):
+            return False
+        raise
+
+
+def _archive_of_job(name: str, sagemaker_session) -> str:
+    from botocore.exceptions import ClientError
+
+    try:
+        description = sagemaker_session.describe_training_job(name)
+    except ClientError as error:
+        if is_missing(error):
+            raise ValueError(f"{name}: no such training job, model directory or model.tar.gz") from None
+        raise
+    if description["TrainingJobStatus"] != "Completed":
+        raise ValueError(f"training job {name} is {description['TrainingJobStatus']}; it has no model to deploy")
+    return description["ModelArtifacts"]["S3ModelArtifacts"]
+
+
+def _packed(folder: Path) -> Path:
+    """Return the folder's archive in FASTMAKER_HOME, packed anew; what lies beside the folder is the user's own."""
+    name = f"{folder.name}-{hashlib.sha256(os.fsencode(folder)).hexdigest()[:8]}"
+    packed = backends.packed_models()
+    with contextlib.suppress(FileExistsError):
+        packed.create(name, {"Folder": str(folder), "CreationTime": now()})
+    archive = packed.directory(name) / f"{folder.name}.tar.gz"
+    print(f"packing {folder} into {archive}", flush=True)
+    pack(folder, archive)
+    return archive
+
+
+def _check_files(model: Path, names: set[str]) -> None:
+    if missing := [name for name in BUNDLE_FILES if name not in names]:
+        raise ValueError(f"{model} is no bundle: it lacks {', '.join(missing)}")
