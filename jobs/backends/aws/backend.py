@@ -22,7 +22,7 @@ from fastmaker.jobs.backends.requests import EndpointRequest, Request, TrainingR
 from fastmaker.jobs.backends.resources import Resource, SageMakerResources
 from fastmaker.jobs.cli import redaction, tables
 from fastmaker.jobs.cli.errors import Failure
-from fastmaker.local.telemetry import opted_out
+from fastmaker.local.sdk import opt_out_of_telemetry
 
 TAG = "fastmaker"  # the key of the tag that everything made here has; its value is the name of the job or endpoint
 MAX_ATTEMPTS = 8  # of a request that AWS throttles; AWS_MAX_ATTEMPTS says otherwise
@@ -55,7 +55,7 @@ class Aws:
         redaction.own_accounts.add(self._caller["Account"])
         self._image_uri = image_uri and self._in_registry(image_uri)
         self.session = session.ResponsiveSession(self._boto)
-        self.session.sagemaker_config = opted_out(self.session.sagemaker_config)
+        self.session.sagemaker_config = opt_out_of_telemetry(self.session.sagemaker_config)
         self._folders = Folders(self._boto, self.session, self._caller["Account"], TAG, dry_run)
         # The SDK would make it, where nothing is put into it, and asks for an account at an address that is fixed.
         self.session._default_bucket = self._folders.bucket_name
