@@ -51,8 +51,8 @@ def lines():
 
 
 def commands(program):
-    """Each command line of the program on the pages, once; of a pipe each part."""
-    parts = [part.strip() for _, line in lines() for part in line.split(" | ")]
+    """Each command line of the program on the pages, once; of a pipe each part, without where its output goes."""
+    parts = [part.split(" > ")[0].strip() for _, line in lines() for part in line.split(" | ")]
     return sorted({part for part in parts if part.split()[0] == program})
 
 
