@@ -7,6 +7,7 @@
 # make test-versions test source/ under torch 2.6 and the newest one; TORCH_PAIRS names others (tests/test_versions.py)
 # make check        lint, format and types
 # make mypy         the types of fastmaker and fastmaker.local
+# make docs         write the reference of commands anew and build the pages into site/
 # make clean        remove .venv and what the tools left behind
 
 # Python 3.10 to 3.13: `python3` if it is one, else the first of these on PATH; `make PYTHON=...` names another.
@@ -17,7 +18,7 @@ NEEDED = no Python 3.10 to 3.13 with venv and pip (Debian: apt install python3 p
 BIN = .venv/bin
 INSTALLED = .venv/.installed
 
-.PHONY: quickstart digits test test-fast test-slow test-docker test-triton test-versions check mypy clean
+.PHONY: quickstart digits test test-fast test-slow test-docker test-triton test-versions check mypy docs clean
 
 quickstart: $(INSTALLED)
 	$(BIN)/fastmaker quickstart
@@ -55,6 +56,11 @@ mypy: $(INSTALLED)
 	ln -s $(CURDIR)/source/fastmaker/* $(CURDIR)/jobs $(CURDIR)/jobs/local $(PACKAGES)/
 	$(BIN)/python -m mypy
 
+docs: $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	$(BIN)/python docs/make_reference.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
+
 # Built when it is missing or the requirements changed.
 $(INSTALLED): setup.cfg constraints.txt pyproject.toml
 	@test -x $(BIN)/python || $(or $(PYTHON),false) -c '$(SUITABLE)' 2>/dev/null || { echo "$(NEEDED)" >&2; exit 1; }
@@ -63,5 +69,5 @@ $(INSTALLED): setup.cfg constraints.txt pyproject.toml
 	touch $@
 
 clean:
-	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache *.egg-info
+	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache site *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers import PATIENCE
 
 from fastmaker.training import checkpoint
 from fastmaker.training.arguments import parse_args
@@ -146,5 +147,5 @@ def test_sigterm_ends_the_process_again_after_the_training():
     before = signal.getsignal(signal.SIGTERM)
     with checkpoint.sigterm_event() as stop:
         os.kill(os.getpid(), signal.SIGTERM)
-        assert stop.wait(5)
+        assert stop.wait(PATIENCE)
     assert signal.getsignal(signal.SIGTERM) is before
