@@ -29,7 +29,7 @@ from torch.nn.parallel import DistributedDataParallel
 # Each process keeps its own batch norm statistics until `average_buffers`. torch 2.15 warns about the argument's old
 # name. With the new one it still broadcasts rank 0's statistics at the start, when all are equal.
 RENAMED = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
-OWN_BUFFERS = {"forward_sync_buffers" if RENAMED else "broadcast_buffers": False}
+OWN_BUFFERS: dict[str, Any] = {"forward_sync_buffers" if RENAMED else "broadcast_buffers": False}
 
 
 class ProcessGroupError(ValueError):

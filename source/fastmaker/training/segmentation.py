@@ -37,7 +37,7 @@ class Confusion(Metric):
     def sum_over(self, group: ProcessGroup) -> None:
         """Sum the counts over the ranks of `group`, on each of them."""
         sums = group.sum(self.counts.ravel().tolist())
-        self.counts = np.array(sums, np.int64).reshape(self.counts.shape)
+        self.counts[:] = np.reshape(sums, self.counts.shape)
 
 
 class PixelAccuracy(Confusion):
