@@ -71,7 +71,9 @@ def _top_parser(**arguments) -> argparse.ArgumentParser:
 def main() -> None:
     """Run the command that the first word names; ends the process with its exit status."""
     arguments = get_parser().parse_args(sys.argv[1:2])
-    errors.run(importlib.import_module(COMMANDS[arguments.command][0]), sys.argv[2:])
+    with errors.errors_as_one_line():
+        command = importlib.import_module(COMMANDS[arguments.command][0])
+    errors.run(command, sys.argv[2:])
 
 
 if __name__ == "__main__":

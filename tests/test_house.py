@@ -21,7 +21,7 @@ TESTS = sorted((REPOSITORY / "tests").rglob("*.py"))
 
 # A room's name is the beginning of its modules' names; the longest one that fits counts.
 SOURCE = ("fastmaker", "fastmaker.training", "fastmaker.serving", "fastmaker.export")
-FLOOR = ("fastmaker.jobs.files", "fastmaker.jobs.runtime", "fastmaker.jobs.storage")
+FLOOR = tuple(f"fastmaker.jobs.{name}" for name in ("digits", "files", "instance_types", "runtime", "storage"))
 BELOW_BACKENDS = (*FLOOR, "fastmaker.local", "fastmaker.jobs.cli")
 BELOW_LIBRARIES = (*SOURCE, *BELOW_BACKENDS, "fastmaker.jobs.backends")
 LIBRARIES = tuple(f"fastmaker.jobs.{name}" for name in ("packaging", "clients", "verification", "benchmarks"))
@@ -31,13 +31,14 @@ MAY_IMPORT = {
     "fastmaker.serving": ("fastmaker",),
     "fastmaker.export": ("fastmaker", "fastmaker.serving", "fastmaker.training"),
     **dict.fromkeys(FLOOR, ()),
-    "fastmaker.jobs.cli": (),
+    "fastmaker.jobs.cli": FLOOR,
     "fastmaker.local": FLOOR,
     "fastmaker.jobs.backends": BELOW_BACKENDS,
     # A library may import those before it.
     **{name: (*BELOW_LIBRARIES, *LIBRARIES[:number]) for number, name in enumerate(LIBRARIES)},
-    # The commands: none imports another.
+    # The commands: none imports another, but the one that completes them all.
     "fastmaker.jobs": (*BELOW_LIBRARIES, *LIBRARIES),
+    "fastmaker.jobs.completion": ("fastmaker.jobs", "fastmaker.jobs.cli"),
 }
 
 LINES_OF_A_FILE = 400
@@ -50,7 +51,6 @@ NOT_IMPORTED = {
     "onnxscript": "torch.onnx exports by it",
     "pyyaml": "TorchServe imports it, and torchserve does not bring it",
     "setuptools": "the serving toolkits import its pkg_resources",
-    "shtab": "completion",
     "torch-model-archiver": "run as a program",
     "torchserve": "run as a program",
     "flask": "moto's server imports it, and moto does not bring it",

@@ -1,7 +1,9 @@
 """How a command ends: failures in one line, Ctrl-C and SIGTERM, internal errors with their traceback."""
 
 import contextlib
+import importlib.metadata
 import os
+import re
 import signal
 import sys
 import traceback
@@ -12,6 +14,7 @@ from fastmaker.jobs.cli.redaction import RedactingStream
 
 # Packages whose own exceptions say what AWS, or a job, has answered.
 AWS = ("botocore", "boto3", "sagemaker")
+OTHER_NAMES = {"sklearn": "scikit-learn"}  # of distributions that are not called as their modules are
 
 
 class Failure(Exception):
@@ -46,8 +49,20 @@ def _ending_with_one_line() -> Iterator[None]:
             fail(error, 1)
         if isinstance(error, (ValueError, OSError)):
             fail(error, 2)
+        if isinstance(error, ModuleNotFoundError) and (hint := _install_hint(error.name or "")):
+            fail(f"{error}: {hint}", 1)
         traceback.print_exc()
         sys.exit(1)
+
+
+def _install_hint(module: str) -> str | None:
+    """Return the command that installs a missing module, None if no extra of ours has it."""
+    package = OTHER_NAMES.get(module, module).partition(".")[0].replace("_", "-").lower()
+    for requirement in importlib.metadata.requires("fastmaker") or ():
+        found = re.match(r"([\w-]+)[^;]*; extra == ['\"]([\w-]+)['\"]", requirement)
+        if found and found[1].lower() == package:
+            return f"pip install 'fastmaker[{found[2]}]'"
+    return None
 
 
 @contextlib.contextmanager
