@@ -1,27 +1,36 @@
 # make quickstart   train, deploy and predict on real digits, on this machine (about a minute after the install)
 # make digits       write scikit-learn's digits as images into digits/, one folder a class
 # make test         the test suite, on 2 cores; make test-slow adds the checks that take minutes
+# make test-fast    the tests that need no server and no training, in two minutes
 # make test-docker  build the images and test their containers, where there is a Docker engine
 # make test-triton  install a Triton server without Docker and test what it makes of our model repositories
 # make test-versions test source/ under torch 2.6 and the newest one; TORCH_PAIRS names others (tests/test_versions.py)
 # make check        lint, format and types
 # make mypy         the types of fastmaker and fastmaker.local
+# make docs         write the reference of commands anew and build the pages into site/
 # make clean        remove .venv and what the tools left behind
 
-PYTHON ?= python3
+# Python 3.10 to 3.13: `python3` if it is one, else the first of these on PATH; `make PYTHON=...` names another.
+SUITABLE = import ensurepip, sys, venv; sys.exit(not (3, 10) <= sys.version_info < (3, 14))
+PYTHON ?= $(shell for python in python3 python3.11 python3.12 python3.13 python3.10; do \
+	$$python -c '$(SUITABLE)' 2>/dev/null && echo $$python && break; done)
+NEEDED = no Python 3.10 to 3.13 with venv and pip (Debian: apt install python3 python3-venv); make PYTHON=... names one
 BIN = .venv/bin
 INSTALLED = .venv/.installed
 
-.PHONY: quickstart digits test test-slow test-docker test-triton test-versions check mypy clean
+.PHONY: quickstart digits test test-fast test-slow test-docker test-triton test-versions check mypy docs clean
 
 quickstart: $(INSTALLED)
 	$(BIN)/fastmaker quickstart
 
 digits: $(INSTALLED)
-	$(BIN)/python -c "from pathlib import Path; from fastmaker.jobs.quickstart import write_digits; write_digits(Path('digits'))"
+	$(BIN)/python -c "from pathlib import Path; from fastmaker.jobs.digits import write_digits; write_digits(Path('digits'))"
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+
+test-fast: $(INSTALLED)
+	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal -m fast
 
 test-slow: $(INSTALLED)
 	$(BIN)/python -m pytest -m slow
@@ -47,12 +56,18 @@ mypy: $(INSTALLED)
 	ln -s $(CURDIR)/source/fastmaker/* $(CURDIR)/jobs $(CURDIR)/jobs/local $(PACKAGES)/
 	$(BIN)/python -m mypy
 
+docs: $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	$(BIN)/python docs/make_reference.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
+
 # Built when it is missing or the requirements changed.
 $(INSTALLED): setup.cfg constraints.txt pyproject.toml
+	@test -x $(BIN)/python || $(or $(PYTHON),false) -c '$(SUITABLE)' 2>/dev/null || { echo "$(NEEDED)" >&2; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test,notebooks]'
 	touch $@
 
 clean:
-	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache *.egg-info
+	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache site *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

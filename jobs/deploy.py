@@ -1,30 +1,36 @@
 """Deploy a model to an endpoint: ``fastmaker deploy --model JOB_OR_MODEL [--endpoint-name NAME]``."""
 
 import argparse
+import dataclasses
 import sys
 
 from fastmaker.jobs import backends, storage
-from fastmaker.jobs.cli import errors
+from fastmaker.jobs.cli import arguments, errors
 from fastmaker.jobs.packaging.models import locate, model_archive
 
 # https://docs.aws.amazon.com/sagemaker/latest/dg/serverless-endpoints.html
 SERVERLESS_MB = range(1024, 6145, 1024)
 
 
-def parse_args(argv=None):
+def get_parser() -> argparse.ArgumentParser:
+    """Return this command's parser."""
     parser = argparse.ArgumentParser(
         prog="fastmaker deploy",
         description="Deploy a trained model to an endpoint.",
         epilog="example: fastmaker deploy --model fastmaker-2026-01-31-12-00-00-000 --endpoint-name pets",
     )
-    backends.add_arguments(parser)
+    arguments.add_backend(parser)
     parser.add_argument("--model", required=True, help="a training job, a model directory, a model.tar.gz or its URI")
     parser.add_argument("--endpoint-name", help="(default: made from the time)")
-    parser.add_argument("--instance-count", type=int, default=1, help="(default: %(default)s)")
-    parser.add_argument("--env", action="append", default=[], metavar="NAME=VALUE", help="for the container")
+    arguments.add_container(parser)
     _add_aws_arguments(parser.add_argument_group("on AWS"))
+    return parser
+
+
+def parse_args(argv=None) -> argparse.Namespace:
+    """Parse the arguments and check those that exclude or need each other."""
+    parser = get_parser()
     args = parser.parse_args(argv)
-    check_container_arguments(parser, args)
     _check_aws_arguments(parser, args)
     return args
 
@@ -61,48 +67,36 @@ def _check_aws_arguments(parser, args) -> None:
         parser.error(f"expected {fewest} <= --min <= --instance-count <= --max")
 
 
-def check_container_arguments(parser, args) -> None:
-    if bad := [pair for pair in args.env if "=" not in pair]:
-        parser.error(f"--env {bad[0]!r}: expected NAME=VALUE")
-    if args.instance_count < 1:
-        parser.error("--instance-count: expected 1 or more")
-
-
-def main(args) -> str | None:
-    """Deploy; returns the endpoint's name, None if the model was only checked."""
+def main(args) -> int:
+    """Check the request and, unless it is a dry run, make the endpoint and print the commands that go on with it."""
     from sagemaker.utils import name_from_base
 
-    with backends.backend(args) as backend:
-        found = locate(args.model, lambda: backend.session)
-        name = args.endpoint_name or name_from_base("fastmaker")
-        most = max(args.instance_count, args.max or 0)
-        if not backend.check("endpoint", name, most, [storage.uri_of(str(found))], [args.async_output]):
-            return None
-        model = model_for(backend.upload(model_archive(found), "endpoint", name, "model"), args, backend)
-        size = f"{args.serverless_memory} MB, serverless" if args.serverless_memory else None
-        print(f"deploying {args.model} to {size or f'{args.instance_count} x {args.instance_type}'}", flush=True)
-        backend.print_cost_notice("endpoint", name)
-        instances = {"initial_instance_count": args.instance_count, "instance_type": args.instance_type}
-        model.deploy(endpoint_name=name, wait=not backend.dry_run, **instances | backend.endpoint(args, name))
-        backend.scale(args, name)
-        if backend.dry_run:
-            return name
-        print(f"\nendpoint: {name}")
-        print(f"next:     fastmaker predict{backend.cli_flags} --endpoint {name} IMAGE ...")
-        print(f"to end:   fastmaker cleanup{backend.cli_flags} --endpoint {name}")
-    return name
-
-
-def model_for(model_data: str, args, backend):
-    """The SDK's PyTorchModel of a bundle, which brings its own code and so needs no repacking."""
-    from sagemaker.pytorch import PyTorchModel
-
-    return PyTorchModel(
-        model_data=model_data,
-        entry_point=None,
-        env={"SAGEMAKER_PROGRAM": "entry_point.py", **dict(pair.split("=", 1) for pair in args.env)},
-        **backend.model(),
+    backend = backends.connect(**arguments.backend_options(args, needs_instances=not args.serverless_memory))
+    model = locate(args.model, lambda: backend.session)
+    request = backends.EndpointRequest(
+        name=args.endpoint_name or name_from_base("fastmaker"),
+        model_data=storage.uri_of(str(model)),
+        instance_count=args.instance_count,
+        env=dict(args.env),
+        volume_size=args.volume_size,
+        serverless_memory=args.serverless_memory,
+        serverless_concurrency=args.serverless_concurrency,
+        async_output=args.async_output,
+        min_instances=args.min,
+        max_instances=args.max,
+        target_invocations=args.target_invocations,
+        data_capture=args.data_capture,
     )
+    if not backend.check(request):
+        return 0
+    request = dataclasses.replace(request, model_data=model_archive(model))
+    size = f"{args.serverless_memory} MB, serverless" if args.serverless_memory else None
+    print(f"deploying {args.model} to {size or f'{args.instance_count} x {args.instance_type}'}", flush=True)
+    if backend.deploy(request):
+        print(f"\nendpoint: {request.name}")
+        print(f"next:     fastmaker predict{backend.cli_flags} --endpoint {request.name} IMAGE ...")
+        print(f"to end:   fastmaker cleanup{backend.cli_flags} --endpoint {request.name}")
+    return 0
 
 
 if __name__ == "__main__":

@@ -15,19 +15,20 @@ import sys
 import tempfile
 
 from fastmaker.jobs import files
-from fastmaker.jobs.cli import errors, redaction
+from fastmaker.jobs.cli import arguments, errors, redaction
 from fastmaker.local import docker
 
 NAMES = {"serving": "fastmaker", "training": "fastmaker-training"}  # of the Dockerfile's stages, on this machine
-NEXT = {  # what goes on with an image of each
+NEXT = {  # the command that uses an image of each
     "serving": "deploy --model JOB --instance-type ml.c5.xlarge",
     "training": "train --data FOLDER --instance-type ml.g4dn.xlarge",
 }
 REPOSITORY = "fastmaker"
-TAG = {"Key": "fastmaker", "Value": "image"}  # of the repository, by which all that these scripts make is found
+TAG = {"Key": "fastmaker", "Value": "image"}  # of the repository, by which fastmaker cleanup finds it
 
 
-def parse_args(argv=None):
+def get_parser() -> argparse.ArgumentParser:
+    """Return this command's parser."""
     parser = argparse.ArgumentParser(
         prog="fastmaker image",
         description="Build the image that serves, or the one that trains as well, and push it to Amazon ECR.",
@@ -35,7 +36,14 @@ def parse_args(argv=None):
     )
     commands = parser.add_subparsers(dest="command", required=True)
     build = commands.add_parser("build", help="build an image with the Dockerfile")
-    build.add_argument("--build-arg", action="append", default=[], metavar="NAME=VALUE", help="see the Dockerfile")
+    build.add_argument(
+        "--build-arg",
+        type=arguments.name_and_value,
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="see the Dockerfile",
+    )
     build.add_argument("--network", help="of the build's steps, such as host (default: Docker's)")
     build.add_argument("--platform", help="such as linux/amd64, which SageMaker runs (default: this machine's)")
     push = commands.add_parser("push", help="push an image to Amazon ECR")
@@ -44,31 +52,35 @@ def parse_args(argv=None):
         command.add_argument("--training", action="store_true", help="the image that trains as well")
         command.add_argument("--tag", help=f"the image's name on this machine (default: {' or '.join(NAMES.values())})")
         command.add_argument("--dry-run", action="store_true", help="print what would be done")
-    args = parser.parse_args(argv)
+    return parser
+
+
+def parse_args(argv=None) -> argparse.Namespace:
+    """Parse the arguments; `stage` is the Dockerfile's, `remote_tag` the image's in ECR."""
+    args = get_parser().parse_args(argv)
     args.stage = "training" if args.training else "serving"
     args.tag = args.tag or NAMES[args.stage]
-    if args.command == "build" and (bad := [pair for pair in args.build_arg if "=" not in pair]):
-        build.error(f"--build-arg {bad[0]!r}: expected NAME=VALUE")
     if args.command == "push":
         args.repository, _, tag = (args.repository or REPOSITORY).partition(":")
         args.remote_tag = tag or args.stage
     return args
 
 
-def main(args) -> str:
-    """Build or push; returns the image's name, or its URI in ECR. Raises ValueError, OSError or botocore's errors."""
-    return build(args) if args.command == "build" else push(args)
+def main(args) -> int:
+    """Build or push an image. Raises ValueError, OSError or botocore's errors."""
+    {"build": _build, "push": _push}[args.command](args)
+    return 0
 
 
-def build(args) -> str:
+def _build(args) -> None:
     command = ["docker", "build", "--target", args.stage, "--tag", args.tag]
-    command += [word for pair in args.build_arg for word in ("--build-arg", pair)]
+    command += [word for pair in args.build_arg for word in ("--build-arg", "=".join(pair))]
     command += ["--network", args.network] if args.network else []
     command += ["--platform", args.platform] if args.platform else []
     command.append(str(files.ROOT))
     if args.dry_run:
         print(shlex.join(command))
-        return args.tag
+        return
     if reason := docker.unavailable():
         raise ValueError(reason)
     # With attestations the image would be an index of manifests, which SageMaker does not take.
@@ -77,10 +89,9 @@ def build(args) -> str:
     training = ["--training"] if args.training else []
     tag = ["--tag", args.tag] if args.tag != NAMES[args.stage] else []
     print(f"next:  fastmaker image {shlex.join(['push', *training, *tag])}")
-    return args.tag
 
 
-def push(args) -> str:
+def _push(args) -> None:
     import boto3
 
     from fastmaker.jobs.backends.aws import checks
@@ -94,7 +105,7 @@ def push(args) -> str:
     if args.dry_run:
         print(f"would create the repository {args.repository} in {session.region_name}, unless it is there")
         print(f"would push {args.tag}, {_size(args.tag)}, to it as {args.repository}:{args.remote_tag}")
-        return args.tag
+        return
     ecr = session.client("ecr")
     repository = _repository(ecr, args.repository)
     uri = f"{repository}:{args.remote_tag}"
@@ -106,11 +117,10 @@ def push(args) -> str:
     print(f"\nimage:  {uri}")
     print(f"digest: {_digest(uri, repository)}")
     print(f"next:   fastmaker {NEXT[args.stage]} --image-uri {args.repository}:{args.remote_tag}")
-    return uri
 
 
 def _repository(ecr, name: str) -> str:
-    """The URI of the repository, which is made if it is not there."""
+    """Return the URI of the repository, which is made if it is not there."""
     try:
         return ecr.describe_repositories(repositoryNames=[name])["repositories"][0]["repositoryUri"]
     except ecr.exceptions.RepositoryNotFoundException:
@@ -122,7 +132,7 @@ def _repository(ecr, name: str) -> str:
 
 
 def _log_in(ecr, environment: dict[str, str]) -> None:
-    """Log in where `environment` says; the password, good for 12 hours, is not among the words of a command."""
+    """Log in where `environment` says; the password, valid for 12 hours, never stands on a command line."""
     authorization = ecr.get_authorization_token()["authorizationData"][0]
     user, _, password = base64.b64decode(authorization["authorizationToken"]).decode().partition(":")
     command = ["docker", "login", "--username", user, "--password-stdin", authorization["proxyEndpoint"]]
@@ -132,7 +142,7 @@ def _log_in(ecr, environment: dict[str, str]) -> None:
 
 
 def _engine() -> str:
-    """Where the engine is that `docker` talks to; a configuration of its own would not know."""
+    """Return the address of the engine that `docker` talks to; our own DOCKER_CONFIG does not hold it."""
     return _output("docker", "context", "inspect", "--format", "{{.Endpoints.docker.Host}}")
 
 

@@ -8,23 +8,22 @@ import argparse
 import contextlib
 import io
 import itertools
-import json
 import sys
-import tempfile
 from collections.abc import Iterator
-from pathlib import Path
 
 import jsonlines
 
 from fastmaker.jobs import storage
 from fastmaker.jobs.cli import errors, tables
-from fastmaker.jobs.storage.listings import Inputs
+from fastmaker.jobs.storage import manifests
+from fastmaker.jobs.storage.listings import listed
 
 MB = 2**20
 KEY_FIELDS = ("key", "source-ref")  # of an object on a line; the second is what augmented manifests have
 
 
-def parse_args(argv=None):
+def get_parser() -> argparse.ArgumentParser:
+    """Return this command's parser."""
     parser = argparse.ArgumentParser(
         prog="fastmaker manifest",
         description="Build and check manifests of batch transform.",
@@ -41,28 +40,33 @@ def parse_args(argv=None):
     check = commands.add_parser("check", help="look for mistakes in a manifest, and look up each of its keys")
     check.add_argument("manifest", help="a file, or its file:// or s3:// URI")
     check.add_argument("--max-payload", type=int, default=6, help="count objects larger than this, MB (%(default)s)")
-    return parser.parse_args(argv)
+    return parser
 
 
-def main(args) -> None:
-    {"build": build, "check": check}[args.command](args)
+def parse_args(argv=None) -> argparse.Namespace:
+    """Parse the arguments."""
+    return get_parser().parse_args(argv)
 
 
-def build(args) -> int:
-    """Write the manifest; returns the number of its keys."""
+def main(args) -> int:
+    """Build or check a manifest. Raises ValueError or OSError, saying what is wrong and where."""
+    {"build": _build, "check": _check}[args.command](args)
+    return 0
+
+
+def _build(args) -> None:
     prefix, keys = _from_stdin(args.prefix) if args.source == "-" else _from_storage(args.source)
     keys = itertools.islice((key for key in keys if key.endswith(args.suffix)), args.limit)
     uri = None if args.output == "-" else storage.uri_of(args.output)
-    count = write(uri, args.prefix or prefix, keys)
+    count = manifests.write(uri, args.prefix or prefix, keys)
     if not count:
         raise ValueError("there is no key to put into the manifest")
     if uri:
         print(f"{args.output}: {count} keys", file=sys.stderr)
-    return count
 
 
-def check(args) -> None:
-    """Print what the manifest names. Raises ValueError or OSError, saying what is wrong with it and where."""
+def _check(args) -> None:
+    """Print how many keys the manifest has and how large the objects are."""
     sizes = {"keys": 0, "MB": 0.0, "empty objects": 0, f"larger than {args.max_payload} MB": 0}
     count, total, empty, large = sizes
     with listed("ManifestFile", storage.uri_of(args.manifest)) as inputs:
@@ -75,42 +79,8 @@ def check(args) -> None:
     print(tables.table(["manifest", args.manifest], rows))
 
 
-def write(uri: str | None, prefix: str, keys: Iterator[str]) -> int:
-    """Write a manifest, an element a line, to `uri` or to stdout, whole or not at all; returns the number of keys.
-
-    Without keys nothing is written. Raises ValueError for a prefix that does not end with /.
-    """
-    if not prefix.endswith("/"):
-        raise ValueError(f"the prefix {prefix!r} does not end with /: its keys would be joined to its last name")
-    count = 0
-    with tempfile.TemporaryFile() as file:
-        file.write(b"[\n  " + json.dumps({"prefix": prefix}, ensure_ascii=False).encode())
-        for key in keys:
-            file.write(b",\n  " + json.dumps(key, ensure_ascii=False).encode())
-            count += 1
-        file.write(b"\n]\n")
-        file.seek(0)
-        if count and uri:
-            storage.put_stream(file, uri)
-        elif count:
-            sys.stdout.write(file.read().decode())
-    return count
-
-
-@contextlib.contextmanager
-def listed(data_type: str, uri: str) -> Iterator[Inputs]:
-    """The objects that an S3DataType and its S3Uri mean. Raises ValueError or OSError, saying what is wrong."""
-    with tempfile.TemporaryDirectory() as scratch:
-        inputs = Inputs(Path(scratch, "inputs.sqlite"))
-        try:
-            inputs.read(data_type, uri)
-            yield inputs
-        finally:
-            inputs.close()
-
-
 def _from_storage(source: str) -> tuple[str, Iterator[str]]:
-    """The prefix and the keys of all objects below a folder or URI, in their order."""
+    """Return the prefix and the keys of all objects below a folder or URI, in their order."""
     lists = contextlib.ExitStack()
     inputs = lists.enter_context(listed("S3Prefix", storage.uri_of(source)))
 
@@ -122,7 +92,7 @@ def _from_storage(source: str) -> tuple[str, Iterator[str]]:
 
 
 def _from_stdin(prefix: str | None) -> tuple[str, Iterator[str]]:
-    """The prefix and the keys of a list; URIs must begin with the prefix, by default the bucket of the first."""
+    """Return the prefix and the keys of a list; URIs must begin with the prefix, by default the bucket of the first."""
     names = _names(io.TextIOWrapper(sys.stdin.buffer, "utf-8", newline="\n"))
     first = next(names, None)
     if first is None:
@@ -139,7 +109,7 @@ def _from_stdin(prefix: str | None) -> tuple[str, Iterator[str]]:
 
 
 def _names(lines: io.TextIOBase) -> Iterator[tuple[int, str]]:
-    """(line number, key or URI) of each line that is not blank."""
+    """Yield (line number, key or URI) of each line that is not blank."""
     numbered = ((number, line.strip()) for number, line in enumerate(lines, 1))
     for number, line in ((number, line) for number, line in numbered if line):
         if line[0] not in '{"':

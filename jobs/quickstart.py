@@ -11,84 +11,110 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 
 from PIL import Image
 
-from fastmaker.jobs import backends, cleanup, deploy, manifest, predict, train, transform
-from fastmaker.jobs.cli import errors, pictures, tables
+from fastmaker.jobs import backends
+from fastmaker.jobs.backends.resources import delete_transform_job
+from fastmaker.jobs.cli import arguments, errors, pictures, tables
+from fastmaker.jobs.clients.answers import collect
+from fastmaker.jobs.clients.endpoint import Endpoint
+from fastmaker.jobs.digits import write_digits
+from fastmaker.jobs.storage import manifests
+from fastmaker.jobs.storage.listings import listed
 from fastmaker.local import s3
 
-# A tenth of the digits are kept away from training: the endpoint has never seen them.
-HELD_OUT = 10
-SHOWN = 20
+SHOWN = 20  # digits in the picture
 
 
-def parse_args(argv=None):
+def get_parser() -> argparse.ArgumentParser:
+    """Return this command's parser."""
     parser = argparse.ArgumentParser(prog="fastmaker quickstart", description="Train, deploy, predict and transform.")
     parser.add_argument("--picture", type=Path, default=Path("quickstart.png"), help="(default: %(default)s)")
-    parser.add_argument("--epochs", type=int, default=6, help="(default: %(default)s)")
-    return parser.parse_args(argv)
+    parser.add_argument("--epochs", type=arguments.at_least(1), default=6, metavar="N", help="(default: %(default)s)")
+    return parser
 
 
-def main(args) -> None:
+def parse_args(argv=None) -> argparse.Namespace:
+    """Parse the arguments."""
+    return get_parser().parse_args(argv)
+
+
+def main(args) -> int:
+    """Run all steps, print what each took and save the picture. Endpoint, models and jobs are deleted at the end."""
     steps = []
+    backend = backends.Local()
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         write_digits(folder)
         files = sorted((folder / "held-out").rglob("*.png"))
         with _timed(steps, "train", "convnet, fastai, a SageMaker training job"):
-            job = _train(folder, args.epochs)
+            job = _train(backend, folder, args.epochs)
         try:
-            answers = _endpoint(steps, job, files)
-            _transform(steps, job, folder, answers)
+            model_data = job["ModelArtifacts"]["S3ModelArtifacts"]
+            answers = _ask_endpoint(steps, backend, model_data, files)
+            _transform(steps, model_data, folder, answers)
         finally:
-            backends.session().sagemaker_client.delete_training_job(job)
+            backend.session.sagemaker_client.delete_training_job(job["TrainingJobName"])
         _save_picture(args.picture, files, list(answers.values()))
 
     right = sum(answer.get("label") == Path(name).parent.name for name, answer in answers.items())
     rows = [*steps, ["accuracy", "", f"{right / len(answers):.4f}"], ["picture", "", str(args.picture)]]
     print("\n" + tables.table(["step", "seconds", "result"], rows))
+    return 0
 
 
-def _train(folder: Path, epochs: int) -> str:
-    places = ["--data", str(folder / "train"), "--report", str(folder / "reports")]
-    hyperparameters = ["--arch", "convnet", "--epochs", str(epochs), "--batch-size", "32"]
-    return train.main(train.parse_args([*places, *hyperparameters]))
+def _train(backend: backends.Backend, folder: Path, epochs: int) -> dict:
+    """Return the description of a training job."""
+    request = backends.TrainingRequest(
+        name=_new_name(),
+        channels={"train": f"file://{folder}/train"},
+        hyperparameters={"arch": "convnet", "epochs": str(epochs), "batch-size": "32"},
+    )
+    return backend.train(request)
 
 
-def _endpoint(steps: list, job: str, files: list[Path]) -> dict[str, dict]:
-    """Answers of an endpoint, by ``<digit>/<file>``."""
+def _ask_endpoint(steps: list, backend: backends.Backend, model_data: str, files: list[Path]) -> dict[str, dict]:
+    """Deploy the model, and return an endpoint's answers by ``<digit>/<file>``."""
+    name = _new_name()
     with _timed(steps, "deploy", "TorchServe behind a SageMaker endpoint"):
-        endpoint = deploy.main(deploy.parse_args(["--model", job]))
-    backend = backends.Local()
+        backend.deploy(backends.EndpointRequest(name, model_data))
     try:
         with _timed(steps, "predict", f"{len(files)} digits it has not seen"):
-            ask = partial(predict.ask, backend.runtime(endpoint), endpoint)
-            return {f"{file.parent.name}/{file.name}": ask(file.read_bytes()) for file in files}
+            endpoint = Endpoint(backend.runtime(name), name)
+            return {f"{file.parent.name}/{file.name}": endpoint.answer(file.read_bytes()) for file in files}
     finally:
-        cleanup.delete_endpoint(backend, endpoint)
+        backend.delete_endpoint(name)
 
 
-def _transform(steps: list, job: str, folder: Path, answers: dict[str, dict]) -> None:
+def _transform(steps: list, model_data: str, folder: Path, answers: dict[str, dict]) -> None:
     """Batch transform of the same digits in S3, by prefix and by a manifest of a third of them."""
     with s3.serve():
-        sagemaker_session = backends.session()
-        bucket = sagemaker_session.default_bucket()
+        backend = backends.Local()  # one that finds this S3
+        bucket = backend.session.default_bucket()
         prefix = f"s3://{bucket}/held-out/"
-        sagemaker_session.upload_data(str(folder / "held-out"), key_prefix="held-out")
-        listed = folder / "third.json"
-        manifest.write(f"file://{listed}", prefix, sorted(answers)[::3])
-        for source, name, place in (("--data", "prefix", prefix), ("--manifest", "manifest", str(listed))):
+        backend.session.upload_data(str(folder / "held-out"), key_prefix="held-out")
+        manifest = f"file://{folder}/third.json"
+        manifests.write(manifest, prefix, sorted(answers)[::3])
+        for data_type, source, name in (("S3Prefix", prefix, "prefix"), ("ManifestFile", manifest, "manifest")):
+            request = backends.TransformRequest(
+                _new_name(), model_data, source, data_type=data_type, output=f"s3://{bucket}/by-{name}"
+            )
             collected = folder / f"{name}.jsonl"
-            words = ["--model", job, source, place, "--output", f"s3://{bucket}/by-{name}", "--collect", str(collected)]
-            with _timed(steps, f"transform, {name}", ""):
-                batch_job = transform.main(transform.parse_args(words))
-            cleanup.delete_transform_job(sagemaker_session.sagemaker_client, batch_job)
+            with _timed(steps, f"transform, {name}", ""), listed(data_type, source) as inputs:
+                backend.transform(request)
+                collect(inputs, request.output, collected)
+            delete_transform_job(backend.session.sagemaker_client, request.name)
             rows = [json.loads(line) for line in collected.read_text().splitlines()]
             same = sum(row["probability"] == answers[row["key"]]["probability"] for row in rows)
             steps[-1][-1] = f"{len(rows)} objects in S3, {same} answers as the endpoint's"
+
+
+def _new_name() -> str:
+    from sagemaker.utils import name_from_base
+
+    return name_from_base("fastmaker")
 
 
 @contextlib.contextmanager
@@ -96,17 +122,6 @@ def _timed(steps: list, name: str, result: str) -> Iterator[None]:
     started = time.perf_counter()
     yield
     steps.append([name, round(time.perf_counter() - started, 1), result])
-
-
-def write_digits(folder: Path) -> None:
-    """scikit-learn's digits as PNGs: train/<digit>/*.png, and every tenth in held-out/<digit>/*.png."""
-    from sklearn.datasets import load_digits
-
-    digits = load_digits()
-    for number, (pixels, label) in enumerate(zip(digits.images, digits.target, strict=True)):
-        part = folder / ("held-out" if number % HELD_OUT == 0 else "train") / str(label)
-        part.mkdir(parents=True, exist_ok=True)
-        Image.fromarray((pixels * 15).astype("uint8")).save(part / f"{number:04}.png")
 
 
 def _save_picture(path: Path, files: list[Path], answers: list[dict]) -> None:

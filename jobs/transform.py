@@ -5,45 +5,44 @@ Each object becomes ``<its name>.out`` at --output. ``--collect`` joins all answ
 """
 
 import argparse
-import csv
-import io
-import itertools
-import json
+import contextlib
+import dataclasses
 import sys
-import tempfile
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import jsonlines
-from PIL import Image, UnidentifiedImageError
-
-from fastmaker.jobs import backends, deploy, manifest, storage
-from fastmaker.jobs.cli import errors, pictures, tables
-from fastmaker.jobs.storage.listings import Inputs
-
-SHOWN = 20  # answers in the contact sheet
-READERS = 16  # answers that are read at once
-CHUNK = 1000  # answers that are held at once
-BINARY = ("image/png", "application/x-npy")  # answers that are no text, which alone can be collected
-PIXELS = "pixels_"  # begins the CSV's columns of the classes of masks
+from fastmaker.jobs import backends, storage
+from fastmaker.jobs.cli import arguments, errors, tables
+from fastmaker.jobs.clients.answers import check_collectable, collect, save_picture
+from fastmaker.jobs.packaging import models
+from fastmaker.jobs.storage import manifests
+from fastmaker.jobs.storage.listings import Inputs, listed
 
 
-def parse_args(argv=None):
+def get_parser() -> argparse.ArgumentParser:
+    """Return this command's parser."""
     parser = argparse.ArgumentParser(
         prog="fastmaker transform",
         description="Run a batch transform job over a folder, an S3 prefix or a manifest.",
         epilog="example: fastmaker transform --model digits --data s3://bucket/digits/ --collect answers.csv",
     )
-    backends.add_arguments(parser)
-    what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--data", help="a folder, or a file:// or s3:// prefix: every object in it is used")
-    what.add_argument("--manifest", help="a manifest's file or URI; see fastmaker manifest")
-    what.add_argument("--retry-failed", metavar="JOB", help="run this job again for what has no answer")
+    arguments.add_backend(parser)
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--data", help="a folder, or a file:// or s3:// prefix: every object in it is used")
+    source.add_argument("--manifest", help="a manifest's file or URI; see fastmaker manifest")
+    source.add_argument("--retry-failed", metavar="JOB", help="run this job again for what has no answer")
     parser.add_argument("--model", help="a training job, a model directory, a model.tar.gz or its URI")
     parser.add_argument("--output", help="folder or URI for the answers (default: answers/JOB, or S3 for S3 inputs)")
     parser.add_argument("--job-name", help="(default: made from the time)")
-    parser.add_argument("--instance-count", type=int, default=1, help="(default: %(default)s)")
+    arguments.add_container(parser)
+    _add_transform_arguments(parser)
+    parser.add_argument("--collect", type=Path, metavar="FILE", help="all answers with their keys: .jsonl or .csv")
+    parser.add_argument("--picture", type=Path, metavar="FILE", help="a contact sheet of images with their answers")
+    return parser
+
+
+def _add_transform_arguments(parser) -> None:
+    """Add the settings of CreateTransformJob."""
     parser.add_argument("--max-concurrent-transforms", type=int, default=4, help="requests at once (%(default)s)")
     parser.add_argument("--max-payload", type=int, default=6, help="MB of one request (default: %(default)s)")
     parser.add_argument("--content-type", default="application/x-image", help="of the objects (default: %(default)s)")
@@ -57,156 +56,112 @@ def parse_args(argv=None):
     parser.add_argument("--join-source", choices=("None", "Input"), help="join the answers to their records")
     parser.add_argument("--max-retries", type=int, help="of a request that fails (default: 3)")
     parser.add_argument("--timeout", type=int, help="seconds for an answer (default: 600)")
-    parser.add_argument("--env", action="append", default=[], metavar="NAME=VALUE", help="for the container")
-    parser.add_argument("--collect", type=Path, metavar="FILE", help="all answers with their keys: .jsonl or .csv")
-    parser.add_argument("--picture", type=Path, metavar="FILE", help="a contact sheet of images with their answers")
+
+
+# The arguments that go to the job as they are: they have the names of the request's fields.
+SETTINGS = (
+    *("instance_count", "max_concurrent_transforms", "max_payload", "content_type", "accept", "compression_type"),
+    *("split_type", "strategy", "assemble_with", "input_filter", "output_filter", "join_source", "max_retries"),
+    "timeout",
+)
+
+
+def parse_args(argv=None) -> argparse.Namespace:
+    """Parse the arguments and check those that exclude or need each other."""
+    parser = get_parser()
     args = parser.parse_args(argv)
-    deploy.check_container_arguments(parser, args)
     if not args.retry_failed and not args.model:
         parser.error("--model is needed: a training job, a model directory or a model.tar.gz")
     if args.collect and args.collect.suffix not in (".jsonl", ".csv"):
         parser.error(f"--collect {args.collect}: expected a name that ends with .jsonl or .csv")
-    if args.collect and not args.retry_failed and (reason := _not_collectable(args.accept)):
-        parser.error(reason)
+    if args.collect and not args.retry_failed:
+        try:
+            check_collectable(args.accept)
+        except ValueError as error:
+            parser.error(str(error))
     return args
 
 
-def main(args) -> str | None:
-    """Run the job; returns its name, None if there was nothing to do. Raises UnexpectedStatusException if it fails."""
-    with backends.backend(args) as backend:
-        if args.retry_failed:
-            return _retry(args, backend)
-        kind, source = ("S3Prefix", args.data) if args.data else ("ManifestFile", args.manifest)
-        source = storage.uri_of(source)
-        with manifest.listed(kind, source) as inputs:
-            return _run(args, backend, kind, source, inputs)
+def main(args) -> int:
+    """Run the job, or run one again, and print its report. Raises UnexpectedStatusException if it fails."""
+    backend = backends.connect(**arguments.backend_options(args, needs_instances=not args.retry_failed))
+    if args.retry_failed:
+        _retry(args, backend)
+        return 0
+    data_type, source = ("S3Prefix", args.data) if args.data else ("ManifestFile", args.manifest)
+    source = storage.uri_of(source)
+    with listed(data_type, source) as inputs:
+        _run(args, backend, data_type, source, inputs)
+    return 0
 
 
-def _run(args, backend, kind: str, source: str, inputs: Inputs) -> str | None:
+def _run(args, backend: backends.Backend, data_type: str, source: str, inputs: Inputs) -> None:
     from sagemaker.utils import name_from_base
 
-    found = deploy.locate(args.model, lambda: backend.session)
-    job = args.job_name or name_from_base("fastmaker")
-    if not backend.check("transform", job, args.instance_count, [storage.uri_of(str(found))], [args.output]):
-        return None
-    archive = backend.upload(deploy.model_archive(found), "transform-job", job, "model")
-    model = deploy.model_for(archive, args, backend)
-    source = backend.upload(source, "transform-job", job, "inputs")
-    output = storage.uri_of(args.output) if args.output else backend.answers(job, source)
-    transformer = _transformer(args, model, output, backend.tags(job))
+    model = models.locate(args.model, lambda: backend.session)
+    request = backends.TransformRequest(
+        name=args.job_name or name_from_base("fastmaker"),
+        model_data=storage.uri_of(str(model)),
+        source=source,
+        data_type=data_type,
+        output=storage.uri_of(args.output) if args.output else None,
+        env=dict(args.env),
+        **{name: getattr(args, name) for name in SETTINGS},
+    )
+    if not backend.check(request):
+        return
+    request = dataclasses.replace(request, model_data=models.model_archive(model))
     print(f"transforming {inputs.count} objects of {source} on {args.instance_count} x {args.instance_type}")
-    backend.print_cost_notice("transform-job", job)
-    arguments = {"job_name": job, "wait": not backend.dry_run, "logs": False, **_transform_arguments(args)}
-    try:
-        transformer.transform(source, kind, **arguments)
-    finally:
-        if not backend.dry_run:
-            _report(args, backend, job, inputs, inputs.count)
-    return job
+    with _reported(args, backend, request.name, inputs, inputs.count):
+        backend.transform(request)
 
 
-def _retry(args, backend) -> str | None:
-    from sagemaker.transformer import Transformer
+def _retry(args, backend: backends.Backend) -> None:
     from sagemaker.utils import name_from_base
 
     description = backend.session.sagemaker_client.describe_transform_job(TransformJobName=args.retry_failed)
     if (status := description["TransformJobStatus"]) in ("InProgress", "Stopping"):
         raise ValueError(f"transform job {args.retry_failed} is {status}; only one that has ended can be retried")
-    if args.collect and (reason := _not_collectable(description["TransformOutput"].get("Accept", ""))):
-        raise ValueError(reason)
+    if args.collect:
+        check_collectable(description["TransformOutput"].get("Accept", ""))
     source = description["TransformInput"]["DataSource"]["S3DataSource"]
     output = description["TransformOutput"]["S3OutputPath"].rstrip("/")
-    with manifest.listed(source["S3DataType"], source["S3Uri"]) as inputs:
-        if backend.dry_run:
+    with listed(source["S3DataType"], source["S3Uri"]) as inputs:
+        if args.dry_run:
             missing = sum(1 for _ in inputs.unanswered(output))
             print(f"would transform {missing} of {inputs.count} objects, those without an answer")
-            return None
-        failed = f"{output}-retry.json"
-        count = manifest.write(failed, inputs.prefix, inputs.unanswered(output))
+            return
+        manifest = f"{output}-retry.json"
+        count = manifests.write(manifest, inputs.prefix, inputs.unanswered(output))
         if not count:
             print(f"all {inputs.count} objects of {args.retry_failed} have answers")
-            return None
-        print(f"transforming {count} of {inputs.count} objects, those without an answer: {failed}")
-        transformer = Transformer.attach(args.retry_failed, backend.session)
-        transformer.env = description.get("Environment")
+            return
+        print(f"transforming {count} of {inputs.count} objects, those without an answer: {manifest}")
         job = args.job_name or name_from_base(args.retry_failed)
-        transformer.tags = backend.tags(job)
-        backend.print_cost_notice("transform-job", job)
-        arguments = _described_arguments(description)
-        try:
-            transformer.transform(failed, "ManifestFile", job_name=job, logs=False, **arguments)
-        finally:
-            _report(args, backend, job, inputs, count)
-    return job
+        with _reported(args, backend, job, inputs, count):
+            backend.retry_transform(description, job, manifest)
 
 
-def _not_collectable(accept: str) -> str | None:
-    """Why --collect cannot hold answers of this type, None if it can."""
-    if accept.strip().lower() not in BINARY:
-        return None
-    return f"--collect goes with --accept application/json, application/jsonlines or text/csv, not {accept}"
+@contextlib.contextmanager
+def _reported(args, backend: backends.Backend, job: str, inputs: Inputs, requested: int) -> Iterator[None]:
+    """Print, once the job has ended, well or not, what came of the `requested` objects among its inputs.
 
-
-def _transformer(args, model, output: str | None, tags: list[dict] | None):
-    """The SDK's Transformer."""
-    env = dict(pair.split("=", 1) for pair in args.env)
-    if args.max_payload > 6:  # TorchServe's own limit is 6553500 bytes
-        env.setdefault("TS_MAX_REQUEST_SIZE", str((args.max_payload + 1) * 2**20))
-    return model.transformer(
-        args.instance_count,
-        args.instance_type,
-        strategy=args.strategy,
-        assemble_with=args.assemble_with,
-        output_path=output,
-        accept=args.accept,
-        env=env,
-        max_concurrent_transforms=args.max_concurrent_transforms,
-        max_payload=args.max_payload,
-        tags=tags,
-    )
-
-
-def _transform_arguments(args) -> dict:
-    client = {"InvocationsMaxRetries": args.max_retries, "InvocationsTimeoutInSeconds": args.timeout}
-    return {
-        "content_type": args.content_type,
-        "compression_type": args.compression_type,
-        "split_type": args.split_type,
-        "input_filter": args.input_filter,
-        "output_filter": args.output_filter,
-        "join_source": args.join_source,
-        "model_client_config": {name: value for name, value in client.items() if value is not None} or None,
-    }
-
-
-def _described_arguments(description: dict) -> dict:
-    """The arguments of `transform` that made a job of this description."""
-    source, processing = description["TransformInput"], description.get("DataProcessing", {})
-    return {
-        "content_type": source.get("ContentType"),
-        "compression_type": source.get("CompressionType"),
-        "split_type": source.get("SplitType"),
-        "input_filter": processing.get("InputFilter"),
-        "output_filter": processing.get("OutputFilter"),
-        "join_source": processing.get("JoinSource"),
-        "model_client_config": description.get("ModelClientConfig"),
-    }
-
-
-def _report(args, backend, job: str, inputs: Inputs, asked: int) -> None:
-    """What there is to show of a job that has ended, well or not, and was asked about so many of the inputs.
-
-    Nothing if it was never made.
+    A job that was never made, as in a dry run, has no report.
     """
     from botocore.exceptions import ClientError
 
     try:
-        description = backend.session.sagemaker_client.describe_transform_job(TransformJobName=job)
-    except ClientError:
-        return
-    if "TransformEndTime" not in description or "TransformStartTime" not in description:
-        return
-    output = description["TransformOutput"]["S3OutputPath"]
+        yield
+    finally:
+        description = {}
+        with contextlib.suppress(ClientError):
+            description = backend.session.sagemaker_client.describe_transform_job(TransformJobName=job)
+        if {"TransformStartTime", "TransformEndTime"} <= description.keys():
+            _print_report(args, backend, description, inputs, requested)
+
+
+def _print_report(args, backend: backends.Backend, description: dict, inputs: Inputs, requested: int) -> None:
+    job, output = description["TransformJobName"], description["TransformOutput"]["S3OutputPath"]
     seconds = (description["TransformEndTime"] - description["TransformStartTime"]).total_seconds()
     missing = sum(1 for _ in inputs.unanswered(output))
     answers = inputs.count - missing
@@ -215,7 +170,7 @@ def _report(args, backend, job: str, inputs: Inputs, asked: int) -> None:
         ["answers", answers],
         ["failures", missing],
         ["seconds, start included", round(seconds, 1)],
-        ["objects/s", round((asked - missing) / seconds, 1) if seconds else "-"],
+        ["objects/s", round((requested - missing) / seconds, 1) if seconds else "-"],
     ]
     print("\n" + tables.table(["job", job], [[name, str(value)] for name, value in rows]))
     print(f"\nanswers: {output}")
@@ -227,94 +182,6 @@ def _report(args, backend, job: str, inputs: Inputs, asked: int) -> None:
         print(f"picture: {args.picture}")
     if missing:
         print(f"next:    fastmaker transform{backend.cli_flags} --retry-failed {args.retry_failed or job}")
-
-
-def collect(inputs: Inputs, output: str, file: Path) -> None:
-    """Write every object's key with its answer, or with an `error` where it has none, as JSON lines or CSV.
-
-    JSON lines hold the answers as they are. CSV has a row for each image, of several in one object with the same key,
-    and holds a mask as the pixels of each class, ``pixels_<class>``.
-    """
-    rows = _rows(inputs, output)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    if file.suffix == ".jsonl":
-        with jsonlines.open(file, "w") as writer:
-            writer.write_all(rows)
-        return
-    columns = {"key": None}
-    with tempfile.TemporaryFile("w+", encoding="utf-8") as spool:  # the last row may bring a column
-        for cells in map(_cells, itertools.chain.from_iterable(map(_by_image, rows))):
-            columns |= dict.fromkeys(cells)
-            spool.write(json.dumps(cells) + "\n")
-        spool.seek(0)
-        columns = [name for name in columns if name != "error"] + ["error"]
-        with open(file, "w", newline="", encoding="utf-8") as stream:
-            writer = csv.DictWriter(stream, columns, lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(_with_zeros(json.loads(line), columns) for line in spool)
-
-
-def _by_image(row: dict) -> list[dict]:
-    """A row of `_rows` for each image that its object holds."""
-    if not isinstance(answers := row.get("answer"), list) or not answers:
-        return [row]
-    return [_keyed(row["key"], answer) for answer in answers]
-
-
-def _cells(row: dict) -> dict:
-    """What a table shows of an image's row: of a mask the pixels of each class, of all else what is no list."""
-    if {"base64_prediction", "classes"} <= row.keys():
-        return {"key": row["key"]} | {PIXELS + found["label"]: found["pixels"] for found in row["classes"]}
-    return {name: value for name, value in row.items() if not isinstance(value, list | dict)}
-
-
-def _with_zeros(cells: dict, columns: list[str]) -> dict:
-    """The cells with 0 for the classes that a mask has no pixel of; an object without an answer has no mask."""
-    return cells if "error" in cells else {name: 0 for name in columns if name.startswith(PIXELS)} | cells
-
-
-def save_picture(inputs: Inputs, output: str, file: Path) -> None:
-    """Write a contact sheet of images from all over the job, each with its answer."""
-    step = max(1, inputs.count // SHOWN)
-    names = itertools.islice((name for name, _ in inputs), 0, None, step)
-    cards = []
-    for name in itertools.islice(names, SHOWN):
-        row = _row(output, name)
-        label, probability = tables.summarize(row)
-        caption = row.get("error") or (label if probability is None else f"{label}  ({probability:.3f})")
-        with storage.open_object(inputs.prefix + name) as stream:
-            try:
-                image = Image.open(io.BytesIO(stream.read()))
-                cards.append(pictures.captioned(image, caption, 112))
-            except (UnidentifiedImageError, OSError):
-                continue
-    if cards:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        pictures.contact_sheet(cards, columns=min(5, len(cards))).save(file)
-
-
-def _rows(inputs: Inputs, output: str) -> Iterator[dict]:
-    names = (name for name, _ in inputs)
-    with ThreadPoolExecutor(READERS) as pool:
-        while chunk := list(itertools.islice(names, CHUNK)):
-            yield from pool.map(lambda name: _row(output, name), chunk)
-
-
-def _row(output: str, name: str) -> dict:
-    try:
-        with storage.open_object(storage.join(output, name + ".out")) as stream:
-            answer = stream.read().decode("utf-8", "replace")
-    except storage.StorageError:
-        return {"key": name, "error": "no answer"}
-    try:
-        answer = json.loads(answer)
-    except ValueError:
-        answer = answer.strip()
-    return _keyed(name, answer)
-
-
-def _keyed(name: str, answer) -> dict:
-    return {"key": name, **answer} if isinstance(answer, dict) else {"key": name, "answer": answer}
 
 
 if __name__ == "__main__":

@@ -3,6 +3,9 @@
 import contextlib
 import importlib.util
 import os
+import re
+import signal
+import subprocess
 from importlib import metadata
 from pathlib import Path
 
@@ -11,6 +14,74 @@ import pytest
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
+# A shell that starts the tests in the background has them ignore SIGINT, and whatever they start inherits that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# What an account, a container or a network sets is not for the tests: credentials, channels, an /opt/ml, a proxy.
+OF_THE_USER = ("AWS_", "SAGEMAKER_", "SM_", "FASTMAKER_HOME", "FASTMAKER_ENGINE", "TS_")
+for name in [name for name in os.environ if name.startswith(OF_THE_USER)]:
+    del os.environ[name]
+NOWHERE = "/nowhere/of-the-tests"
+os.environ |= {
+    "AWS_CONFIG_FILE": NOWHERE,
+    "AWS_SHARED_CREDENTIALS_FILE": NOWHERE,
+    "AWS_EC2_METADATA_DISABLED": "true",
+    "NO_PROXY": ",".join(filter(None, [os.environ.get("NO_PROXY"), "127.0.0.1", "localhost"])),
+    "SAGEMAKER_BASE_DIR": NOWHERE,
+}
+
+# `make test-fast` leaves out tests with these markers; `server` is given to those that use one of these fixtures.
+SLOWER = {"docker", "server", "slow", "training", "triton", "versions"}
+STARTS_SERVERS = {"digits_predictor", "digits_server", "home", "run", "scenes_server", "session"}
+
+ID_LENGTH = 80  # of a whole id, which is of several values
+VALUE_LENGTH = 32
+
+
+def pytest_make_parametrize_id(val, argname):
+    """Return the part of a test's id that stands for a text, bytes or a pattern: printable ASCII, and short.
+
+    Equal ids get a number from pytest, as do values of any other type that have no name. So two collections name the
+    same tests, which pytest-xdist asks of its workers.
+    """
+    text = val.pattern if isinstance(val, re.Pattern) else val
+    if isinstance(text, bytes):
+        text = text.decode("latin-1")
+    if not isinstance(text, str):
+        return None
+    words = re.sub(r"[^!-~]+", " ", text).strip()  # each run of spaces, controls and letters beyond ASCII
+    return words[:VALUE_LENGTH].strip() or (argname if text else "")
+
+
+@pytest.hookimpl(tryfirst=True)  # before tests are chosen by their markers
+def pytest_collection_modifyitems(items):
+    """Refuse ids that differ from run to run, or that no terminal or report can hold; mark the tests that are fast."""
+    for item in items:
+        name = item.nodeid.partition("::")[2]
+        if not name.isascii() or not name.isprintable() or len(name.partition("[")[2]) > ID_LENGTH:
+            expected = f"expected an id of printable ASCII, {ID_LENGTH} characters at most"
+            raise pytest.UsageError(f"{item.nodeid!r}: {expected}")
+        if STARTS_SERVERS & set(item.fixturenames):
+            item.add_marker("server")
+        if not SLOWER & {mark.name for mark in item.iter_markers()}:
+            item.add_marker("fast")
+
+
+def pytest_collection_finish(session):
+    """End the run with one line where its tests need a Docker engine and none answers."""
+    needed = any(item.get_closest_marker("docker") for item in session.items)
+    if needed and not session.config.option.collectonly and (reason := why_no_engine()):
+        start = "start one (as root: dockerd, or systemctl start docker)"
+        pytest.exit(f"the tests marked docker need a Docker engine; {start}: {reason}", 1)
+
+
+def why_no_engine() -> str | None:
+    """Return why no Docker engine answers, None if one does."""
+    try:
+        done = subprocess.run(["docker", "version"], capture_output=True, text=True)
+    except FileNotFoundError:
+        return "there is no docker command"
+    return done.stderr.strip().rpartition("\n")[2] if done.returncode else None
 
 
 def pytest_report_header():
@@ -111,10 +182,10 @@ def digits_learner(digits):
 @pytest.fixture(scope="session")
 def digits_bundle(digits_learner, tmp_path_factory) -> Path:
     """The bundle of `digits_learner`. Shared: copy it before you change it."""
-    from fastmaker.training import learner
+    from fastmaker import save_bundle
 
     folder = tmp_path_factory.mktemp("bundle") / "digits"
-    learner.save_bundle(digits_learner, folder, {"accuracy": 0.9})
+    save_bundle(digits_learner, folder, {"accuracy": 0.9})
     return folder
 
 
@@ -137,10 +208,10 @@ def scenes_learner(scenes):
 @pytest.fixture(scope="session")
 def scenes_bundle(scenes_learner, tmp_path_factory) -> Path:
     """The bundle of `scenes_learner`. Shared: copy it before you change it."""
-    from fastmaker.training import learner
+    from fastmaker import save_bundle
 
     folder = tmp_path_factory.mktemp("bundle") / "scenes"
-    learner.save_bundle(scenes_learner, folder, {"pixel_accuracy": 0.9})
+    save_bundle(scenes_learner, folder, {"pixel_accuracy": 0.9})
     return folder
 
 
@@ -156,6 +227,7 @@ def entry_point():
 @pytest.fixture(scope="session")
 def server_files(tmp_path_factory) -> Path:
     """The files of a Triton server, which is installed for this run."""
-    import triton_server
+    from helpers import environments, triton_server
 
-    return triton_server.install(tmp_path_factory.mktemp("triton") / "environment")
+    with environments.needed_by("triton"):
+        return triton_server.install(tmp_path_factory.mktemp("triton") / "environment")

@@ -15,9 +15,9 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
-import environments
 import numpy as np
 import pytest
+from helpers import environments
 
 pytestmark = pytest.mark.versions
 
@@ -38,9 +38,9 @@ PACKAGES = (
 ONNX_PACKAGES = ("onnx", "onnxruntime", "onnxscript")
 ONNX_TORCH = (2, 8)
 WITHOUT_ONNX = (
-    "--ignore=tests/source/test_export.py",
-    "--ignore=tests/source/test_onnx_engine.py",
-    "--deselect=tests/source/test_torchserve_handler.py::test_a_batch_is_answered_by_onnx_runtime_as_well",
+    "--ignore=tests/source/export/test_export.py",
+    "--ignore=tests/source/serving/test_onnx_engine.py",
+    "--deselect=tests/source/serving/test_torchserve_handler.py::test_a_batch_is_answered_by_onnx_runtime_as_well",
 )
 TOLERANCE = 1e-5  # of a probability: another build of torch adds up in another order
 
@@ -64,7 +64,8 @@ def other(request, tmp_path_factory):
     try:
         python = environments.create(folder / "environment")
         print(f"\ninstalling torch {torch} and torchvision {torchvision}", flush=True)
-        environments.install(python, "--constraint", constraints, *packages)
+        with environments.needed_by("versions"):
+            environments.install(python, "--constraint", constraints, *packages)
         yield Environment(python, has_onnx)
     finally:
         shutil.rmtree(folder)  # some gigabytes, which pytest would keep for its next runs

@@ -1,4 +1,4 @@
-"""How a command ends: failures in one line, Ctrl-C and SIGTERM, faults of ours with their traceback."""
+"""How a command ends: failures in one line, Ctrl-C and SIGTERM, internal errors with their traceback."""
 
 import contextlib
 import os
@@ -8,26 +8,26 @@ import traceback
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NoReturn
 
-from fastmaker.jobs.cli.redaction import Masked
+from fastmaker.jobs.cli.redaction import RedactingStream
 
 # Packages whose own exceptions say what AWS, or a job, has answered.
 AWS = ("botocore", "boto3", "sagemaker")
 
 
 class Failure(Exception):
-    """What a job needs and AWS does not have, or does not allow: one line."""
+    """What a job needs is missing or not allowed. The message is one line."""
 
 
 @contextlib.contextmanager
 def errors_as_one_line() -> Iterator[None]:
-    """Bad usage and failed jobs end the script with one line on stderr; a fault of ours keeps its traceback.
+    """End the process with one line on stderr for bad usage and failed jobs; an internal error has its traceback.
 
     SIGTERM ends it as Ctrl-C does, which leaves nothing running. What is written to files and pipes comes without
     account numbers and signatures.
     """
     with (
-        contextlib.redirect_stdout(Masked(sys.stdout)),
-        contextlib.redirect_stderr(Masked(sys.stderr)),
+        contextlib.redirect_stdout(RedactingStream(sys.stdout)),
+        contextlib.redirect_stderr(RedactingStream(sys.stderr)),
         signals([signal.SIGTERM], signal.default_int_handler),
     ):
         yield from _ending_with_one_line()
@@ -52,24 +52,24 @@ def _ending_with_one_line() -> Iterator[None]:
 
 @contextlib.contextmanager
 def signals(numbers: Iterable[int], handler) -> Iterator[None]:
-    """Let `handler` take these signals."""
+    """Let `handler` take these signals, and the handlers of before take them again afterwards."""
     before = {number: signal.signal(number, handler) for number in numbers}
     try:
         yield
     finally:
-        for number, of_before in before.items():
-            signal.signal(number, of_before)
+        for number, previous in before.items():
+            signal.signal(number, previous)
 
 
 def run(command, argv: Sequence[str] | None = None) -> NoReturn:
     """Parse the arguments of a command's module, run it, and end the process with the exit status that it returns."""
     arguments = command.parse_args(argv)
     with errors_as_one_line():
-        status = command.main(arguments)
-        sys.exit(status if isinstance(status, int) else 0)
+        sys.exit(command.main(arguments))
 
 
-def fail(error: object, status: int) -> None:
+def fail(error: object, status: int) -> NoReturn:
+    """Print the error as one line on stderr and end the process with this status."""
     line = " ".join(str(error).split("\nTraceback")[0].split())
     print(f"error: {line}", file=sys.stderr)
     sys.exit(status)

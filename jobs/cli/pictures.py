@@ -6,7 +6,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 
 def captioned(image: Image.Image, caption: str, size: int = 224) -> Image.Image:
-    """A square of `size` pixels with the image in it and the caption below."""
+    """Return a square of `size` pixels with the image in it and the caption below."""
     band = 28
     card = Image.new("RGB", (size, size + band), "white")
     image = image.convert("RGB")
@@ -22,7 +22,7 @@ def captioned(image: Image.Image, caption: str, size: int = 224) -> Image.Image:
 
 
 def contact_sheet(cards: Sequence[Image.Image], columns: int) -> Image.Image:
-    """The cards, all of one size, row by row."""
+    """Return a picture of the cards, all of one size, row by row."""
     width, height = cards[0].size
     rows = -(-len(cards) // columns)
     sheet = Image.new("RGB", (columns * width, rows * height), "white")

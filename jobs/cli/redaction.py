@@ -1,4 +1,4 @@
-"""Account numbers and signatures, which are for a terminal alone."""
+"""Redaction of account numbers and signatures, which are for a terminal alone."""
 
 import re
 from collections.abc import Iterable
@@ -15,17 +15,17 @@ SIGNATURE = re.compile(
 )
 
 
-own_accounts: set[str] = set()  # that were found out, and are masked wherever they stand
+own_accounts: set[str] = set()  # accounts of the caller, which are redacted wherever they stand
 
 
-class Masked:
+class RedactingStream:
     """A text stream that shows AWS account numbers and the secret parts of signed URLs to a terminal alone."""
 
     def __init__(self, stream):
         self._stream = stream
 
     def write(self, text: str) -> int:
-        self._stream.write(text if self._stream.isatty() else masked(text))
+        self._stream.write(text if self._stream.isatty() else redact(text))
         return len(text)
 
     def writelines(self, lines: Iterable[str]) -> None:
@@ -36,8 +36,8 @@ class Masked:
         return getattr(self._stream, name)
 
 
-def masked(text: str) -> str:
-    """The text with asterisks for account numbers, but AWS's own, and for what signs a URL."""
+def redact(text: str) -> str:
+    """Return the text with asterisks for account numbers, except AWS's own, and for what signs a URL."""
     for account in own_accounts:
         text = text.replace(account, "*" * 12)
     text = ACCOUNT.sub(lambda found: found[0] if found[0] in ACCOUNTS_OF_AWS else "*" * 12, text)

@@ -7,7 +7,7 @@ SHOWN_CLASSES = 3  # of a mask
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """Columns as wide as their content; numbers to the right."""
+    """Return a table with columns as wide as their content; numbers are aligned to the right."""
     cells = [[str(cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(header, *cells, strict=True)]
     numeric = [all(isinstance(row[i], (int, float)) for row in rows) for i in range(len(header))]
@@ -20,7 +20,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
 
 
 def summarize(answer: dict) -> tuple[str, float | None]:
-    """An endpoint's JSON answer for one image: its label and probability, or the classes that cover most of a mask."""
+    """Return the label and probability of an endpoint's JSON answer for one image; of a mask the largest classes."""
     if "classes" not in answer:
         return answer.get("label", "-"), answer.get("probability")
     most = sorted(answer["classes"], key=lambda found: -found["pixels"])[:SHOWN_CLASSES]
@@ -29,5 +29,5 @@ def summarize(answer: dict) -> tuple[str, float | None]:
 
 
 def as_json(rows: Sequence[dict]) -> str:
-    """A JSON object a line."""
+    """Return the rows as JSON lines."""
     return "\n".join(json.dumps(row, ensure_ascii=False) for row in rows)

@@ -1,4 +1,4 @@
-"""Ask a model on a Triton server about images, over gRPC or HTTP; of a repository that jobs/triton.py made."""
+"""Client of a Triton server with a model repository of `fastmaker package triton`, over gRPC or HTTP."""
 
 import http.client
 import json
@@ -8,27 +8,27 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
-from fastmaker.jobs.packaging.triton import INFO, library
+from fastmaker.jobs.packaging.triton import INFO, import_tritonclient
 
-DEFAULT_PORTS = {"grpc": 8001, "http": 8000, "grpcs": 8001, "https": 8000}  # Triton's own; those with s use TLS
-TIMEOUT = 60  # seconds for one answer
-# What gRPC and HTTP call a request that the server does not take, and a server that cannot be reached.
-REFUSED = ("StatusCode.INVALID_ARGUMENT", "400")
+DEFAULT_PORTS = {"grpc": 8001, "http": 8000, "grpcs": 8001, "https": 8000}  # grpcs and https use TLS
+TIMEOUT = 60  # seconds for one response
+# Statuses of gRPC and HTTP for a request that the server rejects, and for a server that cannot be reached.
+INVALID_REQUEST = ("StatusCode.INVALID_ARGUMENT", "400")
 UNAVAILABLE = ("StatusCode.UNAVAILABLE", "StatusCode.DEADLINE_EXCEEDED", "503")
-# What stands before the reason: whose request it was, and in which ensemble.
+# Before the reason, Triton's message names the request and the ensemble.
 PREFIX = re.compile(r"^(\[request id: [^\]]*\] )?(in ensemble '[^']*', )?")
 
 
 class TritonError(OSError):
-    """The server does not answer, or not with what was asked for; one line."""
+    """The server cannot be reached, fails or lacks the model; the message is one line."""
 
 
-class Refusal(ValueError):
-    """This image gets no answer; the message is the server's own, or says what is wrong with the image."""
+class InvalidRequest(ValueError):
+    """The image cannot be predicted; the message is the server's own, or says what is wrong with the image."""
 
 
 class Model:
-    """A model that is ready on the server at `url`; any thread may ask it. Raises TritonError or ValueError."""
+    """A model that is ready on the server at `url`, safe to use from many threads. Raises TritonError or ValueError."""
 
     def __init__(self, url: str, name: str | None = None):
         self._server = _Server(url)
@@ -44,36 +44,37 @@ class Model:
         (self._input,) = (tensor["name"] for tensor in config["input"])
 
     def answer(self, data: bytes, mask_size: str | None = None):
-        """The answer for an encoded image, a wire.Prediction or a masks.Mask; `mask_size` is one of masks.SIZES.
+        """Return the answer for an encoded image, a Prediction or a Mask; `mask_size` is one of masks.SIZES.
 
-        Raises Refusal if this image gets none, TritonError if the server gives none at all.
+        Raises InvalidRequest for an image that cannot be predicted, TritonError if the server fails.
         """
         from fastmaker import preprocess
 
-        wanted = "probabilities" if self.info["task"] == "classification" else "mask"
+        output_name = "probabilities" if self.info["task"] == "classification" else "mask"
         try:
-            output = self._server.infer(self.name, self._input, self._tensor(data), wanted)[0]
-            return self._mask(output, data, mask_size) if wanted == "mask" else self._prediction(output)
+            output = self._server.infer(self.name, self._input, self._tensor(data), output_name)[0]
+            return self._mask(output, data, mask_size) if output_name == "mask" else self._prediction(output)
         except preprocess.ImageError as error:
-            raise Refusal(str(error)) from None
+            raise InvalidRequest(str(error)) from None
 
     def _prediction(self, probabilities: np.ndarray):
-        from fastmaker.serving import wire
+        from fastmaker.answers import Prediction
 
-        return wire.Prediction(probabilities, self.info["labels"])
+        return Prediction(probabilities, self.info["labels"])
 
     def _mask(self, mask: np.ndarray, data: bytes, size: str | None):
         from fastmaker import masks, preprocess
+        from fastmaker.answers import Mask
 
         info = self.info
         if (size or info["mask_size"]) == "original":
             mask = masks.resize_to_original(
                 mask, preprocess.decode(data).size, info["resize_method"], info["void_code"]
             )
-        return masks.Mask(mask, info["labels"], info["void_code"])
+        return Mask(mask, info["labels"], info["void_code"])
 
     def _tensor(self, data: bytes) -> np.ndarray:
-        """What the model takes of one encoded image: its bytes, or pixels if the model has no preprocessing."""
+        """Return the model's input, of one image: its bytes, or its pixels if the model has no preprocessing."""
         from fastmaker import preprocess
 
         if self._input == "image_bytes":
@@ -83,7 +84,7 @@ class Model:
         return preprocess.to_array(image, info["image_mode"], tuple(info["image_size"]), info["resize_method"])[None]
 
     def _only_model(self) -> str:
-        """The model that is ready, if there is one alone; models that an ensemble leads through do not count."""
+        """Return the name of the only model that is ready, ignoring the models of ensembles. Raises ValueError."""
         ready = [name for name, state, _ in self._server.index() if state == "READY"]
         steps = {step for name in ready for step in _steps(self._server.config(name))}
         found = [name for name in ready if name not in steps]
@@ -103,35 +104,35 @@ class Model:
 
 
 class _Server:
-    """What is asked of a server, the same over gRPC and HTTP; each thread has a client of its own."""
+    """The requests of this module, the same over gRPC and HTTP; each thread has its own client."""
 
     def __init__(self, url: str):
-        scheme, address = _parsed(url)
+        scheme, address = _split_url(url)
         self.url = url
-        self._over_grpc = scheme.startswith("grpc")
-        self._library = library("grpc" if self._over_grpc else "http")
+        self._is_grpc = scheme.startswith("grpc")
+        self._library = import_tritonclient("grpc" if self._is_grpc else "http")
         self._address, self._ssl = address, scheme.endswith("s")
-        self._own = threading.local()
+        self._thread = threading.local()
 
     def is_ready(self, model: str) -> bool:
         return self._call("is_model_ready", model)
 
     def config(self, model: str) -> dict:
-        """The configuration of a model, as JSON has it."""
-        if self._over_grpc:
+        """Return the configuration of a model as JSON's types."""
+        if self._is_grpc:
             return self._call("get_model_config", model, as_json=True)["config"]
         return self._call("get_model_config", model)
 
     def index(self) -> list[tuple[str, str, str]]:
-        """(name, state, reason) of each model of the repository."""
-        if self._over_grpc:
+        """Return (name, state, reason) of each model of the repository."""
+        if self._is_grpc:
             models = self._call("get_model_repository_index", as_json=True).get("models", [])
         else:
             models = self._call("get_model_repository_index")
         return [(model["name"], model.get("state", "UNLOADED"), model.get("reason", "")) for model in models]
 
     def infer(self, model: str, name: str, value: np.ndarray, output: str) -> np.ndarray:
-        """The `output` of the model for the input `name`. Raises Refusal or TritonError."""
+        """Return the `output` of the model for the input `name`. Raises InvalidRequest or TritonError."""
         from tritonclient.utils import np_to_triton_dtype
 
         tensor = self._library.InferInput(name, list(value.shape), np_to_triton_dtype(value.dtype))
@@ -142,29 +143,29 @@ class _Server:
     def _call(self, method: str, *arguments, **options):
         from tritonclient.utils import InferenceServerException
 
-        if self._over_grpc:
+        if self._is_grpc:
             options["client_timeout"] = TIMEOUT
         try:
             return getattr(self._client(), method)(*arguments, **options)
         except InferenceServerException as error:
             line = PREFIX.sub("", " ".join((error.message() or "no reason given").split()))
-            if error.status() in REFUSED:
-                raise Refusal(line) from None
-            what = "no Triton server answers at" if error.status() in UNAVAILABLE else "Triton fails at"
-            raise TritonError(f"{what} {self.url}: {line}") from None
+            if error.status() in INVALID_REQUEST:
+                raise InvalidRequest(line) from None
+            failure = "no Triton server answers at" if error.status() in UNAVAILABLE else "Triton fails at"
+            raise TritonError(f"{failure} {self.url}: {line}") from None
         except (OSError, http.client.HTTPException) as error:
             raise TritonError(f"no Triton server answers at {self.url}: {error or type(error).__name__}") from None
 
     def _client(self):
-        if not hasattr(self._own, "client"):
-            # Over HTTP the time is that of a connection's; over gRPC it goes with each call.
-            times = {} if self._over_grpc else {"connection_timeout": TIMEOUT, "network_timeout": TIMEOUT}
-            self._own.client = self._library.InferenceServerClient(self._address, ssl=self._ssl, **times)
-        return self._own.client
+        if not hasattr(self._thread, "client"):
+            # Over HTTP the connection has the timeout; over gRPC each call has it.
+            timeouts = {} if self._is_grpc else {"connection_timeout": TIMEOUT, "network_timeout": TIMEOUT}
+            self._thread.client = self._library.InferenceServerClient(self._address, ssl=self._ssl, **timeouts)
+        return self._thread.client
 
 
-def _parsed(url: str) -> tuple[str, str]:
-    """The scheme and what follows it, with its port; without scheme it is gRPC. Raises ValueError."""
+def _split_url(url: str) -> tuple[str, str]:
+    """Return the scheme (by default grpc) and the address with its port and path. Raises ValueError."""
     parts = urlsplit(url if "://" in url else f"grpc://{url}")
     try:
         default = DEFAULT_PORTS[parts.scheme]
@@ -176,4 +177,5 @@ def _parsed(url: str) -> tuple[str, str]:
 
 
 def _steps(config: dict) -> list[str]:
+    """Return the names of an ensemble's models; of any other model none."""
     return [step["model_name"] for step in config.get("ensemble_scheduling", {}).get("step", [])]

@@ -7,6 +7,7 @@ import argparse
 import contextlib
 import logging
 import os
+import signal
 import sys
 import threading
 from collections.abc import Iterator, Sequence
@@ -33,6 +34,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 def main(args: argparse.Namespace) -> int:
     """Serve until Ctrl-C, after printing the variables by which clients find the server."""
+    # A shell that starts a command in the background may have it ignore SIGINT.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     with serve(args.port) as url:
         print("\n".join(f"export {name}={value}" for name, value in environment(url).items()), flush=True)
         with contextlib.suppress(KeyboardInterrupt):

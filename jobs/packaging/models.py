@@ -1,4 +1,4 @@
-"""Finding the model that a name, a folder or a URI means, and packing it for SageMaker.
+"""Finding the model that a name, a folder or a URI means, and packing or unpacking it.
 
 A training job's name, a model directory, a model.tar.gz and an ``s3://`` URI all name a model.
 """
@@ -6,13 +6,15 @@ A training job's name, a model directory, a model.tar.gz and an ``s3://`` URI al
 import contextlib
 import hashlib
 import os
+import shutil
 import tarfile
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from fastmaker.jobs import backends, storage
-from fastmaker.jobs.backends.inventory import is_missing
-from fastmaker.local.containers import pack
+from fastmaker.jobs.backends.resources import is_missing
+from fastmaker.local.containers import ContainerError, pack, unpack
 from fastmaker.local.store import now
 
 # What every bundle holds, of what source/fastmaker/bundle.py writes.
@@ -27,10 +29,10 @@ def model_archive(found: Path | str) -> str:
 
 
 def locate(model: str, sagemaker_session: Callable) -> Path | str:
-    """Return the model directory or model.tar.gz that `model` names, checked for a bundle's files, or its S3 URI unchecked.
+    """Return the model directory or model.tar.gz that `model` names, checked for a bundle's files.
 
-    `sagemaker_session` is called only for a training job's name: making a session takes seconds.
-    Raises ValueError if it is no bundle.
+    An S3 URI, also that of a training job's model, is returned unchecked. `sagemaker_session` is called only for a
+    training job's name: making a session takes seconds. Raises ValueError if it is no bundle.
     """
     if model.startswith("s3://"):
         return model
@@ -52,6 +54,35 @@ def locate(model: str, sagemaker_session: Callable) -> Path | str:
     except tarfile.TarError as error:
         raise ValueError(f"{path} is no model.tar.gz: {error}") from None
     return path.resolve()
+
+
+@contextlib.contextmanager
+def model_directory(model: str, sagemaker_session: Callable) -> Iterator[Path]:
+    """Yield the directory of the bundle that `model` names, as in `locate`; an archive is unpacked for the time being.
+
+    Raises ValueError or StorageError.
+    """
+    found = locate(model, sagemaker_session)
+    if isinstance(found, Path) and found.is_dir():
+        yield found
+        return
+    with tempfile.TemporaryDirectory() as scratch:
+        if isinstance(found, str):
+            found = storage.fetch(found, Path(scratch, "model.tar.gz"))
+        try:
+            unpack(found, Path(scratch, "model"))
+        except ContainerError as error:
+            raise ValueError(str(error)) from None
+        yield Path(scratch, "model")
+
+
+def copy_without_code(model_dir: Path, folder: Path) -> None:
+    """Copy the files of a bundle into `folder`, but not its code."""
+    from fastmaker import bundle
+
+    for name in (bundle.STATE_FILE, bundle.INFO_FILE, bundle.ONNX_FILE):
+        if (model_dir / name).is_file():
+            shutil.copy2(model_dir / name, folder)
 
 
 def _is_training_job(name: str, sagemaker_session: Callable) -> bool:
@@ -82,7 +113,7 @@ def _archive_of_job(name: str, sagemaker_session) -> str:
 
 
 def _packed(folder: Path) -> Path:
-    """Pack the folder in place of its earlier archive. It goes to FASTMAKER_HOME: files beside the folder are the user's."""
+    """Return the folder's archive in FASTMAKER_HOME, packed anew; what lies beside the folder is the user's own."""
     name = f"{folder.name}-{hashlib.sha256(os.fsencode(folder)).hexdigest()[:8]}"
     packed = backends.packed_models()
     with contextlib.suppress(FileExistsError):

@@ -2,6 +2,7 @@
 
 import contextlib
 import sqlite3
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -103,3 +104,15 @@ class Inputs:
 
         with self._database:
             self._database.executemany("INSERT INTO objects (key, size) VALUES (?, ?)", counted())
+
+
+@contextlib.contextmanager
+def listed(data_type: str, uri: str) -> Iterator[Inputs]:
+    """List the objects that an S3DataType and its S3Uri mean. Raises ValueError or OSError, saying what is wrong."""
+    with tempfile.TemporaryDirectory() as scratch:
+        inputs = Inputs(Path(scratch, "inputs.sqlite"))
+        try:
+            inputs.read(data_type, uri)
+            yield inputs
+        finally:
+            inputs.close()

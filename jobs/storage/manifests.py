@@ -5,8 +5,11 @@
 https://docs.aws.amazon.com/sagemaker/latest/APIReference/API_TransformS3DataSource.html; here prefixes may be file://.
 """
 
+import json
 import re
-from collections.abc import Iterator
+import sys
+import tempfile
+from collections.abc import Iterable, Iterator
 from typing import Any, BinaryIO
 
 import ijson
@@ -33,6 +36,28 @@ def read(uri: str) -> tuple[str, Iterator[str]]:
     if not re.match("s3://[^/]+/|file:///", prefix):
         raise ManifestError(f"{uri}: the prefix is {prefix!r}; expected s3://bucket/ or file:/// and what follows it")
     return prefix, _keys(uri, items)
+
+
+def write(uri: str | None, prefix: str, keys: Iterable[str]) -> int:
+    """Write a manifest, an element a line, to `uri` or to stdout, whole or not at all; return the number of keys.
+
+    Without keys nothing is written. Raises ValueError for a prefix that does not end with /.
+    """
+    if not prefix.endswith("/"):
+        raise ValueError(f"the prefix {prefix!r} does not end with /: its keys would be joined to its last name")
+    count = 0
+    with tempfile.TemporaryFile() as file:
+        file.write(b"[\n  " + json.dumps({"prefix": prefix}, ensure_ascii=False).encode())
+        for key in keys:
+            file.write(b",\n  " + json.dumps(key, ensure_ascii=False).encode())
+            count += 1
+        file.write(b"\n]\n")
+        file.seek(0)
+        if count and uri:
+            storage.put_stream(file, uri)
+        elif count:
+            sys.stdout.write(file.read().decode())
+    return count
 
 
 def _keys(uri: str, items: Iterator[Any]) -> Iterator[str]:

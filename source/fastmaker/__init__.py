@@ -2,54 +2,93 @@
 
     from fastmaker import save_bundle, load_bundle
 
-    save_bundle(learn, "model")                  # a fastai Learner -> a model directory that serves without fastai
-    model = load_bundle("model")                 # a `fastmaker.serving.models.Model`
+    save_bundle(learn, "model")    # a fastai Learner -> a model directory that serves without fastai
+    model = load_bundle("model")   # a `fastmaker.serving.models.Model`
+    model.predict([image])         # Pillow images -> `fastmaker.answers.Prediction` or `Mask`
 
-One direction: ``training -> bundle`` to train, ``bundle -> serving`` to answer, ``bundle -> export`` for other servers.
-Only `fastmaker.training` and `fastmaker.export.reference` use fastai, and only when they are called: serving needs
-torch, torchvision, Pillow and NumPy.
+Imports go one way: ``training -> bundle`` to train, ``serving -> bundle`` to serve, ``export -> bundle`` for other
+servers. Only `fastmaker.training` and `fastmaker.export.reference` import fastai: serving needs torch, torchvision,
+Pillow and NumPy.
 
-The exceptions, all but the first of which are ValueErrors::
+The exceptions, which can be imported from here, too::
 
     Exception
-    └── serving.wire.RequestError       a request that is not answered: its HTTP status and one line
-        ├── BadRequest                  400: the body is empty, damaged, too large or no image
-        ├── NotAcceptable               406: no wanted type can hold the answer
-        ├── UnsupportedContentType      415: the Content-Type is none of those that are known
-        └── InternalError                       500: a fault of this package, of one request of a batch
+    └── serving.errors.RequestError             a request that cannot be answered: an HTTP status and one line
+        ├── serving.errors.BadRequest               400: the body is empty, damaged, too large or not an image
+        ├── serving.errors.NotAcceptable            406: no accepted type can hold the answer
+        ├── serving.errors.UnsupportedContentType   415: an unknown Content-Type
+        └── serving.errors.InternalError            500: a fault of the server
     ValueError
-    ├── bundle.BundleError              a model directory that cannot be used, or a Learner that cannot become one
-    ├── preprocess.ImageError           bytes that are no image, or one that is too large
-    ├── export.onnx_file.ExportError    a network that ONNX cannot hold, or a package that is missing
-    ├── training.data.DataError         training data that cannot be used
-    ├── training.checkpoint.CheckpointError   a checkpoint of another run
-    ├── training.distributed.GroupError       processes that cannot train together
-    └── training.learner.WeightsError         pretrained weights that cannot be had
+    ├── bundle.BundleError                      a model directory that cannot be used, or a Learner that cannot be saved
+    ├── preprocess.ImageError                   bytes that are not an image, or an image that is too large
+    ├── export.onnx_file.ExportError            a network that cannot be exported, or a missing package
+    ├── training.layouts.DataError              training data that cannot be used
+    ├── training.checkpoint.CheckpointError     a checkpoint of another run
+    ├── training.distributed.ProcessGroupError  processes that cannot train together
+    └── training.learner.WeightsError           pretrained weights that cannot be downloaded
 """
 
-from typing import TYPE_CHECKING
+import importlib
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fastmaker.bundle import BundleError
+    from fastmaker.export.onnx_file import ExportError
+    from fastmaker.preprocess import ImageError
+    from fastmaker.serving.errors import (
+        BadRequest,
+        InternalError,
+        NotAcceptable,
+        RequestError,
+        UnsupportedContentType,
+    )
     from fastmaker.serving.models import load as load_bundle
-    from fastmaker.training.learner import save_bundle
+    from fastmaker.training.checkpoint import CheckpointError
+    from fastmaker.training.distributed import ProcessGroupError
+    from fastmaker.training.from_learner import save_bundle
+    from fastmaker.training.layouts import DataError
+    from fastmaker.training.learner import WeightsError
 
 __version__ = "0.2.0"
-__all__ = ["BundleError", "__version__", "load_bundle", "save_bundle"]
+__all__ = [
+    "BadRequest",
+    "BundleError",
+    "CheckpointError",
+    "DataError",
+    "ExportError",
+    "ImageError",
+    "InternalError",
+    "NotAcceptable",
+    "ProcessGroupError",
+    "RequestError",
+    "UnsupportedContentType",
+    "WeightsError",
+    "__version__",
+    "load_bundle",
+    "save_bundle",
+]
+
+# Imported on first use: torch takes a second to import, fastai several, and most commands need neither.
+_LAZY = {
+    "load_bundle": "serving.models.load",
+    "save_bundle": "training.from_learner.save_bundle",
+    "BadRequest": "serving.errors.BadRequest",
+    "BundleError": "bundle.BundleError",
+    "CheckpointError": "training.checkpoint.CheckpointError",
+    "DataError": "training.layouts.DataError",
+    "ExportError": "export.onnx_file.ExportError",
+    "ImageError": "preprocess.ImageError",
+    "InternalError": "serving.errors.InternalError",
+    "NotAcceptable": "serving.errors.NotAcceptable",
+    "ProcessGroupError": "training.distributed.ProcessGroupError",
+    "RequestError": "serving.errors.RequestError",
+    "UnsupportedContentType": "serving.errors.UnsupportedContentType",
+    "WeightsError": "training.learner.WeightsError",
+}
 
 
-def __getattr__(name: str):
-    # Loaded when they are first used: torch takes a second to import, fastai more, and most commands need neither.
-    if name == "load_bundle":
-        from fastmaker.serving.models import load
-
-        return load
-    if name == "save_bundle":
-        from fastmaker.training.learner import save_bundle
-
-        return save_bundle
-    if name == "BundleError":
-        from fastmaker.bundle import BundleError
-
-        return BundleError
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module, _, attribute = _LAZY[name].rpartition(".")
+    return getattr(importlib.import_module(f"{__name__}.{module}"), attribute)

@@ -1,12 +1,15 @@
-"""The old place of `fastmaker.save_bundle`."""
+"""The former module of `fastmaker.save_bundle`."""
 
 import warnings
+from typing import Any
 
 
-def __getattr__(name: str):
+def __getattr__(name: str) -> Any:
     if name != "save_bundle":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    warnings.warn("fastmaker.learner.save_bundle is fastmaker.save_bundle", DeprecationWarning, stacklevel=2)
-    from fastmaker.training.learner import save_bundle
+    warnings.warn(
+        "fastmaker.learner.save_bundle has moved; use fastmaker.save_bundle", DeprecationWarning, stacklevel=2
+    )
+    from fastmaker.training.from_learner import save_bundle
 
     return save_bundle

@@ -1,17 +1,18 @@
-"""Pure torch networks whose state_dict keys and arithmetic are fastai's, built without fastai.
+"""Classifiers in pure torch, with the state_dict keys and the arithmetic of fastai's.
 
-``vision_learner`` puts a head on a torchvision network cut before its pooling
-(``fastai.vision.learner.create_vision_model``); the same modules in the same places give the same keys, so that a
-trained state_dict loads strictly in either.
+``vision_learner`` puts a head on a torchvision network that is cut before its pooling
+(``fastai.vision.learner.create_vision_model``). The same modules in the same places give the same keys, so a trained
+state_dict loads strictly in either network.
 """
 
 import itertools
+from typing import Any
 
 import torch
 import torchvision.models
 from torch import nn
 
-# How many trailing children of the torchvision network fastai cuts off (fastai.vision.learner.model_meta).
+# The number of trailing children of the torchvision network that fastai cuts off (fastai.vision.learner.model_meta).
 TORCHVISION_CUTS = {
     **dict.fromkeys(("resnet18", "resnet34", "resnet50", "resnet101", "resnet152"), 2),
     **dict.fromkeys(("vgg11_bn", "vgg13_bn", "vgg16_bn", "vgg19_bn", "alexnet"), 2),
@@ -24,17 +25,17 @@ ARCHITECTURES = ("convnet", *TORCHVISION_CUTS)
 class AdaptiveConcatPool2d(nn.Module):
     """(N, C, H, W) -> (N, 2C, 1, 1): the maximum, then the mean (fastai.layers.AdaptiveConcatPool2d)."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.ap = nn.AdaptiveAvgPool2d(1)
-        self.mp = nn.AdaptiveMaxPool2d(1)
+        self.mp: nn.Module = nn.AdaptiveMaxPool2d(1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return torch.cat([self.mp(x), self.ap(x)], 1)
 
 
 def classifier(architecture: str, n_out: int, n_in: int = 3) -> nn.Sequential:
-    """An untrained network: float32 (N, n_in, H, W) -> logits (N, n_out).
+    """Return an untrained network: float32 (N, n_in, H, W) -> logits (N, n_out).
 
     Raises ValueError for a name that is not in ARCHITECTURES.
     """
@@ -43,17 +44,17 @@ def classifier(architecture: str, n_out: int, n_in: int = 3) -> nn.Sequential:
     if architecture not in TORCHVISION_CUTS:
         raise ValueError(f"unknown architecture {architecture!r}; expected one of {', '.join(ARCHITECTURES)}")
     encoder = body(architecture, n_in)
-    return nn.Sequential(encoder, _head(_features(encoder, n_in), n_out))
+    return nn.Sequential(encoder, _head(_count_features(encoder, n_in), n_out))
 
 
 def empty_classifier(architecture: str, n_out: int, n_in: int = 3) -> nn.Sequential:
-    """`classifier` without storage for its weights; fill it with ``load_state_dict(..., assign=True)``."""
+    """Return `classifier` on the meta device, for ``load_state_dict(..., assign=True)``."""
     with torch.device("meta"):
         return classifier(architecture, n_out, n_in)
 
 
 def convnet(n_out: int, n_in: int = 1) -> nn.Sequential:
-    """A small network for small images such as 28x28 digits: five strided convolutions and one linear layer."""
+    """Return a network for small images such as 28x28 digits: five strided convolutions and a linear layer."""
     channels = (n_in, 16, 32, 64, 128, 128)
     blocks = [_conv_block(*pair) for pair in itertools.pairwise(channels)]
     return nn.Sequential(*blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels[-1], n_out))
@@ -68,7 +69,7 @@ def _conv_block(n_in: int, n_out: int) -> nn.Sequential:
 
 
 def body(architecture: str, n_in: int) -> nn.Sequential:
-    """The torchvision network without its pooling and head: (N, n_in, H, W) -> (N, n_features, h, w)."""
+    """Return a torchvision network without pooling and head: (N, n_in, H, W) -> (N, n_features, h, w)."""
     network = getattr(torchvision.models, architecture)(weights=None)
     if n_in != 3:
         _replace_first_convolution(network, n_in)
@@ -77,12 +78,13 @@ def body(architecture: str, n_in: int) -> nn.Sequential:
 
 def _replace_first_convolution(network: nn.Module, n_in: int) -> None:
     name, old = next((name, m) for name, m in network.named_modules() if isinstance(m, nn.Conv2d))
-    new = nn.Conv2d(n_in, old.out_channels, old.kernel_size, old.stride, old.padding, bias=old.bias is not None)
+    settings: dict[str, Any] = {name: getattr(old, name) for name in ("kernel_size", "stride", "padding")}
+    new = nn.Conv2d(n_in, old.out_channels, **settings, bias=old.bias is not None)
     network.set_submodule(name, new)
 
 
-def _features(body: nn.Module, n_in: int) -> int:
-    """How many channels the body puts out, asked of the body itself."""
+def _count_features(body: nn.Module, n_in: int) -> int:
+    """Return the number of output channels of `body`, from a forward pass."""
     device = next(body.parameters()).device
     training = body.training
     with torch.no_grad():
@@ -92,7 +94,7 @@ def _features(body: nn.Module, n_in: int) -> int:
 
 
 def _head(n_features: int, n_out: int) -> nn.Sequential:
-    """The layers of ``fastai.vision.learner.create_head`` with its defaults."""
+    """Return the layers of ``fastai.vision.learner.create_head`` with its defaults."""
     return nn.Sequential(
         AdaptiveConcatPool2d(),
         nn.Flatten(),

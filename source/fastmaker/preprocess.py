@@ -1,10 +1,10 @@
-"""Image bytes -> tensor: the one place that decodes, resizes, crops and normalises for serving.
+"""Image bytes -> tensor: decoding, resizing, cropping and normalising for serving.
 
-Each step does the arithmetic of fastai's validation pipeline (``PILImage.create``, ``Resize``, ``ToTensor``,
-``IntToFloatTensor``, ``Normalize``), so that serving sees the very tensor that ``learn.predict`` sees.
+Each step repeats the arithmetic of fastai's validation pipeline (``PILImage.create``, ``Resize``, ``ToTensor``,
+``IntToFloatTensor``, ``Normalize``), so that the network gets the same tensor as in ``learn.predict``.
 
-All but the tensors is done by Pillow and NumPy alone: torch is imported where it is used, because a Triton server
-decodes images by this module (triton_preprocess.py) and has no torch.
+Up to `to_array` it needs only Pillow and NumPy; torch is imported in the functions that use it. A Triton server, which
+has no torch, runs this module, too (export/triton_preprocess.py).
 """
 
 from __future__ import annotations
@@ -23,29 +23,29 @@ if TYPE_CHECKING:
 
 IMAGE_MODES = ("RGB", "L")
 RESIZE_METHODS = ("crop", "pad", "squish")
-NO_RESIZE = "none"  # stands in for a method where images are taken as they are, all of one size
+NO_RESIZE = "none"  # the method of a model that takes images of one size, unchanged
 DEFAULT_MAX_PIXELS = 64_000_000
 
 
 class ImageError(ValueError):
-    """The bytes or the array are no image that can be used; the message says why in one line."""
+    """Bytes or an array that are not a usable image; the message gives the reason in one line."""
 
 
 def max_pixels() -> int:
-    """The largest width x height accepted: FASTMAKER_MAX_PIXELS, by default 64,000,000. Raises ValueError."""
+    """Return the largest accepted width x height: FASTMAKER_MAX_PIXELS, by default 64,000,000. Raises ValueError."""
     return int(os.environ.get("FASTMAKER_MAX_PIXELS", DEFAULT_MAX_PIXELS))
 
 
 def decode(data: bytes) -> Image.Image:
-    """An encoded image, of any format and mode that Pillow reads, as a loaded Pillow image (the first frame).
+    """Return the first frame of an encoded image, of any format (except EPS) and mode that Pillow reads.
 
-    Like ``fastai.vision.core.load_image``: EXIF orientation is not applied. Raises ImageError for bytes that are
-    empty, no image, truncated, or an image of more than `max_pixels` pixels.
+    Like ``fastai.vision.core.load_image``, it does not apply the EXIF orientation. Raises ImageError for bytes that are
+    empty, not an image or truncated, and for an image of more than `max_pixels` pixels.
     """
     if not data:
         raise ImageError("the image is empty (0 bytes)")
     limit = max_pixels()
-    Image.MAX_IMAGE_PIXELS = limit  # Pillow's own guard warns above this and refuses twice as much
+    Image.MAX_IMAGE_PIXELS = limit  # Pillow warns above this and raises above twice as much
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -55,7 +55,7 @@ def decode(data: bytes) -> Image.Image:
     except Image.DecompressionBombError:
         raise ImageError(f"the image has more than {limit:,} pixels") from None
     except Image.UnidentifiedImageError:
-        raise ImageError(f"the {len(data):,} bytes are no image that Pillow can read") from None
+        raise ImageError(f"the {len(data):,} bytes are not an image that Pillow can read") from None
     except Exception as error:  # a damaged file makes Pillow's decoders raise almost anything
         raise ImageError(f"the image is damaged or truncated: {_first_line(error)}") from None
     if image.width * image.height > limit:
@@ -63,8 +63,8 @@ def decode(data: bytes) -> Image.Image:
     return image
 
 
-def from_array(array: np.ndarray) -> Image.Image:
-    """A uint8 array (H, W) or (H, W, 3) as a Pillow image. Raises ImageError for any other."""
+def image_from_array(array: np.ndarray) -> Image.Image:
+    """Return a uint8 array (H, W) or (H, W, 3) as a Pillow image. Raises ImageError for other arrays."""
     if array.dtype != np.uint8 or array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] != 3):
         raise ImageError(f"expected a uint8 array (H, W) or (H, W, 3), got {array.dtype} {array.shape}")
     if 0 in array.shape:
@@ -77,16 +77,16 @@ def from_array(array: np.ndarray) -> Image.Image:
 
 
 def to_tensor(image: Image.Image, mode: str, size: tuple[int, int], method: str) -> torch.Tensor:
-    """`to_array` as a tensor. Raises ImageError."""
+    """Return `to_array` as a uint8 tensor (C, H, W). Raises ImageError."""
     import torch
 
     return torch.from_numpy(to_array(image, mode, size, method))
 
 
 def to_array(image: Image.Image, mode: str, size: tuple[int, int], method: str) -> np.ndarray:
-    """A Pillow image -> uint8 (C, H, W), C = 3 for mode RGB and 1 for L, (H, W) = `size` in pixels.
+    """Return a Pillow image, converted to `mode` and resized, as uint8 (C, H, W).
 
-    Raises ImageError.
+    C is 3 for mode RGB and 1 for L; (H, W) is `size` in pixels; `method` is that of `resize`. Raises ImageError.
     """
     try:
         image = resize(image.convert(mode), size, method)
@@ -102,10 +102,10 @@ def to_array(image: Image.Image, mode: str, size: tuple[int, int], method: str) 
 
 
 def resize(image: Image.Image, size: tuple[int, int], method: str) -> Image.Image:
-    """``fastai.vision.augment.Resize`` as it acts on validation images: bilinear, centred, reflection padding.
+    """Return the image resized as ``fastai.vision.augment.Resize`` does in validation: bilinear and centred.
 
-    `size` is (height, width) in pixels. crop fills it and cuts what stands over, pad fits the whole image in and
-    mirrors its edges, squish ignores the aspect ratio. NO_RESIZE takes images of that size alone. Raises ValueError.
+    `size` is (height, width) in pixels. `method` crop fills it and crops the rest, pad fits the whole image in and pads
+    by reflection, squish ignores the aspect ratio, and NO_RESIZE takes only images of that size. Raises ValueError.
     """
     height, width = size
     if method == NO_RESIZE and image.size != (width, height):
@@ -113,28 +113,28 @@ def resize(image: Image.Image, size: tuple[int, int], method: str) -> Image.Imag
     if method in ("squish", NO_RESIZE):
         return image.resize((width, height), Image.Resampling.BILINEAR)
     left, top, right, bottom = window(image.size, size, method)
-    if (right - left) * (bottom - top) > max_pixels():  # a hair-thin image would be mirrored into gigabytes
+    if (right - left) * (bottom - top) > max_pixels():  # padding a very narrow image could take gigabytes
         raise ValueError(f"its padded form would be {right - left}x{bottom - top}; at most {max_pixels():,} pixels")
     image_width, image_height = image.size
     inside = max(left, 0), max(top, 0), min(right, image_width), min(bottom, image_height)
     margins = [max(-left, 0), max(-top, 0), max(right - image_width, 0), max(bottom - image_height, 0)]
     image = image.crop(inside)
     if any(margins):
-        image = _mirrored(image, *margins)
+        image = _pad(image, *margins)
     return image.resize((width, height), Image.Resampling.BILINEAR)
 
 
-def _mirrored(image: Image.Image, left: int, top: int, right: int, bottom: int) -> Image.Image:
-    """The image with margins of so many pixels, in which it is reflected about its outermost pixels."""
+def _pad(image: Image.Image, left: int, top: int, right: int, bottom: int) -> Image.Image:
+    """Return the image padded by reflection; the margins are in pixels."""
     pixels = np.asarray(image)
     margins = [(top, bottom), (left, right), (0, 0)][: pixels.ndim]
     return Image.fromarray(np.pad(pixels, margins, mode="reflect"))
 
 
 def window(image_size: tuple[int, int], size: tuple[int, int], method: str) -> tuple[int, int, int, int]:
-    """(left, top, right, bottom): the part of the image that `resize` makes `size` of, padding included.
+    """Return (left, top, right, bottom), in pixels, of the part of the image that `resize` scales to `size`.
 
-    `image_size` is (width, height), as Pillow has it, `size` is (height, width).
+    With padding it reaches beyond the image. `image_size` is (width, height), as in Pillow; `size` is (height, width).
     """
     image_width, image_height = image_size
     if method in ("squish", NO_RESIZE):
@@ -148,26 +148,29 @@ def window(image_size: tuple[int, int], size: tuple[int, int], method: str) -> t
 
 
 def normalise(batch: torch.Tensor, mean: torch.Tensor, std: torch.Tensor, resampled: bool = False) -> torch.Tensor:
-    """uint8 (N, C, H, W) -> float32 (N, C, H, W): scaled to 0..1, then `standardise`."""
+    """Return uint8 images (N, C, H, W) scaled to 0..1 and standardised, float32 (N, C, H, W)."""
     return standardise(batch.float() / 255.0, mean, std, resampled)
 
 
 def standardise(pixels: torch.Tensor, mean: torch.Tensor, std: torch.Tensor, resampled: bool = False) -> torch.Tensor:
-    """float32 (N, C, H, W) in 0..1 -> (x - mean) / std per channel; `mean` and `std` are float32 (1, C, 1, 1)."""
+    """Return (pixels - mean) / std for float32 images (N, C, H, W) in 0..1; `mean` and `std` are float32 (1, C, 1, 1).
+
+    `resampled` first passes them through the identity grid_sample of fastai's aug_transforms (ModelInfo.resampled).
+    """
     import torch
     from torch import nn
 
     if resampled:
-        # Not len(pixels): torch.export would take that for a constant.
+        # Not len(pixels), which torch.export would take for a constant.
         identity = torch.eye(2, 3, device=pixels.device).expand(pixels.shape[0], 2, 3)
-        grid = nn.functional.affine_grid(identity, pixels.shape, align_corners=True)
+        grid = nn.functional.affine_grid(identity, list(pixels.shape), align_corners=True)
         pixels = nn.functional.grid_sample(pixels, grid, padding_mode="reflection", align_corners=True)
     return (pixels - mean) / std
 
 
 @functools.cache
 def _formats() -> list[str]:
-    """What Pillow reads itself: for EPS it would run Ghostscript, a whole programming language, on the bytes."""
+    """Return the formats that Pillow reads, without EPS: it would run Ghostscript, an interpreter, on the bytes."""
     Image.init()
     return [name for name in Image.ID if name != "EPS"]
 

@@ -1,11 +1,12 @@
-"""The U-Net of fastai's ``unet_learner`` in pure torch: same state_dict keys, same arithmetic, no fastai, no hooks.
+"""The U-Net of fastai's ``unet_learner`` in pure torch: same state_dict keys and arithmetic, no hooks.
 
-An encoder (a ResNet without its pooling and head), a middle, and a decoder whose blocks double the size and take in
-what the encoder put out at that size (``fastai.vision.models.unet.DynamicUnet``). Which layers there are depends on
-the image size that the network is built for; what it is built for, it also does at every other size.
+It has an encoder (a ResNet without pooling and head), a middle, and a decoder whose blocks double the size and
+concatenate the encoder's features of that size (``fastai.vision.models.unet.DynamicUnet``). The image size that it is
+built for determines its layers; they then work at every size.
 """
 
 import itertools
+from typing import Any
 
 import torch
 from torch import nn
@@ -23,49 +24,49 @@ class Unet(nn.Module):
     """float32 (N, n_in, H, W) -> logits (N, n_out, H, W)."""
 
     def __init__(self, layers: list[nn.Module], skips: list[int]):
-        """`layers` begins with the encoder, whose children `skips` put out what the decoder takes in again."""
+        """`layers` starts with the encoder; `skips` are the indexes of its children with a skip connection."""
         super().__init__()
         self.layers = nn.ModuleList(layers)
         self.skips = tuple(skips)
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         encoder, *layers = self.layers
-        x, skipped = image, []
-        for number, layer in enumerate(encoder):
+        x, features = image, []
+        for number, layer in enumerate(encoder.children()):
             x = layer(x)
             if number in self.skips:
-                skipped.append(x)
+                features.append(x)
         for layer in layers:
-            if isinstance(layer, Block):
-                x = layer(x, skipped.pop())
-            elif isinstance(layer, (SizeOfImage, WithImage)):
+            if isinstance(layer, UnetBlock):
+                x = layer(x, features.pop())
+            elif isinstance(layer, (ResizeToImage, ConcatImage)):
                 x = layer(x, image)
             else:
                 x = layer(x)
         return x
 
 
-class Block(nn.Module):
-    """(N, n_in, h, w) and what the encoder put out, (N, n_skipped, H, W) -> (N, n_out, H, W)."""
+class UnetBlock(nn.Module):
+    """Features (N, n_in, h, w) and those of a skip connection (N, n_skip, H, W) -> (N, n_out, H, W)."""
 
-    def __init__(self, n_in: int, n_skipped: int, is_last: bool, blur: bool, self_attention: bool):
+    def __init__(self, n_in: int, n_skip: int, is_last: bool, blur: bool, self_attention: bool):
         super().__init__()
-        n = n_in // 2 + n_skipped
+        n = n_in // 2 + n_skip
         self.n_out = n // 2 if is_last else n
-        self.shuf = _doubled(n_in, n_in // 2, blur)
-        self.bn = nn.BatchNorm2d(n_skipped)
+        self.shuf = _upsample(n_in, n_in // 2, blur)
+        self.bn = nn.BatchNorm2d(n_skip)
         self.conv1 = _convolution(n, self.n_out)
         self.conv2 = _convolution(self.n_out, self.n_out)
         if self_attention:
             self.conv2.append(SelfAttention(self.n_out))
 
-    def forward(self, x: torch.Tensor, skipped: torch.Tensor) -> torch.Tensor:
-        x = _resized(self.shuf(x), skipped)
-        return self.conv2(self.conv1(torch.cat([x, self.bn(skipped)], 1).relu()))
+    def forward(self, x: torch.Tensor, skip: torch.Tensor) -> torch.Tensor:
+        x = _resize_like(self.shuf(x), skip)
+        return self.conv2(self.conv1(torch.cat([x, self.bn(skip)], 1).relu()))
 
 
 class SelfAttention(nn.Module):
-    """Each pixel takes in what all others hold (https://arxiv.org/abs/1805.08318); memory grows with (H * W)²."""
+    """Self-attention over all pixels (https://arxiv.org/abs/1805.08318); memory grows with (H * W)²."""
 
     def __init__(self, n: int):
         super().__init__()
@@ -81,22 +82,22 @@ class SelfAttention(nn.Module):
         return (self.gamma * torch.bmm(value, weights) + pixels).view(x.shape)
 
 
-class SizeOfImage(nn.Module):
-    """The features, as high and wide as the image."""
+class ResizeToImage(nn.Module):
+    """Resize the features to the height and width of the image."""
 
     def forward(self, x: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
-        return _resized(x, image)
+        return _resize_like(x, image)
 
 
-class WithImage(nn.Module):
-    """The features, followed by the image's own channels."""
+class ConcatImage(nn.Module):
+    """Concatenate the features and the image's channels."""
 
     def forward(self, x: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
         return torch.cat([x, image], 1)
 
 
-class Residual(nn.Module):
-    """Two convolutions beside the identity."""
+class ResBlock(nn.Module):
+    """Two convolutions with a residual connection."""
 
     def __init__(self, n: int):
         super().__init__()
@@ -116,9 +117,9 @@ def unet(
     self_attention: bool = False,
     last_cross: bool = True,
 ) -> Unet:
-    """An untrained U-Net for images of about `image_size` (height, width), with fastai's options.
+    """Return an untrained U-Net for images of about `image_size` (height, width) in pixels.
 
-    Raises ValueError for a name that is not in ARCHITECTURES.
+    The options are those of ``unet_learner``. Raises ValueError for a name that is not in ARCHITECTURES.
     """
     if architecture not in ARCHITECTURES:
         raise ValueError(f"no U-Net with the encoder {architecture!r}; expected one of {', '.join(ARCHITECTURES)}")
@@ -127,28 +128,29 @@ def unet(
     skips = [i for i, (here, after) in enumerate(itertools.pairwise(shapes)) if here[-1] != after[-1]]
     n = shapes[-1][1]
     middle = nn.Sequential(_convolution(n, 2 * n), _convolution(2 * n, n))
-    layers = [encoder, nn.BatchNorm2d(n), nn.ReLU(), middle]
+    layers: list[nn.Module] = [encoder, nn.BatchNorm2d(n), nn.ReLU(), middle]
     for left, skip in zip(reversed(range(len(skips))), reversed(skips), strict=True):
         blurred = blur and (left > 0 or blur_final)
-        layers.append(Block(n, shapes[skip][1], left == 0, blurred, self_attention and left == 2))
-        n = layers[-1].n_out
+        block = UnetBlock(n, shapes[skip][1], left == 0, blurred, self_attention and left == 2)
+        layers.append(block)
+        n = block.n_out
     if tuple(image_size) != tuple(shapes[0][-2:]):
-        layers.append(_doubled(n, n))
-    layers.append(SizeOfImage())
+        layers.append(_upsample(n, n))
+    layers.append(ResizeToImage())
     if last_cross:
         n += n_in
-        layers += [WithImage(), Residual(n)]
+        layers += [ConcatImage(), ResBlock(n)]
     return Unet([*layers, nn.Sequential(nn.Conv2d(n, n_out, 1))], skips)
 
 
-def empty_unet(*arguments, **options) -> Unet:
-    """`unet` without storage for its weights; fill it with ``load_state_dict(..., assign=True)``."""
+def empty_unet(*args: Any, **options: Any) -> Unet:
+    """Return `unet` on the meta device, for ``load_state_dict(..., assign=True)``."""
     with torch.device("meta"):
-        return unet(*arguments, **options)
+        return unet(*args, **options)
 
 
 def _shapes(encoder: nn.Sequential, n_in: int, image_size: tuple[int, int]) -> list[torch.Size]:
-    """The shape that each child of the encoder puts out, asked of the encoder itself."""
+    """Return the output shape of each child of the encoder, from a forward pass."""
     x = torch.zeros(1, n_in, *image_size, device=next(encoder.parameters()).device)
     training, shapes = encoder.training, []
     encoder.eval()
@@ -164,14 +166,14 @@ def _convolution(n_in: int, n_out: int) -> nn.Sequential:
     return nn.Sequential(nn.Conv2d(n_in, n_out, 3, padding=1), nn.ReLU())
 
 
-def _doubled(n_in: int, n_out: int, blur: bool = False) -> nn.Sequential:
-    """(N, n_in, H, W) -> (N, n_out, 2H, 2W); `blur` takes the mean with the pixels above and to the left."""
+def _upsample(n_in: int, n_out: int, blur: bool = False) -> nn.Sequential:
+    """Return layers (N, n_in, H, W) -> (N, n_out, 2H, 2W); `blur` averages each pixel with those above and left."""
     layers = [nn.Sequential(nn.Conv2d(n_in, 4 * n_out, 1), nn.ReLU()), nn.PixelShuffle(2)]
     if blur:
         layers += [nn.ReplicationPad2d((1, 0, 1, 0)), nn.AvgPool2d(2, stride=1)]
     return nn.Sequential(*layers)
 
 
-def _resized(x: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+def _resize_like(x: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     size = like.shape[-2:]
     return x if x.shape[-2:] == size else interpolate(x, size, mode="nearest")

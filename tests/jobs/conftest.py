@@ -5,6 +5,7 @@ import logging
 import os
 import shutil
 import subprocess
+import sys
 import textwrap
 import uuid
 from collections.abc import Callable
@@ -14,8 +15,9 @@ from pathlib import Path
 import boto3
 import pytest
 import torch
-from engine import docker
-from local_mode import deployed, running_below
+from helpers import REPOSITORY
+from helpers.engine import docker, docker_session
+from helpers.local_mode import deployed, running_below
 from moto.server import ThreadedMotoServer
 
 from fastmaker import preprocess
@@ -39,9 +41,21 @@ def home(tmp_path_factory):
     assert not left
 
 
+def pytest_generate_tests(metafunc):
+    """A test marked `containers` runs in both kinds of session; in Docker's it carries the marker `docker` as well."""
+    if metafunc.definition.get_closest_marker("containers"):
+        kinds = ["processes", pytest.param("docker", marks=pytest.mark.docker)]
+        metafunc.parametrize("session", kinds, indirect=True)
+
+
 @pytest.fixture(scope="session")
-def session(home):
-    return ProcessSession(home=home)
+def session(home, request):
+    """A ProcessSession; a DockerSession where a test asks for "docker"."""
+    if getattr(request, "param", "processes") == "processes":
+        yield ProcessSession(home=home)
+        return
+    with docker_session(home, request.getfixturevalue("training_image")) as session:
+        yield session
 
 
 @pytest.fixture(scope="session")
@@ -83,6 +97,19 @@ def by_the_entry_point(entry_point):
 
     yield answered
     torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def run(tmp_path):
+    """run(*words) -> the finished `fastmaker` command, in a folder and with a home of its own."""
+
+    def run(*words, stdin=None):
+        env = {**os.environ, "FASTMAKER_HOME": str(tmp_path / "home"), "PYTHONPATH": str(REPOSITORY)}
+        command = [sys.executable, "-m", "fastmaker.jobs", *words]
+        return subprocess.run(command, cwd=tmp_path, env=env, input=stdin, capture_output=True)
+
+    yield run
+    assert not running_below(tmp_path / "home")
 
 
 @pytest.fixture
@@ -217,4 +244,5 @@ def training_image(base_image) -> str:
 
 def build_image(base_image, name, *words) -> str:
     words = ["build", "--tag", name, "--network", "host", "--build-arg", f"BASE_IMAGE={base_image}", *words]
-    return image_script.main(image_script.parse_args(words))
+    assert image_script.main(image_script.parse_args(words)) == 0
+    return name

@@ -14,13 +14,14 @@ import bcrypt
 import boto3
 import pytest
 import urllib3
-from engine import docker, own_engine, tiny_image
-from local_mode import REPOSITORY, wait_until
-from test_job_scripts import one_line
+from helpers import REPOSITORY
+from helpers.aws_server import CREDENTIALS
+from helpers.commands import one_line
+from helpers.engine import docker, own_engine, tiny_image
+from helpers.local_mode import wait_until
 
 from fastmaker.jobs.cli import redaction
 
-CREDENTIALS = {"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b", "AWS_DEFAULT_REGION": "us-east-1"}
 # An engine asks a registry on loopback by HTTP as well, without certificates.
 REGISTRY = """
 version: 0.1
@@ -60,7 +61,7 @@ def registry(folder: Path, engine: int, user: str, password: str):
     with open(folder / "log", "w") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log)
     try:
-        wait_until(lambda: "listening on" in (folder / "log").read_text() or process.poll() is not None, 20)
+        wait_until(lambda: "listening on" in (folder / "log").read_text() or process.poll() is not None)
         yield
     finally:
         process.terminate()
@@ -84,7 +85,7 @@ def test_an_image_is_pushed_to_a_repository_that_is_made_for_it(ecr, s3_url, tmp
         second = image("push", "--training", "--repository", "fastmaker:again", **CREDENTIALS, **here)
         assert second.returncode == 0, second.stderr
     told = dict(line.split(maxsplit=1) for line in first.stdout.splitlines()[-3:])
-    assert told["image:"] == f"{redaction.masked(host)}/fastmaker:training"
+    assert told["image:"] == f"{redaction.redact(host)}/fastmaker:training"
     assert told["next:"].startswith("fastmaker train --data FOLDER --instance-type ml.")
     assert told["next:"].endswith("--image-uri fastmaker:training")
     assert host not in first.stdout + first.stderr + second.stdout + second.stderr

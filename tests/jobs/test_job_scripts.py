@@ -1,59 +1,32 @@
 """The job scripts as a user runs them: by their command lines, in processes of their own."""
 
-import contextlib
 import csv
-import fcntl
 import importlib
 import json
 import os
-import pty
 import re
-import shlex
 import shutil
-import struct
 import subprocess
 import sys
 import tarfile
-import termios
 
 import numpy as np
 import pytest
-from local_mode import REPOSITORY, nothing_runs_below, running_below
+from helpers import PATIENCE, REPOSITORY
+from helpers.commands import exit_status, next_command, on_a_terminal, one_line
+from helpers.local_mode import nothing_runs_below
 from PIL import Image
 
-from fastmaker import masks
-from fastmaker.jobs import cleanup, deploy, manifest, predict, storage, train, transform
-from fastmaker.jobs.cli import errors
-from fastmaker.serving import models, wire
-
-SCRIPTS = (
-    *("train", "deploy", "predict", "transform", "manifest", "package", "cleanup", "quickstart", "benchmark", "verify"),
-    *("image", "s3"),
-)
-
-
-@pytest.fixture
-def run(tmp_path):
-    def run(*words, stdin=None):
-        env = {**os.environ, "FASTMAKER_HOME": str(tmp_path / "home"), "PYTHONPATH": str(REPOSITORY)}
-        command = [sys.executable, "-m", "fastmaker.jobs", *words]
-        return subprocess.run(command, cwd=tmp_path, env=env, input=stdin, capture_output=True)
-
-    yield run
-    assert not running_below(tmp_path / "home")
-
-
-def one_line(stderr: str) -> str:
-    """The error; argparse says the usage before it."""
-    lines = stderr.splitlines()
-    (line,) = [line for line in lines if "error: " in line]
-    assert lines[0].startswith("usage: ") or lines == [line]
-    return line
-
-
-def next_command(done) -> list[str]:
-    """The command that the output says comes next, less its `fastmaker`."""
-    return shlex.split(re.search(r"next: +fastmaker (.*)", done.stdout.decode())[1])
+from fastmaker.answers import Mask, Prediction
+from fastmaker.jobs import cleanup, storage, train
+from fastmaker.jobs.__main__ import COMMANDS
+from fastmaker.jobs.backends.pytorch import fetch_report
+from fastmaker.jobs.clients import answers
+from fastmaker.jobs.clients.images import image_files
+from fastmaker.jobs.packaging import models
+from fastmaker.jobs.storage.listings import listed
+from fastmaker.serving import models as serving_models
+from fastmaker.serving import wire
 
 
 def test_from_a_folder_to_an_answer_by_the_commands_that_each_step_names(run, few, tmp_path):
@@ -81,7 +54,7 @@ def test_from_a_folder_to_an_answer_by_the_commands_that_each_step_names(run, fe
     broken.write_bytes(b"no image")
     table = run("predict", str(files[0]), str(broken))
     assert table.returncode == 1
-    assert "no image that Pillow can read" in table.stdout.decode()
+    assert "not an image that Pillow can read" in table.stdout.decode()
 
     listed = run("cleanup")
     assert {"endpoint", "endpoint-config", "model", "training-job"} <= set(listed.stdout.decode().split())
@@ -98,7 +71,7 @@ def test_a_job_script_that_is_terminated_ends_its_job(few, tmp_path):
     with subprocess.Popen(command, cwd=tmp_path, env=env, **pipes) as process:
         assert any("epoch=1 " in line for line in process.stdout)
         process.terminate()
-        _, error = process.communicate(timeout=60)
+        _, error = process.communicate(timeout=PATIENCE)
     assert process.returncode == 130
     assert error.splitlines()[-1] == "error: interrupted"
     assert nothing_runs_below(tmp_path / "home")
@@ -110,13 +83,13 @@ def test_hidden_files_are_asked_about_only_if_they_are_named(tmp_path):
         (tmp_path / ".photos" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / ".photos" / name).touch()
     folder = tmp_path / ".photos"
-    assert predict.image_files(str(folder)) == [folder / "1.png", folder / "sub" / "2.jpg"]
-    assert predict.image_files(str(folder / "._1.png")) == [folder / "._1.png"]
-    assert predict.image_files(str(folder / ".thumbnails")) == [folder / ".thumbnails" / "1.png"]
+    assert image_files(str(folder)) == [folder / "1.png", folder / "sub" / "2.jpg"]
+    assert image_files(str(folder / "._1.png")) == [folder / "._1.png"]
+    assert image_files(str(folder / ".thumbnails")) == [folder / ".thumbnails" / "1.png"]
     (folder / "1.png").unlink()
     shutil.rmtree(folder / "sub")
     with pytest.raises(ValueError, match="the folder holds no image"):
-        predict.image_files(str(folder))
+        image_files(str(folder))
 
 
 @pytest.mark.slow
@@ -139,7 +112,7 @@ def test_masks_are_collected_as_the_pixels_of_each_class(run, scenes, scenes_bun
     done = run("transform", *words)
     assert done.returncode == 1, done.stderr.decode()
     *rows, broken = csv.DictReader((tmp_path / "answers.csv").read_text().splitlines())
-    model = models.load(scenes_bundle)
+    model = serving_models.load(scenes_bundle)
     for row in rows:
         [mask] = model.predict([Image.open(tmp_path / "in" / row["key"])])
         found = {f"pixels_{label}": str(pixels) for label, pixels in mask.counts().items() if pixels}
@@ -149,44 +122,44 @@ def test_masks_are_collected_as_the_pixels_of_each_class(run, scenes, scenes_bun
 
 
 def test_a_class_of_the_last_mask_alone_is_collected_and_json_lines_hold_whole_answers(tmp_path, monkeypatch):
-    monkeypatch.setattr(transform, "CHUNK", 2)
+    monkeypatch.setattr(answers, "CHUNK", 2)
     arrays = {"a": np.zeros((4, 6)), "b": np.zeros((4, 6)), "c": np.full((4, 6), 2)}
     for folder in ("in", "out"):
         (tmp_path / folder).mkdir()
-    answers = {}
+    written = {}
     for name, array in arrays.items():
         (tmp_path / "in" / name).touch()
-        answers[name] = masks.Mask(array.astype("uint8"), ["road", "sky", "error"]).as_object()
-        (tmp_path / "out" / f"{name}.out").write_text(json.dumps(answers[name]))
-    with manifest.listed("S3Prefix", f"file://{tmp_path}/in/") as inputs:
+        written[name] = Mask(array.astype("uint8"), ["road", "sky", "error"]).as_object()
+        (tmp_path / "out" / f"{name}.out").write_text(json.dumps(written[name]))
+    with listed("S3Prefix", f"file://{tmp_path}/in/") as inputs:
         for kind in ("csv", "jsonl"):
-            transform.collect(inputs, f"file://{tmp_path}/out", tmp_path / f"answers.{kind}")
+            answers.collect(inputs, f"file://{tmp_path}/out", tmp_path / f"answers.{kind}")
     lines = ["key,pixels_road,pixels_error,error", "a,24,0,", "b,24,0,", "c,0,24,"]
     assert (tmp_path / "answers.csv").read_text().splitlines() == lines
     rows = map(json.loads, (tmp_path / "answers.jsonl").read_text().splitlines())
-    assert list(rows) == [{"key": name, **answer} for name, answer in answers.items()]
+    assert list(rows) == [{"key": name, **answer} for name, answer in written.items()]
 
 
 def test_several_images_of_one_object_are_collected_as_a_row_each(tmp_path):
-    two = wire.Answer([wire.Prediction(np.float32(p), ("cat", "dog")) for p in ([0.75, 0.25], [0.5, 0.5])], False)
-    road = masks.Mask(np.zeros((4, 6), np.uint8), ["road", "sky"])
-    answers = {"a": two, "b": wire.Answer([road, road], False), "c": None}
+    two = wire.Answer([Prediction(np.float32(p), ("cat", "dog")) for p in ([0.75, 0.25], [0.5, 0.5])], False)
+    road = Mask(np.zeros((4, 6), np.uint8), ["road", "sky"])
+    written = {"a": two, "b": wire.Answer([road, road], False), "c": None}
     for folder in ("in", "out"):
         (tmp_path / folder).mkdir()
-    for name, answer in answers.items():
+    for name, answer in written.items():
         (tmp_path / "in" / name).touch()
         if answer:
             (tmp_path / "out" / f"{name}.out").write_bytes(wire.encode(answer, "application/json")[0])
-    with manifest.listed("S3Prefix", f"file://{tmp_path}/in/") as inputs:
+    with listed("S3Prefix", f"file://{tmp_path}/in/") as inputs:
         for kind in ("csv", "jsonl"):
-            transform.collect(inputs, f"file://{tmp_path}/out", tmp_path / f"answers.{kind}")
+            answers.collect(inputs, f"file://{tmp_path}/out", tmp_path / f"answers.{kind}")
     rows = list(csv.DictReader((tmp_path / "answers.csv").read_text().splitlines()))
     assert [row["key"] for row in rows] == ["a", "a", "b", "b", "c"]
     assert [(row["label"], row["probability"]) for row in rows[:2]] == [("cat", "0.75"), ("cat", "0.5")]
     assert [row["pixels_road"] for row in rows[2:4]] == ["24", "24"]
     assert [row["error"] for row in rows] == ["", "", "", "", "no answer"]
     lines = list(map(json.loads, (tmp_path / "answers.jsonl").read_text().splitlines()))
-    whole = [{"key": name, "answer": [p.as_object() for p in answers[name].predictions]} for name in "ab"]
+    whole = [{"key": name, "answer": [p.as_object() for p in written[name].predictions]} for name in "ab"]
     assert lines == [*whole, {"key": "c", "error": "no answer"}]
 
 
@@ -220,7 +193,7 @@ def test_several_hosts_train_and_each_line_says_whose_it_is(run, few, tmp_path):
         ("train --data {digits} --max-wait 60", 2, "give --spot as well"),
         ("train --data {digits} --spot --max-wait 60", 2, "expected at least --max-run 86400"),
         ("train --data {digits} --timeout never", 2, "argument --timeout: invalid float value"),
-        ("train --data {digits}/7", 2, "no layout that is known"),
+        ("train --data {digits}/7", 2, "has an unknown layout"),
         ("deploy --model nothing", 2, "no such training job"),
         ("deploy --model {digits}", 2, "is no bundle: it lacks model.json"),
         ("predict --endpoint nobody nowhere.png", 2, "nowhere.png"),
@@ -255,10 +228,8 @@ def test_bad_usage_gets_one_line_before_anything_starts(digits, tmp_path, monkey
     monkeypatch.setenv("FASTMAKER_HOME", str(tmp_path / "home"))
     monkeypatch.chdir(tmp_path)
     module, *words = command.format(digits=digits).split()
-    script = importlib.import_module(module)
-    with pytest.raises(SystemExit) as ended, errors.errors_as_one_line():
-        script.main(script.parse_args(words))
-    assert ended.value.code == status
+    script = importlib.import_module(f"fastmaker.jobs.{module}")
+    assert exit_status(script, *words) == status
     assert reason in one_line(capsys.readouterr().err)
     assert not list((tmp_path / "home").glob("*/*"))
 
@@ -273,11 +244,11 @@ def test_folders_and_archives_of_any_name_are_found(digits, digits_bundle, digit
         tar.add(digits_bundle / "model.json", "metrics.json")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("FASTMAKER_HOME", str(tmp_path / "home"))
-    assert train.main(train.parse_args(["--data", f"{name}/data", "--arch", "convnet", "--dry-run"])) is None
+    assert train.main(train.parse_args(["--data", f"{name}/data", "--arch", "convnet", "--dry-run"])) == 0
     for place in ("", "file://", f"file://{tmp_path}/"):
-        assert deploy.locate(f"{place}{name}/model", None) == digits_bundle
-        assert deploy.locate(f"{place}{name}/model.tar.gz", None) == digits_archive
-    report = train.fetch_report(f"file://{tmp_path}/{name}/model.tar.gz", tmp_path / "report", None)
+        assert models.locate(f"{place}{name}/model", None) == digits_bundle
+        assert models.locate(f"{place}{name}/model.tar.gz", None) == digits_archive
+    report = fetch_report(f"file://{tmp_path}/{name}/model.tar.gz", tmp_path / "report", None)
     assert (report / "metrics.json").is_file()
 
 
@@ -287,7 +258,7 @@ def test_a_model_directory_is_packed_where_nothing_of_others_lies(digits_bundle,
         shutil.copytree(digits_bundle, tmp_path / folder / "model")
         (tmp_path / folder / "model.tar.gz").write_bytes(b"of somebody else")
     (tmp_path / "b" / "model" / "model.onnx").touch()
-    packed = [deploy.model_archive(tmp_path / folder / "model") for folder in "aba"]
+    packed = [models.model_archive(tmp_path / folder / "model") for folder in "aba"]
     assert packed[0] == packed[2] != packed[1]
     for archive, more in zip(packed, ((), ("model.onnx",)), strict=False):
         with tarfile.open(storage.local_path(archive)) as tar:
@@ -297,24 +268,9 @@ def test_a_model_directory_is_packed_where_nothing_of_others_lies(digits_bundle,
         assert (tmp_path / folder / "model.tar.gz").read_bytes() == b"of somebody else"
     assert (tmp_path / "home").stat().st_mode & 0o077 == 0
     for words in ([], ["--all", "--yes"]):
-        cleanup.main(cleanup.parse_args(words))
+        assert cleanup.main(cleanup.parse_args(words)) == 0
         assert len(re.findall(r"packed-model +model-[0-9a-f]{8} +- +20", capsys.readouterr().out)) == 2
     assert not list((tmp_path / "home").rglob("*.tar.gz"))
-
-
-def on_a_terminal(command, **options) -> tuple[subprocess.CompletedProcess, str]:
-    """The finished process, whose stderr is a pseudo-terminal, and what that shows."""
-    ours, terminal = pty.openpty()
-    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("4H", 24, 120, 0, 0))
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=terminal, **options) as process:
-        os.close(terminal)
-        shown = b""
-        with contextlib.suppress(OSError):  # what a terminal reads once nobody writes to it any more
-            while part := os.read(ours, 4096):
-                shown += part
-        os.close(ours)
-        table = process.stdout.read()
-    return subprocess.CompletedProcess(command, process.returncode, table), shown.decode()
 
 
 def test_a_batch_job_shows_its_progress_on_a_terminal(digits, digits_archive, tmp_path):
@@ -334,8 +290,7 @@ def test_a_batch_job_shows_its_progress_on_a_terminal(digits, digits_archive, tm
     assert len(list((tmp_path / "answers" / job).rglob("*.out"))) == 1797
 
 
-@pytest.mark.parametrize("script", SCRIPTS)
-def test_every_script_explains_itself(run, script):
-    done = run(script, "--help")
-    assert done.returncode == 0
-    assert f"fastmaker {script}" in done.stdout.decode()
+@pytest.mark.parametrize("script", COMMANDS)
+def test_every_script_explains_itself(capsys, script):
+    assert exit_status(importlib.import_module(COMMANDS[script][0]), "--help") == 0
+    assert f"fastmaker {script}" in capsys.readouterr().out

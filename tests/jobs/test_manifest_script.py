@@ -2,24 +2,29 @@
 
 import io
 import json
-import os
 import subprocess
 import sys
 
 import pytest
-from local_mode import REPOSITORY
+from helpers import REPOSITORY
+from helpers.commands import exit_status
 
-from fastmaker.jobs import manifest, quickstart
+from fastmaker.jobs import manifest
+from fastmaker.jobs.digits import write_digits
 
 SAMPLES = REPOSITORY / "manifests"
 
 
 @pytest.fixture
-def run(tmp_path):
+def run(tmp_path, monkeypatch, capsys):
+    """run(*words) -> the finished command, as one of a process of its own, in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+
     def run(*words, stdin: str = ""):
-        command = [sys.executable, "-m", "fastmaker.jobs", "manifest", *words]
-        env = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
-        return subprocess.run(command, cwd=tmp_path, env=env, input=stdin.encode(), capture_output=True)
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin.encode()), "utf-8"))
+        status = exit_status(manifest, *words)
+        printed = capsys.readouterr()
+        return subprocess.CompletedProcess(words, status, printed.out.encode(), printed.err.encode())
 
     return run
 
@@ -125,7 +130,7 @@ def test_a_sample_passes_the_check_where_its_objects_are(sample, s3, capsys):
 
 
 def test_the_sample_of_digits_is_what_the_readmes_command_builds(run, tmp_path):
-    quickstart.write_digits(tmp_path / "digits")
+    write_digits(tmp_path / "digits")
     words = ["--suffix", "0.png", "--limit", "10", "--prefix", "s3://amzn-s3-demo-bucket/digits/"]
     done = run("build", "digits/held-out", *words)
     assert done.stdout == (SAMPLES / "digits.json").read_bytes(), done.stderr

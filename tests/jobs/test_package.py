@@ -1,6 +1,5 @@
 """Packages as a user makes and serves them: by the command line, on a real TorchServe, in ONNX Runtime."""
 
-import base64
 import contextlib
 import io
 import json
@@ -17,17 +16,18 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 import pytest
-import urllib3
-from local_mode import REPOSITORY, deployed, running_below, wait_until
+from helpers import PATIENCE
+from helpers.commands import ENVIRONMENT, IN_BACKGROUND, exit_status, next_command, one_line
+from helpers.invocations import ask, asked_for
+from helpers.local_mode import deployed, running_below, wait_until
 from PIL import Image
-from test_job_scripts import next_command, one_line
 
-from fastmaker.jobs.package import make_archive, running
+from fastmaker.jobs import package as package_command
+from fastmaker.jobs.packaging.torchserve import make_archive, running
 from fastmaker.local.containers import ContainerError, free_ports, pack
 from fastmaker.serving import models
 
 BATCH = 8
-ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (REPOSITORY, REPOSITORY / "source")))}
 COMMAND = [sys.executable, "-m", "fastmaker.jobs", "package"]
 
 
@@ -43,12 +43,12 @@ def package(tmp_path):
 
 
 @contextlib.contextmanager
-def serving_process(bundle, folder):
+def serving_process(bundle, folder, prefix=()):
     """The URL and the log of `--serve`, which Ctrl-C ends; its temporary files lie in `folder`."""
     (port,) = free_ports(1)
     words = [bundle, "--model-name", "it", "--workers", 1, "--batch-size", BATCH, "--max-batch-delay", 300]
     env = {**ENVIRONMENT, "FASTMAKER_HOME": str(folder / "home"), "TMPDIR": str(folder)}
-    command = [*COMMAND, "torchserve", *map(str, words), "--serve", "--port", str(port)]
+    command = [*prefix, *COMMAND, "torchserve", *map(str, words), "--serve", "--port", str(port)]
     with open(folder / "printed", "w+") as printed:
         process = subprocess.Popen(command, cwd=folder, env=env, stdout=printed, stderr=printed)
         try:
@@ -59,7 +59,7 @@ def serving_process(bundle, folder):
             yield told["serving:"], Path(told["log:"])
         finally:
             process.send_signal(signal.SIGINT)
-            status = process.wait(30)
+            status = process.wait(PATIENCE)
     assert status == 0
     assert Path(printed.name).read_text().splitlines()[-1] == "stopped"
     assert not running_below(folder)
@@ -74,37 +74,9 @@ def digits_server(digits_bundle, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def scenes_server(scenes_bundle, tmp_path_factory):
-    with serving_process(scenes_bundle, tmp_path_factory.mktemp("serve")) as served:
+    """As a shell starts it in the background; Ctrl-C ends it all the same."""
+    with serving_process(scenes_bundle, tmp_path_factory.mktemp("serve"), IN_BACKGROUND) as served:
         yield served
-
-
-def ask(url, body, kind, accept="*/*"):
-    """The answer's status, bytes and media type."""
-    answer = urllib3.request(
-        "POST", url, body=body, headers={"Content-Type": kind, "Accept": accept}, retries=False, timeout=60
-    )
-    return answer.status, answer.data, answer.headers.get("Content-Type")
-
-
-def bodies_of(pngs):
-    """The same images in each Content-Type."""
-    stream = io.BytesIO()
-    np.save(stream, np.stack([np.asarray(Image.open(io.BytesIO(png)).convert("RGB")) for png in pngs]))
-    objects = [{"b64": base64.b64encode(png).decode()} for png in pngs]
-    return {
-        "image/png": pngs[0],
-        "application/x-npy": stream.getvalue(),
-        "application/json": json.dumps({"instances": objects}).encode(),
-        "application/jsonlines": "\n".join(map(json.dumps, objects)).encode(),
-    }
-
-
-def asked_for(pngs, accepts):
-    """Each Content-Type, and for an image each Accept: (body, type, accept)."""
-    bodies = bodies_of(pngs)
-    return [(body, kind, "application/json") for kind, body in bodies.items()] + [
-        (bodies["image/png"], "image/png", accept) for accept in accepts
-    ]
 
 
 def test_the_archive_answers_with_the_bytes_of_the_entry_point(digits_server, digits_bundle, pngs, by_the_entry_point):
@@ -124,12 +96,16 @@ def test_requests_at_once_go_through_together_and_a_bad_one_among_them_fails_alo
     url, log = digits_server
     bodies = [*pngs[: BATCH - 2], b"no image", pngs[0]]
     kinds = ["image/png"] * (BATCH - 1) + ["text/plain"]
-    with ThreadPoolExecutor(BATCH) as clients:
-        answers = list(clients.map(lambda body, kind: ask(url, body, kind, "application/x-npy"), bodies, kinds))
-    together = f"{BATCH} requests: {BATCH - 2} images go through the network together"
-    wait_until(lambda: together in log.read_text(), 10)
+    together = f"{BATCH} requests: {BATCH - 2} images in one batch"
+
+    def asked_at_once():  # again, if they came too late for one batch
+        with ThreadPoolExecutor(BATCH) as clients:
+            answers = list(clients.map(lambda body, kind: ask(url, body, kind, "application/x-npy"), bodies, kinds))
+        return together in log.read_text() and answers
+
+    answers = wait_until(asked_at_once)
     assert [status for status, _, _ in answers] == [200] * (BATCH - 2) + [400, 415]
-    assert answers[-2][1] == b"the 8 bytes are no image that Pillow can read"
+    assert answers[-2][1] == b"the 8 bytes are not an image that Pillow can read"
     for body, (_, answer, _) in zip(pngs, answers[: BATCH - 2], strict=False):
         expected, _ = by_the_entry_point(digits_bundle, body, "image/png", "application/x-npy")
         # A batch is added up in another order.
@@ -139,9 +115,13 @@ def test_requests_at_once_go_through_together_and_a_bad_one_among_them_fails_alo
 def test_masks_of_a_batch_are_those_of_single_requests(scenes_server, scenes, by_the_entry_point, scenes_bundle):
     images = [file.read_bytes() for file in sorted((scenes / "images").iterdir())[:4]]
     url, log = scenes_server
-    with ThreadPoolExecutor(4) as clients:
-        answers = list(clients.map(lambda image: ask(url, image, "image/png", "image/png"), images))
-    assert "requests:" in log.read_text()
+
+    def asked_at_once():
+        with ThreadPoolExecutor(4) as clients:
+            answers = list(clients.map(lambda image: ask(url, image, "image/png", "image/png"), images))
+        return "requests:" in log.read_text() and answers
+
+    answers = wait_until(asked_at_once)
     for image, answer in zip(images, answers, strict=True):
         assert answer == (200, *by_the_entry_point(scenes_bundle, image, "image/png", "image/png"))
 
@@ -149,6 +129,7 @@ def test_masks_of_a_batch_are_those_of_single_requests(scenes_server, scenes, by
 @pytest.mark.data
 @pytest.mark.slow
 def test_all_road_scenes_have_the_mask_of_fastai_in_an_endpoint_and_in_torchserve(session, test_data, tmp_path):
+    from fastmaker import save_bundle
     from fastmaker.training import data, learner, mask_data, segmentation
 
     samples = mask_data.read(test_data / "camvid")
@@ -156,9 +137,9 @@ def test_all_road_scenes_have_the_mask_of_fastai_in_an_endpoint_and_in_torchserv
     learn = segmentation.create(dls, samples, "resnet18", "RGB", pretrained=False)
     with learn.no_bar(), learn.no_logging():
         learner.fit(learn, epochs=1, lr=0.003, fine_tune=False)
-        learner.save_bundle(learn, tmp_path / "model")
+        save_bundle(learn, tmp_path / "model")
         expected = {file: learn.predict(file)[0].numpy() for file in sorted((test_data / "camvid/images").iterdir())}
-    make_archive(tmp_path / "model", "camvid", tmp_path / "camvid.mar", "minWorkers: 1\nmaxWorkers: 1\n")
+    make_archive(tmp_path / "model", tmp_path / "camvid.mar", model_name="camvid", workers=1)
     pack(tmp_path / "model", tmp_path / "model.tar.gz")
     (port,) = free_ports(1)
     with (
@@ -208,17 +189,22 @@ def test_an_unpacked_archive_batches_in_a_container_of_the_serving_toolkit(
     with deployed(session, tmp_path / "model.tar.gz") as predictor:
         name = predictor.endpoint_name
         invoke = session.sagemaker_runtime_client.invoke_endpoint
-        with ThreadPoolExecutor(BATCH) as clients:
-            answers = clients.map(
-                lambda png: invoke(EndpointName=name, ContentType="image/png", Body=png)["Body"].read(), pngs[:BATCH]
-            )
-            assert all("label" in json.loads(answer) for answer in answers)
         (log,) = session.sagemaker_client.endpoints.directory(name).rglob("container.log")
-        assert "images go through the network together" in log.read_text()
+
+        def go_together():
+            with ThreadPoolExecutor(BATCH) as clients:
+                answers = clients.map(
+                    lambda png: invoke(EndpointName=name, ContentType="image/png", Body=png)["Body"].read(),
+                    pngs[:BATCH],
+                )
+                assert all("label" in json.loads(answer) for answer in answers)
+            return "images in one batch" in log.read_text()
+
+        wait_until(go_together)
 
 
 def test_an_archive_without_model_json_is_not_served_and_says_so(digits_bundle, tmp_path):
-    make_archive(digits_bundle, "whole", tmp_path / "whole.mar", "minWorkers: 1\nmaxWorkers: 1\n")
+    make_archive(digits_bundle, tmp_path / "whole.mar", model_name="whole", workers=1)
     with zipfile.ZipFile(tmp_path / "whole.mar") as whole, zipfile.ZipFile(tmp_path / "it.mar", "w") as lacking:
         for name in whole.namelist():
             if name != "model.json":
@@ -232,7 +218,10 @@ def test_an_archive_without_model_json_is_not_served_and_says_so(digits_bundle, 
 
 
 @pytest.fixture
-def damaged(digits_bundle, tmp_path):
+def damaged(digits_bundle, tmp_path, monkeypatch):
+    """What cannot be packaged, in the folder that the test runs in."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("FASTMAKER_HOME", str(tmp_path / "home"))
     shutil.copytree(digits_bundle, tmp_path / "damaged")
     (tmp_path / "damaged" / "model.pth").write_bytes(b"x")
     shutil.copytree(digits_bundle, tmp_path / "a name")
@@ -254,15 +243,14 @@ def damaged(digits_bundle, tmp_path):
         ("a?name --model-name b?name", "--model-name 'b name': expected letters, digits"),
         ("damaged --output folders --force", "folders/damaged.mar is a folder, where a file is to be made"),
         ("damaged --model-name ../up", "--model-name '../up': expected letters, digits"),
-        ("damaged --batch-size 0", "--batch-size 0: expected 1 or more"),
-        ("damaged --workers few", "argument --workers: invalid int value"),
-        ("damaged --serve --port 70000", "--port 70000 cannot be had"),
+        ("damaged --batch-size 0", "argument --batch-size: 0: expected at least 1"),
+        ("damaged --workers few", "argument --workers: invalid integer value"),
+        ("damaged --serve --port 70000", "--port 70000 is not available"),
     ],
 )
-def test_bad_usage_gets_one_line_and_leaves_no_archive(package, damaged, tmp_path, words, reason):
-    done = package(*(word.replace("?", " ") for word in words.split()))
-    assert done.returncode == 2, done.stderr.decode()
-    assert reason in one_line(done.stderr.decode())
+def test_bad_usage_gets_one_line_and_leaves_no_archive(damaged, tmp_path, capsys, words, reason):
+    assert exit_status(package_command, "torchserve", *(word.replace("?", " ") for word in words.split())) == 2
+    assert reason in one_line(capsys.readouterr().err)
     assert [path.name for path in tmp_path.rglob("*.mar*")] == ["damaged.mar"]
     assert not list((tmp_path / "folders" / "damaged.mar").iterdir())
 
@@ -270,7 +258,7 @@ def test_bad_usage_gets_one_line_and_leaves_no_archive(package, damaged, tmp_pat
 def test_an_archive_that_cannot_be_put_in_place_leaves_no_partial_one(digits_bundle, tmp_path):
     (tmp_path / "it.mar").mkdir()
     with pytest.raises(IsADirectoryError):
-        make_archive(digits_bundle, "it", tmp_path / "it.mar", "")
+        make_archive(digits_bundle, tmp_path / "it.mar", model_name="it")
     assert os.listdir(tmp_path) == ["it.mar"]
 
 
@@ -357,9 +345,8 @@ def test_an_archive_takes_the_onnx_file_along(package, digits_bundle, tmp_path):
         ("damaged --int8 --calibrate damaged", "damaged holds no image"),
     ],
 )
-def test_bad_usage_of_onnx_gets_one_line_and_leaves_nothing(package, damaged, tmp_path, words, reason):
+def test_bad_usage_of_onnx_gets_one_line_and_leaves_nothing(damaged, tmp_path, capsys, words, reason):
     before = sorted(os.listdir(tmp_path))
-    done = package(*words.split(), kind="onnx")
-    assert done.returncode == 2, done.stderr.decode()
-    assert reason in one_line(done.stderr.decode())
+    assert exit_status(package_command, "onnx", *words.split()) == 2
+    assert reason in one_line(capsys.readouterr().err)
     assert [name for name in sorted(os.listdir(tmp_path)) if name != "home"] == before

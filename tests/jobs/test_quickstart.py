@@ -7,7 +7,8 @@ import subprocess
 import sys
 
 import pytest
-from local_mode import REPOSITORY, running_below
+from helpers import REPOSITORY
+from helpers.local_mode import running_below
 from PIL import Image
 
 # Brings up loopback, the only interface of a fresh network namespace, then runs the command.

@@ -8,12 +8,15 @@ import sys
 
 import numpy as np
 import pytest
-from local_mode import REPOSITORY, nothing_runs_below, running_below, wait_until
+from helpers import PATIENCE, REPOSITORY
+from helpers.commands import one_line
+from helpers.local_mode import nothing_runs_below, running_below, wait_until
 from PIL import Image
-from test_job_scripts import one_line
 
 from fastmaker.jobs import verify
 from fastmaker.jobs.cli import errors
+from fastmaker.jobs.verification.comparison import Answer, Route
+from fastmaker.jobs.verification.routes import NAMES
 
 
 @pytest.fixture
@@ -25,7 +28,7 @@ def gate(tmp_path, monkeypatch, capsys):
     def gate(*words) -> tuple[int, str, str]:
         try:
             with errors.errors_as_one_line():
-                status = int(not verify.main(verify.parse_args(list(map(str, words)))))
+                status = verify.main(verify.parse_args(list(map(str, words))))
         except SystemExit as ended:
             status = ended.code
         return status, *capsys.readouterr()
@@ -37,7 +40,7 @@ def gate(tmp_path, monkeypatch, capsys):
 def rows(printed: str) -> dict[str, list[str]]:
     """The cells of each path's row."""
     lines = [re.split(r"  +", line) for line in printed.splitlines()]
-    return {cells[0]: cells[1:] for cells in lines if cells[0] in (*verify.PATHS, "bf16", "int8")}
+    return {cells[0]: cells[1:] for cells in lines if cells[0] in (*NAMES, "bf16", "int8")}
 
 
 def test_every_path_of_a_classifier_agrees(gate, digits_bundle, digits, tmp_path):
@@ -45,7 +48,7 @@ def test_every_path_of_a_classifier_agrees(gate, digits_bundle, digits, tmp_path
     status, printed, _ = gate(digits_bundle, *images, "--bf16", 0.1, "--int8", 0.5)
     assert status == 0, printed
     found = rows(printed)
-    assert list(found) == [*verify.PATHS, "bf16", "int8"]
+    assert list(found) == [*NAMES, "bf16", "int8"]
     assert found.pop("triton")[-1].startswith("not run: --triton names a server")
     assert {cells[-1] for cells in found.values()} == {"agrees"}
     for path in ("fastai", "torch", "endpoint", "torchserve", "onnxruntime"):
@@ -100,14 +103,14 @@ def test_masks_without_probabilities_are_compared_by_their_pixels_alone():
     mask = np.arange(12).reshape(3, 4) % 3
     other = np.where(mask == 2, 0, mask)
     probabilities = np.stack([other == k for k in range(3)]).astype(np.float32)
-    expected = verify.Answer(mask, None)
-    for found in (verify.Answer(other, None), verify.Answer(other, probabilities)):
-        route = verify.Route("torchserve", 1e-4, None)
+    expected = Answer(mask, None)
+    for found in (Answer(other, None), Answer(other, probabilities)):
+        route = Route("torchserve", 1e-4, None)
         assert route.compare("same.png", expected, expected)
         assert not route.failure
         assert not route.compare("other.png", found, expected)
         assert route.failure == "other.png: another answer"
-        assert (route.alike, route.total, route.largest) == (20, 24, None)
+        assert (route.equal, route.total, route.largest) == (20, 24, None)
 
 
 def test_a_path_that_cannot_start_fails_the_gate_with_its_reason(gate, digits_bundle, digits, tmp_path):
@@ -136,7 +139,7 @@ def test_a_gate_that_is_terminated_leaves_nothing_running(digits_bundle, digits,
     try:
         wait_until(lambda: any("ts.model_server" in p.cmdline() for p in running_below(tmp_path)))
         process.terminate()
-        assert process.wait(60) == 130
+        assert process.wait(PATIENCE) == 130
     finally:
         process.kill()
     assert process.stderr.read() == "error: interrupted\n"

@@ -1,8 +1,8 @@
 """Kernels for the notebooks: of this Python, with settings and a home of their own, and cut off from the network."""
 
 import pytest
+from helpers.kernels import NO_NETWORK
 from ipykernel.kernelspec import write_kernel_spec
-from kernels import NO_NETWORK
 
 from fastmaker.jobs import cleanup
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from kernels import NOTEBOOKS, CellFailed, execute, execute_without_data, pictures, printed, processes_of, up_to
+from helpers.kernels import NOTEBOOKS, CellFailed, execute, execute_without_data, pictures, printed, processes_of, up_to
 
 from fastmaker.jobs import package
 from fastmaker.local import ProcessSession

@@ -8,7 +8,7 @@ from pathlib import Path
 import nbformat
 import numpy as np
 import pytest
-from kernels import (
+from helpers.kernels import (
     NO_NETWORK,
     NOTEBOOKS,
     CellFailed,
@@ -106,7 +106,7 @@ def test_mnist_gets_the_same_answers_again_by_manifest_on_two_instances_and_afte
 def test_mnist_names_the_object_that_fails_and_retries_it_alone(mnist):
     lines = printed(mnist, "break")
     assert f"1 of {DIGITS} objects failed, the first is s3://" in lines[0]
-    assert "/digits/00004.png: 400: the 12 bytes are no image" in lines[0]
+    assert "/digits/00004.png: 400: the 12 bytes are not an image" in lines[0]
     assert lines[-1] == f"{DIGITS - 1} of {DIGITS} objects have answers; without: 00004.png"
     assert f"transforming 1 of {DIGITS} objects" in "\n".join(printed(mnist, "retry"))
 

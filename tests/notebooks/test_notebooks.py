@@ -2,7 +2,16 @@
 
 import nbformat
 import pytest
-from kernels import NOTEBOOKS, CellFailed, execute, execute_without_data, make_photos, pictures, printed, processes_of
+from helpers.kernels import (
+    NOTEBOOKS,
+    CellFailed,
+    execute,
+    execute_without_data,
+    make_photos,
+    pictures,
+    printed,
+    processes_of,
+)
 
 from fastmaker.local import ProcessSession
 

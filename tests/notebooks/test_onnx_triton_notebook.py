@@ -6,10 +6,20 @@ from pathlib import Path
 
 import nbformat
 import pytest
-import triton_server
-from kernels import NOTEBOOKS, CellFailed, execute, execute_without_data, make_photos, pictures, printed, processes_of
+from helpers import triton_server
+from helpers.kernels import (
+    NOTEBOOKS,
+    CellFailed,
+    execute,
+    execute_without_data,
+    make_photos,
+    pictures,
+    printed,
+    processes_of,
+)
 
 from fastmaker.jobs import verify
+from fastmaker.jobs.verification.routes import NAMES
 from fastmaker.local import ProcessSession
 
 CELL_SECONDS = 900
@@ -44,7 +54,7 @@ def assert_as_learn_predict(line: str, photos: int) -> None:
 def table(notebook) -> dict[str, list[str]]:
     """The cells of each path's row."""
     rows = [re.split(r"  +", line) for line in printed(notebook, "verify")]
-    return {cells[0]: cells[1:] for cells in rows if cells[0] in verify.PATHS}
+    return {cells[0]: cells[1:] for cells in rows if cells[0] in NAMES}
 
 
 def assert_nothing_is_left(notebook, home: Path, temporary: Path) -> None:
@@ -166,7 +176,7 @@ def test_onnx_triton_gives_a_command_that_jobs_verify_takes():
 
 def test_onnx_triton_compares_all_paths_by_default():
     (parameters,) = (cell.source for cell in nbformat.read(ONNX_TRITON, 4).cells if cell.id == "parameters")
-    assert f'"PATHS", "{",".join(verify.PATHS)}")' in parameters
+    assert f'"PATHS", "{",".join(NAMES)}")' in parameters
 
 
 @pytest.mark.slow
@@ -182,5 +192,5 @@ def test_onnx_triton_has_the_same_labels_on_every_path_for_real_photos(environme
     notebook = run(environment, tmp_path, PETS_DIR=test_data / "pets" / "images", **values)
     assert_as_learn_predict(printed(notebook, "compare")[0], 40)
     assert printed(notebook, "verify")[-1] == "all that ran agree: True"
-    assert {path for path, cells in table(notebook).items() if cells[-1] == "agrees"} == {*verify.PATHS} - {"triton"}
+    assert {path for path, cells in table(notebook).items() if cells[-1] == "agrees"} == {*NAMES} - {"triton"}
     assert_nothing_is_left(notebook, home, tmp_path)

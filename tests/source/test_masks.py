@@ -10,14 +10,15 @@ import pytest
 from PIL import Image
 
 from fastmaker import masks, preprocess
-from fastmaker.serving import wire
+from fastmaker.answers import LEGEND, Mask
+from fastmaker.serving import errors, wire
 
 RANDOM = np.random.default_rng(8)
 LABELS = ("sky", "Straße, 東京", "tree", "Void")
 
 
 def mask(height=6, width=9, n=3):
-    return masks.Mask(RANDOM.integers(0, n, (height, width), dtype=np.uint8), LABELS, void=3)
+    return Mask(RANDOM.integers(0, n, (height, width), dtype=np.uint8), LABELS, void_code=3)
 
 
 ONE = wire.Answer([mask()], single=True)
@@ -54,26 +55,26 @@ def test_each_pixel_gets_the_class_that_the_model_saw_there(method, size):
     width, height = size
     truth = (np.arange(width)[None] >= width / 2) + 2 * (np.arange(height)[:, None] >= height / 2)
     seen = preprocess.resize(Image.fromarray(truth.astype(np.uint8) * 60), (40, 40), method)
-    found = masks.resize_to_original(np.rint(np.asarray(seen) / 60).astype(np.uint8), size, method, void=9)
+    found = masks.resize_to_original(np.rint(np.asarray(seen) / 60).astype(np.uint8), size, method, void_code=9)
     assert found.shape == truth.shape
     assert np.mean(found[found != 9] == truth[found != 9]) > 0.9
     assert (9 in found) == (method == "crop")
 
 
 def test_what_was_cut_off_is_void():
-    found = masks.resize_to_original(np.ones((4, 4), np.uint8), (8, 4), "crop", void=2)
+    found = masks.resize_to_original(np.ones((4, 4), np.uint8), (8, 4), "crop", void_code=2)
     assert np.array_equal(found, [[2, 2, 1, 1, 1, 1, 2, 2]] * 4)
 
 
 def test_an_image_that_was_padded_has_a_mask_of_its_size_though_its_window_ends_a_pixel_short():
     assert preprocess.window((61, 45), (224, 224), "pad")[2] == 60
     whole = np.full((224, 224), 1, np.uint8)
-    assert np.array_equal(masks.resize_to_original(whole, (61, 45), "pad", void=None), np.ones((45, 61)))
+    assert np.array_equal(masks.resize_to_original(whole, (61, 45), "pad", void_code=None), np.ones((45, 61)))
 
 
 def test_without_a_void_class_a_cut_off_part_has_no_mask():
     with pytest.raises(preprocess.ImageError, match=r"sees 4x4 of the image's 8x4 pixels.*mask_size=model"):
-        masks.resize_to_original(np.ones((4, 4), np.uint8), (8, 4), "crop", void=None)
+        masks.resize_to_original(np.ones((4, 4), np.uint8), (8, 4), "crop", void_code=None)
 
 
 # Answers
@@ -114,8 +115,8 @@ def test_png_holds_the_mask_in_a_palette_with_its_legend():
     image = Image.open(io.BytesIO(encoded(ONE, "image/png")))
     assert (image.format, image.mode, image.size) == ("PNG", "P", (9, 6))
     assert np.array_equal(image, ONE.predictions[0].array)
-    assert json.loads(image.text[masks.LEGEND]) == list(LABELS)
-    assert image.getpalette()[:12] == masks.palette(4, void=3).ravel().tolist()
+    assert json.loads(image.text[LEGEND]) == list(LABELS)
+    assert image.getpalette()[:12] == masks.palette(4, void_code=3).ravel().tolist()
 
 
 @pytest.mark.parametrize("accept", ["image/*", "image/png;q=0.9, text/csv;q=0.1", "text/html, image/*, */*;q=0.1"])
@@ -129,7 +130,7 @@ def test_json_is_the_default():
 
 @pytest.mark.parametrize(("answer", "accept"), [(TWO, "image/png"), (UNEQUAL, "application/x-npy"), (ONE, "text/html")])
 def test_a_form_that_cannot_hold_the_answer_is_refused_with_406(answer, accept):
-    with pytest.raises(wire.NotAcceptable) as error:
+    with pytest.raises(errors.NotAcceptable) as error:
         wire.encode(answer, accept)
     assert error.value.status_code == 406
     assert "application/json" in error.value.message
@@ -157,7 +158,7 @@ def test_the_custom_attributes_say_how_large_the_mask_shall_be(attributes, size)
 
 def test_an_unknown_mask_size_is_refused_with_400():
     with pytest.raises(
-        wire.BadRequest, match="mask_size is 'huge' in the custom attributes; expected one of model, original"
+        errors.BadRequest, match="mask_size is 'huge' in the custom attributes; expected one of model, original"
     ):
         wire.decode(b"x", "image/png", "mask_size=huge")
 
@@ -166,7 +167,7 @@ def test_an_unknown_mask_size_is_refused_with_400():
 
 
 def test_the_colours_of_256_classes_differ_and_void_is_black():
-    colours = masks.palette(256, void=7)
+    colours = masks.palette(256, void_code=7)
     assert len({tuple(colour) for colour in colours.tolist()}) > 250
     assert colours[7].tolist() == [0, 0, 0]
     first = masks.palette(32).astype(int)

@@ -171,7 +171,7 @@ def test_no_bytes_are_refused():
 
 @pytest.mark.parametrize("data", [b"\x00" * 100, b"hello", np.random.default_rng(0).bytes(5000), b"\xff\xd8\xff"])
 def test_bytes_that_are_no_image_are_refused(data):
-    assert_refused(data, "are no image that Pillow can read")
+    assert_refused(data, "are not an image that Pillow can read")
 
 
 @pytest.mark.parametrize("file_format", ["PNG", "JPEG", "GIF", "WEBP", "BMP", "TIFF"])
@@ -205,7 +205,7 @@ def test_an_image_of_just_so_many_pixels_is_accepted(few_pixels):
 
 def test_an_array_of_too_many_pixels_is_refused(few_pixels):
     with pytest.raises(preprocess.ImageError, match=r"^the array is 26x40; at most 1,000 pixels are accepted$"):
-        preprocess.from_array(np.zeros((40, 26, 3), np.uint8))
+        preprocess.image_from_array(np.zeros((40, 26, 3), np.uint8))
 
 
 def test_by_default_64_megapixels_are_accepted_and_not_one_more(monkeypatch):
@@ -253,7 +253,7 @@ import numpy
 from fastmaker import preprocess
 from fastmaker.serving import wire
 
-image = preprocess.from_array(numpy.zeros((30, 40), "uint8"))
+image = preprocess.image_from_array(numpy.zeros((30, 40), "uint8"))
 preprocess.to_array(image, "RGB", (28, 28), "pad")
 print(*sorted(name for name in sys.modules if name.startswith("torch")))
 """
@@ -268,7 +268,7 @@ def test_images_become_arrays_without_torch():
 def test_an_array_becomes_the_image_it_describes(shape):
     array = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
     for variant in (array, np.asfortranarray(array)):
-        assert np.array_equal(np.asarray(preprocess.from_array(variant)), array)
+        assert np.array_equal(np.asarray(preprocess.image_from_array(variant)), array)
 
 
 @pytest.mark.parametrize(
@@ -285,7 +285,7 @@ def test_an_array_becomes_the_image_it_describes(shape):
 )
 def test_an_array_that_is_no_image_is_refused(array, reason):
     with pytest.raises(preprocess.ImageError, match=reason):
-        preprocess.from_array(array)
+        preprocess.image_from_array(array)
 
 
 def test_normalise_scales_to_one_then_takes_off_the_mean_and_divides():

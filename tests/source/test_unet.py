@@ -7,7 +7,7 @@ from fastai.vision.learner import create_unet_model
 from torch import nn
 
 from fastmaker import bundle, unet
-from fastmaker.serving import models
+from fastmaker.serving import engines
 
 OPTIONS = [{}, {"blur": True}, {"blur": True, "blur_final": False}, {"self_attention": True}, {"last_cross": False}]
 NAMES = {"ids": lambda value: "+".join(value) or "default" if isinstance(value, dict) else str(value)}
@@ -101,7 +101,7 @@ def test_folding_batch_norms_changes_no_logits(options):
     batch = torch.randn(1, 3, 48, 48, dtype=torch.float64)
     with torch.no_grad():
         expected = network(batch)
-        folded = models.fold_batch_norms(network)
+        folded = engines.fold_batch_norms(network)
         assert torch.allclose(folded(batch), expected, rtol=1e-9)
     # Those of the encoder; the decoder's follow no convolution.
     assert not [module for module in folded.layers[0].modules() if isinstance(module, nn.BatchNorm2d)]

@@ -1,160 +1,214 @@
-"""The backend of instance types ml.*: the SageMaker Python SDK's own Session, with what each job needs beside it."""
+"""The backend of instance types ml.*: an account of AWS, through the SageMaker Python SDK's own Session."""
 
 import contextlib
-import datetime
-import functools
 import os
-from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
+from functools import partial
 
 import boto3
 import botocore.session
 from botocore.config import Config
-from botocore.exceptions import ClientError
 from sagemaker import get_execution_role, image_uris
-from sagemaker.config import MODEL_EXECUTION_ROLE_ARN_PATH, SESSION_DEFAULT_S3_BUCKET_PATH, TRAINING_JOB_ROLE_ARN_PATH
-from sagemaker.s3 import s3_path_join
-from sagemaker.session import NOTEBOOK_METADATA_FILE, Session
+from sagemaker.config import MODEL_EXECUTION_ROLE_ARN_PATH, TRAINING_JOB_ROLE_ARN_PATH
+from sagemaker.session import NOTEBOOK_METADATA_FILE
 from sagemaker.utils import resolve_value_from_config
-from tqdm import tqdm
 
 from fastmaker.jobs import storage
-from fastmaker.jobs.backends import versions
-from fastmaker.jobs.backends.aws import checks, endpoints, inventory
+from fastmaker.jobs.backends import pytorch, versions
+from fastmaker.jobs.backends.aws import checks, endpoints, inventory, session
+from fastmaker.jobs.backends.aws.folders import MARKER, Folders
 from fastmaker.jobs.backends.aws.request_recorder import RequestRecorder
-from fastmaker.jobs.backends.inventory import Resource, is_missing, paginate
+from fastmaker.jobs.backends.requests import EndpointRequest, Request, TrainingRequest, TransformRequest
+from fastmaker.jobs.backends.resources import Resource, SageMakerResources
 from fastmaker.jobs.cli import redaction, tables
 from fastmaker.jobs.cli.errors import Failure
-from fastmaker.local.sdk import Interrupted, opt_out_of_telemetry
+from fastmaker.local.sdk import opt_out_of_telemetry
 
 TAG = "fastmaker"  # the key of the tag that everything made here has; its value is the name of the job or endpoint
-FOLDER = "fastmaker"  # of the bucket, below the prefix that the SDK's configuration names
-MARKER = "made-by-fastmaker"  # an object in each folder of a job or an endpoint, with the tag as its metadata
-UPLOADS = 16  # at once
-POLL_SECONDS = 5
 MAX_ATTEMPTS = 8  # of a request that AWS throttles; AWS_MAX_ATTEMPTS says otherwise
-
-
-class _Session(Session):
-    """The SDK's Session, which looks every few seconds in place of each 30, and in which Ctrl-C gets through.
-
-    The SDK's fit returns in a ``finally``, which swallows a KeyboardInterrupt.
-    """
-
-    def train(self, **request):
-        with _interruptible():
-            return super().train(**request)
-
-    def wait_for_endpoint(self, endpoint, poll=None, live_logging=False):
-        return super().wait_for_endpoint(endpoint, POLL_SECONDS, live_logging)
-
-    def wait_for_transform_job(self, job, poll=None):
-        return super().wait_for_transform_job(job, POLL_SECONDS)
-
-    def logs_for_job(self, job_name, wait=False, poll=None, log_type="All", timeout=None):
-        with _interruptible():
-            return super().logs_for_job(job_name, wait, POLL_SECONDS, log_type, timeout)
-
-
-@contextlib.contextmanager
-def _interruptible() -> Iterator[None]:
-    try:
-        yield
-    except KeyboardInterrupt:
-        raise Interrupted from None
+WHILE_RUNNING = "while it runs"
+# AWS keeps all jobs that ever were; those that have ended cost nothing and are not listed.
+LISTED_JOBS = {"MaxResults": 100, "StatusEquals": "InProgress"}
 
 
 class Aws:
-    """The account and region that boto3 finds. Raises Failure if there are none, ClientError if AWS refuses them.
+    """A `Backend`: the account and region that boto3 finds.
 
-    Used as a context, it lists what was made if something then fails, with the command that removes it.
+    Raises Failure if there are none, ClientError if AWS refuses them.
     """
 
-    cli_flags = " --backend aws"  # for a command that goes on from here
-    serving_cli_flags = " --instance-type ml.c5.xlarge"  # for one that serves
+    cli_flags = " --backend aws"
+    serving_cli_flags = " --instance-type ml.c5.xlarge"
 
-    def __init__(self, instance_type: str | None = None, role=None, image_uri=None, dry_run=False):
-        self.instance_type, self.dry_run = instance_type, dry_run
+    def __init__(self, instance_type: str | None = None, *, role=None, image_uri=None, dry_run=False):
+        self.instance_type, self._dry_run = instance_type, dry_run
         self._given_role = role
         core = botocore.session.Session()
         attempts = core.get_config_variable("max_attempts") or MAX_ATTEMPTS
         core.set_default_client_config(Config(retries={"mode": "adaptive", "total_max_attempts": int(attempts)}))
         self._requests = RequestRecorder(core, dry_run)
-        self.boto = boto3.Session(botocore_session=core)
-        if self.boto.region_name is None:
+        self._boto = boto3.Session(botocore_session=core)
+        self.region = self._boto.region_name
+        if self.region is None:
             raise Failure("no AWS region: set AWS_DEFAULT_REGION, or run `aws configure`")
-        self._caller = checks.caller(self.boto)
+        self._caller = checks.caller(self._boto)
         redaction.own_accounts.add(self._caller["Account"])
-        self.image_uri = image_uri and self._in_registry(image_uri)
-        self.session = _Session(self.boto)
+        self._image_uri = image_uri and self._in_registry(image_uri)
+        self.session = session.ResponsiveSession(self._boto)
         self.session.sagemaker_config = opt_out_of_telemetry(self.session.sagemaker_config)
-        # The SDK would make it, where nothing is put into it, and asks for an account at an address that is fixed.
-        self.session._default_bucket = self._named_bucket or self._own_bucket
-        self._folders: set[str] = set()  # that were made
-        self._data_of_models: dict[tuple[str, datetime.datetime], list[str]] = {}
+        self._folders = Folders(self._boto, self.session, self._caller["Account"], TAG, dry_run)
+        # Named here, since the SDK would also make it where nothing is put into it.
+        self.session._default_bucket = self._folders.bucket_name
 
-    def __enter__(self):
-        return self
+    def check(self, request: Request) -> bool:
+        for uri in request.reads:
+            if not uri.startswith(("s3://", "file://")):
+                raise ValueError(f"{uri}: on AWS expected a URI that begins with s3://")
+        for uri in request.writes:
+            if not uri.startswith("s3://"):
+                raise ValueError(f"{uri}: on AWS expected a URI that begins with s3://")
+        print(tables.table(["checked", "found"], list(self._checked(request))), flush=True)
+        return True
 
-    def __exit__(self, _, error, __) -> None:
-        made = self._requests.made + [f"s3/{name}" for name in sorted(self._folders)]
-        if self.dry_run and error is None:
-            print("\nnothing was sent; without --dry-run the requests above are made")
-        elif error is not None and made and not self.dry_run:
-            print(f"\nmade before this ended: {', '.join(made)}")
-            print(f"to remove it: fastmaker cleanup --backend aws --only {' '.join(made)} --yes", flush=True)
-
-    def keep_created(self) -> None:
-        """What was made is wanted, whatever comes now."""
-        self._requests.made.clear()
-        self._folders.clear()
-
-    def training(self, job: str) -> dict:
-        """Arguments of the SDK's PyTorch estimator."""
-        output = self.folder("training-job", job).rpartition("/")[0]  # SageMaker and the SDK add the job's name
+    def training_arguments(self, name: str) -> dict:
+        output = self._folders.folder("training-job", name).rpartition("/")[0]  # SageMaker and the SDK add the name
         return {
-            "role": self.role("training"),
-            "image_uri": self.image_uri,
-            "tags": self.tags(job),
+            "role": self._role("training"),
+            "image_uri": self._image_uri,
+            "tags": _tags(name),
             "output_path": output,
             "code_location": output,
             "sagemaker_session": self.session,
             **self._training_version,
         }
 
-    def model(self) -> dict:
-        """Arguments of the SDK's PyTorchModel."""
+    def model_arguments(self) -> dict:
         return {
-            "role": self.role("endpoint"),
-            "image_uri": self.image_uri,
+            "role": self._role("endpoint"),
+            "image_uri": self._image_uri,
             "sagemaker_session": self.session,
             **versions.INFERENCE,
         }
 
-    def endpoint(self, args, name: str) -> dict:
-        """Arguments of the SDK's deploy: what kind of endpoint it is."""
-        captured = functools.partial(self.folder, "endpoint", name)
-        return {"tags": self.tags(name), **endpoints.configured(args, self.session, captured)}
+    def train(self, request: TrainingRequest) -> dict | None:
+        with self._creations_listed_on_failure():
+            inputs = {
+                name: self._folders.upload(uri, "training-job", request.name, f"data/{name}")
+                for name, uri in request.channels.items()
+            }
+            estimator = pytorch.estimator(request, self)
+            self._print_cost_notice(WHILE_RUNNING, f"--only training-job/{request.name} --yes")
+            estimator.fit(inputs, job_name=request.name, wait=not self._dry_run)
+            return None if self._dry_run else pytorch.completed_training_job(self.session, request.name)
 
-    def scale(self, args, name: str) -> None:
-        """Let the number of the endpoint's instances follow its requests, if that is wanted."""
-        if args.max:
-            endpoints.scale(self.boto, name, args)
-            print(f"scales: {args.min} to {args.max} instances")
+    def deploy(self, request: EndpointRequest) -> bool:
+        with self._creations_listed_on_failure():
+            model_data = self._folders.upload(request.model_data, "endpoint", request.name, "model")
+            model = pytorch.pytorch_model(model_data, env=request.env, backend=self)
+            self._print_cost_notice("until it is deleted", f"--endpoint {request.name}")
+            folder = partial(self._folders.folder, "endpoint", request.name)
+            model.deploy(
+                request.instance_count,
+                self.instance_type,
+                endpoint_name=request.name,
+                wait=not self._dry_run,
+                tags=_tags(request.name),
+                **endpoints.configurations(request, self.session, folder),
+            )
+            if request.max_instances:
+                endpoints.scale(self._boto, request)
+                print(f"scales: {request.min_instances} to {request.max_instances} instances")
+        return not self._dry_run
+
+    def transform(self, request: TransformRequest) -> bool:
+        upload = partial(self._folders.upload, kind="transform-job", name=request.name)
+        with self._creations_listed_on_failure():
+            model = pytorch.pytorch_model(upload(request.model_data, part="model"), env=request.env, backend=self)
+            source = upload(request.source, part="inputs")
+            output = request.output or f"{self._folders.folder('transform-job', request.name)}/answers"
+            self._print_cost_notice(WHILE_RUNNING, f"--only transform-job/{request.name} --yes")
+            pytorch.run_transform(
+                model,
+                request,
+                self.instance_type,
+                source=source,
+                output=output,
+                tags=_tags(request.name),
+                wait=not self._dry_run,
+            )
+        return not self._dry_run
+
+    def retry_transform(self, description: dict, name: str, manifest: str) -> None:
+        with self._creations_listed_on_failure():
+            self._print_cost_notice(WHILE_RUNNING, f"--only transform-job/{name} --yes")
+            pytorch.retry_transform(self.session, description, name, manifest, _tags(name))
 
     def runtime(self, endpoint: str):
-        """What has invoke_endpoint, as boto3's sagemaker-runtime; of an asynchronous endpoint it waits for answers."""
+        """Return what has invoke_endpoint; that of an asynchronous endpoint waits for answers."""
         client = self.session.sagemaker_client
         config = client.describe_endpoint(EndpointName=endpoint)["EndpointConfigName"]
         if "AsyncInferenceConfig" not in client.describe_endpoint_config(EndpointConfigName=config):
             return self.session.sagemaker_runtime_client
-        return endpoints.AsyncRuntime(self.boto, self.folder("endpoint", endpoint))
+        return endpoints.AsyncRuntime(self._boto, self._folders.folder("endpoint", endpoint))
 
-    def tags(self, name: str) -> list[dict]:
-        return [{"Key": TAG, "Value": name}]
+    def resources(self, only: list[str] | None = None) -> list[Resource]:
+        model_data = inventory.ModelData(self.session.sagemaker_client)
+        found = [
+            *inventory.scaling_policies(self._boto, self._is_our_endpoint),
+            *self._resources.listed(only),
+            *inventory.images(self._boto, TAG),
+            *inventory.folders(self.session.s3_client, self._folders.root, MARKER, TAG, model_data.models_below),
+        ]
+        return [resource for resource in found if only is None or resource.label in only]
 
-    def role(self, kind: str) -> str:
-        """The ARN for jobs of a kind: --role, SAGEMAKER_ROLE, the SDK's configuration, a SageMaker notebook's own."""
+    def delete_endpoint(self, name: str) -> None:
+        self.session.sagemaker_client.describe_endpoint(EndpointName=name)  # raises ClientError if there is none
+        for scaling in inventory.scaling_policies(self._boto, self._is_our_endpoint, name):
+            scaling.delete()
+        self._resources.delete_endpoint(name)
+
+    @contextlib.contextmanager
+    def _creations_listed_on_failure(self) -> Iterator[None]:
+        """Print, if the body fails, what it made until then and the command that removes it."""
+        try:
+            yield
+        except BaseException:
+            made = self._requests.made + [f"s3/{name}" for name in sorted(self._folders.created)]
+            if made and not self._dry_run:
+                print(f"\nmade before this ended: {', '.join(made)}")
+                print(f"to remove it: fastmaker cleanup --backend aws --only {' '.join(made)} --yes", flush=True)
+            raise
+        if self._dry_run:
+            print("\nnothing was sent; without --dry-run the requests above are made")
+
+    def _checked(self, request: Request) -> Iterator[list[str]]:
+        """Yield rows of what was checked and what was found. Raises Failure for what a job or an endpoint lacks."""
+        kind, client = request.kind, self.session.sagemaker_client
+        checks.name(client, kind, request.name)
+        known = self.instance_type and checks.instance_type(client, kind, self.instance_type)
+        yield ["credentials", "accepted"]
+        if known:
+            yield [self.instance_type, known]
+        yield ["role", checks.role(self._boto, self._role(kind))]
+        yield ["image", checks.image(self._boto, self._image_uri) if self._image_uri else self._managed_image(kind)]
+        for uri in request.reads:
+            if uri.startswith("s3://"):
+                yield ["data", checks.data(self._boto, uri)]
+        for uri in request.writes:
+            yield [f"bucket {storage.bucket_and_key(uri)[0]}", checks.bucket(self._boto, uri)]
+        if self.instance_type:
+            yield ["quota", checks.quota(self._boto, kind, self.instance_type, request.most_instances)]
+
+    def _print_cost_notice(self, duration: str, cleanup_flags: str) -> None:
+        """Print how long it costs, and the command that ends it."""
+        if not self._dry_run:
+            print(f"costs {duration}; to end it: fastmaker cleanup --backend aws {cleanup_flags}", flush=True)
+
+    def _role(self, kind: str) -> str:
+        """Return the ARN for a kind: of --role, SAGEMAKER_ROLE, the SDK's configuration or a SageMaker notebook's own.
+
+        Raises Failure if there is none.
+        """
         path = TRAINING_JOB_ROLE_ARN_PATH if kind.endswith("training") else MODEL_EXECUTION_ROLE_ARN_PATH
         given = self._given_role or os.environ.get("SAGEMAKER_ROLE")
         role = given or resolve_value_from_config(None, path, sagemaker_session=self.session)
@@ -164,199 +218,43 @@ class Aws:
             return get_execution_role(self.session)
         raise Failure("no IAM role: give --role, set SAGEMAKER_ROLE or name one in the SDK's configuration file")
 
-    @functools.cached_property
-    def root(self) -> str:
-        """The URI, without a slash at its end, of what jobs put into S3."""
-        return s3_path_join("s3://", self._named_bucket or self._own_bucket, self.session.default_bucket_prefix, FOLDER)
-
     @property
-    def _named_bucket(self) -> str | None:
-        return resolve_value_from_config(None, SESSION_DEFAULT_S3_BUCKET_PATH, sagemaker_session=self.session)
-
-    @property
-    def _own_bucket(self) -> str:
-        """The SDK's default one."""
-        return f"sagemaker-{self.boto.region_name}-{self._caller['Account']}"
-
-    @functools.cached_property
-    def bucket(self) -> str:
-        """The one that the SDK's configuration names, which has to exist, or the SDK's default one, made if missing."""
-        name = self._named_bucket or self._own_bucket
-        own = None if self._named_bucket else self._caller["Account"]
-        if not checks.bucket_exists(self.boto, name, own):
-            if self._named_bucket:
-                raise Failure(f"there is no bucket {name}, which the SDK's configuration names")
-            place = {"CreateBucketConfiguration": {"LocationConstraint": self.boto.region_name}}
-            self.session.s3_client.create_bucket(Bucket=name, **({} if self.boto.region_name == "us-east-1" else place))
-        return name
-
-    def folder(self, kind: str, name: str) -> str:
-        """The URI, without a slash at its end, of what a job or an endpoint has in S3; marked as made here.
-
-        Raises Failure if there is something of others.
-        """
-        uri = f"{self.root}/{kind}/{name}"
-        if f"{kind}/{name}" in self._folders:
-            return uri
-        key = storage.bucket_and_key(f"{uri}/{MARKER}")[1]
-        client = self.session.s3_client
-        if not inventory.is_marked(client, self.bucket, key, TAG):
-            if inventory.holds_any(client, self.bucket, key.removesuffix(MARKER)):
-                raise Failure(f"{uri} holds what these scripts did not make: choose another name")
-            client.put_object(Bucket=self.bucket, Key=key, Body=b"", Metadata={TAG: name})
-            self._folders.add(f"{kind}/{name}")
-        return uri
-
-    def upload(self, uri: str, kind: str, name: str, part: str) -> str:
-        """Send what lies on this machine to `part` of the folder of a job or an endpoint; returns its URI in S3.
-
-        What is in S3 stays where it is.
-        """
-        if uri.startswith("s3://"):
-            return uri
-        root, listed = storage.list_objects(uri)
-        files = list(listed)
-        target = f"{self.folder(kind, name)}/{part}"
-        size = sum(size for _, size in files)
-        verb = "would upload" if self.dry_run else "uploading"
-        print(f"{verb} {len(files)} files, {size / 1e6:.1f} MB, to {target}", flush=True)
-        if not self.dry_run:
-            self._send(root, files, target, size)
-        return f"{target}/" if storage.local_path(uri).is_dir() else f"{target}/{files[0][0]}"
-
-    def _send(self, root: str, files: list[tuple[str, int]], target: str, size: int) -> None:
-        bucket, prefix = storage.bucket_and_key(target)
-        client = self.boto.client("s3", config=Config(max_pool_connections=4 * UPLOADS))
-        with (
-            tqdm(total=size, unit="B", unit_scale=True, leave=False, disable=None) as bar,  # on a terminal alone
-            ThreadPoolExecutor(UPLOADS) as pool,
-        ):
-
-            def send(name: str) -> None:
-                client.upload_file(storage.local_path(root + name), bucket, f"{prefix}/{name}", Callback=bar.update)
-
-            list(pool.map(send, (name for name, _ in files)))
-
-    def check(self, kind: str, name: str, count: int, inputs: Iterable[str] = (), outputs: Iterable[str] = ()) -> bool:
-        """Whether to go on: finds out, before anything is made or costs, what a job or an endpoint may lack.
-
-        `kind` is one of checks.QUOTAS, `count` of instances, `inputs` and `outputs` are URIs that it reads and writes.
-        Raises Failure.
-        """
-        inputs, outputs = list(inputs), list(outputs)
-        for uri in [*inputs, *outputs]:
-            if uri and not uri.startswith(("s3://", "file://") if uri in inputs else "s3://"):
-                raise ValueError(f"{uri}: on AWS expected a URI that begins with s3://")
-        checks.name(self.session.sagemaker_client, kind, name)
-        known = self.instance_type and checks.instance_type(self.session.sagemaker_client, kind, self.instance_type)
-        rows = [
-            ["credentials", "accepted"],
-            *([[self.instance_type, known]] if known else ()),
-            ["role", checks.role(self.boto, self.role(kind))],
-            ["image", checks.image(self.boto, self.image_uri) if self.image_uri else self._managed_image(kind)],
-            *(["data", checks.data(self.boto, uri)] for uri in inputs if uri.startswith("s3://")),
-            *([f"bucket {storage.bucket_and_key(uri)[0]}", checks.bucket(self.boto, uri)] for uri in outputs if uri),
-        ]
-        if self.instance_type:
-            rows.append(["quota", checks.quota(self.boto, kind, self.instance_type, count)])
-        print(tables.table(["checked", "found"], rows), flush=True)
-        return True
-
-    def answers(self, job: str, source: str) -> str:
-        """Where a transform job's answers go."""
-        return f"{self.folder('transform-job', job)}/answers"
-
-    def print_cost_notice(self, kind: str, name: str) -> None:
-        """Say what costs, and how to end it."""
-        if self.dry_run:
-            return
-        ends = "until it is deleted" if kind == "endpoint" else "while it runs"
-        what = f"--endpoint {name}" if kind == "endpoint" else f"--only {kind}/{name} --yes"
-        print(f"costs {ends}; to end it: fastmaker cleanup --backend aws {what}", flush=True)
-
-    # What fastmaker cleanup asks.
-
-    deletes_jobs = False  # AWS keeps what has ended
-    busy = ("Creating", "Updating", "SystemUpdating", "RollingBack")
-    poll_seconds = property(lambda self: POLL_SECONDS)
-
-    @property
-    def where(self) -> str:
-        return f" in {self.boto.region_name}"
-
-    def listing(self, kind: str) -> dict:
-        """Arguments that let a List operation leave out what costs nothing: AWS keeps all jobs that ever were."""
-        return {"MaxResults": 100, **({"StatusEquals": "InProgress"} if kind.endswith("job") else {})}
-
-    def is_ours(self, arn: str) -> bool:
-        """Whether it has the tag; what is gone has none."""
-        try:
-            tags = self.session.sagemaker_client.list_tags(ResourceArn=arn)["Tags"]
-        except ClientError as error:
-            if is_missing(error):
-                return False
-            raise
-        return inventory.tag_of(tags, TAG) is not None
-
-    def costs(self, kind: str) -> str:
-        """What one pays for."""
-        return {"endpoint": "while it exists", "training-job": "while it runs", "transform-job": "while it runs"}.get(
-            kind, ""
+    def _resources(self) -> SageMakerResources:
+        return SageMakerResources(
+            self.session.sagemaker_client,
+            is_ours=self._is_ours,
+            filters={
+                "endpoint": {"MaxResults": 100},
+                "endpoint-config": {"MaxResults": 100},
+                "model": {"MaxResults": 100},
+                "training-job": LISTED_JOBS,
+                "transform-job": LISTED_JOBS,
+            },
+            costs={"endpoint": "while it exists", "training-job": WHILE_RUNNING, "transform-job": WHILE_RUNNING},
+            changing=("Creating", "Updating", "SystemUpdating", "RollingBack"),
+            keeps_jobs=True,
+            poll_seconds=session.POLL_SECONDS,
         )
 
-    def scalings(self, endpoint: str | None = None) -> list[Resource]:
-        """The policies by which the number of an endpoint's instances, or of all our endpoints', changes."""
-        return inventory.scalings(self.boto, self._is_our_endpoint, endpoint)
-
-    def others(self) -> list[Resource]:
-        """Images and data."""
-        client = self.session.s3_client
-        return [
-            *inventory.images(self.boto, TAG),
-            *inventory.folders(client, self.root, MARKER, TAG, self._models_below),
-        ]
-
-    def _models_below(self, uri: str) -> list[str]:
-        """The models, anybody's, whose data lie below a URI."""
-        models = paginate(self.session.sagemaker_client, "list_models", "Models", MaxResults=100)
-        made = [(summary["ModelName"], summary["CreationTime"]) for summary in models]
-        return [name for name, time in made if any(data.startswith(uri) for data in self._data_of_model(name, time))]
-
-    def _data_of_model(self, name: str, made: datetime.datetime) -> list[str]:
-        """The URIs of a model's data. A model never changes: what is made later under its name has another time."""
-        if (name, made) not in self._data_of_models:
-            try:
-                model = self.session.sagemaker_client.describe_model(ModelName=name)
-            except ClientError as error:
-                if is_missing(error):  # by now
-                    return []
-                raise
-            self._data_of_models[name, made] = list(inventory.data_of(model))
-        return self._data_of_models[name, made]
+    def _is_ours(self, arn: str) -> bool:
+        return inventory.has_tag(self.session.sagemaker_client, arn, TAG)
 
     def _is_our_endpoint(self, name: str, if_gone: bool) -> bool:
-        """Whether an endpoint was made by the jobs; `if_gone` is the answer for one that is not there any more."""
-        try:
-            return self.is_ours(self.session.describe_endpoint(name)["EndpointArn"])
-        except ClientError as error:
-            if is_missing(error):
-                return if_gone
-            raise
+        return inventory.is_our_endpoint(self.session.sagemaker_client, name, TAG, if_gone)
 
     def _in_registry(self, image: str) -> str:
-        """The URI of an image: one without a host is of this account's own registry."""
+        """Return the URI of an image; a name without a host is of this account's own registry."""
         if "/" in image and any(sign in image.partition("/")[0] for sign in ".:"):
             return image
-        region = self.boto.region_name
-        suffix = "amazonaws.com.cn" if region.startswith("cn-") else "amazonaws.com"
-        return f"{self._caller['Account']}.dkr.ecr.{region}.{suffix}/{image}"
+        suffix = "amazonaws.com.cn" if self.region.startswith("cn-") else "amazonaws.com"
+        return f"{self._caller['Account']}.dkr.ecr.{self.region}.{suffix}/{image}"
 
     @property
     def _training_version(self) -> dict:
         return versions.VOLTA_TRAINING if self.instance_type.startswith(versions.VOLTA) else versions.TRAINING
 
     def _managed_image(self, kind: str) -> str:
-        """What the SDK knows of AWS's own image for this kind of job. Raises ValueError if it knows none."""
+        """Return the name of AWS's own image for this kind of job. Raises ValueError if the SDK knows none."""
         training = kind.endswith("training")
         version = self._training_version if training else versions.INFERENCE
         if not training and (self.instance_type or "").startswith(versions.BLACKWELL):
@@ -366,10 +264,14 @@ class Aws:
             )
         uri = image_uris.retrieve(
             "pytorch",
-            self.boto.region_name,
+            self.region,
             version=version["framework_version"],
             py_version=version["py_version"],
             instance_type=self.instance_type or "ml.c5.xlarge",  # serverless endpoints run on processors
             image_scope="training" if training else "inference",
         )
         return f"{uri.rpartition('/')[2]} of AWS"
+
+
+def _tags(name: str) -> list[dict]:
+    return [{"Key": TAG, "Value": name}]

@@ -11,6 +11,7 @@ from sagemaker.model_monitor import DataCaptureConfig
 from sagemaker.serverless import ServerlessInferenceConfig
 
 from fastmaker.jobs import storage
+from fastmaker.jobs.backends.requests import EndpointRequest
 
 VARIANT = "AllTraffic"  # as the SDK calls the only one
 TRACKING, WAKING = POLICIES = ("fastmaker-tracking", "fastmaker-waking")  # scaling policies
@@ -19,26 +20,26 @@ POLL_SECONDS = 0.5
 ANSWER_SECONDS = 3600  # how long an answer is waited for; requests may wait longer in AWS's queue
 
 
-def configured(args, session, folder: Callable[[], str]) -> dict:
-    """The SDK's configurations of what `args` ask for; `folder` gives the URI that captured data go below."""
+def configurations(request: EndpointRequest, session, folder: Callable[[], str]) -> dict:
+    """Return the SDK's configurations of an endpoint; `folder` gives the URI that captured data go below."""
     configs = {}
-    if args.serverless_memory:
+    if request.serverless_memory:
         configs["serverless_inference_config"] = ServerlessInferenceConfig(
-            args.serverless_memory, args.serverless_concurrency
+            request.serverless_memory, request.serverless_concurrency
         )
-    if args.async_output:
-        output = args.async_output.rstrip("/")
+    if request.async_output:
+        output = request.async_output.rstrip("/")
         configs["async_inference_config"] = AsyncInferenceConfig(output, failure_path=f"{output}/failures")
-    if args.data_capture:
+    if request.data_capture:
         configs["data_capture_config"] = DataCaptureConfig(
-            True, args.data_capture, f"{folder()}/captured", sagemaker_session=session
+            True, request.data_capture, f"{folder()}/captured", sagemaker_session=session
         )
-    if args.volume_size:
-        configs["volume_size"] = args.volume_size
+    if request.volume_size:
+        configs["volume_size"] = request.volume_size
     return configs
 
 
-def scale(boto, endpoint: str, args) -> None:
+def scale(boto, request: EndpointRequest) -> None:
     """Let the number of instances follow the invocations, or the backlog of an asynchronous endpoint.
 
     https://docs.aws.amazon.com/sagemaker/latest/dg/endpoint-auto-scaling.html
@@ -46,17 +47,17 @@ def scale(boto, endpoint: str, args) -> None:
     client = boto.client("application-autoscaling")
     target = {
         "ServiceNamespace": "sagemaker",
-        "ResourceId": f"endpoint/{endpoint}/variant/{VARIANT}",
+        "ResourceId": f"endpoint/{request.name}/variant/{VARIANT}",
         "ScalableDimension": DIMENSION,
     }
-    client.register_scalable_target(**target, MinCapacity=args.min, MaxCapacity=args.max)
+    client.register_scalable_target(**target, MinCapacity=request.min_instances, MaxCapacity=request.max_instances)
     metric = {"PredefinedMetricSpecification": {"PredefinedMetricType": "SageMakerVariantInvocationsPerInstance"}}
-    if args.async_output:
+    if request.async_output:
         metric = {
             "CustomizedMetricSpecification": {
                 "MetricName": "ApproximateBacklogSizePerInstance",
                 "Namespace": "AWS/SageMaker",
-                "Dimensions": [{"Name": "EndpointName", "Value": endpoint}],
+                "Dimensions": [{"Name": "EndpointName", "Value": request.name}],
                 "Statistic": "Average",
             }
         }
@@ -64,10 +65,10 @@ def scale(boto, endpoint: str, args) -> None:
         **target,
         PolicyName=TRACKING,
         PolicyType="TargetTrackingScaling",
-        TargetTrackingScalingPolicyConfiguration={"TargetValue": args.target_invocations, **metric},
+        TargetTrackingScalingPolicyConfiguration={"TargetValue": request.target_invocations, **metric},
     )
-    if args.min == 0:
-        _wake(boto, endpoint, target)
+    if request.min_instances == 0:
+        _wake(boto, request.name, target)
 
 
 def _wake(boto, endpoint: str, target: dict) -> None:

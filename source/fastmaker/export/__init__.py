@@ -1,1 +1,1 @@
-"""What else is made of a bundle: an ONNX file, Triton's models, the fastai Learner rebuilt."""
+"""Other forms of a bundle: an ONNX file, the models of a Triton repository, a fastai Learner."""

@@ -1,11 +1,13 @@
-"""A bundle as one ONNX file, with normalisation and softmax inside it: ``export.to_onnx("model", "model.onnx")``.
+"""A bundle -> one ONNX file that includes normalisation and softmax.
 
-    image          in: uint8 (N, C, H, W), as preprocess.to_tensor makes it; or float32, its values divided by 255
-    probabilities  out: float32 (N, n_labels); of a U-Net (N, n_labels, H, W)
-    mask           out, of a U-Net: uint8 (N, H, W), the class of each pixel
+    onnx_file.to_onnx("model", "model.onnx")
 
-N is free; C, H and W are the bundle's. The metadata holds the text of model.json, the labels and the version of this
-package. Every file is compared with torch in ONNX Runtime before it is put in place. `to_int8` quantises such a file.
+    image          input: uint8 (N, C, H, W) from preprocess.to_tensor, or float32, the same divided by 255
+    probabilities  output: float32 (N, n_labels), for segmentation (N, n_labels, H, W)
+    mask           output, only for segmentation: uint8 (N, H, W), the class of each pixel
+
+N is dynamic; C, H and W are the bundle's. The metadata holds the text of model.json, the labels and the version of this
+package. Each file is run in ONNX Runtime and compared with torch before it appears. `to_int8` quantises such a file.
 """
 
 import importlib.util
@@ -15,30 +17,37 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import nn
 
-from fastmaker import __version__, bundle, networks, preprocess
+from fastmaker import __version__, bundle, files, networks, preprocess
 from fastmaker.serving import onnx_engine
 from fastmaker.serving.onnx_engine import IMAGE, MASK, MODEL_JSON, PROBABILITIES
-from fastmaker.training import data
+from fastmaker.training import layouts
+
+if TYPE_CHECKING:
+    import onnx
 
 INPUTS = ("uint8", "float")
 PACKAGES = ("onnx", "onnxruntime", "onnxscript")
 OPSET = 18
 CHECKED_BATCHES = (1, 3, 8)
-# A wrong layer is off by far more, the rounding of a trained network by a few millionths.
+# Rounding changes a probability by a few millionths, a wrong layer by far more than this.
 TOLERANCE = 1e-4
 
 
 class ExportError(ValueError):
-    """No ONNX file can be made; the message says why in one line."""
+    """A network that cannot be exported to ONNX, or a missing package; the message is one line."""
 
 
 class Exported(nn.Module):
-    """A bundle's network with what surrounds it in `serving.Model`: (N, C, H, W) in, the outputs above."""
+    """A bundle's network with normalisation and softmax: images (N, C, H, W) -> the outputs above."""
+
+    channel_mean: torch.Tensor
+    channel_std: torch.Tensor
 
     def __init__(self, network: nn.Module, info: bundle.ModelInfo, image_input: str):
         super().__init__()
@@ -56,34 +65,37 @@ class Exported(nn.Module):
 
 
 class Maximum(nn.Module):
-    """``nn.AdaptiveMaxPool2d(1)``, which the exporter does not know: (N, C, H, W) -> (N, C, 1, 1)."""
+    """``nn.AdaptiveMaxPool2d(1)`` in an exportable form: (N, C, H, W) -> (N, C, 1, 1)."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return x.amax(dim=(2, 3), keepdim=True)
 
 
 def to_onnx(model_dir: str | os.PathLike, file: str | os.PathLike, image_input: str = "uint8") -> float:
-    """Write the bundle in `model_dir` as `file`, whole or not at all; `image_input` is one of INPUTS.
+    """Write the bundle in `model_dir` as the ONNX model `file`, and return the largest difference from torch.
 
-    Returns the largest difference of a probability from torch's. Raises bundle.BundleError or ExportError.
+    `image_input` is one of INPUTS. The difference is that of a probability, over random images. `file` appears complete
+    or not at all. Raises bundle.BundleError or ExportError.
     """
     check_packages()
     if image_input not in INPUTS:
         raise ExportError(f"the input is {image_input!r}; expected one of {', '.join(INPUTS)}")
     network, info = bundle.load(model_dir)
     model = Exported(network, info, image_input).eval().requires_grad_(False)
-    proto = _traced(model)
-    _describe(proto, Path(model_dir, bundle.INFO_FILE).read_text("utf-8"), info)
-    with _put_in_place(file) as partial:
+    proto = _export(model)
+    _set_metadata(proto, Path(model_dir, bundle.INFO_FILE).read_text("utf-8"), info)
+    Path(file).parent.mkdir(parents=True, exist_ok=True)
+    with files.atomic(file) as partial:
         _save(proto, partial)
-        return _compared(partial, model)
+        return _compare(partial, model)
 
 
 def to_int8(float_file: str | os.PathLike, file: str | os.PathLike, images: Sequence[np.ndarray]) -> tuple[int, int]:
-    """Write what `to_onnx` wrote, its convolutions and linear layers quantised to int8, as `file`, whole or not at all.
+    """Quantise the convolutions and linear layers of `float_file`, from `to_onnx`, to int8 and write them as `file`.
 
-    Each of `images` is an input (1, C, H, W) of `float_file`; they give the ranges of the activations, and are then
-    answered by both. Returns on how many labels, of a U-Net pixels, both agree, and of how many. Raises ExportError.
+    Each of `images` is an input (1, C, H, W) of `float_file`; they calibrate the ranges of the activations. Returns on
+    how many of their labels (for segmentation, pixels) both files agree, and how many there are. `file` appears
+    complete or not at all. Raises ExportError.
     """
     check_packages()
     import onnx
@@ -91,14 +103,15 @@ def to_int8(float_file: str | os.PathLike, file: str | os.PathLike, images: Sequ
 
     proto = onnx.load(float_file)
     metadata = {entry.key: entry.value for entry in proto.metadata_props}
-    with _put_in_place(file) as partial:
-        with _quiet(None):  # the root logger: the preparation that it recommends is what the exporter has done
+    Path(file).parent.mkdir(parents=True, exist_ok=True)
+    with files.atomic(file) as partial:
+        with _quiet(None):  # the root logger recommends a preparation that the exporter has done
             quantization.quantize_static(
                 proto,
                 partial,
                 _Reader(images),
                 quant_format=quantization.QuantFormat.QDQ,
-                # The pair that processors have instructions for, and the layers whose rounding costs little.
+                # The pair of types that CPUs have instructions for, and the layers where rounding costs little.
                 activation_type=quantization.QuantType.QUInt8,
                 weight_type=quantization.QuantType.QInt8,
                 per_channel=True,
@@ -113,42 +126,42 @@ def to_int8(float_file: str | os.PathLike, file: str | os.PathLike, images: Sequ
 def calibration_images(
     folder: str | os.PathLike, info: bundle.ModelInfo, image_input: str = "uint8"
 ) -> list[np.ndarray]:
-    """The images below `folder`, each as the exported model takes it, (1, C, H, W). Raises ExportError."""
-    files = data.image_files(Path(folder))
-    if not files:
+    """Return the images below `folder`, each as the exported model's input (1, C, H, W). Raises ExportError."""
+    images = layouts.image_files(Path(folder))
+    if not images:
         raise ExportError(f"{folder} holds no image")
-    return inputs(files, info, image_input)
+    return inputs(images, info, image_input)
 
 
-def inputs(files: Sequence[Path], info: bundle.ModelInfo, image_input: str = "uint8") -> list[np.ndarray]:
-    """Each image file as the exported model takes it, (1, C, H, W). Raises ExportError."""
-    found = []
-    for file in files:
+def inputs(image_files: Sequence[Path], info: bundle.ModelInfo, image_input: str = "uint8") -> list[np.ndarray]:
+    """Return each image file as the exported model's input (1, C, H, W). Raises ExportError."""
+    arrays = []
+    for file in image_files:
         try:
             image = preprocess.decode(file.read_bytes())
             tensor = preprocess.to_tensor(image, info.image_mode, info.image_size, info.resize_method)
         except preprocess.ImageError as error:
             raise ExportError(f"{file}: {error}") from None
-        found.append(_as_input(tensor[None], image_input).numpy())
-    return found
+        arrays.append(_as_input(tensor[None], image_input).numpy())
+    return arrays
 
 
 def check_packages() -> None:
-    """Raises ExportError if one of PACKAGES is not installed."""
+    """Raise ExportError if one of PACKAGES is not installed."""
     if missing := [name for name in PACKAGES if importlib.util.find_spec(name) is None]:
         raise ExportError(f"ONNX needs {', '.join(missing)}, not installed here: pip install 'fastmaker[onnx]'")
 
 
-def _traced(model: Exported):
-    """The model as an onnx.ModelProto."""
+def _export(model: Exported) -> "onnx.ModelProto":
+    """Return the model as an onnx.ModelProto. Raises ExportError."""
     for module in model.modules():
         if isinstance(module, networks.AdaptiveConcatPool2d):
-            module.mp = Maximum()
+            module.mp = Maximum()  # type: ignore[assignment]
     outputs = [PROBABILITIES, MASK] if model.info.task == "segmentation" else [PROBABILITIES]
-    # Two images: of one, the batch would be taken for a constant.
+    # Two images: the exporter would take a batch size of 1 for a constant.
     example = _images(2, model.info, model.image_input)
     try:
-        with _quiet("torch.onnx"):  # it warns of operators of torchvision that are not used here
+        with _quiet("torch.onnx"):  # it warns about torchvision operators that are not used here
             program = torch.onnx.export(
                 model,
                 (example,),
@@ -162,30 +175,33 @@ def _traced(model: Exported):
             )
     except torch.onnx.errors.OnnxExporterError as error:
         raise ExportError(f"torch cannot export this network: {' '.join(str(error).split())[-300:]}") from None
+    assert program is not None  # as with dynamo=False
     return program.model_proto
 
 
-def _describe(proto, model_json: str, info: bundle.ModelInfo) -> None:
+def _set_metadata(proto: "onnx.ModelProto", model_json: str, info: bundle.ModelInfo) -> None:
     import onnx
 
     for node in proto.graph.node:
-        del node.metadata_props[:]  # the exporter's stack traces, with this machine's paths
+        del node.metadata_props[:]  # the exporter's stack traces, with local paths
     labels = json.dumps(info.labels, ensure_ascii=False)
     onnx.helper.set_model_props(proto, {MODEL_JSON: model_json, "labels": labels, "fastmaker": __version__})
 
 
-def _save(proto, file: Path) -> None:
+def _save(proto: "onnx.ModelProto", file: Path) -> None:
     import onnx
 
     onnx.save(proto, file)
     try:
         onnx.checker.check_model(file, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        raise ExportError(f"onnx.checker refuses what torch exported: {' '.join(str(error).split())[:300]}") from None
+        raise ExportError(
+            f"onnx.checker rejects the file that torch exported: {' '.join(str(error).split())[:300]}"
+        ) from None
 
 
-def _compared(file: Path, model: Exported) -> float:
-    """The largest difference of a probability from torch's. Raises ExportError if there is more than rounding."""
+def _compare(file: Path, model: Exported) -> float:
+    """Return the largest difference of a probability from torch's. Raises ExportError above TOLERANCE."""
     session = onnx_engine.session(file, torch.get_num_threads())
     largest = 0.0
     for n in CHECKED_BATCHES:
@@ -194,7 +210,7 @@ def _compared(file: Path, model: Exported) -> float:
             expected = model(images)[0].numpy()
         probabilities, *masks = session.run(None, {IMAGE: images.numpy()})
         difference = float(np.abs(probabilities - expected).max())
-        if not difference <= TOLERANCE:  # nan is no answer either
+        if not difference <= TOLERANCE:  # also for nan
             raise ExportError(f"ONNX Runtime's probabilities of {n} images are off torch's by up to {difference:.1e}")
         if any((mask != probabilities.argmax(axis=1)).any() for mask in masks):
             raise ExportError(f"ONNX Runtime's masks of {n} images are not the classes of the highest probabilities")
@@ -203,7 +219,7 @@ def _compared(file: Path, model: Exported) -> float:
 
 
 def _agreement(float_file: Path, int8_file: Path, images: Sequence[np.ndarray]) -> tuple[int, int]:
-    """On how many labels, or pixels' classes, the files agree, and of how many."""
+    """Return on how many labels (for segmentation, pixels) the files agree, and how many there are."""
     sessions = [onnx_engine.session(file, torch.get_num_threads()) for file in (float_file, int8_file)]
     same = total = 0
     for image in images:
@@ -214,7 +230,7 @@ def _agreement(float_file: Path, int8_file: Path, images: Sequence[np.ndarray]) 
 
 
 class _Reader:
-    """Images as ONNX Runtime's calibration reads them."""
+    """ONNX Runtime's CalibrationDataReader for `images`."""
 
     def __init__(self, images: Sequence[np.ndarray]):
         self.images = iter(images)
@@ -225,7 +241,7 @@ class _Reader:
 
 
 def _images(n: int, info: bundle.ModelInfo, image_input: str) -> torch.Tensor:
-    """`n` images of soft spots of colour, as the model takes them: noise would make a network surer than photos do."""
+    """Return `n` random images of soft coloured spots; on plain noise a network is more certain than on photos."""
     spots = torch.rand((n, info.channels, 6, 6), generator=torch.Generator().manual_seed(n))
     images = nn.functional.interpolate(spots, info.image_size, mode="bilinear").mul(255).to(torch.uint8)
     return _as_input(images, image_input)
@@ -236,21 +252,8 @@ def _as_input(images: torch.Tensor, image_input: str) -> torch.Tensor:
 
 
 @contextmanager
-def _put_in_place(file: str | os.PathLike) -> Iterator[Path]:
-    """A file to write, which becomes `file` unless something raises, and is gone then."""
-    file = Path(file)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_name(file.name + ".partial")
-    try:
-        yield partial
-        partial.replace(file)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-@contextmanager
 def _quiet(logger: str | None) -> Iterator[None]:
-    """Let that logger say no more than errors."""
+    """Let `logger` log only errors within the block."""
     log = logging.getLogger(logger)
     level = log.level
     log.setLevel(logging.ERROR)

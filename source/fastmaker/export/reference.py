@@ -1,11 +1,12 @@
-"""A bundle back in fastai: the Learner whose ``predict`` says what every other path should answer.
+"""A bundle -> a fastai Learner, whose ``predict`` is the reference for every other way to serve the bundle.
 
-fastai builds the network, and does all to an image, by its own code; of ours there are the weights and what model.json
-says. (The convnet is ours: fastai has none.)
+fastai's own code builds the network and prepares the images; from the bundle come the weights and the values of
+model.json. (Only the convnet is ours: fastai has none.)
 """
 
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,6 +15,7 @@ from fastai.vision.all import (
     CategoryBlock,
     CrossEntropyLossFlat,
     DataBlock,
+    DataLoaders,
     ImageBlock,
     IndexSplitter,
     ItemGetter,
@@ -32,7 +34,7 @@ from fastmaker import bundle, networks, preprocess
 
 
 def learner(model_dir: str | os.PathLike) -> Learner:
-    """A Learner with the weights of the bundle in `model_dir`, filled strictly. Raises bundle.BundleError."""
+    """Return a Learner with the weights of the bundle in `model_dir`, loaded strictly. Raises bundle.BundleError."""
     _, info = bundle.load(model_dir)
     state = torch.load(Path(model_dir, bundle.STATE_FILE), map_location="cpu", weights_only=True)
     learn = _untrained(info)
@@ -52,10 +54,11 @@ def _untrained(info: bundle.ModelInfo) -> Learner:
     return vision_learner(dls, architecture, loss_func=CrossEntropyLossFlat(), **options)
 
 
-def _dataloaders(info: bundle.ModelInfo):
-    """DataLoaders of two black images, for the sake of their transforms."""
+def _dataloaders(info: bundle.ModelInfo) -> DataLoaders:
+    """Return DataLoaders of two black images, whose transforms are those of the bundle."""
     black = np.zeros((*info.image_size, info.channels), np.uint8).squeeze(-1 if info.channels == 1 else ())
     labels = list(info.labels)
+    label: Any
     if info.task == "segmentation":
         block, label = MaskBlock(codes=labels), np.zeros(info.image_size, np.uint8)
     else:

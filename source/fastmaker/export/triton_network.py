@@ -1,6 +1,6 @@
-"""The network of a Triton repository where there is no ONNX backend: the same model.onnx by ONNX Runtime's Python API.
+"""The network of a Triton repository without the ONNX backend: model.onnx in ONNX Runtime's Python API.
 
-jobs/packaging/triton.py puts it there as model.py; Triton's Python backend runs it
+jobs/packaging/triton.py copies it into the repository as model.py; Triton's Python backend runs it
 (https://github.com/triton-inference-server/python_backend#usage).
 """
 
@@ -14,15 +14,15 @@ import triton_python_backend_utils as pb_utils
 
 
 class TritonPythonModel:
-    """What the Python backend makes one of in each instance's process."""
+    """The class that Triton's Python backend creates in each instance's process."""
 
     def initialize(self, args: dict[str, str]) -> None:
-        """Load model.onnx, on the GPU if that is where Triton puts this instance."""
+        """Load model.onnx, on the GPU if Triton assigns one to this instance."""
         file = Path(args["model_repository"], args["model_version"], "model.onnx")
         self.session = onnxruntime.InferenceSession(file, _options(args), providers=_providers(args))
 
     def execute(self, requests: list) -> list:
-        """A response for each request; the images (N, C, H, W) of all of them go through the network together."""
+        """Return a response for each request; the images (N, C, H, W) of all requests are computed in one batch."""
         images = [pb_utils.get_input_tensor_by_name(request, "image").as_numpy() for request in requests]
         names = sorted({name for request in requests for name in request.requested_output_names()})
         outputs = dict(zip(names, self.session.run(names, {"image": np.concatenate(images)}), strict=True))
@@ -39,7 +39,7 @@ class TritonPythonModel:
 
 
 def _options(args: dict[str, str]) -> onnxruntime.SessionOptions:
-    """As many threads as there are cores for each instance: by default each would take all of them."""
+    """Return options that divide the cores among the instances: by default each would use all of them."""
     options = onnxruntime.SessionOptions()
     instances = sum(group["count"] for group in json.loads(args["model_config"])["instance_group"])
     options.intra_op_num_threads = max(1, len(os.sched_getaffinity(0)) // max(1, instances))

@@ -1,7 +1,7 @@
 """The model of a Triton repository that decodes and resizes images: `image_bytes` -> `image`.
 
-jobs/packaging/triton.py puts it there as model.py, beside fastmaker/preprocess.py; Triton's Python backend runs it,
-with Pillow and NumPy (https://github.com/triton-inference-server/python_backend#usage).
+jobs/packaging/triton.py copies it into the repository as model.py, beside fastmaker/preprocess.py. Triton's Python
+backend runs it, with Pillow and NumPy (https://github.com/triton-inference-server/python_backend#usage).
 """
 
 import json
@@ -13,22 +13,22 @@ from fastmaker import preprocess
 
 
 class TritonPythonModel:
-    """What the Python backend makes one of in each instance's process."""
+    """The class that Triton's Python backend creates in each instance's process."""
 
     def initialize(self, args: dict[str, str]) -> None:
-        """Take mode, size and resize method from the bundle's model.json, a parameter of the model's configuration."""
+        """Read image mode, size and resize method from model.json, a parameter of the model's configuration."""
         info = json.loads(json.loads(args["model_config"])["parameters"]["model.json"]["string_value"])
         self.target = info["image_mode"], tuple(info["image_size"]), info["resize_method"]
 
     def execute(self, requests: list) -> list:
-        """A response for each request: encoded images (N, 1) -> uint8 (N, C, H, W), or why one of them is none."""
+        """Return a response for each request: encoded images (N, 1) -> uint8 (N, C, H, W), or an error."""
         return [self._respond(request) for request in requests]
 
-    def _respond(self, request):
+    def _respond(self, request: "pb_utils.InferenceRequest") -> "pb_utils.InferenceResponse":
         encoded = pb_utils.get_input_tensor_by_name(request, "image_bytes").as_numpy()
         try:
             images = [preprocess.to_array(preprocess.decode(data), *self.target) for data in encoded.ravel()]
         except preprocess.ImageError as error:
-            refusal = pb_utils.TritonError(str(error), pb_utils.TritonError.INVALID_ARG)
-            return pb_utils.InferenceResponse(error=refusal)
+            invalid = pb_utils.TritonError(str(error), pb_utils.TritonError.INVALID_ARG)
+            return pb_utils.InferenceResponse(error=invalid)
         return pb_utils.InferenceResponse([pb_utils.Tensor("image", np.stack(images))])

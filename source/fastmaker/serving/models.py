@@ -1,12 +1,11 @@
-"""A bundle made ready to answer: images in, predictions out, as fast as the processor allows.
+"""A loaded bundle: images in, predictions out, without a server.
 
-    model = serving.load("model")
+    model = fastmaker.load_bundle("model")
     model.predict([preprocess.decode(open("cat.jpg", "rb").read())])
 
-Callable without a server. In float32, the default, one image gives the bits that fastai's ``learn.predict`` gives on
-the same torch build: the network runs as it was trained. bf16 folds the batch norms into the convolutions and uses the
-processor's bfloat16 units (AMX, AVX512-BF16), which is several times faster where there are some. The engine
-onnxruntime answers with the model.onnx beside the bundle, up to rounding as torch does.
+In float32, the default, one image gives the same bits as fastai's ``learn.predict`` on the same torch build. bf16 uses
+the processor's bfloat16 units (AMX, AVX512-BF16), where it has them, and is several times faster. The engine
+onnxruntime computes with the model.onnx of the bundle, and gives the same numbers up to rounding.
 """
 
 import itertools
@@ -16,81 +15,61 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 import torch
 from PIL import Image
-from torch import nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from fastmaker import bundle, masks, preprocess
-from fastmaker.masks import Mask
+from fastmaker.answers import Mask, Prediction
+from fastmaker.serving.engines import PRECISIONS, TorchEngine
 from fastmaker.serving.onnx_engine import OnnxEngine
-from fastmaker.serving.wire import Prediction
 
-PRECISIONS = ("float32", "bf16")
 ENGINES = ("torch", "onnxruntime")
-# Images of one request that go through the network together: enough to keep it busy, little enough memory.
+# Images of a request that are computed in one batch: enough to keep the processor busy, in moderate memory.
 MAX_BATCH = 16
 
 
-class TorchEngine:
-    """A network on one device, in one precision."""
-
-    def __init__(self, network: nn.Module, info: bundle.ModelInfo, device: str = "cpu", precision: str = "float32"):
-        self.device = torch.device(device)
-        self.network = network.eval().requires_grad_(False).to(self.device)
-        self.dtype, self.memory_format = torch.float32, torch.contiguous_format
-        if precision == "bf16":
-            self.dtype, self.memory_format = torch.bfloat16, torch.channels_last
-            self.network = fold_batch_norms(self.network).to(dtype=self.dtype, memory_format=self.memory_format)
-        self.mean, self.std = (
-            torch.tensor(values, device=self.device).view(1, -1, 1, 1) for values in (info.mean, info.std)
-        )
-        self.resampled = info.resampled
-
-    @torch.inference_mode()
-    def probabilities(self, batch: torch.Tensor) -> torch.Tensor:
-        """uint8 (N, C, H, W) -> float32 (N, n_labels), for segmentation (N, n_labels, H, W)."""
-        batch = preprocess.normalise(batch.to(self.device), self.mean, self.std, self.resampled)
-        batch = batch.to(self.dtype, memory_format=self.memory_format)
-        return self.network(batch).float().softmax(dim=1)
-
-
 class Model:
-    """A `ModelInfo` and the engine that computes the probabilities."""
+    """A bundle's `ModelInfo` and the engine that computes its probabilities."""
 
     def __init__(self, engine: TorchEngine | OnnxEngine, info: bundle.ModelInfo):
         self.engine, self.info = engine, info
 
     def to_tensor(self, image: Image.Image) -> torch.Tensor:
-        """A Pillow image as the network wants it: uint8 (C, H, W). Raises preprocess.ImageError."""
+        """Return a Pillow image as the network's input, uint8 (C, H, W). Raises preprocess.ImageError."""
         return preprocess.to_tensor(image, self.info.image_mode, self.info.image_size, self.info.resize_method)
 
     def probabilities(self, batch: torch.Tensor) -> torch.Tensor:
-        """uint8 (N, C, H, W) -> float32 (N, n_labels), for segmentation (N, n_labels, H, W)."""
+        """Return the probabilities of images, uint8 (N, C, H, W): float32 (N, n_labels).
+
+        For segmentation they are (N, n_labels, H, W).
+        """
         return self.engine.probabilities(batch)
 
-    def predict(self, images: list[Image.Image], mask_size: str | None = None) -> list[Prediction] | list[Mask]:
-        """One answer for each image, in order; `mask_size` is one of masks.SIZES, by default the bundle's.
+    def predict(self, images: list[Image.Image], mask_size: str | None = None) -> list[Prediction | Mask]:
+        """Return one answer for each Pillow image, in order: `Prediction`s, for segmentation `Mask`s.
 
-        Raises preprocess.ImageError.
+        Images may have any mode and size; `preprocess.decode` reads them from bytes. `mask_size` is one of masks.SIZES,
+        by default the bundle's. Raises preprocess.ImageError for an image that cannot be resized, or whose mask has no
+        original size.
         """
-        found = self.outputs(map(self.to_tensor, images))
-        return [self.answer(output, image, mask_size) for output, image in zip(found, images, strict=True)]
+        outputs = self.outputs(map(self.to_tensor, images))
+        return [self.answer(output, image, mask_size) for output, image in zip(outputs, images, strict=True)]
 
     def outputs(self, tensors: Iterable[torch.Tensor]) -> Iterator[np.ndarray]:
-        """What the network finds in each of `to_tensor`'s tensors: probabilities, or the class of each pixel.
+        """Yield the output for each tensor of `to_tensor`.
 
-        Images that go through together have other rounding than one alone: about 1e-7 in a probability.
+        It is the probabilities, float32 (n_labels,), or the mask, uint8 (H, W), as large as the tensor. Rounding
+        differs between an image in a batch and one alone, by about 1e-7 in a probability.
         """
-        together = 1 if self.info.task == "segmentation" else MAX_BATCH  # one keeps a U-Net busy
+        batch_size = 1 if self.info.task == "segmentation" else MAX_BATCH  # one image keeps a U-Net busy
         tensors = iter(tensors)
-        while batch := list(itertools.islice(tensors, together)):
-            found = self.probabilities(torch.stack(batch))
+        while batch := list(itertools.islice(tensors, batch_size)):
+            outputs = self.probabilities(torch.stack(batch))
             if self.info.task == "segmentation":
-                # The argmax of the probabilities, as in fastai: rounding may have made two of them equal.
-                found = found.argmax(dim=1).to(torch.uint8)
-            yield from found.cpu().numpy()
+                # As in fastai, of the probabilities, not the logits: rounding may have made two of them equal.
+                outputs = outputs.argmax(dim=1).to(torch.uint8)
+            yield from outputs.cpu().numpy()
 
     def answer(self, output: np.ndarray, image: Image.Image, mask_size: str | None = None) -> Prediction | Mask:
-        """The answer that one of `outputs` is for its image. Raises preprocess.ImageError."""
+        """Return the answer for `image`, of which `output` is one of `outputs`. Raises preprocess.ImageError."""
         info = self.info
         if info.task == "classification":
             return Prediction(output, info.labels)
@@ -102,14 +81,15 @@ class Model:
 def load(
     model_dir: str | os.PathLike, device: str = "cpu", precision: str | None = None, engine: str | None = None
 ) -> Model:
-    """The bundle in `model_dir`; `precision` is one of PRECISIONS, by default FASTMAKER_PRECISION or float32.
+    """Load the bundle in `model_dir` and return its `Model`.
 
-    `engine` is one of ENGINES, by default FASTMAKER_ENGINE or torch; onnxruntime computes on the processor whatever
-    the device is, in the precision of model.onnx. Raises bundle.BundleError or ValueError.
+    `device` is a torch device, such as cpu or cuda:0. `precision` is one of PRECISIONS, by default FASTMAKER_PRECISION
+    or float32. `engine` is one of ENGINES, by default FASTMAKER_ENGINE or torch; onnxruntime computes on the CPU,
+    whatever the device, in the precision of model.onnx. Raises bundle.BundleError, or ValueError for another setting.
     """
     precision = _setting("FASTMAKER_PRECISION", precision, PRECISIONS)
     engine = _setting("FASTMAKER_ENGINE", engine, ENGINES)
-    preprocess.max_pixels()  # a value that is no number shows now, not at each request
+    preprocess.max_pixels()  # raises here, not at each request, if the limit is not a number
     if engine == "torch":
         network, info = bundle.load(model_dir)
         return Model(TorchEngine(network, info, device, precision), info)
@@ -122,7 +102,7 @@ def load(
 
 
 def _setting(name: str, value: str | None, allowed: tuple[str, ...]) -> str:
-    """The value, or else that of the environment variable `name`, or else the first that is allowed."""
+    """Return `value`, or the environment variable `name`, or the first allowed value. Raises ValueError."""
     value = value or os.environ.get(name, allowed[0])
     if value not in allowed:
         raise ValueError(f"{name} is {value!r}; expected one of {', '.join(allowed)}")
@@ -130,9 +110,9 @@ def _setting(name: str, value: str | None, allowed: tuple[str, ...]) -> str:
 
 
 def threads_per_worker(workers: int | None = None) -> int:
-    """cores // workers, at least 1: with all cores in every worker, throughput collapses under concurrent requests.
+    """Return cores // workers, at least 1: if each worker uses all cores, throughput collapses under load.
 
-    TorchServe starts as many workers as there are cores unless `workers` or one of these variables says otherwise.
+    TorchServe starts a worker for each core unless `workers` or one of the variables below says otherwise.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if workers:
@@ -145,15 +125,3 @@ def threads_per_worker(workers: int | None = None) -> int:
         if os.environ.get(name, "").isdigit():
             return max(1, cores // max(1, int(os.environ[name])))
     return 1
-
-
-def fold_batch_norms(network: nn.Module) -> nn.Module:
-    """Fold each BatchNorm2d that follows a Conv2d in a Sequential or a torchvision block into that convolution."""
-    children = dict(network.named_children())
-    for (name, module), (next_name, follower) in zip(children.items(), list(children.items())[1:], strict=False):
-        if isinstance(module, nn.Conv2d) and isinstance(follower, nn.BatchNorm2d):
-            setattr(network, name, fuse_conv_bn_eval(module, follower))
-            setattr(network, next_name, nn.Identity())
-    for child in network.children():
-        fold_batch_norms(child)
-    return network

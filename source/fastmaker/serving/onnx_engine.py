@@ -1,31 +1,35 @@
-"""model.onnx in ONNX Runtime: what it says of itself, and the engine that answers with it in place of torch.
+"""The engine onnxruntime: model.onnx in ONNX Runtime in place of torch.
 
-fastmaker.export.onnx_file writes the file. Answering needs onnxruntime alone, neither onnx nor the exporter.
+fastmaker.export.onnx_file writes the file. Serving needs onnxruntime, but neither onnx nor the exporter.
 """
 
 import importlib.util
 import json
 import os
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from fastmaker import bundle
 
-IMAGE, PROBABILITIES, MASK = "image", "probabilities", "mask"  # the names of the input and of the outputs
-MODEL_JSON = "model.json"  # the metadata key that holds the text of the bundle's file of that name
+if TYPE_CHECKING:
+    import onnxruntime
+
+IMAGE, PROBABILITIES, MASK = "image", "probabilities", "mask"  # names of the input and the outputs
+MODEL_JSON = "model.json"  # metadata key whose value is the text of the bundle's model.json
 
 
 class OnnxEngine:
-    """Computes on the processor, in the precision of the file, with as many threads as torch is set to use."""
+    """Computes on the CPU, in the precision of the file, with as many threads as torch is set to use."""
 
     def __init__(self, model_dir: str | os.PathLike, info: bundle.ModelInfo):
-        """Load the model.onnx beside the bundle in `model_dir`. Raises BundleError if it is not that bundle's."""
+        """Load the model.onnx in `model_dir`. Raises BundleError if it was not made from that bundle."""
         if importlib.util.find_spec("onnxruntime") is None:
             raise bundle.BundleError("the engine onnxruntime needs the package onnxruntime, which is not installed")
         path = os.path.join(model_dir, bundle.ONNX_FILE)
         if not os.path.isfile(path):
-            raise bundle.BundleError(f"{path}: missing; fastmaker package onnx MODEL --bundle FOLDER makes it")
+            raise bundle.BundleError(f"{path}: missing; `fastmaker package onnx MODEL --bundle FOLDER` adds it")
         try:
             self.session = session(path, torch.get_num_threads())
         except Exception as error:  # ONNX Runtime's exceptions derive from Exception alone
@@ -41,29 +45,32 @@ class OnnxEngine:
             raise bundle.BundleError(f"{path}: takes {found} images; the engine serves models that take uint8")
 
     def probabilities(self, batch: torch.Tensor) -> torch.Tensor:
-        """uint8 (N, C, H, W) -> float32 (N, n_labels), for segmentation (N, n_labels, H, W)."""
-        (found,) = self.session.run([PROBABILITIES], {IMAGE: batch.numpy()})
-        return torch.from_numpy(found)
+        """Return the probabilities of images, uint8 (N, C, H, W): float32 (N, n_labels).
+
+        For segmentation they are (N, n_labels, H, W).
+        """
+        (outputs,) = self.session.run([PROBABILITIES], {IMAGE: batch.numpy()})
+        return torch.from_numpy(outputs)
 
 
-def session(path: str | os.PathLike, threads: int):
-    """An onnxruntime.InferenceSession on the processor, with `threads` threads."""
+def session(path: str | os.PathLike, threads: int) -> "onnxruntime.InferenceSession":
+    """Return an onnxruntime.InferenceSession on the CPU, with `threads` threads."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
-    options.log_severity_level = 3  # errors; its warnings are about graph optimisations
+    options.log_severity_level = 3  # errors only: its warnings are about graph optimisations
     return onnxruntime.InferenceSession(os.fspath(path), options, providers=["CPUExecutionProvider"])
 
 
-def baked_in_fields(info: bundle.ModelInfo) -> dict:
-    """What of model.json is inside an ONNX file and no other value can take its place, as JSON has it."""
+def baked_in_fields(info: bundle.ModelInfo) -> dict[str, Any]:
+    """Return the fields of model.json that an ONNX file contains as constants, as JSON values."""
     values = {"resampled": info.resampled, "state_sha256": info.state_sha256, "image_mode": info.image_mode}
     return values | {key: list(getattr(info, key)) for key in ("image_size", "mean", "std")}
 
 
-def onnx_metadata(session) -> dict:
-    """The model.json that the session's model was made of; empty if the model does not say."""
+def onnx_metadata(session: "onnxruntime.InferenceSession") -> dict[str, Any]:
+    """Return the model.json that the session's model was made from, or {} if it has none."""
     try:
         values = json.loads(session.get_modelmeta().custom_metadata_map[MODEL_JSON])
     except (KeyError, ValueError):
@@ -71,6 +78,6 @@ def onnx_metadata(session) -> dict:
     return {"resampled": False, **values} if isinstance(values, dict) else {}
 
 
-def input_dtype(session) -> np.dtype:
-    """What the session's model takes: uint8, or float32 scaled to 0..1."""
+def input_dtype(session: "onnxruntime.InferenceSession") -> np.dtype:
+    """Return the dtype of the images that the session's model takes: uint8, or float32 scaled to 0..1."""
     return np.dtype({"tensor(uint8)": np.uint8}.get(session.get_inputs()[0].type, np.float32))

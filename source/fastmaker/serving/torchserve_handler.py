@@ -1,28 +1,33 @@
-"""A bundle in plain TorchServe, without the serving toolkit: the handler of `fastmaker package torchserve`.
+"""The handler of a bundle in TorchServe without the serving toolkit, for `fastmaker package torchserve`.
 
-TorchServe collects requests, up to batchSize of them within maxBatchDelay ms, and hands them over as one list
-(https://pytorch.org/serve/batch_inference_with_ts.html). The images of all of them go through the network together;
-each request has its own answer or its own error, as entry_point.py gives them.
+TorchServe collects up to batchSize requests within maxBatchDelay ms, and passes them as one list
+(https://pytorch.org/serve/batch_inference_with_ts.html). The images of all requests are computed in one batch; each
+request has its own answer or error, the same as from entry_point.py.
 """
 
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import Any
 
+import numpy as np
 import torch
 
 from fastmaker import preprocess
-from fastmaker.serving import models, wire
+from fastmaker.serving import errors, models, wire
 
 logger = logging.getLogger(__name__)
 
 
 class Handler:
-    """What TorchServe makes one of in each worker. A request that failed is an exception in place of its answer."""
+    """The class that TorchServe creates in each worker.
 
-    def initialize(self, context) -> None:
-        """Load the bundle that the archive holds, on this worker's GPU if it has one. Raises bundle.BundleError."""
-        # TorchServe parses JSON and text itself, and so hides the bytes that were sent; it asks at each request.
+    Between the steps, the exception of a failed request takes the place of its images or its answer.
+    """
+
+    def initialize(self, context: Any) -> None:
+        """Load the bundle in the archive, on this worker's GPU if it has one. Raises bundle.BundleError."""
+        # Keeps TorchServe from parsing JSON and text, which would hide the bytes that were sent. Read at each request.
         os.environ["TS_DECODE_INPUT_REQUEST"] = "false"
         properties = context.system_properties
         gpu = properties.get("gpu_id") if torch.cuda.is_available() else None
@@ -30,46 +35,46 @@ class Handler:
         torch.set_num_threads(models.threads_per_worker(config.get("maxWorkers")))
         self.model = models.load(properties["model_dir"], "cpu" if gpu is None else f"cuda:{gpu}")
 
-    def handle(self, data: list[dict], context) -> list[bytes | str]:
-        """An answer for each request of `data`, in order, its status and content type in `context`."""
+    def handle(self, data: list[dict[str, Any]], context: Any) -> list[bytes | str]:
+        """Return the response body for each request of `data`; statuses and content types go to `context`."""
         return self.postprocess(self.inference(self.preprocess(data, context)), context)
 
-    def preprocess(self, data: list[dict], context) -> list[wire.Images | Exception]:
-        """Each request's images."""
+    def preprocess(self, data: list[dict[str, Any]], context: Any) -> list[wire.Images | Exception]:
+        """Return the images of each request."""
 
-        def decode(item: dict, headers: dict) -> wire.Images:
+        def decode(item: dict[str, Any], headers: dict[str, Any]) -> wire.Images:
             attributes = wire.header(headers, wire.CUSTOM_ATTRIBUTES)
             return wire.decode(item.get("body"), wire.header(headers, "content-type"), attributes)
 
-        return [_tried(decode, item, context.get_all_request_header(i)) for i, item in enumerate(data)]
+        return [_catch(decode, item, context.get_all_request_header(i)) for i, item in enumerate(data)]
 
     def inference(self, requests: list[wire.Images | Exception]) -> list[wire.Answer | Exception]:
-        """The predictions for each request's images, computed together."""
-        prepared = [_tried(self._tensors, request) for request in requests]
+        """Return the answer to each request, computed in one batch."""
+        prepared = [_catch(self._tensors, request) for request in requests]
         tensors = [tensor for of_request in prepared if not isinstance(of_request, Exception) for tensor in of_request]
         if len(requests) > 1:
-            logger.info("%d requests: %d images go through the network together", len(requests), len(tensors))
+            logger.info("%d requests: %d images in one batch", len(requests), len(tensors))
         outputs = iter(list(self.model.outputs(tensors)))
-        return [_tried(self._answer, *pair, outputs) for pair in zip(prepared, requests, strict=True)]
+        return [_catch(self._answer, *pair, outputs) for pair in zip(prepared, requests, strict=True)]
 
-    def postprocess(self, answers: list[wire.Answer | Exception], context) -> list[bytes | str]:
-        """The answers' bytes, of the type that each request accepts, or the line that says why there is none."""
+    def postprocess(self, answers: list[wire.Answer | Exception], context: Any) -> list[bytes | str]:
+        """Return the bytes of each answer, in a type that the request accepts, or its error message."""
         return [self._respond(answer, context, i) for i, answer in enumerate(answers)]
 
     def _tensors(self, request: wire.Images) -> list[torch.Tensor]:
         return [self.model.to_tensor(image) for image in request.images]
 
-    def _answer(self, tensors: list[torch.Tensor], request: wire.Images, outputs) -> wire.Answer:
-        found = [next(outputs) for _ in tensors]  # all of them, even if one has no answer: others' come next
-        pairs = zip(found, request.images, strict=True)
+    def _answer(self, tensors: list[torch.Tensor], request: wire.Images, outputs: Iterator[np.ndarray]) -> wire.Answer:
+        own = [next(outputs) for _ in tensors]  # all, even if an answer fails: the next request's outputs follow
+        pairs = zip(own, request.images, strict=True)
         return wire.Answer([self.model.answer(*pair, request.mask_size) for pair in pairs], request.single)
 
-    def _respond(self, answer: wire.Answer | Exception, context, i: int) -> bytes | str:
+    def _respond(self, answer: wire.Answer | Exception, context: Any, i: int) -> bytes | str:
         def encode(answer: wire.Answer, accept: str) -> tuple[bytes, str]:
             return wire.check_response_size(*wire.encode(answer, accept))
 
-        encoded = _tried(encode, answer, wire.header(context.get_all_request_header(i), "accept"))
-        if isinstance(encoded, wire.RequestError):
+        encoded = _catch(encode, answer, wire.header(context.get_all_request_header(i), "accept"))
+        if isinstance(encoded, errors.RequestError):
             context.set_response_status(encoded.status_code, encoded.phrase, i)
             return encoded.message
         body, media_type = encoded
@@ -77,16 +82,16 @@ class Handler:
         return body
 
 
-def _tried(step: Callable, value, *arguments):
-    """step(value, ...), or the exception that keeps this one request from an answer, if need be the one of before."""
+def _catch(step: Callable[..., Any], value: Any, *arguments: Any) -> Any:
+    """Return step(value, ...), or the RequestError of this request; `value` itself if an earlier step failed."""
     if isinstance(value, Exception):
         return value
     try:
         return step(value, *arguments)
-    except wire.RequestError as error:
+    except errors.RequestError as error:
         return error
     except preprocess.ImageError as error:
-        return wire.BadRequest(str(error))
-    except Exception as error:  # a fault of ours, of which the others in the batch should not hear
+        return errors.BadRequest(str(error))
+    except Exception as error:  # a fault of the server, which must not fail the other requests of the batch
         logger.exception("a request failed")
-        return wire.InternalError(f"{type(error).__name__}: {error}")
+        return errors.InternalError(f"{type(error).__name__}: {error}")

@@ -1,8 +1,7 @@
-"""What goes over the wire: content types in, accept types out, and the HTTP errors.
+"""Content types: request bodies -> images (DECODERS by Content-Type), answers -> bytes (ENCODERS by Accept).
 
-Request bodies and answers are those of SageMaker's InvokeEndpoint
-(https://docs.aws.amazon.com/sagemaker/latest/APIReference/API_runtime_InvokeEndpoint.html); nothing here needs a
-server.
+Bodies and headers are those of SageMaker's InvokeEndpoint
+(https://docs.aws.amazon.com/sagemaker/latest/APIReference/API_runtime_InvokeEndpoint.html). No server is needed.
 """
 
 import base64
@@ -14,124 +13,40 @@ import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from fastmaker import masks, preprocess
-
-try:
-    from sagemaker_inference.errors import BaseInferenceToolkitError
-except ImportError:  # the training image and a notebook do without the inference toolkit
-
-    class BaseInferenceToolkitError(Exception):
-        """Stands in for the toolkit's class of the same name, with its signature."""
-
-        def __init__(self, status_code: int, message: str, phrase: str):
-            self.status_code, self.message, self.phrase = status_code, message, phrase
-            super().__init__(status_code, message, phrase)
-
+from fastmaker.answers import Mask, Prediction
+from fastmaker.serving.errors import BadRequest, InternalError, NotAcceptable, UnsupportedContentType
 
 CUSTOM_ATTRIBUTES = "x-amzn-sagemaker-custom-attributes"  # InvokeEndpoint's CustomAttributes
 TORCHSERVE_MAX_RESPONSE_SIZE = 6_553_500  # bytes, its default
 
 
-class RequestError(BaseInferenceToolkitError):
-    """The request cannot be answered: an HTTP status, of 4xx but for `InternalError`, and one line that says why.
-
-    Only subclasses of the toolkit's error keep their status; it answers 500 for everything else.
-    """
-
-    status = 400
-
-    def __init__(self, message: str):
-        # TorchServe counts characters where it sends bytes: anything but ASCII in the phrase breaks its protocol.
-        line = " ".join(message.split()).encode("ascii", "backslashreplace").decode("ascii")[:500]
-        super().__init__(self.status, line, line)
-
-    def __str__(self) -> str:
-        return self.message
-
-
-class BadRequest(RequestError):
-    """400: the body is not what its Content-Type says."""
-
-
-class UnsupportedContentType(RequestError):
-    """415: a Content-Type that is not in `DECODERS`."""
-
-    status = 415
-
-
-class NotAcceptable(RequestError):
-    """406: an Accept that names no type that the answer can be had in."""
-
-    status = 406
-
-
-class InternalError(RequestError):
-    """500: no fault of the request's."""
-
-    status = 500
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """The answer for one image: float32 probabilities (n_labels,) that add up to 1."""
-
-    probabilities: np.ndarray
-    labels: Sequence[str]
-
-    @property
-    def index(self) -> int:
-        return int(self.probabilities.argmax())
-
-    @property
-    def label(self) -> str:
-        return self.labels[self.index]
-
-    @property
-    def array(self) -> np.ndarray:
-        return self.probabilities
-
-    def as_object(self) -> dict:
-        """The JSON answer; `predictions` repeats the index for clients written for published examples."""
-        top = np.argsort(-self.probabilities, kind="stable")[:5]
-        return {
-            "label": self.label,
-            "index": self.index,
-            "probability": float(self.probabilities[self.index]),
-            "top": [{"label": self.labels[i], "probability": float(self.probabilities[i])} for i in top],
-            "predictions": self.index,
-        }
-
-    as_line = as_object
-
-    def as_row(self) -> list:
-        return [self.label, self.index, repr(float(self.probabilities[self.index]))]
-
-
 @dataclass(frozen=True)
 class Images:
-    """What a request holds: its images, and whether the client asked about one image or about a list."""
+    """The images of a request."""
 
     images: list[Image.Image]
-    single: bool
-    mask_size: str | None = None  # one of masks.SIZES, if the request says
+    single: bool  # whether the request is for one image rather than for a list
+    mask_size: str | None = None  # one of masks.SIZES, if the request names one
 
 
 @dataclass(frozen=True)
 class Answer:
-    """A prediction for each image of a request."""
+    """The answers for the images of a request, all of the same class."""
 
-    predictions: list[Prediction] | list[masks.Mask]
-    single: bool
+    predictions: Sequence[Prediction | Mask]
+    single: bool  # whether to answer with one object rather than with a list
 
 
-def decode(body: bytes | None, content_type: str | None, attributes: str | None = None) -> Images:
-    """The images in a request body. Raises UnsupportedContentType or BadRequest.
+def decode(body: bytes | str | None, content_type: str | None, attributes: str | None = None) -> Images:
+    """Return the images in a request body. Raises UnsupportedContentType or BadRequest.
 
-    `attributes` are the request's custom attributes, of which mask_size=model or mask_size=original is for us.
+    `attributes` is the request's header CUSTOM_ATTRIBUTES, in which mask_size=model or mask_size=original is read.
     """
     mask_size = _mask_size(attributes)
     media_type = (content_type or "").split(";")[0].strip().lower()
@@ -150,14 +65,14 @@ def decode(body: bytes | None, content_type: str | None, attributes: str | None 
 
 
 def encode(answer: Answer, accept: str | None) -> tuple[bytes, str]:
-    """The answer in the first media type of the Accept header that can be had, and that type.
+    """Return the answer's bytes in the most wanted media type of the Accept header that can hold it, and that type.
 
-    Quality values are honoured; ``*/*`` or nothing gives application/json. Raises NotAcceptable, with why the first
-    type that there is cannot hold the answer.
+    Quality values are honoured; ``*/*`` or no header gives application/json. Raises NotAcceptable, with the reason of
+    the most wanted type that is known; InternalError for probabilities that JSON cannot hold.
     """
-    encoders = MASK_ENCODERS if isinstance(answer.predictions[0], masks.Mask) else ENCODERS
-    refusal = None
-    for media_type in _wanted(accept):
+    encoders = MASK_ENCODERS if isinstance(answer.predictions[0], Mask) else ENCODERS
+    first_error = None
+    for media_type in _accepted(accept):
         if media_type in ("*/*", "application/*"):
             media_type = "application/json"
         elif media_type == "text/*":
@@ -168,20 +83,20 @@ def encode(answer: Answer, accept: str | None) -> tuple[bytes, str]:
             try:
                 return encoders[media_type](answer), media_type
             except NotAcceptable as error:
-                refusal = refusal or error
-    raise refusal or NotAcceptable(f"Accept is {accept!r}; this model's answers can be had as {', '.join(encoders)}")
+                first_error = first_error or error
+    raise first_error or NotAcceptable(f"Accept is {accept!r}; this model answers with {', '.join(encoders)}")
 
 
 def header(headers: Mapping, name: str) -> str:
-    """The value of a header whose `name`, in lower case, may be in any case; empty if there is none.
+    """Return the value of the header `name`, given in lower case, or "". Header names match in any case.
 
-    TorchServe puts other things than text among the headers, for each part of the body.
+    TorchServe adds values that are not text, for each part of the body; they are ignored.
     """
     return ",".join(value for key, value in headers.items() if key.lower() == name and isinstance(value, str))
 
 
 def check_response_size(body: bytes, media_type: str) -> tuple[bytes, str]:
-    """What was given, if TorchServe can send it: of a larger answer it makes a 500 that says nothing.
+    """Return the arguments if TorchServe can send a body of this size; it answers 500 without a reason otherwise.
 
     Raises NotAcceptable.
     """
@@ -195,7 +110,7 @@ def check_response_size(body: bytes, media_type: str) -> tuple[bytes, str]:
 
 
 def _mask_size(attributes: str | None) -> str | None:
-    # The rest of the attributes is between the client and whoever else reads them.
+    # Other attributes are not ours, and are ignored.
     found = re.search(r"(?<![\w-])mask_size[ \t]*=[ \t]*([^\s,;]*)", attributes or "", re.IGNORECASE)
     if found and found[1] not in masks.SIZES:
         raise BadRequest(
@@ -204,17 +119,17 @@ def _mask_size(attributes: str | None) -> str | None:
     return found and found[1]
 
 
-def _wanted(accept: str | None) -> list[str]:
-    """The media types of an Accept header, the most wanted first (RFC 9110, section 12.5.1)."""
-    wanted = []
+def _accepted(accept: str | None) -> list[str]:
+    """Return the media types of an Accept header, the most wanted first (RFC 9110, section 12.5.1)."""
+    weighted = []
     for choice in (accept or "*/*").split(","):
         media_type, *parameters = (part.strip().lower() for part in choice.split(";"))
         quality = next((p[2:] for p in parameters if p.startswith("q=")), "1")
         try:
-            wanted.append((float(quality), media_type))
+            weighted.append((float(quality), media_type))
         except ValueError:
-            wanted.append((0.0, media_type))
-    return [media_type for quality, media_type in sorted(wanted, key=lambda pair: -pair[0]) if quality > 0]
+            weighted.append((0.0, media_type))
+    return [media_type for quality, media_type in sorted(weighted, key=lambda pair: -pair[0]) if quality > 0]
 
 
 def _decode_image(body: bytes) -> Images:
@@ -226,12 +141,12 @@ def _decode_npy(body: bytes) -> Images:
     if array.ndim == 4:
         if not len(array):
             raise BadRequest(f"the array holds no images: its shape is {array.shape}")
-        return Images([preprocess.from_array(image) for image in array], single=False)
-    return Images([preprocess.from_array(array)], single=True)
+        return Images([preprocess.image_from_array(image) for image in array], single=False)
+    return Images([preprocess.image_from_array(array)], single=True)
 
 
 def _read_npy(body: bytes) -> np.ndarray:
-    """A uint8 array in NumPy's format, its header checked before any memory is taken; never unpickled."""
+    """Return the uint8 array of a .npy body. Its header is checked before memory is allocated; nothing is unpickled."""
     stream = io.BytesIO(body)
     try:
         version = np.lib.format.read_magic(stream)
@@ -241,7 +156,7 @@ def _read_npy(body: bytes) -> np.ndarray:
         }[version]
         shape, fortran_order, dtype = read_header(stream)
     except Exception as error:  # NumPy parses the header as Python, which fails in many ways
-        raise BadRequest(f"the body is no .npy array: {error or type(error).__name__}") from None
+        raise BadRequest(f"the body is not a .npy array: {error or type(error).__name__}") from None
     if not all(type(n) is int and n >= 0 for n in shape) or len(shape) > 4 or 0 in shape[1:]:
         raise BadRequest(f"expected a uint8 array (H, W), (H, W, 3) or (N, H, W, 3), got the shape {str(shape)[:80]}")
     if dtype != np.uint8:
@@ -268,7 +183,7 @@ def _decode_jsonlines(body: bytes) -> Images:
 
 
 def _from_objects(objects: Iterable[tuple[str, object]]) -> Images:
-    """The images of (where, object) pairs; together they may be as large as one image may be."""
+    """Return the images of (where, object) pairs. In all they may have as many pixels as a single image."""
     images, pixels = [], 0
     for where, item in objects:
         images.append(_from_base64(item, where))
@@ -308,15 +223,15 @@ def _encode_jsonlines(answer: Answer) -> bytes:
     return b"".join(_json(prediction.as_line()) + b"\n" for prediction in answer.predictions)
 
 
-def _json(value) -> bytes:
+def _json(value: Any) -> bytes:
     try:
         return json.dumps(value, ensure_ascii=False, allow_nan=False).encode("utf-8")
     except ValueError:  # JSON has no NaN
-        raise InternalError("the model's probabilities are no finite numbers; did its training diverge?") from None
+        raise InternalError("the model's probabilities are not finite; did its training diverge?") from None
 
 
 def _encode_csv(answer: Answer) -> bytes:
-    """A line an image, no header: label,index,probability, or the pixel count of each class."""
+    """Return a line for each image, without a header: label,index,probability, or the pixel count of each class."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerows(prediction.as_row() for prediction in answer.predictions)
@@ -324,7 +239,7 @@ def _encode_csv(answer: Answer) -> bytes:
 
 
 def _encode_npy(answer: Answer) -> bytes:
-    """Probabilities, float32 (n_labels,), or the mask, uint8 (H, W), of one image; of several, with N before that."""
+    """Return probabilities, float32 (n_labels,), or a mask, uint8 (H, W); for a list of images with a first axis N."""
     arrays = [prediction.array for prediction in answer.predictions]
     if len({array.shape for array in arrays}) > 1:
         raise NotAcceptable("the masks have different sizes, which one array cannot hold; accept application/json")
@@ -334,9 +249,10 @@ def _encode_npy(answer: Answer) -> bytes:
 
 
 def _encode_png(answer: Answer) -> bytes:
-    if len(answer.predictions) > 1:
+    mask = answer.predictions[0]
+    if len(answer.predictions) > 1 or not isinstance(mask, Mask):
         raise NotAcceptable("one PNG holds one mask, and there are several; accept application/json")
-    return answer.predictions[0].as_png()
+    return mask.as_png()
 
 
 DECODERS: dict[str, Callable[[bytes], Images]] = {

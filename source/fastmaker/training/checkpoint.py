@@ -1,14 +1,14 @@
-"""Checkpoints of a run: files after each epoch, now and then within one, and at its stop, from which it can go on.
+"""Checkpoints of a run: files after each epoch, at intervals within one, and at SIGTERM, from which it can resume.
 
-    epoch-0003.pt               after three epochs: what torch.save wrote, then the 32 bytes of its SHA-256
-    epoch-0003-batch-000120.pt  the same after 120 batches more
+    epoch-0003.pt               after three epochs: the output of torch.save, then the 32 bytes of its SHA-256
+    epoch-0003-batch-000120.pt  after three epochs and 120 batches
 
-A file appears under its name when it is whole and on the disk, whenever the process is killed. The newest two are kept,
-so that one that got damaged has a predecessor. All of it is read with ``weights_only=True``: tensors, numbers, strings,
-lists and dicts, no code.
+A file appears under its name when it is complete and on the disk, whenever the process is killed. The newest two are
+kept, in case one gets damaged. They are read with ``weights_only=True``: tensors, numbers, strings, lists and dicts, no
+code.
 
-Epochs count from the start of the run, with the one that trains the new head alone when a network is fine-tuned.
-Random states are not kept: each epoch and batch is seeded anew (`learner.Position`).
+Epochs count from the start of the run, including the one that trains only the new head when a network is fine-tuned.
+Random states are not saved: each epoch and batch is seeded anew (`callbacks.Position`).
 """
 
 import contextlib
@@ -18,11 +18,18 @@ import os
 import re
 import signal
 import threading
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch.nn.parallel import DistributedDataParallel
+
+from fastmaker import files
+
+if TYPE_CHECKING:
+    from fastai.vision.all import Learner, Recorder
 
 FORMAT = 1
 KEPT = 2
@@ -31,11 +38,11 @@ NAME = re.compile(r"epoch-(\d{4,})(?:-batch-(\d{6,}))?\.pt")
 
 
 class CheckpointError(ValueError):
-    """A checkpoint that the run cannot go on from, or a directory that cannot hold any."""
+    """A checkpoint that the run cannot resume from, or a directory that cannot hold any."""
 
 
 def prepare(folder: str | os.PathLike) -> Path:
-    """Make the directory. Raises CheckpointError if nothing can be written into it."""
+    """Create the directory if needed and return it. Raises CheckpointError if nothing can be written into it."""
     folder = Path(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -47,56 +54,57 @@ def prepare(folder: str | os.PathLike) -> Path:
     return folder
 
 
-def write(folder: Path, state: dict) -> Path:
-    """Write `state`, and delete all but the newest two. Returns when it is on the disk."""
+def write(folder: Path, state: dict[str, Any]) -> Path:
+    """Write `state`, delete all but the newest two checkpoints, and return the new file, which is on the disk."""
     batch = f"-batch-{state['batch']:06}" if state["batch"] else ""
     path = folder / f"epoch-{state['epoch']:04}{batch}.pt"
-    partial = path.with_name(path.name + ".partial")
-    with open(partial, "w+b") as file:
+    with files.atomic(path) as partial, open(partial, "w+b") as file:
         torch.save(state | {"format": FORMAT}, file)
         file.seek(0)
         digest = hashlib.sha256()
         while chunk := file.read(1 << 20):
             digest.update(chunk)
         file.write(digest.digest())
-        file.flush()
-        os.fsync(file.fileno())
-    partial.rename(path)
-    _sync(folder)  # or a crash of the machine could undo the rename, and not the deletions below
     _delete_others(folder, (state["epoch"], state["batch"]))
     return path
 
 
-def newest(folder: Path) -> tuple[Path | None, dict | None, list[str]]:
-    """(file, its state, a line for each newer file that is damaged); without a whole file, None and None."""
-    damaged = []
+def newest(folder: Path) -> tuple[Path | None, dict[str, Any] | None, list[str]]:
+    """Return the newest intact file, its state, and a line for each newer file that is damaged.
+
+    Without an intact file, file and state are None.
+    """
+    damaged: list[str] = []
     for _, path in sorted(_files(folder), reverse=True):
         try:
             return path, _read(path), damaged
         except (CheckpointError, OSError) as error:
-            damaged.append(f"checkpoint {path} is passed over: {error}")
+            damaged.append(f"checkpoint {path} is skipped: {error}")
     return None, None, damaged
 
 
-def check(path: Path, state: dict, run: dict) -> None:
-    """Raise CheckpointError unless the checkpoint is of `run`, which has what `state["run"]` was given."""
+def check(path: Path, state: dict[str, Any], run: dict[str, Any]) -> None:
+    """Raise CheckpointError unless the checkpoint is of the same run: each value of `run` is that of state["run"]."""
     if state.get("format") != FORMAT:
         raise CheckpointError(f"{path} has the format {state.get('format')}; this version reads {FORMAT}")
-    for name, here in run.items():
-        there = state["run"].get(name)
-        if there != here:
+    for name, expected in run.items():
+        saved = state["run"].get(name)
+        if saved != expected:
             raise CheckpointError(
-                f"{path} is of another run, with {name} {_short(there)}, not {_short(here)}; give the arguments and"
+                f"{path} is of another run, with {name} {_short(saved)}, not {_short(expected)}; give the arguments and"
                 " data of that run, or another --checkpoint-dir"
             )
 
 
-def state_of(learn, epoch: int, batch: int, run: dict) -> dict:
-    """What `write` writes after `epoch` epochs of `learn` and `batch` batches; tensors are on the CPU."""
+def capture(learn: "Learner", epoch: int, batch: int, run: dict[str, Any]) -> dict[str, Any]:
+    """Return the state of `learn` after `epoch` epochs and `batch` batches, for `write`; tensors are on the CPU.
+
+    `run` is what `check` compares.
+    """
     recorder, model = learn.recorder, learn.model
     if isinstance(model, DistributedDataParallel):
         model = model.module
-    recorded = {
+    history = {
         "lrs": recorder.lrs,
         "iters": recorder.iters,
         "values": recorder.values,
@@ -111,12 +119,12 @@ def state_of(learn, epoch: int, batch: int, run: dict) -> dict:
         "model": _plain(dict(model.state_dict())),
         "optimizer": _plain(learn.opt.state_dict()),
         "log": list(learn.metric_log.lines),
-        "recorder": _plain(recorded),
+        "recorder": _plain(history),
     }
 
 
-def restore(learn, state: dict) -> None:
-    """Give a new `learn` the weights and the optimiser's state."""
+def restore(learn: "Learner", state: dict[str, Any]) -> None:
+    """Load the weights and the optimiser's state into a new `learn`."""
     learn.model.load_state_dict(state["model"])
     learn.create_opt()
     saved, device = state["optimizer"], learn.dls.device
@@ -124,8 +132,8 @@ def restore(learn, state: dict) -> None:
     learn.opt.load_state_dict({"hypers": saved["hypers"], "state": on_device})
 
 
-def restore_recorder(recorder, state: dict) -> None:
-    """Let `recorder` go on where the one of the checkpoint stopped; ``before_fit`` empties it."""
+def restore_recorder(recorder: "Recorder", state: dict[str, Any]) -> None:
+    """Load the history of losses and metrics into `recorder`; call it after ``before_fit``, which empties it."""
     saved = state["recorder"]
     recorder.lrs, recorder.iters = list(saved["lrs"]), list(saved["iters"])
     recorder.values, recorder.losses = [list(row) for row in saved["values"]], list(saved["losses"])
@@ -133,10 +141,10 @@ def restore_recorder(recorder, state: dict) -> None:
 
 
 @contextlib.contextmanager
-def noting_sigterm(wanted: bool = True):
-    """Yields an Event; if `wanted`, a SIGTERM sets it, instead of ending the process."""
+def sigterm_event(enabled: bool = True) -> Iterator[threading.Event]:
+    """Yield an Event; if `enabled`, SIGTERM sets it instead of ending the process."""
     stop = threading.Event()
-    if not wanted or threading.current_thread() is not threading.main_thread():  # no other thread may set a handler
+    if not enabled or threading.current_thread() is not threading.main_thread():  # no other thread may set a handler
         yield stop
         return
     before = signal.signal(signal.SIGTERM, lambda *_: stop.set())
@@ -146,10 +154,10 @@ def noting_sigterm(wanted: bool = True):
         signal.signal(signal.SIGTERM, before)
 
 
-def outlive_sigterm(*_) -> None:
-    """For a process that loads images: SIGTERM ends it only if its parent sent it.
+def ignore_platform_sigterm(*_: Any) -> None:
+    """Ignore SIGTERM in a DataLoader worker unless its parent sent it; a ``worker_init_fn``.
 
-    A platform that stops a job may signal each process, and this one is needed until the checkpoint is written.
+    A platform that stops a job may signal each process, and the workers are needed until the checkpoint is written.
     """
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     parent = os.getppid()
@@ -163,42 +171,34 @@ def outlive_sigterm(*_) -> None:
 
 
 def _files(folder: Path) -> list[tuple[tuple[int, int], Path]]:
-    """((epoch, batch), file)"""
+    """Return ((epoch, batch), file) of each checkpoint."""
     matches = ((NAME.fullmatch(path.name), path) for path in folder.iterdir())
     return [((int(match[1]), int(match[2] or 0)), path) for match, path in matches if match]
 
 
-def _read(path: Path) -> dict:
+def _read(path: Path) -> dict[str, Any]:
     data = path.read_bytes()
     body, digest = memoryview(data)[:-DIGEST_BYTES], data[-DIGEST_BYTES:]
     if hashlib.sha256(body).digest() != digest:
-        raise CheckpointError("its SHA-256 is another; it was altered or cut short")
+        raise CheckpointError("its SHA-256 does not match; it was altered or cut short")
     try:
         return torch.load(io.BytesIO(body), map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises what the bytes lead it to
+    except Exception as error:  # damaged bytes make torch raise almost anything
         raise CheckpointError(
             f"torch cannot read it with weights_only=True: {' '.join(str(error).split())[:200]}"
         ) from None
 
 
 def _delete_others(folder: Path, newest: tuple[int, int]) -> None:
-    # A newer file is a damaged one that was passed over: it must not count as one of those kept.
-    files = sorted(_files(folder))
-    kept = [path for place, path in files if place <= newest][-KEPT:]
-    for path in [path for _, path in files if path not in kept] + list(folder.glob("*.partial")):
+    # A newer file is a damaged one that was skipped: it must not count as one of those kept.
+    found = sorted(_files(folder))
+    kept = [path for place, path in found if place <= newest][-KEPT:]
+    for path in [path for _, path in found if path not in kept] + list(folder.glob("*.partial")):
         path.unlink(missing_ok=True)
 
 
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _plain(value):
-    """`value` as ``weights_only=True`` reads it: fastai's lists and tensors and NumPy's numbers made plain."""
+def _plain(value: Any) -> Any:
+    """Return `value` as ``weights_only=True`` reads it: without fastai's lists and tensors and NumPy's numbers."""
     if torch.is_tensor(value):
         return value.detach().cpu().as_subclass(torch.Tensor)
     if isinstance(value, np.generic):
@@ -210,6 +210,6 @@ def _plain(value):
     return [_plain(item) for item in value]
 
 
-def _short(value) -> str:
+def _short(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 100 else text[:97] + "..."

@@ -1,23 +1,27 @@
-"""A channel directory of images and masks -> samples for segmentation, every file checked before training begins.
+"""A channel directory of images and masks -> samples for segmentation. Every file is checked before training starts.
 
-The layout is the one of fast.ai's CAMVID_TINY:
+The layout is that of fast.ai's CAMVID_TINY:
 
     images/a.png      any image that Pillow reads
-    labels/a_P.png    its mask: one channel, the class index of each pixel, as large as the image; a.jpg has one, too
+    labels/a_P.png    its mask: one channel, the class index of each pixel, the size of the image; also for a.jpg
     codes.txt         the class names, one a line; line 1 names index 0
-    valid.txt         names of the images that validate, one a line; without it a share of all is drawn
+    valid.txt         names of the validation images, one a line; without it a fraction of all is drawn
 """
 
 import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from fastmaker import masks, preprocess
-from fastmaker.training import data
+from fastmaker.training import data, layouts
 from fastmaker.training.data import DataError, Samples
+
+if TYPE_CHECKING:
+    from fastai.vision.all import TransformBlock
 
 VOID_NAMES = ("void", "unlabelled", "unlabeled", "ignore")
 
@@ -27,24 +31,24 @@ class MaskedSamples(Samples):
     """Images whose labels are mask files."""
 
     codes: tuple[str, ...] = ()
-    void: int | None = None  # the index of the class that counts for nothing
-    void_label: int | None = None  # what stands for it in the files, if that is another number
+    void_code: int | None = None  # the index of the class that is ignored in loss and metrics
+    void_pixel: int | None = None  # its pixel value in the mask files, if that is not void_code
 
     @property
     def classes(self) -> list[str]:
         return list(self.codes)
 
     def summary(self) -> str:
-        return super().summary() + ("" if self.void is None else f"; {self.codes[self.void]} is void")
+        return super().summary() + ("" if self.void_code is None else f"; {self.codes[self.void_code]} is void")
 
-    def block(self):
-        """fastai's TransformBlock of the masks."""
+    def block(self) -> "TransformBlock":
+        """Return fastai's TransformBlock for the masks."""
         from fastai.vision.all import AddMaskCodes, IntToFloatTensor, PILMask, TransformBlock
 
-        def create(file):
+        def create(file: Path) -> PILMask:
             mask = masks.read(file)
-            if self.void_label is not None:
-                mask[mask == self.void_label] = self.void
+            if self.void_pixel is not None:
+                mask[mask == self.void_pixel] = self.void_code
             return PILMask.create(mask.astype(np.uint8))
 
         return TransformBlock(create, item_tfms=AddMaskCodes(codes=self.classes), batch_tfms=IntToFloatTensor)
@@ -57,24 +61,25 @@ def read(
     valid_pct: float = 0.2,
     seed: int = 42,
 ) -> MaskedSamples:
-    """The samples of a channel directory.
+    """Return the samples of a channel directory.
 
-    Without images set apart for validation (`valid_dir`, valid.txt), `valid_pct` of them validate, drawn with `seed`.
-    `void_code` is a class name, an index or "none"; by default the class that has one of VOID_NAMES. An index that
-    codes.txt does not name adds a class for what has that label, such as 255. Raises DataError.
+    If the data has no validation images (`valid_dir`, valid.txt), the fraction `valid_pct` of all, drawn with `seed`,
+    is used for validation. `void_code` is a class name, an index or "none"; by default the class with one of
+    VOID_NAMES. An index that codes.txt does not name, such as 255, adds a class for pixels with that value. Raises
+    DataError.
     """
     train_dir = Path(train_dir)
     codes = _read_codes(train_dir)
-    void, void_label = _void(codes, void_code)
-    train, skipped = _read_pairs(train_dir, codes, void_label)
-    valid = []
+    void, void_pixel = _void(codes, void_code)
+    train, skipped = _read_pairs(train_dir, codes, void_pixel)
+    valid: Pairs = []
     if valid_dir is not None:
         valid_dir = Path(valid_dir)
         if (train_dir / "valid.txt").is_file():
-            raise DataError(f"{train_dir / 'valid.txt'} says which images validate; do not give {valid_dir} as well")
+            raise DataError(f"{train_dir / 'valid.txt'} lists the validation images; do not give {valid_dir} as well")
         if _read_codes(valid_dir) != codes:
             raise DataError(f"{valid_dir / 'codes.txt'} and {train_dir / 'codes.txt'} differ")
-        valid, skipped_too = _read_pairs(valid_dir, codes, void_label)
+        valid, skipped_too = _read_pairs(valid_dir, codes, void_pixel)
         skipped += skipped_too
         is_valid = [False] * len(train) + [True] * len(valid)
     elif (train_dir / "valid.txt").is_file():
@@ -82,21 +87,21 @@ def read(
     else:
         is_valid = data.split([""] * len(train), valid_pct, seed)
     if not any(is_valid) or all(is_valid):
-        raise DataError(f"{train_dir}: no image is left to {'train' if any(is_valid) else 'validate'}")
-    if void_label is not None:
-        if not any((masks.read(mask) == void_label).any() for _, mask in (*train, *valid)):
-            raise DataError(f"--void-code {void_label}: no mask has it, and codes.txt names 0 to {len(codes) - 1}")
-        codes.append("void" if "void" not in codes else f"void {void_label}")
+        raise DataError(f"{train_dir}: no image is left for {'training' if any(is_valid) else 'validation'}")
+    if void_pixel is not None:
+        if not any((masks.read(mask) == void_pixel).any() for _, mask in (*train, *valid)):
+            raise DataError(f"--void-code {void_pixel}: no mask has it, and codes.txt names 0 to {len(codes) - 1}")
+        codes.append("void" if "void" not in codes else f"void {void_pixel}")
     images, labels = zip(*train, *valid, strict=True)
-    return MaskedSamples("images with masks", images, labels, is_valid, tuple(skipped), tuple(codes), void, void_label)
+    return MaskedSamples("images with masks", images, labels, is_valid, tuple(skipped), tuple(codes), void, void_pixel)
 
 
 def _read_codes(folder: Path) -> list[str]:
     if not folder.is_dir():
-        raise DataError(f"{folder} is no directory")
+        raise DataError(f"{folder} is not a directory")
     path = folder / "codes.txt"
     if not path.is_file():
-        raise DataError(f"{folder} holds no codes.txt, the class names, one a line. Found: {data.listing(folder)}")
+        raise DataError(f"{folder} holds no codes.txt, the class names, one a line. Found: {layouts.listing(folder)}")
     codes = _lines(path)
     twice = sorted({code for code in codes if codes.count(code) > 1})
     if "" in codes:
@@ -112,17 +117,17 @@ def _lines(path: Path) -> list[str]:
     try:
         return [line.strip() for line in path.read_text("utf-8-sig").rstrip().split("\n")]
     except UnicodeDecodeError as error:
-        raise DataError(f"{path} is no text in UTF-8: {error}") from None
+        raise DataError(f"{path} is not text in UTF-8: {error}") from None
 
 
 def _void(codes: list[str], void_code: str | None) -> tuple[int | None, int | None]:
-    """The index of the void class, and the label that stands for it if codes.txt has no class of that index."""
-    void, label = _named_void(codes, void_code), None
+    """Return the index of the void class, and its pixel value if codes.txt has no class of that index."""
+    void, pixel = _named_void(codes, void_code), None
     if void is not None and void >= len(codes):
-        void, label = len(codes), void
+        void, pixel = len(codes), void
     if void is not None and len(codes) - (void < len(codes)) < 2:
-        raise DataError(f"{codes[void]} is void, and only one class is left; --void-code none makes it a class")
-    return void, label
+        raise DataError(f"{codes[void]} is void, and only one other class is left; --void-code none makes it a class")
+    return void, pixel
 
 
 def _named_void(codes: list[str], void_code: str | None) -> int | None:
@@ -135,26 +140,26 @@ def _named_void(codes: list[str], void_code: str | None) -> int | None:
     if void_code == "none":
         return None
     raise DataError(
-        f"--void-code {void_code!r} is no class of codes.txt; expected none, 0 to {masks.MAX_CLASSES - 1}, or one of"
+        f"--void-code {void_code!r} is not a class of codes.txt; expected none, 0 to {masks.MAX_CLASSES - 1}, or one of"
         f" {', '.join(codes)}"
     )
 
 
-# An image file and its mask's.
+# (image file, mask file)
 Pairs = list[tuple[Path, Path]]
 
 
-def _read_pairs(folder: Path, codes: list[str], void_label: int | None) -> tuple[Pairs, list[str]]:
-    """The pairs that can be read, and a line for each that cannot. Raises DataError for a mask that does not fit."""
+def _read_pairs(folder: Path, codes: list[str], void_pixel: int | None) -> tuple[Pairs, list[str]]:
+    """Return the readable pairs, and a line for each unreadable one. Raises DataError for a mask that does not fit."""
     for name in ("images", "labels"):
         if not (folder / name).is_dir():
-            raise DataError(f"{folder} holds no folder {name}/. Found: {data.listing(folder)}")
-    files = data.image_files(folder / "images")
+            raise DataError(f"{folder} holds no folder {name}/. Found: {layouts.listing(folder)}")
+    files = layouts.image_files(folder / "images")
     if not files:
         raise DataError(f"{folder / 'images'} holds no image file")
     pairs = [(file, _mask_of(file, folder)) for file in files]
     with ThreadPoolExecutor() as pool:
-        problems = list(pool.map(lambda pair: _problem(*pair, codes, void_label), pairs))
+        problems = list(pool.map(lambda pair: _problem(pair[0], pair[1], codes, void_pixel), pairs))
     skipped = [problem for problem in problems if problem]
     data.check_skipped(skipped, len(pairs), folder)
     return [pair for pair, problem in zip(pairs, problems, strict=True) if not problem], skipped
@@ -162,15 +167,15 @@ def _read_pairs(folder: Path, codes: list[str], void_label: int | None) -> tuple
 
 def _mask_of(image: Path, folder: Path) -> Path:
     below = image.relative_to(folder / "images").parent
-    path = folder / "labels" / below / f"{image.stem}_P.png"  # photos have PNGs, too: JPEG changes indexes
+    path = folder / "labels" / below / f"{image.stem}_P.png"  # also for JPEG images: JPEG would change indexes
     found = next((file for file in map(path.with_suffix, (".png", image.suffix, ".PNG")) if file.is_file()), None)
     if found is None:
         raise DataError(f"{image} has no mask: {path} is missing")
     return found
 
 
-def _problem(image_file: Path, mask_file: Path, codes: list[str], void_label: int | None) -> str | None:
-    """Why the pair cannot be read. Raises DataError if it can be read and does not fit."""
+def _problem(image_file: Path, mask_file: Path, codes: list[str], void_pixel: int | None) -> str | None:
+    """Return why the pair cannot be read, or None. Raises DataError if it can be read but the mask does not fit."""
     try:
         image = data.open_image(image_file)
     except (preprocess.ImageError, OSError) as error:
@@ -186,12 +191,12 @@ def _problem(image_file: Path, mask_file: Path, codes: list[str], void_label: in
     if mask.shape != (image.height, image.width):
         raise DataError(
             f"{mask_file} is {mask.shape[1]}x{mask.shape[0]}, its image {image_file.name} is"
-            f" {image.width}x{image.height}; a mask is as large as its image"
+            f" {image.width}x{image.height}; a mask has the size of its image"
         )
     wrong = mask[(mask < 0) | (mask >= len(codes))]
-    wrong = wrong if void_label is None else wrong[wrong != void_label]
+    wrong = wrong if void_pixel is None else wrong[wrong != void_pixel]
     if wrong.size:
-        hint = f" (--void-code {wrong[0]} makes it count for nothing)" if 0 <= wrong[0] < masks.MAX_CLASSES else ""
+        hint = f" (--void-code {wrong[0]} ignores it in loss and metrics)" if 0 <= wrong[0] < masks.MAX_CLASSES else ""
         raise DataError(f"{mask_file} holds the label {wrong[0]}; codes.txt names 0 to {len(codes) - 1}{hint}")
     return None
 

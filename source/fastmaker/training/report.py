@@ -1,22 +1,26 @@
-"""The pictures and figures of a run, for people: metrics.json, history.csv, and PNGs that a browser shows."""
+"""The report of a run: metrics.json, history.csv, and plots as PNG files."""
 
 import csv
 import json
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import matplotlib
 import numpy as np
 
 from fastmaker import masks
 
+if TYPE_CHECKING:
+    from fastai.vision.all import Learner
+
 SHOWN_MASKS = 6
 MAX_NUMBERED_CLASSES = 50
 
 
-def write(learn, output_dir: str | os.PathLike, metrics: dict[str, float]) -> list[Path]:
-    """Write the report of a fitted classifier or U-Net into `output_dir` and return the files written."""
+def write(learn: "Learner", output_dir: str | os.PathLike, metrics: dict[str, float]) -> list[Path]:
+    """Write the report of a fitted classifier or U-Net into `output_dir` and return the files."""
     matplotlib.use("Agg")
     from fastai.vision.all import DynamicUnet
     from matplotlib import pyplot
@@ -29,7 +33,7 @@ def write(learn, output_dir: str | os.PathLike, metrics: dict[str, float]) -> li
     losses, epoch_ends = list(recorder.losses), list(recorder.iters)
     _write_history(names, values, output_dir / "history.csv")
 
-    pictures = {"curves.png": lambda: _plot_curves(names[1:], values, losses, epoch_ends)}
+    plots: dict[str, Callable[[], None]] = {"curves.png": lambda: _plot_curves(names[1:], values, losses, epoch_ends)}
     with (
         learn.no_bar(),
         learn.no_logging(),
@@ -37,17 +41,17 @@ def write(learn, output_dir: str | os.PathLike, metrics: dict[str, float]) -> li
         pyplot.rc_context({"text.parse_math": False}),  # a class may be named $x
     ):
         if isinstance(learn.model, DynamicUnet):
-            pictures |= _pictures_of_masks(learn, metrics)
+            plots |= _mask_plots(learn, metrics)
         else:
-            pictures |= _pictures_of_classes(learn)
-        for name, plot in pictures.items():
+            plots |= _class_plots(learn)
+        for name, plot in plots.items():
             plot()
             pyplot.savefig(output_dir / name, dpi=100, bbox_inches="tight")
             pyplot.close("all")
-    return [output_dir / name for name in ("metrics.json", "history.csv", *pictures)]
+    return [output_dir / name for name in ("metrics.json", "history.csv", *plots)]
 
 
-def _pictures_of_classes(learn) -> dict[str, Callable[[], None]]:
+def _class_plots(learn: "Learner") -> dict[str, Callable[[], None]]:
     from fastai.vision.all import ClassificationInterpretation
 
     interpretation = ClassificationInterpretation.from_learner(learn)  # predicts, which resets the Recorder
@@ -57,16 +61,16 @@ def _pictures_of_classes(learn) -> dict[str, Callable[[], None]]:
     }
 
 
-def _pictures_of_masks(learn, metrics: dict[str, float]) -> dict[str, Callable[[], None]]:
-    from fastmaker.training import learner
+def _mask_plots(learn: "Learner", metrics: dict[str, float]) -> dict[str, Callable[[], None]]:
+    from fastmaker.training import from_learner
 
-    info = learner.describe(learn)
+    info = from_learner.describe(learn)
     colours = dict(zip(info.labels, masks.palette(len(info.labels), info.void_code) / 255, strict=True))
     return {"masks.png": lambda: _plot_masks(learn, colours), "iou.png": lambda: _plot_iou(metrics, colours)}
 
 
 def _write_history(names: list[str], values: np.ndarray, path: Path) -> None:
-    """A line an epoch: its number, the losses and the metrics."""
+    """Write a row an epoch: its number, the losses and the metrics."""
     with open(path, "w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(names)
@@ -79,7 +83,7 @@ def _plot_curves(names: list[str], values: np.ndarray, losses: list[float], epoc
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 4))
     left.plot(losses, color="#9ecae1", label="train, each batch")
     left.plot(epoch_ends, values[:, 1], "o-", color="#d94801", label="valid, each epoch")
-    # One loss that exploded would press all others to the floor.
+    # A single huge loss would flatten the rest of the curve.
     finite = [loss for loss in map(float, (*losses, *values[:, 1])) if np.isfinite(loss)]
     top = 1.1 * max(np.percentile(finite, 98), 1e-6) if finite else 1
     left.set(title="Loss", xlabel="batch", ylim=(0, top))
@@ -93,18 +97,18 @@ def _plot_curves(names: list[str], values: np.ndarray, losses: list[float], epoc
     figure.tight_layout()
 
 
-def _plot_top_losses(interpretation) -> None:
+def _plot_top_losses(interpretation: Any) -> None:
     from matplotlib import pyplot
 
     with pyplot.rc_context({"axes.titlesize": 8, "figure.titlesize": 11}):
         interpretation.plot_top_losses(min(9, len(interpretation.dl.dataset)), figsize=(12, 11))
-    for axes in pyplot.gcf().axes:  # "predicted/actual / loss / probability", each on a line of its own
+    for axes in pyplot.gcf().axes:  # "predicted/actual / loss / probability", each on its own line
         axes.set_title(axes.get_title().replace(" / ", "\n"))
     pyplot.gcf().tight_layout()
 
 
 def _plot_iou(metrics: dict[str, float], colours: dict[str, np.ndarray]) -> None:
-    """A bar for each class that was there or was predicted, the best on top."""
+    """Plot a bar for each class that occurs or is predicted, the best at the top."""
     from matplotlib import pyplot
 
     iou = sorted((metrics[f"iou_{label}"], label) for label in colours if f"iou_{label}" in metrics)
@@ -114,30 +118,30 @@ def _plot_iou(metrics: dict[str, float], colours: dict[str, np.ndarray]) -> None
     axes.set(title=f"Intersection over union, mean {metrics['mean_iou']:.3f}", xlim=(0, 1.1))
 
 
-def _plot_masks(learn, colours: dict[str, np.ndarray]) -> None:
-    """Validation images from all over the set, each beside its true mask and the one that is predicted."""
+def _plot_masks(learn: "Learner", colours: dict[str, np.ndarray]) -> None:
+    """Plot validation images, evenly spaced in the set, each beside its true and its predicted mask."""
     from matplotlib import patches, pyplot
 
     items = learn.dls.valid_ds.items
     shown = [items[i] for i in np.linspace(0, len(items) - 1, min(SHOWN_MASKS, len(items))).astype(int)]
     dl = learn.dls.test_dl(shown, with_labels=True, bs=len(shown))
-    inputs, _, true, found = learn.get_preds(dl=dl, with_input=True, with_decoded=True)
+    inputs, _, true, predicted = learn.get_preds(dl=dl, with_input=True, with_decoded=True)
     images = dl.decode((inputs,))[0].expand(-1, 3, -1, -1).permute(0, 2, 3, 1)  # 0 to 255
     palette = np.asarray(list(colours.values()))
     figure, axes = pyplot.subplots(len(shown), 3, figsize=(10, 2.6 * len(shown)), squeeze=False)
-    for row, *pictures in zip(axes, images, palette[true], palette[found], strict=True):
+    for row, *pictures in zip(axes, images, palette[true], palette[predicted], strict=True):
         for cell, picture in zip(row, pictures, strict=True):
             cell.imshow(np.asarray(picture), interpolation="nearest")
             cell.set_axis_off()
     for cell, title in zip(axes[0], ("image", "truth", "prediction"), strict=True):
         cell.set_title(title)
-    legend = [patches.Patch(color=colour, label=label) for label, colour in colours.items()]
+    legend = [patches.Patch(color=tuple(colour), label=label) for label, colour in colours.items()]
     figure.tight_layout()
     figure.legend(handles=legend, loc="upper center", bbox_to_anchor=(0.5, 0), ncol=6)
 
 
-def _plot_confusion_matrix(interpretation) -> None:
+def _plot_confusion_matrix(interpretation: Any) -> None:
     n = len(interpretation.vocab)
     size = min(5 + 0.3 * n, 20)
-    # A text a cell takes minutes where there are hundreds of classes, and nobody could read it.
+    # Numbers in the cells take minutes for hundreds of classes, and would be illegible.
     interpretation.plot_confusion_matrix(figsize=(size, size), plot_txt=n <= MAX_NUMBERED_CLASSES)

@@ -1,45 +1,48 @@
-"""DataLoaders of images and masks -> a U-Net's Learner, and the figures of its masks."""
+"""DataLoaders of images and masks -> the Learner of a U-Net, and its metrics."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
 import torchvision.models
-from fastai.vision.all import CrossEntropyLossFlat, Learner, Metric, unet_learner
+from fastai.vision.all import CrossEntropyLossFlat, DataLoaders, Learner, Metric, unet_learner
 
 from fastmaker.training import learner
+from fastmaker.training.distributed import ProcessGroup
 from fastmaker.training.mask_data import MaskedSamples
 
 
 class Confusion(Metric):
-    """Counts the pixels of each true class (rows) by predicted class (columns), less those that are void."""
+    """Count pixels by true class (rows) and predicted class (columns), without those that are void."""
 
-    def __init__(self, codes: Sequence[str], void: int | None):
-        self.codes, self.void = codes, void
+    def __init__(self, codes: Sequence[str], void_code: int | None):
+        self.codes, self.void_code = codes, void_code
         self.reset()
 
-    def reset(self):
-        self.counts = np.zeros((len(self.codes), len(self.codes)), np.int64)
+    def reset(self) -> None:
+        self.counts: np.ndarray = np.zeros((len(self.codes), len(self.codes)), np.int64)
 
-    def accumulate(self, learn):
+    def accumulate(self, learn: Learner) -> None:
         self.add(learn.pred, learn.y)
 
     def add(self, logits: torch.Tensor, true: torch.Tensor) -> None:
-        """(N, n_classes, H, W) and int64 (N, H, W)"""
-        true, found = torch.Tensor(true), torch.Tensor(logits).argmax(1)
-        if self.void is not None:
-            true, found = true[true != self.void], found[true != self.void]
-        pairs = (true * len(self.codes) + found).flatten()
+        """Add a batch: logits (N, n_classes, H, W) and true classes int64 (N, H, W)."""
+        true, predicted = torch.Tensor(true), torch.Tensor(logits).argmax(1)
+        if self.void_code is not None:
+            labelled = true != self.void_code
+            true, predicted = true[labelled], predicted[labelled]
+        pairs = (true * len(self.codes) + predicted).flatten()
         self.counts += pairs.bincount(minlength=self.counts.size).view(self.counts.shape).cpu().numpy()
 
-    def sum_over(self, group) -> None:
-        """Let each process of `group` have the counts of all."""
+    def sum_over(self, group: ProcessGroup) -> None:
+        """Sum the counts over the ranks of `group`, on each of them."""
         sums = group.sum(self.counts.ravel().tolist())
-        self.counts = np.array(sums, np.int64).reshape(self.counts.shape)
+        self.counts[:] = np.reshape(sums, self.counts.shape)
 
 
 class PixelAccuracy(Confusion):
-    """The share of pixels, less the void ones, that have the right class."""
+    """The fraction of pixels, without void ones, whose predicted class is the true one."""
 
     name = "pixel_accuracy"
 
@@ -49,42 +52,50 @@ class PixelAccuracy(Confusion):
 
 
 class MeanIou(Confusion):
-    """The mean of each class's intersection over union, of the classes that are there or are predicted."""
+    """The mean intersection over union of the classes that occur or are predicted."""
 
     name = "mean_iou"
 
     @property
     def value(self) -> float:
-        return float(np.nanmean(self.each())) if self.counts.any() else 0.0
+        return float(np.nanmean(self.by_class())) if self.counts.any() else 0.0
 
-    def each(self) -> np.ndarray:
-        """Each class's intersection over union; NaN for a class that is neither there nor predicted, and for void."""
+    def by_class(self) -> np.ndarray:
+        """Return each class's intersection over union (n_classes,); NaN for void and for absent classes."""
         intersection = self.counts.diagonal()
         union = self.counts.sum(0) + self.counts.sum(1) - intersection
         iou = np.divide(intersection, union, out=np.full(len(union), np.nan), where=union > 0)
-        if self.void is not None:
-            iou[self.void] = np.nan
+        if self.void_code is not None:
+            iou[self.void_code] = np.nan
         return iou
 
 
 class CrossEntropyWithoutVoid(CrossEntropyLossFlat):
-    """fastai's cross entropy over the pixels that are not void; 0 where all are, of which the mean would be NaN."""
+    """fastai's cross entropy with the void class as ignore_index; 0, not NaN, for a batch of void pixels only."""
 
-    def __init__(self, void: int):
-        super().__init__(axis=1, ignore_index=void)
-        self.void = void
+    def __init__(self, void_code: int):
+        super().__init__(axis=1, ignore_index=void_code)
+        self.void_code = void_code
 
-    def __call__(self, logits: torch.Tensor, true: torch.Tensor, **kwargs) -> torch.Tensor:
-        if (true == self.void).all():
+    def __call__(self, logits: torch.Tensor, true: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+        if (true == self.void_code).all():
             return torch.Tensor(logits).sum() * 0
         return super().__call__(logits, true, **kwargs)
 
 
 def create(
-    dls, samples: MaskedSamples, architecture: str, image_mode: str, pretrained: bool, self_attention: bool = False
+    dls: DataLoaders,
+    samples: MaskedSamples,
+    architecture: str,
+    image_mode: str,
+    pretrained: bool,
+    self_attention: bool = False,
 ) -> Learner:
-    """A Learner of ``unet_learner``. Void pixels are not learnt. Raises learner.WeightsError."""
-    loss = CrossEntropyLossFlat(axis=1) if samples.void is None else CrossEntropyWithoutVoid(samples.void)
+    """Return a Learner of ``unet_learner``, which ignores the void class in loss and metrics.
+
+    Raises learner.WeightsError if the pretrained weights cannot be downloaded.
+    """
+    loss = CrossEntropyLossFlat(axis=1) if samples.void_code is None else CrossEntropyWithoutVoid(samples.void_code)
     with learner.downloading_weights(architecture):
         return unet_learner(
             dls,
@@ -95,16 +106,16 @@ def create(
             n_out=len(samples.codes),
             self_attention=self_attention,
             loss_func=loss,
-            metrics=[kind(samples.codes, samples.void) for kind in (PixelAccuracy, MeanIou)],
+            metrics=[kind(samples.codes, samples.void_code) for kind in (PixelAccuracy, MeanIou)],
         )
 
 
 def iou_by_class(learn: Learner) -> dict[str, float]:
-    """``iou_<class>`` of each class that the validation masks have or the Learner predicts."""
+    """Return ``iou_<class>`` for each class that occurs in the validation masks or is predicted."""
     [metric] = [metric for metric in learn.metrics if isinstance(metric, MeanIou)]
     metric.reset()
     learn.model.eval()
-    with torch.no_grad():  # and without the Learner, whose Recorder would begin anew
+    with torch.no_grad():  # not learn.validate(), which would reset its Recorder
         for images, true in learn.dls.valid:
             metric.add(learn.model(images), true)
-    return {f"iou_{code}": float(iou) for code, iou in zip(metric.codes, metric.each(), strict=True) if iou == iou}
+    return {f"iou_{code}": float(iou) for code, iou in zip(metric.codes, metric.by_class(), strict=True) if iou == iou}

@@ -1,0 +1,65 @@
+"""Arguments that several commands have, and what is made of them."""
+
+import argparse
+
+from fastmaker.jobs import instance_types
+
+BACKENDS = ("process", "docker", "aws")
+
+
+def add_backend(parser, instances: bool = True) -> None:
+    """Add the arguments that say where a job runs; without `instances` only --backend."""
+    if instances:
+        parser.add_argument(
+            "--instance-type",
+            default=instance_types.LOCAL,
+            help="local, local_gpu or, on AWS, ml.* (default: %(default)s)",
+        )
+        parser.add_argument("--role", help="IAM role (default: SAGEMAKER_ROLE, or the SDK's configuration file)")
+        parser.add_argument("--image-uri", help="a Docker image of your own (default: AWS's; processes need none)")
+        parser.add_argument("--dry-run", action="store_true", help="check, and print the requests without sending them")
+    parser.add_argument(
+        "--backend",
+        choices=BACKENDS,
+        default=BACKENDS[0],
+        help="where local types run: process or docker; aws is implied by ml.* types (default: %(default)s)",
+    )
+
+
+def backend_options(args: argparse.Namespace, needs_instances: bool = True) -> dict:
+    """Return the keyword arguments of `backends.connect`.
+
+    What needs no instances, such as a serverless endpoint, needs no instance type on AWS either.
+    """
+    names = ("instance_type", "backend", "role", "image_uri", "dry_run")
+    options = {name: getattr(args, name) for name in names if hasattr(args, name)}
+    if not needs_instances and args.backend == "aws" and instance_types.is_local(args.instance_type):
+        options["instance_type"] = None
+    return options
+
+
+def add_container(parser) -> None:
+    """Add the arguments of what serves: the number of instances and the environment of each."""
+    parser.add_argument("--instance-count", type=at_least(1), default=1, help="(default: %(default)s)")
+    parser.add_argument(
+        "--env", type=name_and_value, action="append", default=[], metavar="NAME=VALUE", help="for the container"
+    )
+
+
+def at_least(least: int):
+    """Return an argument's type: an integer that is `least` or more."""
+
+    def integer(text: str) -> int:
+        if (value := int(text)) < least:
+            raise argparse.ArgumentTypeError(f"{value}: expected at least {least}")
+        return value
+
+    return integer
+
+
+def name_and_value(text: str) -> tuple[str, str]:
+    """An argument's type: return the two parts of NAME=VALUE."""
+    name, sign, value = text.partition("=")
+    if not sign:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected NAME=VALUE")
+    return name, value

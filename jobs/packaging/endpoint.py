@@ -1,0 +1,26 @@
+"""An endpoint on this machine for as long as it is needed."""
+
+import contextlib
+import io
+from collections.abc import Iterator
+from pathlib import Path
+
+from fastmaker.jobs import backends
+from fastmaker.jobs.backends import pytorch
+
+
+@contextlib.contextmanager
+def running(archive: Path, env: dict[str, str]) -> Iterator[tuple[object, str]]:
+    """Deploy a model.tar.gz with the environment variables `env`, yield the SDK's session and the endpoint's name.
+
+    Afterwards the endpoint, its configuration and its model are deleted.
+    """
+    backend = backends.Local()
+    model = pytorch.pytorch_model(f"file://{archive}", env=env, backend=backend)
+    with contextlib.redirect_stdout(io.StringIO()):  # the SDK prints a dash at each poll
+        predictor = model.deploy(1, "local")
+    try:
+        yield backend.session, predictor.endpoint_name
+    finally:
+        predictor.delete_model()
+        predictor.delete_endpoint()

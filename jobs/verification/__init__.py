@@ -1,0 +1,1 @@
+"""Comparison of the predictions of every way to serve a model: ``fastmaker verify``."""

@@ -1,0 +1,177 @@
+"""The routes to a prediction: each a context manager that yields a function from an encoded image to an Answer."""
+
+import contextlib
+import functools
+import io
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import urllib3
+
+from fastmaker.jobs.clients import triton
+from fastmaker.jobs.packaging import endpoint, torchserve
+from fastmaker.jobs.verification.comparison import Answer, Route, Unavailable
+from fastmaker.local.containers import free_ports, pack
+
+NAMES = ("fastai", "torch", "endpoint", "torchserve", "onnxruntime", "triton")
+CALIBRATION_IMAGES = 100  # at most, for the ranges of int8
+TYPE, ACCEPT = "application/x-image", "application/x-npy"
+ATTRIBUTES = "mask_size=model"  # ignored by classifiers
+
+
+def make_routes(
+    model_dir: Path,
+    files: list[Path],
+    *,
+    names: tuple[str, ...] = NAMES,
+    tolerance: float = 1e-4,
+    bf16: float | None = None,
+    int8: float | None = None,
+    triton_url: str | None = None,
+    triton_model: str | None = None,
+) -> list[Route]:
+    """Return the routes of `names`, and those of bfloat16 and int8 if a tolerance for them is given.
+
+    The first is the reference. int8 is calibrated on the first of the image `files`.
+    """
+    float32 = {
+        "fastai": functools.partial(_fastai, model_dir),
+        "torch": functools.partial(_bundle, model_dir),
+        "endpoint": functools.partial(_endpoint, model_dir),
+        "torchserve": functools.partial(_torchserve, model_dir),
+        "onnxruntime": functools.partial(_onnxruntime, model_dir),
+        "triton": functools.partial(_triton, triton_url, triton_model),
+    }
+    routes = [Route(name, tolerance, float32[name]) for name in names]
+    if bf16 is not None:
+        routes.append(Route("bf16", bf16, functools.partial(_bundle, model_dir, precision="bf16")))
+    if int8 is not None:
+        routes.append(Route("int8", int8, functools.partial(_int8, model_dir, files[:CALIBRATION_IMAGES])))
+    return routes
+
+
+@contextlib.contextmanager
+def _fastai(model_dir: Path) -> Iterator[Callable]:
+    """Yield learn.predict of a Learner with the bundle's weights."""
+    from fastmaker.export import reference
+
+    learn = reference.learner(model_dir)
+
+    def predict(image: bytes) -> Answer:
+        with learn.no_bar(), learn.no_logging():
+            *_, classes, probabilities = learn.predict(image)
+        return Answer(np.asarray(classes), np.asarray(probabilities))
+
+    yield predict
+
+
+@contextlib.contextmanager
+def _bundle(model_dir: Path, **options) -> Iterator[Callable]:
+    """Yield the bundle in this process, loaded with the options of models.load."""
+    from fastmaker import preprocess
+    from fastmaker.serving import models
+
+    model = models.load(model_dir, **options)
+
+    def predict(image: bytes) -> Answer:
+        tensor = model.to_tensor(preprocess.decode(image))
+        [probabilities] = model.probabilities(tensor[None]).numpy()
+        return Answer(probabilities.argmax(axis=0), probabilities)
+
+    yield predict
+
+
+@contextlib.contextmanager
+def _endpoint(model_dir: Path) -> Iterator[Callable]:
+    """Yield an endpoint of local mode with one worker."""
+    with tempfile.TemporaryDirectory() as scratch:
+        archive = Path(scratch, "model.tar.gz")
+        pack(model_dir, archive)
+        with endpoint.running(archive, {"SAGEMAKER_MODEL_SERVER_WORKERS": "1"}) as (session, name):
+            invoke = session.sagemaker_runtime_client.invoke_endpoint
+            fixed = {"EndpointName": name, "ContentType": TYPE, "Accept": ACCEPT, "CustomAttributes": ATTRIBUTES}
+            yield lambda image: _from_npy(invoke(Body=image, **fixed)["Body"].read())
+
+
+@contextlib.contextmanager
+def _torchserve(model_dir: Path) -> Iterator[Callable]:
+    """Yield a TorchServe archive on a server with one worker."""
+    headers = {"Content-Type": TYPE, "Accept": ACCEPT, "X-Amzn-SageMaker-Custom-Attributes": ATTRIBUTES}
+    (port,) = free_ports(1)
+    with tempfile.TemporaryDirectory() as scratch, urllib3.PoolManager(retries=False) as pool:
+        archive = Path(scratch, "model.mar")
+        torchserve.make_archive(model_dir, archive, model_name="model", workers=1)
+
+        def predict(image: bytes) -> Answer:
+            answer = pool.request("POST", url, body=image, headers=headers)
+            if answer.status != 200:
+                raise ValueError(f"{answer.status}: {answer.data.decode()}")
+            return _from_npy(answer.data)
+
+        with torchserve.running(archive, "model", port) as (_, url):
+            yield predict
+
+
+@contextlib.contextmanager
+def _onnxruntime(model_dir: Path) -> Iterator[Callable]:
+    """Yield the ONNX file of the model directory, or an exported one if it has none."""
+    with _with_onnx_file(model_dir) as folder, _bundle(folder, engine="onnxruntime") as predict:
+        yield predict
+
+
+@contextlib.contextmanager
+def _int8(model_dir: Path, files: list[Path]) -> Iterator[Callable]:
+    """Yield the ONNX file quantised to int8, calibrated on the image files."""
+    from fastmaker import bundle
+    from fastmaker.export import onnx_file
+
+    with _with_onnx_file(model_dir) as folder:
+        float_file, info = folder / bundle.ONNX_FILE, bundle.load_info(folder)
+        onnx_file.to_int8(float_file, quantised := folder / "int8.onnx", onnx_file.inputs(files, info))
+        quantised.replace(float_file)
+        with _bundle(folder, engine="onnxruntime") as predict:
+            yield predict
+
+
+@contextlib.contextmanager
+def _with_onnx_file(model_dir: Path) -> Iterator[Path]:
+    """Yield a copy of the model directory that holds an ONNX file. Raises Unavailable."""
+    from fastmaker import bundle
+    from fastmaker.export import onnx_file
+
+    try:
+        onnx_file.check_packages()
+    except onnx_file.ExportError as error:
+        raise Unavailable(str(error)) from None
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch, "model")
+        shutil.copytree(model_dir, folder)
+        if not (folder / bundle.ONNX_FILE).is_file():
+            onnx_file.to_onnx(folder, folder / bundle.ONNX_FILE)
+        yield folder
+
+
+@contextlib.contextmanager
+def _triton(url: str | None, name: str | None) -> Iterator[Callable]:
+    """Yield a model of the Triton server at `url`. Raises Unavailable."""
+    if url is None:
+        raise Unavailable("--triton names a server that has the model of fastmaker package triton")
+    model = triton.Model(url, name)
+
+    def predict(image: bytes) -> Answer:
+        answer = model.answer(image, "model")
+        probabilities = getattr(answer, "probabilities", None)
+        if probabilities is None:
+            return Answer(answer.array, None)
+        return Answer(probabilities.argmax(), probabilities)
+
+    yield predict
+
+
+def _from_npy(data: bytes) -> Answer:
+    """Return a server's answer: a classifier's probabilities (n_labels,), or a mask (H, W)."""
+    array = np.load(io.BytesIO(data), allow_pickle=False)
+    return Answer(array, None) if array.ndim == 2 else Answer(array.argmax(), array)

@@ -1,0 +1,55 @@
+"""The engine torch: a network on one device, in float32 or bfloat16. (`onnx_engine` has the engine onnxruntime.)"""
+
+import torch
+from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from fastmaker import bundle, preprocess
+
+PRECISIONS = ("float32", "bf16")
+
+
+class TorchEngine:
+    """A network on one device, in one of PRECISIONS.
+
+    float32 runs the network as it was trained. bf16 folds the batch norms into the convolutions and computes in
+    bfloat16, channels last.
+    """
+
+    def __init__(self, network: nn.Module, info: bundle.ModelInfo, device: str = "cpu", precision: str = "float32"):
+        self.device = torch.device(device)
+        self.network = network.eval().requires_grad_(False).to(self.device)
+        self.dtype, self.memory_format = torch.float32, torch.contiguous_format
+        if precision == "bf16":
+            self.dtype, self.memory_format = torch.bfloat16, torch.channels_last
+            folded = fold_batch_norms(self.network)
+            self.network = folded.to(dtype=self.dtype, memory_format=self.memory_format)  # type: ignore[call-overload]
+        self.mean, self.std = (
+            torch.tensor(values, device=self.device).view(1, -1, 1, 1) for values in (info.mean, info.std)
+        )
+        self.resampled = info.resampled
+
+    @torch.inference_mode()
+    def probabilities(self, batch: torch.Tensor) -> torch.Tensor:
+        """Return the probabilities of images, uint8 (N, C, H, W): float32 (N, n_labels) on the engine's device.
+
+        For segmentation they are (N, n_labels, H, W).
+        """
+        batch = preprocess.normalise(batch.to(self.device), self.mean, self.std, self.resampled)
+        batch = batch.to(self.dtype, memory_format=self.memory_format)
+        return self.network(batch).float().softmax(dim=1)
+
+
+def fold_batch_norms(network: nn.Module) -> nn.Module:
+    """Fold each BatchNorm2d behind a Conv2d into that convolution, in place, and return the network.
+
+    It finds the pairs that are neighbours in a Sequential or a torchvision block.
+    """
+    children = dict(network.named_children())
+    for (name, module), (next_name, follower) in zip(children.items(), list(children.items())[1:], strict=False):
+        if isinstance(module, nn.Conv2d) and isinstance(follower, nn.BatchNorm2d):
+            setattr(network, name, fuse_conv_bn_eval(module, follower))
+            setattr(network, next_name, nn.Identity())
+    for child in network.children():
+        fold_batch_norms(child)
+    return network

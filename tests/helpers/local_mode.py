@@ -1,0 +1,89 @@
+"""What the tests of local mode share: models and estimators of a session, and a look at what is left running."""
+
+import os
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+
+from helpers import PATIENCE
+
+os.environ.setdefault("SAGEMAKER_SUPPRESS_V2_WARNING", "1")
+
+from sagemaker.pytorch import PyTorch, PyTorchModel
+
+from fastmaker.local.serving import torchserve
+
+
+@contextmanager
+def deployed(session, archive, instance_count=1, **arguments):
+    predictor = bundle_model(session, archive, **arguments).deploy(instance_count, "local")
+    try:
+        yield predictor
+    finally:
+        predictor.delete_model()
+        predictor.delete_endpoint()
+
+
+def bundle_model(session, archive, env=None, **arguments) -> PyTorchModel:
+    """A model of a bundle that brings its own code, or with `entry_point` of any archive."""
+    arguments = {"entry_point": None, "framework_version": "2.6.0", "py_version": "py312", **arguments}
+    env = {"SAGEMAKER_PROGRAM": "entry_point.py", "SAGEMAKER_MODEL_SERVER_WORKERS": "1", **(env or {})}
+    return PyTorchModel(model_data=f"file://{archive}", role="local", env=env, sagemaker_session=session, **arguments)
+
+
+def script_mode(session, archive, **env):
+    return bundle_model(session, archive, env={"SAGEMAKER_PROGRAM": "inference.py", **env})
+
+
+def estimator(session, source: Path, **arguments) -> PyTorch:
+    arguments = {"entry_point": "train.py", "instance_count": 1, "instance_type": "local", **arguments}
+    arguments = {"framework_version": "2.8.0", "py_version": "py312", "role": "local", **arguments}
+    return PyTorch(source_dir=str(source), sagemaker_session=session, **arguments)
+
+
+def start(session, source, **arguments):
+    """A job of a script, not waited for."""
+    job = estimator(session, source, **arguments)
+    job.fit(wait=False)
+    return job.latest_training_job.name
+
+
+def log_of(session, name):
+    log = session.sagemaker_client.training_jobs.directory(name) / "algo-1" / "container.log"
+    return log.read_text() if log.exists() else ""
+
+
+def workers_of(session, name):
+    """The pids of the serving workers, as TorchServe gives them."""
+    servers = session.sagemaker_client.endpoints.read(name)["servers"]
+    return [pid for server in servers for pid in torchserve.ready_workers(server["port"])]
+
+
+def running_below(home: Path) -> list[psutil.Process]:
+    """Processes that were started for something under `home`."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            words = [*process.cmdline(), process.environ().get("SAGEMAKER_BASE_DIR", "")]
+            if process.status() != psutil.STATUS_ZOMBIE and any(str(home) in word for word in words):
+                found.append(process)
+        except psutil.Error:
+            continue
+    return [process for process in found if process.pid != os.getpid()]
+
+
+def nothing_runs_below(home: Path) -> bool:
+    """Whether all is over; a job's own process ends a moment after it has written how the job ended."""
+    return wait_until(lambda: not running_below(home))
+
+
+def wait_until(condition, seconds: float = PATIENCE):
+    """Returns condition()'s first true value; fails after `seconds`."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if value := condition():
+            return value
+        time.sleep(0.1)
+    raise AssertionError(f"not within {seconds} s")
