@@ -21,7 +21,7 @@ TESTS = sorted((REPOSITORY / "tests").rglob("*.py"))
 
 # A room's name is the beginning of its modules' names; the longest one that fits counts.
 SOURCE = ("fastmaker", "fastmaker.training", "fastmaker.serving", "fastmaker.export")
-FLOOR = ("fastmaker.jobs.files", "fastmaker.jobs.runtime", "fastmaker.jobs.storage")
+FLOOR = ("fastmaker.jobs.files", "fastmaker.jobs.instance_types", "fastmaker.jobs.runtime", "fastmaker.jobs.storage")
 BELOW_BACKENDS = (*FLOOR, "fastmaker.local", "fastmaker.jobs.cli")
 BELOW_LIBRARIES = (*SOURCE, *BELOW_BACKENDS, "fastmaker.jobs.backends")
 LIBRARIES = tuple(f"fastmaker.jobs.{name}" for name in ("packaging", "clients", "verification", "benchmarks"))
