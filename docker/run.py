@@ -48,7 +48,7 @@ def serve() -> None:
 
 
 def find_archive() -> Path | None:
-    """The archive in the model directory, None for a directory that the toolkit serves; exits if it is neither."""
+    """Return the archive in the model directory, None for one that the toolkit serves; exit if it is neither."""
     archives = sorted(path for path in MODEL_DIR.glob("*.mar") if not path.name.startswith("."))  # as a Mac's ._x.mar
     if len(archives) == 1:
         return archives[0]
@@ -59,7 +59,7 @@ def find_archive() -> Path | None:
 
 
 def give_up_root() -> None:
-    """Go on as an ordinary user, where the model lets it: SageMaker starts containers as root."""
+    """Become an ordinary user if that user may read the model: SageMaker starts containers as root."""
     if os.getuid() != 0:
         return
     user = pwd.getpwnam(USER)
@@ -78,6 +78,7 @@ def give_up_root() -> None:
 
 
 def may_read(path: Path) -> bool:
+    """Return whether the effective user may read the file or folder."""
     mode = os.R_OK | os.X_OK if path.is_dir() else os.R_OK
     return os.access(path, mode, effective_ids=True)
 
@@ -94,7 +95,7 @@ def healthy() -> None:
 
 
 def train() -> None:
-    """Run the training job; SIGTERM goes on to its script, which the toolkit would not tell."""
+    """Run the training job; SIGTERM is forwarded to its script, which the toolkit does not do."""
     try:
         from sagemaker_pytorch_container import training
         from sagemaker_training import modules, torch_distributed
@@ -113,7 +114,7 @@ def train() -> None:
 
 
 def stop_training(number, frame) -> None:
-    """Tell the script, or end if it has not been started."""
+    """Send SIGTERM to the script, or end if it has not been started."""
     import psutil
 
     scripts = psutil.Process().children()

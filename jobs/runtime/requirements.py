@@ -7,7 +7,7 @@ from packaging.requirements import InvalidRequirement, Requirement
 
 
 def met(requirements: Path) -> bool:
-    """Whether each line is a plain requirement that this environment meets; a file that is missing asks for nothing."""
+    """Return whether each line is a plain requirement that this environment meets; a missing file has no lines."""
     lines = requirements.read_text("utf-8").splitlines() if requirements.is_file() else []
     for line in lines:
         line = line.split(" #")[0].strip()

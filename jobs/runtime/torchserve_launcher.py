@@ -21,7 +21,7 @@ START_SECONDS = 30.0
 
 
 def server_process() -> psutil.Process:
-    """TorchServe's Java process, once it has started."""
+    """Return TorchServe's Java process, once it has started. Raises RuntimeError if it does not start."""
     pid_file = Path(tempfile.gettempdir(), ".model_server.pid")
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline:

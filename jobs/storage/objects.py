@@ -117,7 +117,7 @@ def check_writable(uri: str) -> None:
             while not folder.exists():
                 folder = folder.parent
         if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
-            raise StorageError(f"{uri}: {folder} is not a directory that can be written to")
+            raise StorageError(f"{uri}: {folder} is no directory that can be written to")
         return
     bucket, key = bucket_and_key(join(uri, "write-check"))
     with clear_errors(uri):  # to begin an upload takes the permission to write, and shows no object
