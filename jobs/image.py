@@ -15,7 +15,7 @@ import sys
 import tempfile
 
 from fastmaker.jobs import files
-from fastmaker.jobs.cli import arguments, errors, redaction
+from fastmaker.jobs.cli import errors, redaction
 from fastmaker.local import docker
 
 NAMES = {"serving": "fastmaker", "training": "fastmaker-training"}  # of the Dockerfile's stages, on this machine
@@ -36,14 +36,7 @@ def get_parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(dest="command", required=True)
     build = commands.add_parser("build", help="build an image with the Dockerfile")
-    build.add_argument(
-        "--build-arg",
-        type=arguments.name_and_value,
-        action="append",
-        default=[],
-        metavar="NAME=VALUE",
-        help="see the Dockerfile",
-    )
+    build.add_argument("--build-arg", action="append", default=[], metavar="NAME=VALUE", help="see the Dockerfile")
     build.add_argument("--network", help="of the build's steps, such as host (default: Docker's)")
     build.add_argument("--platform", help="such as linux/amd64, which SageMaker runs (default: this machine's)")
     push = commands.add_parser("push", help="push an image to Amazon ECR")
@@ -57,7 +50,10 @@ def get_parser() -> argparse.ArgumentParser:
 
 def parse_args(argv=None) -> argparse.Namespace:
     """Parse the arguments; `stage` is the Dockerfile's, `remote_tag` the image's in ECR."""
-    args = get_parser().parse_args(argv)
+    parser = get_parser()
+    args = parser.parse_args(argv)
+    if args.command == "build" and (bad := [pair for pair in args.build_arg if "=" not in pair]):
+        parser.error(f"--build-arg {bad[0]!r}: expected NAME=VALUE")
     args.stage = "training" if args.training else "serving"
     args.tag = args.tag or NAMES[args.stage]
     if args.command == "push":
@@ -74,7 +70,7 @@ def main(args) -> int:
 
 def _build(args) -> None:
     command = ["docker", "build", "--target", args.stage, "--tag", args.tag]
-    command += [word for pair in args.build_arg for word in ("--build-arg", "=".join(pair))]
+    command += [word for pair in args.build_arg for word in ("--build-arg", pair)]
     command += ["--network", args.network] if args.network else []
     command += ["--platform", args.platform] if args.platform else []
     command.append(str(files.ROOT))
