@@ -4,14 +4,15 @@
 # make test-docker  build the images and test their containers, where there is a Docker engine
 # make test-triton  install a Triton server without Docker and test what it makes of our model repositories
 # make test-versions test source/ under torch 2.6 and the newest one; TORCH_PAIRS names others (tests/test_versions.py)
-# make check        lint and format
+# make check        lint, format and types
+# make mypy         the types of fastmaker and fastmaker.local
 # make clean        remove .venv and what the tools left behind
 
 PYTHON ?= python3
 BIN = .venv/bin
 INSTALLED = .venv/.installed
 
-.PHONY: quickstart digits test test-slow test-docker test-triton test-versions check clean
+.PHONY: quickstart digits test test-slow test-docker test-triton test-versions check mypy clean
 
 quickstart: $(INSTALLED)
 	$(BIN)/fastmaker quickstart
@@ -35,9 +36,16 @@ test-triton: $(INSTALLED)
 test-versions: $(INSTALLED)
 	$(BIN)/python -m pytest -m versions --capture=no
 
-check: $(INSTALLED)
+check: $(INSTALLED) mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+# mypy cannot see through an editable install: it reads links that lie as setup.cfg maps folders to packages.
+PACKAGES = .mypy_cache/packages/fastmaker
+mypy: $(INSTALLED)
+	rm -rf $(PACKAGES) && mkdir -p $(PACKAGES)
+	ln -s $(CURDIR)/source/fastmaker/* $(CURDIR)/jobs $(CURDIR)/jobs/local $(PACKAGES)/
+	$(BIN)/python -m mypy
 
 # Built when it is missing or the requirements changed.
 $(INSTALLED): setup.cfg constraints.txt pyproject.toml
@@ -46,5 +54,5 @@ $(INSTALLED): setup.cfg constraints.txt pyproject.toml
 	touch $@
 
 clean:
-	rm -rf .venv .pytest_cache .ruff_cache *.egg-info
+	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -43,7 +43,7 @@ def main(args) -> int:
         return 0
     found = backend.resources(args.only)
     if unknown := set(args.only or ()) - {resource.label for resource in found}:
-        print(f"not there any more, or not made by these scripts: {', '.join(sorted(unknown))}")
+        print(f"not there any more, or not made by fastmaker: {', '.join(sorted(unknown))}")
     place = f" in {backend.region}" if backend.region else ""
     if not found:
         print(f"nothing is left{place}")

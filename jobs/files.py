@@ -1,4 +1,4 @@
-"""The project's files that are read rather than imported: what a container gets, and what an image is built of.
+"""The project's files that are read rather than imported: a container's source_dir and the context of images.
 
 A wheel holds them as a checkout does, in fastmaker/checkout (see setup.py).
 """

@@ -15,7 +15,7 @@ import sys
 import tempfile
 
 from fastmaker.jobs import files
-from fastmaker.jobs.cli import arguments, errors, redaction
+from fastmaker.jobs.cli import errors, redaction
 from fastmaker.local import docker
 
 NAMES = {"serving": "fastmaker", "training": "fastmaker-training"}  # of the Dockerfile's stages, on this machine
@@ -24,7 +24,7 @@ NEXT = {  # the command that uses an image of each
     "training": "train --data FOLDER --instance-type ml.g4dn.xlarge",
 }
 REPOSITORY = "fastmaker"
-TAG = {"Key": "fastmaker", "Value": "image"}  # of the repository, by which all that these scripts make is found
+TAG = {"Key": "fastmaker", "Value": "image"}  # of the repository, by which fastmaker cleanup finds it
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -36,14 +36,7 @@ def get_parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(dest="command", required=True)
     build = commands.add_parser("build", help="build an image with the Dockerfile")
-    build.add_argument(
-        "--build-arg",
-        type=arguments.name_and_value,
-        action="append",
-        default=[],
-        metavar="NAME=VALUE",
-        help="see the Dockerfile",
-    )
+    build.add_argument("--build-arg", action="append", default=[], metavar="NAME=VALUE", help="see the Dockerfile")
     build.add_argument("--network", help="of the build's steps, such as host (default: Docker's)")
     build.add_argument("--platform", help="such as linux/amd64, which SageMaker runs (default: this machine's)")
     push = commands.add_parser("push", help="push an image to Amazon ECR")
@@ -57,7 +50,10 @@ def get_parser() -> argparse.ArgumentParser:
 
 def parse_args(argv=None) -> argparse.Namespace:
     """Parse the arguments; `stage` is the Dockerfile's, `remote_tag` the image's in ECR."""
-    args = get_parser().parse_args(argv)
+    parser = get_parser()
+    args = parser.parse_args(argv)
+    if args.command == "build" and (bad := [pair for pair in args.build_arg if "=" not in pair]):
+        parser.error(f"--build-arg {bad[0]!r}: expected NAME=VALUE")
     args.stage = "training" if args.training else "serving"
     args.tag = args.tag or NAMES[args.stage]
     if args.command == "push":
@@ -74,7 +70,7 @@ def main(args) -> int:
 
 def _build(args) -> None:
     command = ["docker", "build", "--target", args.stage, "--tag", args.tag]
-    command += [word for pair in args.build_arg for word in ("--build-arg", "=".join(pair))]
+    command += [word for pair in args.build_arg for word in ("--build-arg", pair)]
     command += ["--network", args.network] if args.network else []
     command += ["--platform", args.platform] if args.platform else []
     command.append(str(files.ROOT))
@@ -132,7 +128,7 @@ def _repository(ecr, name: str) -> str:
 
 
 def _log_in(ecr, environment: dict[str, str]) -> None:
-    """Log in where `environment` says; the password, good for 12 hours, is not among the words of a command."""
+    """Log in where `environment` says; the password, valid for 12 hours, never stands on a command line."""
     authorization = ecr.get_authorization_token()["authorizationData"][0]
     user, _, password = base64.b64decode(authorization["authorizationToken"]).decode().partition(":")
     command = ["docker", "login", "--username", user, "--password-stdin", authorization["proxyEndpoint"]]
@@ -142,7 +138,7 @@ def _log_in(ecr, environment: dict[str, str]) -> None:
 
 
 def _engine() -> str:
-    """Return where the engine is that `docker` talks to; a configuration of its own would not know."""
+    """Return the address of the engine that `docker` talks to; our own DOCKER_CONFIG does not hold it."""
     return _output("docker", "context", "inspect", "--format", "{{.Endpoints.docker.Host}}")
 
 

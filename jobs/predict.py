@@ -65,7 +65,7 @@ def main(args) -> int:
 
 
 def _endpoint(args) -> tuple[Callable[[bytes], dict], Callable[[bytes], bytes]]:
-    """Return what gives an endpoint's answer for an image, and what gives its mask as a PNG. Raises ValueError."""
+    """Return two functions of an image: the endpoint's answer, and its mask as a PNG. Raises ValueError."""
     backend = backends.connect(**arguments.backend_options(args))
     name = args.endpoint or endpoint.only_in_service(backend.session.sagemaker_client)
     client = endpoint.Endpoint(backend.runtime(name), name)

@@ -1,4 +1,4 @@
-"""What jobs make and leave behind, as fastmaker cleanup lists and deletes it."""
+"""The resources that jobs make and leave behind: listed and deleted."""
 
 import contextlib
 import datetime
@@ -9,8 +9,8 @@ from functools import partial
 
 from fastmaker.jobs.cli.errors import Failure
 
-# Kinds of resources: what lists them, where the answer has them, and what their fields begin with. In the order in
-# which they are deleted: what is in use comes after what uses it.
+# kind: (the List operation's name, the key of its answer, the prefix of the fields in there). In the order in which
+# they are deleted: a resource comes after those that use it.
 KINDS = {
     "endpoint": ("endpoints", "Endpoints", "Endpoint"),
     "endpoint-config": ("endpoint_configs", "EndpointConfigs", "EndpointConfig"),
@@ -23,7 +23,7 @@ RUNNING = ("InProgress", "Stopping")
 
 @dataclass(frozen=True)
 class Resource:
-    """Its `kind` and `name` together are unique; `costs` says for what one pays while it is there, or nothing."""
+    """What can be deleted. `kind` and `name` together are unique; `costs` says when one pays for it, if ever."""
 
     kind: str
     name: str
@@ -70,7 +70,7 @@ class SageMakerResources:
         client = self.client
         endpoint = client.describe_endpoint(EndpointName=name)
         if not self._is_ours(endpoint["EndpointArn"]):
-            raise Failure(f"endpoint {name} was not made by these scripts: it lacks their tag")
+            raise Failure(f"endpoint {name} was not made by fastmaker: it lacks its tag")
         self._end_endpoint(name)
         config_name = endpoint["EndpointConfigName"]
         if config_name in self._ours_among("endpoint-config", {config_name}):

@@ -18,10 +18,6 @@ class Failure(Exception):
     """What a job needs is missing or not allowed. The message is one line."""
 
 
-class Interrupted(KeyboardInterrupt, Exception):
-    """Ctrl-C where the SDK would swallow it: its fit returns in a ``finally``, from which an Exception gets out."""
-
-
 @contextlib.contextmanager
 def errors_as_one_line() -> Iterator[None]:
     """End the process with one line on stderr for bad usage and failed jobs; an internal error has its traceback.

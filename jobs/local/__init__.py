@@ -7,7 +7,7 @@ A DockerSession keeps the same rules in containers of the image that an estimato
 """
 
 import warnings
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fastmaker.local.session import DockerSession, ProcessSession
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 __all__ = ["DockerSession", "ProcessSession"]
 
 
-def __getattr__(name: str):
+def __getattr__(name: str) -> Any:
     # The SDK takes seconds to import, and the process that runs a training job does without it.
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

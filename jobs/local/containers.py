@@ -1,7 +1,7 @@
-"""One container as processes, or one of Docker's: its opt/ml tree, environment, toolkit process, log and stop.
+"""One container as processes, or one of Docker's: its /opt/ml tree, environment, toolkit process, log and stop.
 
-The toolkits take SAGEMAKER_BASE_DIR in place of /opt/ml. What a container starts shares a process session, and is
-found and ended by it, from any process of the same user.
+The toolkits take SAGEMAKER_BASE_DIR in place of /opt/ml. All processes of a container share a process session, by
+which any process of the same user finds and ends them.
 """
 
 import contextlib
@@ -17,15 +17,17 @@ import sys
 import tarfile
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
 
 from fastmaker.jobs.runtime.requirements import met
+from fastmaker.jobs.storage import atomic
 from fastmaker.local import docker
 
-# What a container sees of the caller's environment: how to reach things, never what to compute.
-PASSED_ON = (
+# What a container sees of the caller's environment: how to reach programs and hosts, never what to compute.
+FORWARDED = (
     *("PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "LC_*", "TZ", "TERM", "LD_LIBRARY_PATH", "DYLD_*"),
     *("*_proxy", "*_PROXY", "SSL_CERT_*", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "PIP_*", "AWS_*"),
     *("CUDA_*", "NVIDIA_*", "TORCH_HOME", "FASTAI_HOME", "XDG_CACHE_HOME", "HF_HOME"),
@@ -33,7 +35,7 @@ PASSED_ON = (
 # Below the ports that the kernel gives to outgoing connections, so that none is taken between choice and use.
 PORTS = range(20000, 32000)
 # Popen objects of containers that outlive their Container, kept so that they are reaped.
-_started: list[subprocess.Popen] = []
+_started: list[subprocess.Popen[bytes]] = []
 
 
 class ContainerError(Exception):
@@ -41,9 +43,9 @@ class ContainerError(Exception):
 
 
 class Container:
-    """The directory `root` takes the place of /opt/ml; `root`/container.log holds what its processes print."""
+    """Run processes with the directory `root` as /opt/ml; `root`/container.log holds what they print."""
 
-    def __init__(self, root: Path):
+    def __init__(self, root: Path) -> None:
         self.root = root
         self.log = root / "container.log"
         self.tmp = root / "tmp"
@@ -56,8 +58,8 @@ class Container:
         self.tmp.symlink_to(tempfile.mkdtemp(prefix="fastmaker-", dir=_short_temporary_folder()))
 
     def environment(self, extra: dict[str, str]) -> dict[str, str]:
-        """What the container's processes see: `extra` over what is passed on from the caller."""
-        env = {k: v for k, v in os.environ.items() if any(fnmatch.fnmatchcase(k, name) for name in PASSED_ON)}
+        """Return the processes' environment: `extra` over what is forwarded from the caller."""
+        env = {k: v for k, v in os.environ.items() if any(fnmatch.fnmatchcase(k, name) for name in FORWARDED)}
         env |= {"SAGEMAKER_BASE_DIR": str(self.root), "TMPDIR": os.path.realpath(self.tmp), "PYTHONUNBUFFERED": "1"}
         overlay = [str(path) for path in self.root.glob("overlay/lib/python*/site-packages")]
         if overlay:
@@ -67,7 +69,7 @@ class Container:
         return env | extra
 
     def install_requirements(self, code_dir: Path, env: dict[str, str]) -> None:
-        """Install what `code_dir`/requirements.txt asks for and this environment lacks, into the container's own tree.
+        """Install what `code_dir`/requirements.txt names and this environment lacks, below the container's root.
 
         The file is renamed, so that the toolkit does not run pip on the caller's environment. Raises ContainerError.
         """
@@ -80,14 +82,14 @@ class Container:
             site_packages = next(overlay.glob("lib/python*/site-packages"))
             inherited = [path for path in sys.path if path.endswith(("site-packages", "dist-packages"))]
             (site_packages / "inherited.pth").write_text("".join(path + "\n" for path in inherited))
-            command = [overlay / "bin" / "python", "-m", "pip", "install", "--disable-pip-version-check", "-r"]
+            command = [str(overlay / "bin" / "python"), "-m", "pip", "install", "--disable-pip-version-check", "-r"]
             with open(self.log, "ab") as log:
-                done = subprocess.run([*command, requirements], cwd=code_dir, env=env, stdout=log, stderr=log)
+                done = subprocess.run([*command, str(requirements)], cwd=code_dir, env=env, stdout=log, stderr=log)
             if done.returncode:
                 raise ContainerError(f"pip could not install requirements.txt: {self.last_line()}")
         requirements.rename(code_dir / "requirements.installed.txt")
 
-    def start(self, command: list[str], env: dict[str, str]) -> subprocess.Popen:
+    def start(self, command: list[str], env: dict[str, str]) -> subprocess.Popen[bytes]:
         """Start `command` in a process session of its own, its output going to the log."""
         with open(self.log, "ab") as log:
             process = subprocess.Popen(
@@ -101,11 +103,11 @@ class Container:
             )
         _started.append(process)
         created = psutil.Process(process.pid).create_time()
-        self._process_file.write_text(json.dumps({"pid": process.pid, "created": created}))
+        atomic.write_text(self._process_file, json.dumps({"pid": process.pid, "created": created}))
         return process
 
     def processes(self) -> list[psutil.Process]:
-        """The container's processes that are alive, its first one first."""
+        """Return the container's processes that are alive, the one that `start` started first."""
         try:
             first = json.loads(self._process_file.read_text())
         except FileNotFoundError:
@@ -113,26 +115,28 @@ class Container:
         return session_processes(first["pid"], first["created"])
 
     def alive(self) -> bool:
-        """Whether the process that was started is still there; what it started may outlive it."""
+        """Return whether the process that `start` started is alive; its children may outlive it."""
         running = self.processes()
-        return bool(running) and running[0].pid == json.loads(self._process_file.read_text())["pid"]
+        first = json.loads(self._process_file.read_text()) if running else {}
+        return any(process.pid == first["pid"] for process in running[:1])
 
     def stop(self, grace_seconds: float) -> None:
-        """SIGTERM, then SIGKILL to what is left after `grace_seconds`; returns when nothing runs."""
+        """Send SIGTERM, then SIGKILL to what is left after `grace_seconds`; return when nothing runs."""
         stop_processes(self.processes, grace_seconds)
         docker.remove(self.root)
 
     def close(self, grace_seconds: float = 0) -> None:
-        """Stop what runs and remove the temporary files; logs and results stay."""
+        """Stop the processes and remove the temporary files; logs and results stay."""
         self.stop(grace_seconds)
         shutil.rmtree(os.path.realpath(self.tmp), ignore_errors=True)
 
     def last_line(self) -> str:
-        """The last line of the log that says something."""
+        """Return the last line of the log that is not blank."""
         lines = [line.strip() for line in self.log_tail(50).splitlines() if line.strip()]
         return lines[-1] if lines else "the log is empty"
 
     def log_tail(self, lines: int) -> str:
+        """Return the last `lines` lines of the log, empty if there is none."""
         try:
             return "\n".join(self.log.read_text("utf-8", "replace").splitlines()[-lines:])
         except FileNotFoundError:
@@ -140,13 +144,13 @@ class Container:
 
 
 def session_processes(pid: int, created: float) -> list[psutil.Process]:
-    """The living processes of the process session that `pid`, started at `created`, opened."""
+    """Return the living processes of the process session that `pid`, started at `created`, opened."""
     found = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error, ProcessLookupError, PermissionError):
             if os.getsid(process.pid) != pid or process.status() == psutil.STATUS_ZOMBIE:
                 continue
-            # A number is given again once its session has ended: then the times do not fit.
+            # A pid is given again once its session has ended: then the times differ.
             if process.pid == pid and abs(process.create_time() - created) > 1:
                 return []
             if process.create_time() >= created - 1:
@@ -154,8 +158,8 @@ def session_processes(pid: int, created: float) -> list[psutil.Process]:
     return sorted(found, key=lambda process: process.pid != pid)
 
 
-def stop_processes(find, grace_seconds: float) -> None:
-    """End what `find` returns, asked again until it returns nothing: SIGTERM, after `grace_seconds` SIGKILL."""
+def stop_processes(find: Callable[[], list[psutil.Process]], grace_seconds: float) -> None:
+    """End the processes that `find` returns until it returns none: by SIGTERM, after `grace_seconds` by SIGKILL."""
     deadline = time.monotonic() + grace_seconds
     number = signal.SIGTERM
     for process in find():
@@ -167,8 +171,8 @@ def stop_processes(find, grace_seconds: float) -> None:
             for process in running:
                 _send(process, number)
         time.sleep(0.05)
-    for process in _started:
-        process.poll()
+    for started in _started:
+        started.poll()
 
 
 def unpack(archive: Path, folder: Path) -> None:
@@ -183,21 +187,23 @@ def unpack(archive: Path, folder: Path) -> None:
 def pack(folder: Path | list[Path], archive: Path) -> None:
     """Write the content of a folder as a .tar.gz, whole or not at all; fast rather than small.
 
-    Of several folders all is put together; what several have under one name is taken from the first.
+    Several folders are put together; of a name that several have, the first folder's file is taken.
     """
     folders = folder if isinstance(folder, list) else [folder]
     archive.parent.mkdir(parents=True, exist_ok=True)
-    partial = archive.with_name(archive.name + ".partial")
     paths = {path.relative_to(folder): path for folder in reversed(folders) for path in folder.rglob("*")}
-    with tarfile.open(partial, "w:gz", compresslevel=1) as tar:
+    with (
+        atomic.atomic_path(archive) as partial,
+        open(partial, "wb") as file,
+        tarfile.open(archive, "w:gz", file, compresslevel=1) as tar,
+    ):
         for name in sorted(paths):
             tar.add(paths[name], name, recursive=False)
-    partial.replace(archive)
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports that nothing listens on, all different."""
-    sockets = []
+    """Return ports that nothing listens on, all different."""
+    sockets: list[socket.socket] = []
     try:
         while len(sockets) < count:
             candidate = socket.socket()
@@ -214,12 +220,12 @@ def free_ports(count: int) -> list[int]:
 
 
 def copy_tree(source: Path, target: Path) -> None:
-    """Copy a source directory, less what Python compiled."""
+    """Copy a source directory without compiled files, version control and virtual environments."""
     shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__", ".git", ".venv"), dirs_exist_ok=True)
 
 
 def _short_temporary_folder() -> str:
-    """TorchServe keeps its sockets in TMPDIR, and the path of a socket has no more than 104 bytes."""
+    """Return a folder for TMPDIR, where TorchServe keeps its sockets: the path of a socket has at most 104 bytes."""
     folder = tempfile.gettempdir()
     return folder if len(folder) <= 60 else "/tmp"
 

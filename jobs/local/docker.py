@@ -1,7 +1,7 @@
-"""Docker in place of processes: what a container of an image is started with, and how it is ended.
+"""Docker in place of processes: the command that starts a container of an image, and its removal.
 
 A container belongs to the directory of a `Container`, which holds its name. `docker run` stays in the foreground as
-the process of that Container: it passes on the log, SIGTERM and the exit status. A container outlives a `docker run`
+the process of that Container: it forwards the log, SIGTERM and the exit status. A container outlives a `docker run`
 that is killed, which `remove` is for.
 """
 
@@ -12,14 +12,16 @@ import time
 import uuid
 from pathlib import Path
 
+from fastmaker.jobs import instance_types
+
 NAME_FILE = "docker-container"  # its name, and that of its image
 LABEL = "fastmaker"  # of every container; its value is the directory that the container belongs to
 PORT = 8080  # that serving containers listen on
-PASSED_ON = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_REGION", "AWS_DEFAULT_REGION")
+FORWARDED = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_REGION", "AWS_DEFAULT_REGION")
 
 
 def unavailable() -> str | None:
-    """Why no container can be started on this machine, or None."""
+    """Return why no container can be started on this machine, or None."""
     if shutil.which("docker") is None:
         return "there is no `docker` command on this machine"
     done = _docker("version", "--format", "{{.Server.Version}}")
@@ -27,7 +29,7 @@ def unavailable() -> str | None:
 
 
 def missing(image: str) -> str | None:
-    """Why no container of `image` can be started, or None."""
+    """Return why no container of `image` can be started, or None."""
     if reason := unavailable():
         return reason
     if _docker("image", "inspect", image).returncode:
@@ -36,22 +38,22 @@ def missing(image: str) -> str | None:
 
 
 def serving_command(root: Path, image: str, instance_type: str, port: int, env: dict[str, str]) -> list[str]:
-    """`docker run` of a server for the model in `root`/model, on this machine's loopback alone, at `port`."""
+    """Return the `docker run` of a server for the model in `root`/model, on loopback alone, at `port`."""
     options = ["--publish", f"127.0.0.1:{port}:{PORT}", "--volume", f"{root / 'model'}:/opt/ml/model:ro"]
     return [*_run(root, image, instance_type, env), *options, image, "serve"]
 
 
 def serving_environment(env: dict[str, str]) -> dict[str, str]:
-    """`env` with what makes a server tell of its workers, on the port that it answers at; AWS's images do so anyway."""
+    """Return `env` with the management API, which lists the workers, on the server's port, as in AWS's images."""
     return {"TS_MANAGEMENT_ADDRESS": f"http://0.0.0.0:{PORT}", **env}
 
 
 def training_command(
     root: Path, image: str, instance_type: str, hosts: int, folders: list[Path], env: dict[str, str]
 ) -> list[str]:
-    """`docker run` of a host of a training job, with `root` as /opt/ml.
+    """Return the `docker run` of a host of a training job, with `root` as /opt/ml.
 
-    Links in it lead into `folders`, which the container sees where they are. Several hosts meet on loopback. The first
+    Links in it lead into `folders`, which are mounted at their own paths. Several hosts meet on loopback. The first
     process is an init, so that SIGTERM ends the second at any moment.
     """
     volumes = [f"{root}:/opt/ml", *(f"{folder}:{folder}:ro" for folder in folders)]
@@ -60,20 +62,20 @@ def training_command(
     return [*_run(root, image, instance_type, env), "--init", "--shm-size", "2g", *network, *options, image, "train"]
 
 
-def await_start(root: Path, process: subprocess.Popen) -> None:
-    """Wait until the container that belongs to `root` runs, or its `docker run` has ended: signals before are lost."""
+def await_start(root: Path, process: subprocess.Popen[bytes]) -> None:
+    """Wait until the container of `root` runs, or its `docker run` has ended: signals sent earlier are lost."""
     name = (root / NAME_FILE).read_text().splitlines()[0]
     while process.poll() is None and _docker("inspect", "--format", "{{.State.Running}}", name).stdout != "true\n":
         time.sleep(0.05)
 
 
 def environment(env: dict[str, str]) -> dict[str, str]:
-    """What `docker run` itself sees: the caller's environment, with the values that go on to the container."""
+    """Return the environment of `docker run` itself: the caller's, with the values that go to the container."""
     return os.environ | env
 
 
 def remove(root: Path) -> None:
-    """End the container that belongs to `root`, if there is one, and give what it wrote to the caller."""
+    """End the container of `root`, if there is one, and make the caller the owner of what it wrote."""
     try:
         name, image = (root / NAME_FILE).read_text().splitlines()
     except FileNotFoundError:
@@ -86,19 +88,29 @@ def remove(root: Path) -> None:
 
 
 def _run(root: Path, image: str, instance_type: str, env: dict[str, str]) -> list[str]:
-    """The beginning of a `docker run`, whose container belongs to `root` from now on.
+    """Return the beginning of a `docker run`, whose container belongs to `root` from now on.
 
-    Values of variables are not among its words, which everybody can read.
+    It names variables without their values: other users can read the command.
     """
     name = f"fastmaker-{uuid.uuid4()}"
     (root / NAME_FILE).write_text(f"{name}\n{image}\n")
-    passed_on = [*env, *(variable for variable in PASSED_ON if variable in os.environ and variable not in env)]
-    variables = [word for variable in passed_on for word in ("--env", variable)]
-    gpus = ["--gpus", "all"] if instance_type == "local_gpu" else []
-    return [shutil.which("docker"), "run", "--rm", "--name", name, "--label", f"{LABEL}={root}", *gpus, *variables]
+    forwarded = [*env, *(variable for variable in FORWARDED if variable in os.environ and variable not in env)]
+    variables = [word for variable in forwarded for word in ("--env", variable)]
+    gpus = ["--gpus", "all"] if instance_types.is_gpu(instance_type) else []
+    return [
+        shutil.which("docker") or "docker",
+        "run",
+        "--rm",
+        "--name",
+        name,
+        "--label",
+        f"{LABEL}={root}",
+        *gpus,
+        *variables,
+    ]
 
 
-def _docker(*words: str) -> subprocess.CompletedProcess:
+def _docker(*words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(["docker", *words], capture_output=True, text=True)
 
 

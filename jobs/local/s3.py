@@ -7,33 +7,42 @@ import argparse
 import contextlib
 import logging
 import os
+import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from urllib.request import ProxyHandler, Request, build_opener
 
 # What clients sign with; the server takes any.
 CREDENTIALS = {"AWS_ACCESS_KEY_ID": "local", "AWS_SECRET_ACCESS_KEY": "local"}
 
 
-def parse_args(argv=None):
+def get_parser() -> argparse.ArgumentParser:
+    """Return the command's parser."""
     parser = argparse.ArgumentParser(
         prog="fastmaker s3",
-        description="S3 on this machine, in memory, until Ctrl-C. What is in it is lost then.",
+        description="S3 on this machine, in memory, until Ctrl-C. Its objects are lost then.",
     )
     parser.add_argument("--port", type=int, default=9090, help="(default: %(default)s)")
-    return parser.parse_args(argv)
+    return parser
 
 
-def main(args) -> None:
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse the command's arguments."""
+    return get_parser().parse_args(argv)
+
+
+def main(args: argparse.Namespace) -> int:
+    """Serve until Ctrl-C, after printing the variables by which clients find the server."""
     with serve(args.port) as url:
         print("\n".join(f"export {name}={value}" for name, value in environment(url).items()), flush=True)
         with contextlib.suppress(KeyboardInterrupt):
             threading.Event().wait()
+    return 0
 
 
 @contextlib.contextmanager
 def serve(port: int = 0) -> Iterator[str]:
-    """An empty S3 server on loopback while the context lasts, at a free port unless one is given; yields its URL.
+    """Run an empty S3 server on loopback while the context lasts, at a free port unless one is given; yield its URL.
 
     Sessions and clients that are made within the context use it, in this process and in those that it starts.
     """
@@ -59,11 +68,11 @@ def serve(port: int = 0) -> Iterator[str]:
 
 
 def environment(url: str) -> dict[str, str]:
-    """The variables by which boto3 uses the server at `url`."""
+    """Return the variables by which boto3 uses the server at `url`."""
     region = os.environ.get("AWS_DEFAULT_REGION", "us-west-2")
     direct = ",".join(filter(None, [os.environ.get("NO_PROXY"), "127.0.0.1"]))
     return {"AWS_ENDPOINT_URL_S3": url, "AWS_DEFAULT_REGION": region, "NO_PROXY": direct, **CREDENTIALS}
 
 
 if __name__ == "__main__":
-    main(parse_args())
+    sys.exit(main(parse_args()))

@@ -1,77 +1,32 @@
 """`ProcessSession`: the SageMaker Python SDK's LocalSession, on processes in place of Docker."""
 
-import json
-import logging
 import os
 import re
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import boto3
-import sagemaker.utils
-from sagemaker import fw_utils
-from sagemaker.estimator import _TrainingJob
 from sagemaker.local import LocalSession
 from sagemaker.session import Session, _check_job_status
 from tqdm import tqdm
 
-from fastmaker.jobs.cli.errors import Interrupted
-from fastmaker.local import client, supervisor
+from fastmaker.local import names, sdk, supervisor
 from fastmaker.local.batch import transform_jobs
-from fastmaker.local.serving import endpoints as endpoints
-from fastmaker.local.telemetry import opted_out
+from fastmaker.local.client import SageMaker
+from fastmaker.local.containers import Container
+from fastmaker.local.runtime_client import SageMakerRuntime
+from fastmaker.local.serving import endpoints
 from fastmaker.local.training import training_jobs
-
-logger = logging.getLogger(__name__)
-
-
-def _validating_once(validate):
-    """The SDK checks its whole configuration anew at each value it looks up: 60 ms a time, 20 times a deployment."""
-    good = set()
-
-    def validate_once(config):
-        key = json.dumps(config, sort_keys=True, default=str)
-        if key not in good:
-            validate(config)
-            good.add(key)
-
-    return validate_once
-
-
-sagemaker.utils.validate_sagemaker_config = _validating_once(sagemaker.utils.validate_sagemaker_config)
-
-
-def _allowing_checkpoints(add_arguments):
-    """The SDK refuses checkpoint_s3_uri and spot instances to every local session; a ProcessSession takes both."""
-
-    def add(cls, local_mode, estimator, train_args):
-        local_mode = local_mode and not isinstance(estimator.sagemaker_session, ProcessSession)
-        add_arguments(local_mode, estimator, train_args)
-
-    return classmethod(add)
-
-
-_TrainingJob._add_spot_checkpoint_args = _allowing_checkpoints(_TrainingJob._add_spot_checkpoint_args)
-
-
-def _allowing_local(validate):
-    """The SDK lets torchrun start scripts on GPU types alone. It does so on processors: of ``local`` ask the rest."""
-
-    def validate_local(instance_type, **arguments):
-        validate("local_gpu" if instance_type == "local" else instance_type, **arguments)
-
-    return validate_local
-
-
-fw_utils.validate_torch_distributed_distribution = _allowing_local(fw_utils.validate_torch_distributed_distribution)
 
 POLL_SECONDS = 0.2
 DEFAULT_REGION = "us-west-2"
 
 
-class ProcessSession(LocalSession):
-    """A session for instance types ``local`` and ``local_gpu`` that needs neither Docker nor an AWS account.
+class ProcessSession(sdk.OwnSession, LocalSession):  # type: ignore[misc]  # the SDK is not typed
+    """Run jobs and endpoints of instance types ``local`` and ``local_gpu`` without Docker and without an AWS account.
 
         session = ProcessSession()
         PyTorch(..., instance_type="local", sagemaker_session=session).fit({"train": "file:///data"})
@@ -81,31 +36,43 @@ class ProcessSession(LocalSession):
     at `s3_endpoint_url` or AWS_ENDPOINT_URL_S3, or is AWS's; nothing else leaves this machine.
     """
 
+    sagemaker_config: dict[str, Any]
+    config: dict[str, Any] | None
+    _default_bucket: str | None
     _use_docker = False
 
-    def __init__(self, boto_session=None, *, home: str | os.PathLike | None = None, s3_endpoint_url=None, **kwargs):
+    def __init__(
+        self,
+        boto_session: boto3.Session | None = None,
+        *,
+        home: str | os.PathLike[str] | None = None,
+        s3_endpoint_url: str | None = None,
+        **kwargs: Any,
+    ) -> None:
         self._home = Path(home).absolute() if home else None
         boto_session = boto_session or boto3.Session()
         if boto_session.region_name is None:
             boto_session = boto3.Session(region_name=DEFAULT_REGION)
         super().__init__(boto_session, s3_endpoint_url=s3_endpoint_url, **kwargs)
 
-    def _initialize(self, boto_session, sagemaker_client, sagemaker_runtime_client, **kwargs):
+    def _initialize(
+        self, boto_session: boto3.Session, sagemaker_client: Any, sagemaker_runtime_client: Any, **kwargs: Any
+    ) -> None:
         super()._initialize(boto_session, sagemaker_client, sagemaker_runtime_client, **kwargs)
-        self.sagemaker_client = client.SageMaker(
+        self.sagemaker_client = SageMaker(
             self._region_name, self._home, self._job_environment, self.s3_client, self._use_docker
         )
-        self.sagemaker_runtime_client = client.SageMakerRuntime(self._home)
-        self.sagemaker_config = opted_out(self.sagemaker_config)
+        self.sagemaker_runtime_client = SageMakerRuntime(self._home)
+        self.sagemaker_config = sdk.opt_out_of_telemetry(self.sagemaker_config)
         local = {"local_code": not self._disable_local_code, **((self.config or {}).get("local") or {})}
         self.config = {**(self.config or {}), "local": local}
 
     # What the SDK would ask AWS for.
 
-    def default_bucket(self):
-        """The bucket given to the session, or a name that no AWS account can own; made where S3 is local."""
+    def default_bucket(self) -> str:
+        """Return the bucket given to the session, or a name that no AWS account can own; made where S3 is local."""
         if self._default_bucket is None:
-            name = self._default_bucket_name_override or client.default_bucket(self._region_name)
+            name = self._default_bucket_name_override or names.default_bucket(self._region_name)
             if self._s3_endpoint():
                 self._make_bucket(name)
             self._default_bucket = name
@@ -116,35 +83,45 @@ class ProcessSession(LocalSession):
             region = {"CreateBucketConfiguration": {"LocationConstraint": self._region_name}}
             self.s3_client.create_bucket(Bucket=name, **({} if self._region_name == "us-east-1" else region))
 
-    def expand_role(self, role):
-        return role if "/" in role else f"arn:aws:iam::{client.ACCOUNT}:role/{role}"
+    def expand_role(self, role: str) -> str:
+        """Return the ARN of a role, which need not exist."""
+        return role if "/" in role else f"arn:aws:iam::{names.ACCOUNT}:role/{role}"
 
-    def get_caller_identity_arn(self):
-        return f"arn:aws:iam::{client.ACCOUNT}:role/local"
+    def get_caller_identity_arn(self) -> str:
+        """Return the ARN of a role that no AWS account has."""
+        return f"arn:aws:iam::{names.ACCOUNT}:role/local"
 
-    def account_id(self):
-        return client.ACCOUNT
+    def account_id(self) -> str:
+        """Return the number of this machine's account."""
+        return names.ACCOUNT
 
-    def _get_account_id_if_default_bucket(self, bucket):
+    def _get_account_id_if_default_bucket(self, bucket: str) -> None:
         return None
 
     # Waiting, with what happens shown as it happens.
 
-    def logs_for_job(self, job_name, wait=False, poll=POLL_SECONDS, log_type="All", timeout=None):
+    def logs_for_job(
+        self,
+        job_name: str,
+        wait: bool = False,
+        poll: float = POLL_SECONDS,
+        log_type: str = "All",
+        timeout: float | None = None,
+    ) -> None:
         """Print the job's log, until it ends if `wait`. Ctrl-C stops the job."""
         jobs = self.sagemaker_client.training_jobs
-        self._follow("Training", job_name, wait, _printing(lambda: training_jobs.containers(jobs, job_name)))
+        self._follow("Training", job_name, wait, _print_new_lines(lambda: training_jobs.containers(jobs, job_name)))
 
-    def wait_for_job(self, job, poll=POLL_SECONDS, timeout=None):
+    def wait_for_job(self, job: str, poll: float = POLL_SECONDS, timeout: float | None = None) -> dict[str, Any]:
         """Wait for a training job without its log. Raises UnexpectedStatusException if it fails."""
         return self._follow("Training", job, True, lambda: None)
 
-    def logs_for_transform_job(self, job_name, wait=False, poll=POLL_SECONDS):
+    def logs_for_transform_job(self, job_name: str, wait: bool = False, poll: float = POLL_SECONDS) -> None:
         """Print the logs of the job's servers, until it ends if `wait`. Ctrl-C stops the job."""
         jobs = self.sagemaker_client.transform_jobs
-        self._follow("Transform", job_name, wait, _printing(lambda: transform_jobs.containers(jobs, job_name)))
+        self._follow("Transform", job_name, wait, _print_new_lines(lambda: transform_jobs.containers(jobs, job_name)))
 
-    def wait_for_transform_job(self, job, poll=POLL_SECONDS):
+    def wait_for_transform_job(self, job: str, poll: float = POLL_SECONDS) -> dict[str, Any]:
         """Wait for a transform job behind a progress bar. Raises UnexpectedStatusException if it fails."""
         with _progress_bar() as bar:
 
@@ -159,26 +136,29 @@ class ProcessSession(LocalSession):
 
             return self._follow("Transform", job, True, show)
 
-    def wait_for_endpoint(self, endpoint, poll=POLL_SECONDS, live_logging=False):
+    def wait_for_endpoint(
+        self, endpoint: str, poll: float = POLL_SECONDS, live_logging: bool = False
+    ) -> dict[str, Any]:
         """Wait until the endpoint's models answer. Ctrl-C ends what was started."""
         try:
             # The SDK's own waiting decides what counts as success; only its pace is ours.
-            return Session.wait_for_endpoint(self, endpoint, POLL_SECONDS, live_logging=False)
+            description: dict[str, Any] = Session.wait_for_endpoint(self, endpoint, POLL_SECONDS, live_logging=False)
+            return description
         except KeyboardInterrupt:
             endpoints.interrupt(self.sagemaker_client.endpoints, endpoint)
-            raise Interrupted from None
+            raise sdk.Interrupted from None
 
-    def _follow(self, kind: str, name: str, wait: bool, show) -> dict:
-        """Call `show` until the job ends, or once; returns its description. Ctrl-C stops the job.
+    def _follow(self, kind: str, name: str, wait: bool, show: Callable[[], None]) -> dict[str, Any]:
+        """Call `show` until the job ends, or once, and return its description. Ctrl-C stops the job.
 
         Raises UnexpectedStatusException if the job that was waited for has failed.
         """
         describe, stop = (getattr(self.sagemaker_client, f"{verb}_{kind.lower()}_job") for verb in ("describe", "stop"))
         job = {f"{kind}JobName": name}
 
-        def until_it_ends() -> dict:
+        def until_it_ends() -> dict[str, Any]:
             while True:
-                description = describe(**job)
+                description: dict[str, Any] = describe(**job)
                 show()
                 if not wait or description[f"{kind}JobStatus"] in supervisor.FINAL:
                     return description
@@ -190,7 +170,7 @@ class ProcessSession(LocalSession):
             print(f"stopping {kind.lower()} job {name}", flush=True)
             stop(**job)
             until_it_ends()
-            raise Interrupted from None
+            raise sdk.Interrupted from None
         if wait:
             _check_job_status(name, description, f"{kind}JobStatus")
         return description
@@ -199,14 +179,14 @@ class ProcessSession(LocalSession):
         return self.s3_endpoint_url or os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
 
     def _job_environment(self) -> dict[str, str]:
-        """The caller's environment with this session's region, S3 endpoint and credentials, for the job's own process.
+        """Return the environment of a job's process: the caller's, and this session's region, endpoint and credentials.
 
-        Credentials go from process to process and are written nowhere.
+        Credentials are passed from process to process and written nowhere.
         """
         env = dict(os.environ) | {"AWS_REGION": self._region_name, "AWS_DEFAULT_REGION": self._region_name}
         if url := self._s3_endpoint():
             env["AWS_ENDPOINT_URL_S3"] = url
-        credentials = self.boto_session._session._credentials  # what was given or resolved; never asks the network
+        credentials = self.boto_session._session._credentials  # those given or resolved, without a request
         if credentials is not None and credentials.method == "explicit":
             env["AWS_ACCESS_KEY_ID"], env["AWS_SECRET_ACCESS_KEY"] = credentials.access_key, credentials.secret_key
             if credentials.token:
@@ -215,17 +195,17 @@ class ProcessSession(LocalSession):
 
 
 class DockerSession(ProcessSession):
-    """A ProcessSession whose jobs and endpoints run in Docker containers of the image that each names (`image_uri`)."""
+    """Run jobs and endpoints as a ProcessSession does, in Docker containers of each one's image (`image_uri`)."""
 
     _use_docker = True
 
 
-def _printing(containers):
-    """A function that prints what the logs of containers have gained since it was last called.
+def _print_new_lines(containers: Callable[[], list[Container]]) -> Callable[[], None]:
+    """Return a function that prints what the logs of containers have gained since it was last called.
 
-    `containers` returns them; once there are several, each line says whose it is.
+    `containers` returns them; once there are several, each line begins with the container's name.
     """
-    positions = {}
+    positions: dict[Path, int] = {}
 
     def print_new() -> None:
         found = [container for container in containers() if container.log.exists()]
@@ -234,7 +214,7 @@ def _printing(containers):
                 log.seek(positions.get(container.log, 0))
                 new = log.read()
             if len(found) > 1:
-                new = new[: new.rfind(b"\n") + 1]  # a line that is being written waits for its end
+                new = new[: new.rfind(b"\n") + 1]  # a line that is being written is printed when it is whole
             positions[container.log] = positions.get(container.log, 0) + len(new)
             text = new.decode("utf-8", "replace")
             prefix = f"{container.root.name} | "
@@ -244,8 +224,8 @@ def _printing(containers):
     return print_new
 
 
-def _progress_bar() -> tqdm:
-    """A bar with rate and time left, for whoever looks: on a terminal or in a notebook."""
-    watched = sys.stderr.isatty() or "ipykernel" in sys.modules
+def _progress_bar() -> "tqdm[Any]":
+    """Return a bar with rate and time left, which shows on a terminal and in a notebook alone."""
+    visible = sys.stderr.isatty() or "ipykernel" in sys.modules
     pace = 0.1 if sys.stderr.isatty() else 2.0  # seconds; a notebook keeps every line
-    return tqdm(unit=" objects", dynamic_ncols=True, mininterval=pace, disable=not watched)
+    return tqdm(unit=" objects", dynamic_ncols=True, mininterval=pace, disable=not visible)

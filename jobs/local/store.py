@@ -1,6 +1,6 @@
-"""What was created, on disk, so that another process finds it.
+"""Records of the resources that were created, on disk, so that another process finds them.
 
-FASTMAKER_HOME (~/.fastmaker)/<kind>/<name>/record.json    beside what the thing owns: logs, models, trees
+FASTMAKER_HOME (~/.fastmaker)/<kind>/<name>/record.json    beside what the resource owns: logs, models, trees
 """
 
 import contextlib
@@ -11,31 +11,35 @@ import shutil
 from collections.abc import Iterator
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import Any
+
+from fastmaker.jobs.storage import atomic
 
 RECORD_FILE = "record.json"
 
 
 def default_home() -> Path:
-    """FASTMAKER_HOME, by default ~/.fastmaker."""
+    """Return FASTMAKER_HOME, by default ~/.fastmaker."""
     return Path(os.environ.get("FASTMAKER_HOME", "~/.fastmaker")).expanduser().absolute()
 
 
 def now() -> datetime:
+    """Return the time in UTC."""
     return datetime.now(timezone.utc)
 
 
 class Store:
-    """Records of one kind, each a dict of JSON values and datetimes, by name."""
+    """Keep the records of one kind of resource by name, each a dict of JSON values and datetimes."""
 
-    def __init__(self, home: Path, kind: str):
+    def __init__(self, home: Path, kind: str) -> None:
         self.kind = kind
         self.folder = home / kind
 
     def directory(self, name: str) -> Path:
-        """The directory of `name`, whether or not it exists."""
+        """Return the directory of `name`, whether or not it exists."""
         return self.folder / name
 
-    def create(self, name: str, record: dict) -> Path:
+    def create(self, name: str, record: dict[str, Any]) -> Path:
         """Write a new record and return its directory. Raises FileExistsError."""
         for folder in (self.folder.parent, self.folder):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -44,16 +48,18 @@ class Store:
         self._write(name, record)
         return directory
 
-    def read(self, name: str) -> dict:
-        """Raises KeyError if there is no such record."""
+    def read(self, name: str) -> dict[str, Any]:
+        """Return the record. Raises KeyError if there is none."""
         try:
-            return json.loads((self.directory(name) / RECORD_FILE).read_text("utf-8"), object_hook=_decode_time)
+            text = (self.directory(name) / RECORD_FILE).read_text("utf-8")
         except (FileNotFoundError, NotADirectoryError):
             raise KeyError(name) from None
+        record: dict[str, Any] = json.loads(text, object_hook=_decode_time)
+        return record
 
     @contextlib.contextmanager
-    def changing(self, name: str) -> Iterator[dict]:
-        """The record, to be changed in place while no other process changes it. Raises KeyError."""
+    def changing(self, name: str) -> Iterator[dict[str, Any]]:
+        """Yield the record, to be changed in place while no other process changes it. Raises KeyError."""
         try:
             lock = open(self.directory(name) / ".lock", "w")  # noqa: SIM115
         except FileNotFoundError:
@@ -65,25 +71,24 @@ class Store:
             self._write(name, record)
 
     def delete(self, name: str) -> None:
-        """Remove the record and all that its directory holds; nothing happens if there is none."""
+        """Remove the record, if there is one, and all that its directory holds."""
         (self.directory(name) / RECORD_FILE).unlink(missing_ok=True)
         shutil.rmtree(self.directory(name), ignore_errors=True)
 
     def names(self) -> list[str]:
+        """Return the names of all records, sorted."""
         return sorted(path.parent.name for path in self.folder.glob("*/" + RECORD_FILE))
 
-    def _write(self, name: str, record: dict) -> None:
-        path = self.directory(name) / RECORD_FILE
-        partial = path.with_suffix(f".{os.getpid()}.partial")
-        partial.write_text(json.dumps(record, indent=2, default=_encode_time) + "\n", "utf-8")
-        partial.replace(path)
+    def _write(self, name: str, record: dict[str, Any]) -> None:
+        text = json.dumps(record, indent=2, default=_encode_time) + "\n"
+        atomic.write_text(self.directory(name) / RECORD_FILE, text)
 
 
-def _encode_time(value):
+def _encode_time(value: object) -> dict[str, str]:
     if isinstance(value, datetime):
         return {"$time": value.isoformat()}
     raise TypeError(f"{type(value).__name__} cannot be kept as JSON")
 
 
-def _decode_time(value):
+def _decode_time(value: dict[str, Any]) -> Any:
     return datetime.fromisoformat(value["$time"]) if value.keys() == {"$time"} else value

@@ -15,13 +15,13 @@ class InputError(ValueError):
 
 
 class Inputs:
-    """The objects of a job, listed in a file: memory does not grow with their number."""
+    """List the objects of a job in a file: memory does not grow with their number."""
 
-    def __init__(self, file: Path):
+    def __init__(self, file: Path) -> None:
         self.prefix = ""  # prefix + name is an object's URI
         self.count = 0
         self._cut = 0  # characters of each key that belong to the prefix
-        self._last = ""  # name that was added, or tried
+        self._last = ""  # the key that was added, or could not be added
         self._file = file
         self._database = sqlite3.connect(file)
         self._database.execute("PRAGMA synchronous = OFF")
@@ -32,13 +32,13 @@ class Inputs:
         {"S3Prefix": self._read_prefix, "ManifestFile": self._read_manifest}[data_type](uri)
 
     def __iter__(self) -> Iterator[tuple[str, int]]:
-        """(name, bytes) of each object, in the order of their keys; another thread may go on with it."""
+        """Yield (name, bytes) of each object, in the order of their keys; another thread may continue the iteration."""
         with contextlib.closing(sqlite3.connect(self._file, check_same_thread=False)) as database:
             for key, size in database.execute("SELECT key, size FROM objects ORDER BY key"):
                 yield key[self._cut :], size
 
     def unanswered(self, output_path: str) -> Iterator[str]:
-        """Names of the objects that have no .out below `output_path`, in the order of their keys."""
+        """Yield the names of the objects that have no .out below `output_path`, in the order of their keys."""
         self._database.execute("DROP TABLE IF EXISTS answers")
         self._database.execute("CREATE TABLE answers (key TEXT PRIMARY KEY)")
         names = storage.names_below(output_path)
@@ -58,7 +58,7 @@ class Inputs:
         root, listed = storage.list_objects(uri)
         all_below = True
 
-        def rows():
+        def rows() -> Iterator[tuple[str, int]]:
             nonlocal all_below
             for key, size in listed:
                 all_below = all_below and (root + key).startswith(uri + "/")
@@ -92,7 +92,7 @@ class Inputs:
             )
 
     def _add(self, rows: Iterator[tuple[str, int | None]]) -> None:
-        def counted():
+        def counted() -> Iterator[tuple[str, int | None]]:
             for key, size in rows:
                 try:
                     key.encode()

@@ -9,7 +9,8 @@ import json
 import re
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from typing import Any, BinaryIO
 
 import ijson
 
@@ -23,21 +24,21 @@ class ManifestError(ValueError):
 
 
 def read(uri: str) -> tuple[str, Iterator[str]]:
-    """The prefix of the manifest at `uri`, and its keys as they stand there; prefix + key is an object's URI.
+    """Return the prefix of the manifest at `uri`, and its keys in their order; prefix + key is an object's URI.
 
     Raises ManifestError, also while the keys are read, and StorageError.
     """
     items = _items(uri)
     prefix = next(items, None)
     if not isinstance(prefix, dict) or prefix.keys() != {"prefix"} or not isinstance(prefix["prefix"], str):
-        raise ManifestError(f"{uri}: its first element is {_shown(prefix) if prefix else 'missing'}; {FORM}")
+        raise ManifestError(f"{uri}: its first element is {_excerpt(prefix) if prefix else 'missing'}; {FORM}")
     prefix = prefix["prefix"]
     if not re.match("s3://[^/]+/|file:///", prefix):
         raise ManifestError(f"{uri}: the prefix is {prefix!r}; expected s3://bucket/ or file:/// and what follows it")
     return prefix, _keys(uri, items)
 
 
-def write(uri: str | None, prefix: str, keys: Iterator[str]) -> int:
+def write(uri: str | None, prefix: str, keys: Iterable[str]) -> int:
     """Write a manifest, an element a line, to `uri` or to stdout, whole or not at all; return the number of keys.
 
     Without keys nothing is written. Raises ValueError for a prefix that does not end with /.
@@ -59,11 +60,11 @@ def write(uri: str | None, prefix: str, keys: Iterator[str]) -> int:
     return count
 
 
-def _keys(uri: str, items: Iterator) -> Iterator[str]:
+def _keys(uri: str, items: Iterator[Any]) -> Iterator[str]:
     number = 0
     for number, key in enumerate(items, 1):
         if not isinstance(key, str) or not key:
-            raise ManifestError(f"{uri}: element {number + 1} is {_shown(key)}; expected a key, a string")
+            raise ManifestError(f"{uri}: element {number + 1} is {_excerpt(key)}; expected a key, a string")
         if ".." in key.split("/"):
             raise ManifestError(f"{uri}: element {number + 1} is {key!r}, which leads out of the prefix")
         yield key
@@ -71,7 +72,8 @@ def _keys(uri: str, items: Iterator) -> Iterator[str]:
         raise ManifestError(f"{uri}: it names no key after its prefix")
 
 
-def _items(uri: str) -> Iterator:
+def _items(uri: str) -> Iterator[Any]:
+    """Yield the elements of the array. Raises ManifestError if it is no JSON array."""
     with storage.open_object(uri) as stream:
         start = stream.read(1024).lstrip(b"\xef\xbb\xbf \t\r\n")
         if not start.startswith(b"["):
@@ -85,19 +87,19 @@ def _items(uri: str) -> Iterator:
 
 
 class _Rest:
-    """A stream of which the start was read already."""
+    """Read a stream whose start was read already."""
 
-    def __init__(self, start: bytes, stream):
+    def __init__(self, start: bytes, stream: BinaryIO) -> None:
         self.start, self.stream = start, stream
 
     def read(self, size: int = -1) -> bytes:
-        if size == 0:  # ijson's question whether it is bytes that come
+        if size == 0:  # ijson asks whether the stream gives bytes
             return b""
         start, self.start = self.start, b""
         return start or self.stream.read(size)
 
 
-def _shown(item) -> str:
+def _excerpt(item: Any) -> str:
     text = "missing" if item is None else repr(item)
     return text if len(text) <= 60 else text[:57] + "..."
 

@@ -475,7 +475,7 @@ def test_cleanup_refuses_an_endpoint_of_others(aws, run):
     boto3.client("s3").create_bucket(Bucket=OWN_BUCKET)
     something_of_others_is_made()
     before = what_is_there()
-    assert "endpoint others was not made by these scripts" in failed(run("cleanup --backend aws --endpoint others"))
+    assert "endpoint others was not made by fastmaker" in failed(run("cleanup --backend aws --endpoint others"))
     assert what_is_there() == before
 
 
@@ -557,7 +557,7 @@ def test_a_folder_of_others_is_not_written_to(aws, run):
     boto3.client("s3").create_bucket(Bucket=OWN_BUCKET)
     boto3.client("s3").put_object(Bucket=OWN_BUCKET, Key="fastmaker/endpoint/e/theirs", Body=b"")
     aws.requests.clear()
-    assert "holds what these scripts did not make" in failed(run(f"{DEPLOY} --instance-type ml.c5.large"))
+    assert "holds what fastmaker did not make" in failed(run(f"{DEPLOY} --instance-type ml.c5.large"))
     assert aws.changes() == []
 
 

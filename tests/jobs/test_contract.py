@@ -1,9 +1,11 @@
 """What we rely on inside the SDK and the toolkits: an upgrade that changes it fails here, with a sentence."""
 
 import inspect
+import json
 import os
 import subprocess
 import sys
+import textwrap
 
 import boto3
 import jsonschema
@@ -76,6 +78,7 @@ def test_the_sdk_still_validates_its_configuration_through_the_name_that_is_wrap
     import sagemaker.utils
 
     assert "validate_sagemaker_config(" in inspect.getsource(sagemaker.utils.get_sagemaker_config_value)
+    assert sagemaker.utils.validate_sagemaker_config.__wrapped__ is sagemaker.config.validate_sagemaker_config
     session = ProcessSession(home=home)
     session.sagemaker_config["SageMaker"]["PythonSDK"]["Nonsense"] = 1
     with pytest.raises(jsonschema.ValidationError):
@@ -96,20 +99,106 @@ def test_the_sdk_still_adds_checkpoints_and_spot_instances_through_the_method_th
     from sagemaker.estimator import _TrainingJob
 
     assert "_add_spot_checkpoint_args(local_mode, estimator, train_args)" in inspect.getsource(_TrainingJob)
+    wrapped = _TrainingJob._add_spot_checkpoint_args.__wrapped__
+    assert list(inspect.signature(wrapped).parameters) == ["local_mode", "estimator", "train_args"]
 
 
-def test_the_sdk_still_asks_whether_torchrun_may_start_a_script_through_the_function_that_is_wrapped():
+def test_the_sdk_still_asks_whether_torchrun_may_start_a_script_through_the_function_that_is_wrapped(home):
+    import sagemaker.pytorch.estimator as estimators
     from sagemaker import fw_utils
 
-    assert "validate_torch_distributed_distribution(" in inspect.getsource(fw_utils.validate_distribution)
-    arguments = {"py_version": "py312", "image_uri": None, "entry_point": "train.py"}
-    enabled = {"torch_distributed": {"enabled": True}}
-    validate = fw_utils.validate_torch_distributed_distribution
-    validate(instance_type="local", framework_version="2.8.0", distribution=enabled, **arguments)
+    assert estimators.validate_distribution.__wrapped__ is fw_utils.validate_distribution
+    assert list(inspect.signature(fw_utils.validate_distribution).parameters)[-1] == "kwargs"
+    assert 'kwargs.get("instance_type")' in inspect.getsource(fw_utils.validate_distribution)
+
+    def validate(version, **arguments):
+        enabled = {"torch_distributed": {"enabled": True}}
+        arguments = {"entry_point": "train.py", "sagemaker_session": ProcessSession(home=home), **arguments}
+        return estimators.validate_distribution(enabled, None, "pytorch", version, "py312", None, arguments)
+
+    assert validate("2.8.0", instance_type="local") == {"torch_distributed": {"enabled": True}}
     with pytest.raises(ValueError, match="supported framework versions"):
-        validate(instance_type="local", framework_version="1.5", distribution=enabled, **arguments)
+        validate("1.5", instance_type="local")
     with pytest.raises(ValueError, match="only for GPU and Trainium"):
-        validate(instance_type="ml.c5.xlarge", framework_version="2.8.0", distribution=enabled, **arguments)
+        validate("2.8.0", instance_type="ml.c5.xlarge")
+    with pytest.raises(ValueError, match="only for GPU and Trainium"):
+        validate("2.8.0", instance_type="local", sagemaker_session=None)
+
+
+# Prints what the SDK refuses to a LocalSession, and how often it validates a configuration that is looked up 3 times.
+SDK_ALONE = """
+import json
+from sagemaker.config.config_schema import TELEMETRY_OPT_OUT_PATH
+from sagemaker.config import config as sdk_config
+from sagemaker.estimator import _TrainingJob
+from sagemaker.local import LocalSession
+from sagemaker.pytorch import PyTorch
+from sagemaker.utils import resolve_value_from_config
+import boto3, jsonschema
+
+CONFIG = {"SchemaVersion": "1.0", "SageMaker": {"PythonSDK": {"Modules": {"TelemetryOptOut": True}}}}
+
+def estimator(session, **arguments):
+    role = "arn:aws:iam::000000000000:role/x"
+    return PyTorch("train.py", role=role, framework_version="2.8.0", py_version="py312", instance_type="local",
+                   instance_count=1, sagemaker_session=session, **arguments)
+
+def train_arguments(session, **arguments):
+    job = estimator(session, **arguments)
+    job._current_job_name, job._hyperparameters = "job", {}
+    _TrainingJob._add_spot_checkpoint_args(session.local_mode, job, added := {})
+    return sorted(added)
+
+def attempt(function, *arguments, **keywords):
+    try:
+        return repr(function(*arguments, **keywords) and "accepted")
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+
+def validations(session):
+    calls, validate = [], jsonschema.validate
+    sdk_config.jsonschema.validate = lambda *arguments: calls.append(validate(*arguments))
+    for _ in range(3):
+        resolve_value_from_config(None, TELEMETRY_OPT_OUT_PATH, False, session)
+    sdk_config.jsonschema.validate = validate
+    return len(calls)
+
+def behaviour(session):
+    return {
+        "spot": attempt(train_arguments, session, use_spot_instances=True, max_wait=90000),
+        "checkpoint_s3_uri": attempt(train_arguments, session, checkpoint_s3_uri="s3://bucket/x"),
+        "checkpoint_local_path": attempt(train_arguments, session, checkpoint_local_path="/opt/ml/x"),
+        "torchrun": attempt(estimator, session, distribution={"torch_distributed": {"enabled": True}}),
+        "validations": validations(session),
+    }
+
+def plain():
+    return LocalSession(boto3.Session(region_name="us-west-2"), sagemaker_config=CONFIG)
+"""
+
+
+def test_a_plain_local_session_keeps_the_sdks_behaviour_beside_ours(home, tmp_path):
+    program = SDK_ALONE + textwrap.dedent(
+        f"""
+        before = behaviour(plain())
+        from fastmaker.local import ProcessSession
+        imported = behaviour(plain())
+        ours = behaviour(ProcessSession(home={str(home)!r}, sagemaker_config=CONFIG))
+        print(json.dumps([before, imported, ours, behaviour(plain())]))
+        """
+    )
+    (tmp_path / "train.py").touch()
+    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    before, imported, ours, after = json.loads(done.stdout.splitlines()[-1])
+    assert before == imported == after
+    assert before.pop("validations") == 3
+    assert ours.pop("validations") <= 1
+    assert set(ours.values()) == {"'accepted'"}
+    assert "Spot training is not supported in local mode" in before["spot"]
+    assert "checkpoint_s3_uri is not supported in local mode" in before["checkpoint_s3_uri"]
+    assert "checkpoint_local_path is not supported in local mode" in before["checkpoint_local_path"]
+    assert "only for GPU and Trainium" in before["torchrun"]
 
 
 def test_the_training_toolkit_still_takes_the_port_of_a_meeting_from_what_the_launcher_sets():

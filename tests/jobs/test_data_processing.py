@@ -9,7 +9,7 @@ import json
 
 import pytest
 
-from fastmaker.local.batch.data_processing import CSV, JSON, JSON_LINES, DataProcessing, ProcessingError, selected
+from fastmaker.local.batch.data_processing import CSV, JSON, JSON_LINES, DataProcessing, ProcessingError, select
 
 LETTERS = list("abcdefgh")
 OBJECT = {
@@ -61,7 +61,7 @@ def processing(content_type, **arguments):
     ],
 )
 def test_a_filter_of_indexes_gives_the_element_or_a_list(path, expected):
-    assert selected(path, LETTERS) == expected
+    assert select(path, LETTERS) == expected
 
 
 @pytest.mark.parametrize(
@@ -92,7 +92,7 @@ def test_a_filter_of_indexes_gives_the_element_or_a_list(path, expected):
     ],
 )
 def test_a_filter_of_names_gives_the_value_or_an_object_of_them(path, expected):
-    assert selected(path, OBJECT) == expected
+    assert select(path, OBJECT) == expected
 
 
 @pytest.mark.parametrize(
@@ -122,7 +122,7 @@ def test_a_filter_of_names_gives_the_value_or_an_object_of_them(path, expected):
 )
 def test_a_filter_that_names_what_is_not_there_fails_and_says_so(path, record):
     with pytest.raises(ProcessingError) as failed:
-        selected(path, record)
+        select(path, record)
     assert path in str(failed.value)
     assert "\n" not in str(failed.value)
     assert len(str(failed.value)) < 200
@@ -134,19 +134,19 @@ def test_a_filter_that_names_what_is_not_there_fails_and_says_so(path, record):
 )
 def test_a_missing_index_or_name_fails_whatever_else_is_found(path, record):
     with pytest.raises(ProcessingError):
-        selected(path, record)
+        select(path, record)
 
 
 @pytest.mark.parametrize("path", ["$.missing.*", "$.missing[*]", "$.missing[1:]", "$.field1.missing[0:2]"])
 def test_a_missing_name_fails_also_where_a_wildcard_or_a_slice_follows(path):
     with pytest.raises(ProcessingError):
-        selected(path, OBJECT)
+        select(path, OBJECT)
 
 
 @pytest.mark.parametrize(("path", "record"), [("$[1:]", OBJECT), ("$.id[1:]", OBJECT), ("$[1:]", "text")])
 def test_a_slice_of_what_is_no_list_fails(path, record):
     with pytest.raises(ProcessingError):
-        selected(path, record)
+        select(path, record)
 
 
 @pytest.mark.parametrize(
@@ -159,12 +159,12 @@ def test_a_slice_of_what_is_no_list_fails(path, record):
     ],
 )
 def test_a_name_in_each_of_several_objects_gives_a_list(path, expected):
-    assert selected(path, PEOPLE) == expected
+    assert select(path, PEOPLE) == expected
 
 
 @pytest.mark.parametrize("name", ["a.[b", "price.[EUR]"])
 def test_a_quoted_name_may_hold_a_dot_and_a_bracket(name):
-    assert selected(f"$['{name}']", {name: 1}) == 1
+    assert select(f"$['{name}']", {name: 1}) == 1
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from test_package import ask
 
 from fastmaker import preprocess
 from fastmaker.local.containers import free_ports
-from fastmaker.local.telemetry import opted_out
+from fastmaker.local.sdk import opt_out_of_telemetry
 from fastmaker.serving import models
 
 pytestmark = pytest.mark.docker
@@ -27,7 +27,7 @@ def sdk_session(tmp_path_factory, s3_url):
     with pytest.MonkeyPatch.context() as patch:
         for name, value in {**CREDENTIALS, "AWS_ENDPOINT_URL": s3_url}.items():
             patch.setenv(name, value)
-        session = LocalSession(default_bucket="bucket-of-the-sdk", sagemaker_config=opted_out(None))
+        session = LocalSession(default_bucket="bucket-of-the-sdk", sagemaker_config=opt_out_of_telemetry(None))
         (port,) = free_ports(1)
         folder = str(tmp_path_factory.mktemp("containers"))
         session.config = {"local": {"local_code": True, "serving_port": port, "container_root": folder}}

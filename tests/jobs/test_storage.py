@@ -16,6 +16,7 @@ import pytest
 
 from fastmaker.jobs import storage
 from fastmaker.jobs.storage import StorageError
+from fastmaker.jobs.storage.s3 import client as s3_client
 
 NAMES = [
     "plain",
@@ -63,7 +64,7 @@ def read(uri):
 def requests(s3):
     """Counts of the requests that the storage makes of S3, by their names."""
     counts = Counter()
-    storage._s3().meta.events.register("before-call.s3", lambda model, **_: counts.update([model.name]))
+    s3_client().meta.events.register("before-call.s3", lambda model, **_: counts.update([model.name]))
     return counts
 
 

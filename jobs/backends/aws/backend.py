@@ -1,4 +1,4 @@
-"""The backend of instance types ml.*: the SageMaker Python SDK's own Session, with what each job needs beside it."""
+"""The backend of instance types ml.*: an account of AWS, through the SageMaker Python SDK's own Session."""
 
 import contextlib
 import os
@@ -22,7 +22,7 @@ from fastmaker.jobs.backends.requests import EndpointRequest, Request, TrainingR
 from fastmaker.jobs.backends.resources import Resource, SageMakerResources
 from fastmaker.jobs.cli import redaction, tables
 from fastmaker.jobs.cli.errors import Failure
-from fastmaker.local.telemetry import opted_out
+from fastmaker.local.sdk import opt_out_of_telemetry
 
 TAG = "fastmaker"  # the key of the tag that everything made here has; its value is the name of the job or endpoint
 MAX_ATTEMPTS = 8  # of a request that AWS throttles; AWS_MAX_ATTEMPTS says otherwise
@@ -55,9 +55,9 @@ class Aws:
         redaction.own_accounts.add(self._caller["Account"])
         self._image_uri = image_uri and self._in_registry(image_uri)
         self.session = session.ResponsiveSession(self._boto)
-        self.session.sagemaker_config = opted_out(self.session.sagemaker_config)
+        self.session.sagemaker_config = opt_out_of_telemetry(self.session.sagemaker_config)
         self._folders = Folders(self._boto, self.session, self._caller["Account"], TAG, dry_run)
-        # The SDK would make it, where nothing is put into it, and asks for an account at an address that is fixed.
+        # Named here, since the SDK would also make it where nothing is put into it.
         self.session._default_bucket = self._folders.bucket_name
 
     def check(self, request: Request) -> bool:
@@ -67,7 +67,7 @@ class Aws:
         for uri in request.writes:
             if not uri.startswith("s3://"):
                 raise ValueError(f"{uri}: on AWS expected a URI that begins with s3://")
-        print(tables.table(["checked", "found"], list(self._found(request))), flush=True)
+        print(tables.table(["checked", "found"], list(self._checked(request))), flush=True)
         return True
 
     def training_arguments(self, name: str) -> dict:
@@ -91,7 +91,7 @@ class Aws:
         }
 
     def train(self, request: TrainingRequest) -> dict | None:
-        with self._listed_if_it_fails():
+        with self._creations_listed_on_failure():
             inputs = {
                 name: self._folders.upload(uri, "training-job", request.name, f"data/{name}")
                 for name, uri in request.channels.items()
@@ -102,7 +102,7 @@ class Aws:
             return None if self._dry_run else pytorch.completed_training_job(self.session, request.name)
 
     def deploy(self, request: EndpointRequest) -> bool:
-        with self._listed_if_it_fails():
+        with self._creations_listed_on_failure():
             model_data = self._folders.upload(request.model_data, "endpoint", request.name, "model")
             model = pytorch.pytorch_model(model_data, env=request.env, backend=self)
             self._print_cost_notice("until it is deleted", f"--endpoint {request.name}")
@@ -122,7 +122,7 @@ class Aws:
 
     def transform(self, request: TransformRequest) -> bool:
         upload = partial(self._folders.upload, kind="transform-job", name=request.name)
-        with self._listed_if_it_fails():
+        with self._creations_listed_on_failure():
             model = pytorch.pytorch_model(upload(request.model_data, part="model"), env=request.env, backend=self)
             source = upload(request.source, part="inputs")
             output = request.output or f"{self._folders.folder('transform-job', request.name)}/answers"
@@ -139,7 +139,7 @@ class Aws:
         return not self._dry_run
 
     def retry_transform(self, description: dict, name: str, manifest: str) -> None:
-        with self._listed_if_it_fails():
+        with self._creations_listed_on_failure():
             self._print_cost_notice(WHILE_RUNNING, f"--only transform-job/{name} --yes")
             pytorch.retry_transform(self.session, description, name, manifest, _tags(name))
 
@@ -154,7 +154,7 @@ class Aws:
     def resources(self, only: list[str] | None = None) -> list[Resource]:
         model_data = inventory.ModelData(self.session.sagemaker_client)
         found = [
-            *inventory.scalings(self._boto, self._is_our_endpoint),
+            *inventory.scaling_policies(self._boto, self._is_our_endpoint),
             *self._resources.listed(only),
             *inventory.images(self._boto, TAG),
             *inventory.folders(self.session.s3_client, self._folders.root, MARKER, TAG, model_data.models_below),
@@ -163,13 +163,13 @@ class Aws:
 
     def delete_endpoint(self, name: str) -> None:
         self.session.sagemaker_client.describe_endpoint(EndpointName=name)  # raises ClientError if there is none
-        for scaling in inventory.scalings(self._boto, self._is_our_endpoint, name):
+        for scaling in inventory.scaling_policies(self._boto, self._is_our_endpoint, name):
             scaling.delete()
         self._resources.delete_endpoint(name)
 
     @contextlib.contextmanager
-    def _listed_if_it_fails(self) -> Iterator[None]:
-        """If something fails, print what was made until then, and the command that removes it."""
+    def _creations_listed_on_failure(self) -> Iterator[None]:
+        """Print, if the body fails, what it made until then and the command that removes it."""
         try:
             yield
         except BaseException:
@@ -181,8 +181,8 @@ class Aws:
         if self._dry_run:
             print("\nnothing was sent; without --dry-run the requests above are made")
 
-    def _found(self, request: Request) -> Iterator[list[str]]:
-        """Yield what was checked and what was found. Raises Failure for what a job or an endpoint lacks."""
+    def _checked(self, request: Request) -> Iterator[list[str]]:
+        """Yield rows of what was checked and what was found. Raises Failure for what a job or an endpoint lacks."""
         kind, client = request.kind, self.session.sagemaker_client
         checks.name(client, kind, request.name)
         known = self.instance_type and checks.instance_type(client, kind, self.instance_type)
@@ -200,7 +200,7 @@ class Aws:
             yield ["quota", checks.quota(self._boto, kind, self.instance_type, request.most_instances)]
 
     def _print_cost_notice(self, duration: str, cleanup_flags: str) -> None:
-        """Say what costs, and how to end it."""
+        """Print how long it costs, and the command that ends it."""
         if not self._dry_run:
             print(f"costs {duration}; to end it: fastmaker cleanup --backend aws {cleanup_flags}", flush=True)
 

@@ -1,6 +1,6 @@
-"""What can be known before anything costs: each check says what it found, or raises Failure.
+"""Checks before anything costs. Each returns what it found, as text, or raises Failure.
 
-A check that the caller's permissions do not allow is no failure: it says that it was not made.
+A check that the caller's permissions do not allow is no failure: the text says that it was not made.
 """
 
 import difflib
@@ -22,7 +22,7 @@ ECR_IMAGE = re.compile(
     r"(?P<account>\d{12})\.dkr\.ecr\.(?P<region>[\w-]+)\.amazonaws\.com(?:\.cn)?/"
     r"(?P<repository>[^:@]+)(?:@(?P<digest>sha256:\w+)|:(?P<tag>[\w.-]+))?"
 )
-# What botocore's model of SageMaker's API calls their instance types.
+# The shapes of their instance types in botocore's model of SageMaker's API.
 SHAPES = {
     "training": "TrainingInstanceType",
     "spot training": "TrainingInstanceType",
@@ -39,7 +39,7 @@ QUOTAS = {
 
 
 def caller(session) -> dict:
-    """Whose the credentials are, `Account` and `Arn`; the first request of all, which finds out if they are good."""
+    """Return `Account` and `Arn` of the credentials. The first request of all, it finds out if they are valid."""
     try:
         return session.client("sts").get_caller_identity()
     except NoCredentialsError:
@@ -47,33 +47,34 @@ def caller(session) -> dict:
 
 
 def name(client, kind: str, name: str) -> None:
-    """That AWS takes the name, and that nothing has it: in S3 it would be overwritten before AWS refuses it."""
+    """Check that AWS takes the name and that it is free: data in S3 would be overwritten before AWS refuses it."""
     if not NAME.fullmatch(name):
         raise Failure(f"name {name!r}: expected at most 63 letters, digits and hyphens, with no hyphen at its ends")
-    what = "endpoint" if kind == "endpoint" else f"{kind.split()[-1]}_job"
-    key = "".join(word.capitalize() for word in what.split("_")) + "Name"
+    resource = "endpoint" if kind == "endpoint" else f"{kind.split()[-1]}_job"
+    key = "".join(word.capitalize() for word in resource.split("_")) + "Name"
     try:
-        getattr(client, f"describe_{what}")(**{key: name})
+        getattr(client, f"describe_{resource}")(**{key: name})
     except ClientError as error:
         if is_missing(error):
             return
         raise
-    raise Failure(f"{what.replace('_', ' ')} {name} exists; AWS keeps the names of jobs for ever: choose another")
+    raise Failure(f"{resource.replace('_', ' ')} {name} exists; AWS keeps the names of jobs for ever: choose another")
 
 
 def role(session, arn: str) -> str:
+    """Check that the role is there."""
     name = arn.rpartition("/")[2]
-    return _asked(f"role {name}", lambda: session.client("iam").get_role(RoleName=name))
+    return _requested(f"role {name}", lambda: session.client("iam").get_role(RoleName=name))
 
 
 def bucket(session, uri: str) -> str:
-    """That the bucket of a URI that something will be written to is there."""
+    """Check that the bucket of a URI is there, to which something will be written."""
     name = storage.bucket_and_key(uri)[0]
-    return _asked(f"bucket {name}", lambda: session.client("s3").head_bucket(Bucket=name))
+    return _requested(f"bucket {name}", lambda: session.client("s3").head_bucket(Bucket=name))
 
 
 def bucket_exists(session, name: str, owner: str | None) -> bool:
-    """Raises Failure if it is not the owner's, for others may take names that can be foretold."""
+    """Return whether the bucket is there. Raises Failure if another than the owner has taken the name."""
     try:
         session.client("s3").head_bucket(Bucket=name, **({"ExpectedBucketOwner": owner} if owner else {}))
     except ClientError as error:
@@ -87,29 +88,29 @@ def bucket_exists(session, name: str, owner: str | None) -> bool:
 
 
 def data(session, uri: str) -> str:
-    """That some object has the prefix."""
+    """Check that some object has the prefix."""
     bucket_name, prefix = storage.bucket_and_key(uri)
     list_some = functools.partial(session.client("s3").list_objects_v2, Bucket=bucket_name, Prefix=prefix, MaxKeys=1)
     found = []
-    told = _asked(f"bucket {bucket_name}", lambda: found.append(list_some()["KeyCount"]))
+    result = _requested(f"bucket {bucket_name}", lambda: found.append(list_some()["KeyCount"]))
     if found == [0]:
         raise Failure(f"{uri}: no object in S3 has this prefix")
-    return told
+    return result
 
 
 def image(session, uri: str) -> str:
-    """That an image in ECR is there. Others are the engine's business, as AWS has them only in ECR."""
+    """Check that an image is there. It has to be in ECR: SageMaker takes images from nowhere else."""
     found = ECR_IMAGE.fullmatch(uri)
     if not found:
         raise Failure(f"image {uri}: expected one in Amazon ECR; fastmaker image push puts one there")
     named = {"imageDigest": found["digest"]} if found["digest"] else {"imageTag": found["tag"] or "latest"}
     client = session.client("ecr", region_name=found["region"])
     arguments = {"registryId": found["account"], "repositoryName": found["repository"], "imageIds": [named]}
-    return _asked(f"image {uri}", lambda: client.describe_images(**arguments))
+    return _requested(f"image {uri}", lambda: client.describe_images(**arguments))
 
 
 def instance_type(client, kind: str, name: str) -> str:
-    """That SageMaker's API, as botocore knows it, has the type for this kind of job."""
+    """Check that SageMaker's API, as botocore knows it, has the type for this kind of job."""
     known = client.meta.service_model.shape_for(SHAPES[kind]).enum
     if name not in known:
         near = difflib.get_close_matches(name, known) or ["ml.g4dn.xlarge"]
@@ -118,7 +119,7 @@ def instance_type(client, kind: str, name: str) -> str:
 
 
 def quota(session, kind: str, instance_type: str, count: int) -> str:
-    """That so many instances of the type may run; says so where Service Quotas does not answer."""
+    """Check that so many instances of the type may run; the text says so where Service Quotas does not answer."""
     name = QUOTAS[kind].format(instance_type)
     try:
         pages = session.client("service-quotas").get_paginator("list_service_quotas").paginate(ServiceCode="sagemaker")
@@ -137,15 +138,16 @@ def quota(session, kind: str, instance_type: str, count: int) -> str:
     return f"{value:g}"
 
 
-def _asked(what: str, ask: Callable) -> str:
+def _requested(name: str, request: Callable[[], object]) -> str:
+    """Send a request, and return whether what has the name is there. Raises Failure if it is not."""
     try:
-        ask()
+        request()
     except ClientError as error:
         code = error.response["Error"]["Code"]
         if code in DENIED:
             return "not checked: these credentials may not look"
         if code in MISSING:
-            raise Failure(f"there is no {what}") from None
+            raise Failure(f"there is no {name}") from None
         raise
     except HTTPClientError:
         return UNREACHABLE

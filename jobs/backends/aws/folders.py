@@ -41,7 +41,7 @@ class Folders:
     def folder(self, kind: str, name: str) -> str:
         """Return the URI, without a slash at its end, of the folder of a job or an endpoint, marked as made here.
 
-        Raises Failure if it holds something of others.
+        Raises Failure if something is there that has no such mark.
         """
         uri = f"{self.root}/{kind}/{name}"
         if f"{kind}/{name}" in self.created:
@@ -50,15 +50,15 @@ class Folders:
         client = self._session.s3_client
         if not inventory.is_marked(client, self._bucket, key, self._tag):
             if inventory.holds_any(client, self._bucket, key.removesuffix(MARKER)):
-                raise Failure(f"{uri} holds what these scripts did not make: choose another name")
+                raise Failure(f"{uri} holds what fastmaker did not make: choose another name")
             client.put_object(Bucket=self._bucket, Key=key, Body=b"", Metadata={self._tag: name})
             self.created.add(f"{kind}/{name}")
         return uri
 
     def upload(self, uri: str, kind: str, name: str, part: str) -> str:
-        """Send what lies on this machine to `part` of the folder of a job or an endpoint; return its URI in S3.
+        """Upload a file or folder to `part` of the folder of a job or an endpoint; return its URI in S3.
 
-        What is in S3 stays where it is.
+        What is in S3 already stays where it is.
         """
         if uri.startswith("s3://"):
             return uri

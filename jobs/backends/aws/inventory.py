@@ -41,10 +41,10 @@ def is_our_endpoint(client, name: str, key: str, if_gone: bool) -> bool:
         raise
 
 
-def scalings(boto, is_ours, endpoint: str | None = None) -> list[Resource]:
-    """Return what scales endpoints, one or all: of those that are ours, and by our policies where one is gone."""
+def scaling_policies(boto, is_ours, endpoint: str | None = None) -> list[Resource]:
+    """Return the scaling, of one endpoint or all, of endpoints that are ours; where one is gone, our policies tell."""
     client = boto.client("application-autoscaling")
-    with _allowed("scaling"):
+    with _unless_denied("scaling"):
         targets = list(paginate(client, "describe_scalable_targets", "ScalableTargets", **NAMESPACE))
         policies = list(paginate(client, "describe_scaling_policies", "ScalingPolicies", **NAMESPACE))
         found = []
@@ -71,7 +71,7 @@ def images(boto, tag: str) -> list[Resource]:
     """Return the repositories of ECR that have the tag, with all images in them."""
     client = boto.client("ecr")
     found = []
-    with _allowed("images"):
+    with _unless_denied("images"):
         for repository in paginate(client, "describe_repositories", "repositories", "nextToken"):
             tags = client.list_tags_for_resource(resourceArn=repository["repositoryArn"])["tags"]
             if tag_of(tags, tag) is not None:
@@ -88,7 +88,7 @@ def folders(client, root: str, marker: str, tag: str, models_below) -> list[Reso
     """
     bucket, prefix = storage.bucket_and_key(root)
     found = []
-    with _allowed("data in S3"):
+    with _unless_denied("data in S3"):
         for kind in _folders_in(client, bucket, f"{prefix}/"):
             for folder in _folders_in(client, bucket, kind):
                 if is_marked(client, bucket, folder + marker, tag):
@@ -110,7 +110,7 @@ def _folder(client, bucket: str, folder: str, name: str, marker: str, models_bel
 
 
 class ModelData:
-    """Which models, anybody's, take data from where. Each is described once: a model never changes."""
+    """The places that models, anybody's, take data from. Each is described once: a model never changes."""
 
     def __init__(self, client):
         self._client = client
@@ -135,7 +135,7 @@ class ModelData:
 
 
 def _data_uris(model: dict) -> Iterator[str]:
-    """Yield the URIs of what the containers of a model, as DescribeModel has it, take from S3."""
+    """Yield the URIs of the data in S3 of a model's containers; `model` is DescribeModel's answer."""
     for container in [model.get("PrimaryContainer", {}), *model.get("Containers", ())]:
         if "ModelDataUrl" in container:
             yield container["ModelDataUrl"]
@@ -191,13 +191,13 @@ def _delete_objects(client, bucket: str, keys: list[str]) -> bool:
 
 
 @contextlib.contextmanager
-def _allowed(what: str) -> Iterator[None]:
-    """Go on without what these credentials may not look at, saying so."""
+def _unless_denied(kind: str) -> Iterator[None]:
+    """Go on without a kind of resource that these credentials may not list, saying so."""
     try:
         yield
     except ClientError as error:
         code = error.response["Error"]["Code"]
         if code in DENIED:
-            print(f"not listed: {what}, at which these credentials may not look")
+            print(f"not listed: {kind}, at which these credentials may not look")
         elif code != "NoSuchBucket":
             raise

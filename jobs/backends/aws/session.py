@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 from sagemaker.session import Session
 
-from fastmaker.jobs.cli.errors import Interrupted
+from fastmaker.local.sdk import Interrupted
 
 POLL_SECONDS = 5
 

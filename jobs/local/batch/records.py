@@ -7,10 +7,11 @@ import gzip
 import io
 import struct
 import zlib
-from collections.abc import Iterator
-from typing import BinaryIO
+from collections.abc import Callable, Iterator, Sized
+from typing import BinaryIO, TypeVar
 
 MB = 2**20
+_Sized = TypeVar("_Sized", bound=Sized)
 RECORD_IO_MAGIC = 0xCED7230A  # https://mxnet.apache.org/versions/1.9.1/api/faq/recordio
 
 
@@ -19,29 +20,31 @@ class RecordError(Exception):
 
 
 def payloads(stream: BinaryIO, split_type: str, strategy: str, max_payload_mb: int, gzipped: bool) -> Iterator[bytes]:
-    """The bodies of the requests for one object, each of up to `max_payload_mb` MB (0: of any size).
+    """Yield the bodies of the requests for one object, each of up to `max_payload_mb` MB (0: of any size).
 
     `split_type` None gives the object as it is; Line and RecordIO give single records where `strategy` is SingleRecord,
     else as many as fit. Raises RecordError.
     """
     limit = max_payload_mb * MB or None
-    stream = io.BufferedReader(stream)
+    source: io.BufferedIOBase = io.BufferedReader(stream)  # type: ignore[type-var]
     if gzipped:
-        stream = gzip.GzipFile(fileobj=stream)
+        source = gzip.GzipFile(fileobj=source)
     try:
         if split_type == "None":
-            yield _checked(stream.read(limit + 1 if limit else -1), limit, "the object")
+            yield _check_size(source.read(limit + 1 if limit else -1), limit, "the object")
         elif strategy == "SingleRecord":
-            yield from _RECORDS[split_type](stream, limit)
+            yield from _RECORDS[split_type](source, limit, False)
         else:
             join = b"".join if split_type == "RecordIO" else b"\n".join
-            yield from _packed(_RECORDS[split_type](stream, limit, framed=True), limit, join)
+            yield from _pack(_RECORDS[split_type](source, limit, True), limit, join)
     except (gzip.BadGzipFile, zlib.error, EOFError) as error:
         raise RecordError(f"it is no whole gzip file: {error}") from None
 
 
-def _packed(records: Iterator[bytes], limit: int | None, join) -> Iterator[bytes]:
-    batch, size, between = [], 0, len(join([b"", b""]))
+def _pack(records: Iterator[bytes], limit: int | None, join: Callable[[list[bytes]], bytes]) -> Iterator[bytes]:
+    """Yield payloads of as many records as `limit` bytes hold."""
+    batch: list[bytes] = []
+    size, between = 0, len(join([b"", b""]))
     for record in records:
         if batch and limit and size + len(record) > limit:
             yield join(batch)
@@ -52,13 +55,13 @@ def _packed(records: Iterator[bytes], limit: int | None, join) -> Iterator[bytes
         yield join(batch)
 
 
-def _lines(stream: BinaryIO, limit: int | None, framed: bool = False) -> Iterator[bytes]:
+def _lines(stream: io.BufferedIOBase, limit: int | None, framed: bool) -> Iterator[bytes]:
     while line := stream.readline(limit + 2 if limit else -1):
-        yield _checked(line.removesuffix(b"\n").removesuffix(b"\r"), limit, "a line")
+        yield _check_size(line.removesuffix(b"\n").removesuffix(b"\r"), limit, "a line")
 
 
-def _record_io(stream: BinaryIO, limit: int | None, framed: bool = False) -> Iterator[bytes]:
-    """Each record's data; with `framed` as it stands there, header and padding included."""
+def _record_io(stream: io.BufferedIOBase, limit: int | None, framed: bool) -> Iterator[bytes]:
+    """Yield each record's data, with `framed` as it was stored, header and padding included."""
     while header := stream.read(8):
         if len(header) < 8:
             raise RecordError("its last RecordIO header is cut off")
@@ -67,7 +70,7 @@ def _record_io(stream: BinaryIO, limit: int | None, framed: bool = False) -> Ite
             raise RecordError(f"it is not RecordIO: a record begins with {header[:4].hex()}, not with 0a23d7ce")
         if length >> 29:
             raise RecordError("a RecordIO record of several parts is not supported")
-        _checked(range(length), limit, "a RecordIO record")
+        _check_size(range(length), limit, "a RecordIO record")
         padded = stream.read(-(-length // 4) * 4)
         if len(padded) < length:
             raise RecordError("its last RecordIO record is cut off")
@@ -77,7 +80,8 @@ def _record_io(stream: BinaryIO, limit: int | None, framed: bool = False) -> Ite
 _RECORDS = {"Line": _lines, "RecordIO": _record_io}
 
 
-def _checked(record, limit: int | None, what: str):
+def _check_size(record: _Sized, limit: int | None, what: str) -> _Sized:
+    """Return `record`. Raises RecordError if it is longer than `limit`."""
     if limit and len(record) > limit:
         raise RecordError(f"{what} is larger than MaxPayloadInMB, which is {limit // MB} MB")
     return record

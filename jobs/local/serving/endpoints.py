@@ -1,10 +1,11 @@
 """Endpoints: each instance of each variant is a container that runs TorchServe through the serving toolkit.
 
-No process watches over an endpoint: whoever describes or invokes it looks at its servers and moves its status on.
+No process watches an endpoint: whoever describes or invokes it looks at its servers and updates its status.
 """
 
 import random
 from pathlib import Path
+from typing import Any
 
 from fastmaker.jobs import storage
 from fastmaker.local.containers import Container, ContainerError, free_ports
@@ -12,11 +13,19 @@ from fastmaker.local.serving import torchserve
 from fastmaker.local.store import Store, now
 
 KIND = "endpoints"
-DRAIN_SECONDS = 5  # for the answers under way when other servers take over; one that is deleted gets none
+DRAIN_SECONDS = 5  # for requests under way when other servers take over; a deleted endpoint waits for none
 
 
-def create(store: Store, name: str, arn: str, config: dict, models: dict[str, dict], tags: list, s3) -> None:
-    """Record the endpoint and start its servers, models in S3 fetched by the client `s3`.
+def create(
+    store: Store,
+    name: str,
+    arn: str,
+    config: dict[str, Any],
+    models: dict[str, dict[str, Any]],
+    tags: list[dict[str, str]],
+    s3: Any,
+) -> None:
+    """Record the endpoint and start its servers; the client `s3` fetches models from S3.
 
     Raises FileExistsError if the name is taken.
     """
@@ -34,7 +43,7 @@ def create(store: Store, name: str, arn: str, config: dict, models: dict[str, di
     _launch(store, name, config, models, s3)
 
 
-def update(store: Store, name: str, config: dict, models: dict[str, dict], s3) -> None:
+def update(store: Store, name: str, config: dict[str, Any], models: dict[str, dict[str, Any]], s3: Any) -> None:
     """Start the servers of `config`; they take over once they are ready (see `describe`). Raises KeyError."""
     with store.changing(name) as record:
         record["description"].update(EndpointStatus="Updating", LastModifiedTime=now())
@@ -42,30 +51,31 @@ def update(store: Store, name: str, config: dict, models: dict[str, dict], s3) -
     _launch(store, name, config, models, s3)
 
 
-def describe(store: Store, name: str) -> dict:
-    """The endpoint as DescribeEndpoint answers it, after a look at its servers. Raises KeyError."""
-    return _looked_after(store, name)["description"]
+def describe(store: Store, name: str) -> dict[str, Any]:
+    """Return the endpoint as DescribeEndpoint does, after a look at its servers. Raises KeyError."""
+    description: dict[str, Any] = _refresh(store, name)["description"]
+    return description
 
 
 def delete(store: Store, name: str) -> None:
-    """Stop the servers and forget the endpoint. Raises KeyError."""
+    """Stop the servers and delete the endpoint. Raises KeyError."""
     record = store.read(name)
     _stop(store, name, record["servers"] + record["next_servers"])
     store.delete(name)
 
 
-def pick_server(store: Store, name: str, variant: str | None) -> dict:
-    """A server to send a request to: one of `variant`, or of any by the variants' weights.
+def pick_server(store: Store, name: str, variant: str | None) -> dict[str, Any]:
+    """Return a server to send a request to: one of `variant`, or of any by the variants' weights.
 
     Raises KeyError for an unknown endpoint, LookupError with the reason if it has no such server in service.
     """
     record = store.read(name)
     if record["description"]["EndpointStatus"] != "InService":
-        record = _looked_after(store, name)
+        record = _refresh(store, name)
     status = record["description"]["EndpointStatus"]
     if status not in ("InService", "Updating"):
         raise LookupError(f"Endpoint {name} is not in service: its status is {status}")
-    servers = [server for server in record["servers"] if variant in (None, server["variant"])]
+    servers: list[dict[str, Any]] = [s for s in record["servers"] if variant in (None, s["variant"])]
     if not servers:
         names = sorted({server["variant"] for server in record["servers"]})
         raise LookupError(f"Endpoint {name} has no variant {variant}; its variants are {', '.join(names)}")
@@ -73,7 +83,7 @@ def pick_server(store: Store, name: str, variant: str | None) -> dict:
 
 
 def interrupt(store: Store, name: str) -> None:
-    """End servers that were starting when the user gave up: the endpoint is Failed, or what it was before."""
+    """End servers that were starting when the user pressed Ctrl-C: the endpoint is Failed, or what it was before."""
     record = store.read(name)
     if record["description"]["EndpointStatus"] == "Updating":
         _roll_back(store, name, "the update was interrupted")
@@ -81,13 +91,13 @@ def interrupt(store: Store, name: str) -> None:
         _fail(store, name, "the deployment was interrupted")
 
 
-def _launch(store: Store, name: str, config: dict, models: dict[str, dict], s3) -> None:
+def _launch(store: Store, name: str, config: dict[str, Any], models: dict[str, dict[str, Any]], s3: Any) -> None:
     """Start a server for each instance of each variant, as the record's next_servers."""
     directory = store.directory(name)
     generation = 1 + max((int(path.name) for path in directory.glob("[0-9]*")), default=0)
     try:
         with store.changing(name) as record:
-            record["launching"] = True  # nobody takes the first server to be ready for all of them
+            record["launching"] = True  # until all servers are listed, a ready one is not taken for all of them
         for variant in config["ProductionVariants"]:
             for instance in range(variant.get("InitialInstanceCount", 1)):
                 folder = f"{generation}/{variant['VariantName']}-{instance + 1}"
@@ -107,44 +117,44 @@ def _launch(store: Store, name: str, config: dict, models: dict[str, dict], s3) 
         with store.changing(name) as record:
             record["launching"] = False
     except (ContainerError, storage.StorageError) as error:
-        _failed_to_start(store, name, str(error))
+        _fail_start(store, name, str(error))
     except BaseException:
         interrupt(store, name)
         raise
 
 
-def _looked_after(store: Store, name: str) -> dict:
-    """The record, its status moved on by what its servers do now."""
+def _refresh(store: Store, name: str) -> dict[str, Any]:
+    """Return the record, after its status was brought up to date with the servers."""
     record = store.read(name)
     status = record["description"]["EndpointStatus"]
     if status in ("Creating", "Updating"):
-        _look_at_new_servers(store, name, record)
+        _check_new_servers(store, name, record)
         record = store.read(name)
     for server in record["servers"] if status in ("InService", "Updating") else ():
-        # A server that was replaced since we read the record is dead for a good reason.
+        # A server that was replaced since the record was read was stopped on purpose.
         if not _container(store, name, server).alive() and server in store.read(name)["servers"]:
             _fail(store, name, f"the server of {Path(server['folder']).name} has died")
             break
     return store.read(name)
 
 
-def _look_at_new_servers(store: Store, name: str, record: dict) -> None:
+def _check_new_servers(store: Store, name: str, record: dict[str, Any]) -> None:
     servers = record["next_servers"]
     for server in servers:
         container = _container(store, name, server)
         if not server["ready"]:
             server["ready"] = torchserve.all_workers_ready(server["port"])
         if not server["ready"] and (reason := torchserve.why_not_starting(container)):
-            _failed_to_start(store, name, reason)
+            _fail_start(store, name, reason)
             return
     if not record["launching"] and all(server["ready"] for server in servers):
         _take_over(store, name, servers)
 
 
-def _take_over(store: Store, name: str, servers: list[dict]) -> None:
+def _take_over(store: Store, name: str, servers: list[dict[str, Any]]) -> None:
     with store.changing(name) as record:
         if not servers or record["next_servers"] != [{**server, "ready": False} for server in servers]:
-            return  # another process was quicker
+            return  # another process has done it
         old = record["servers"]
         record.update(servers=servers, next_servers=[])
         description = record["description"]
@@ -156,7 +166,7 @@ def _take_over(store: Store, name: str, servers: list[dict]) -> None:
     _stop(store, name, old, DRAIN_SECONDS)
 
 
-def _failed_to_start(store: Store, name: str, reason: str) -> None:
+def _fail_start(store: Store, name: str, reason: str) -> None:
     if store.read(name)["description"]["EndpointStatus"] == "Updating":
         _roll_back(store, name, reason)
     else:
@@ -183,16 +193,16 @@ def _roll_back(store: Store, name: str, reason: str) -> None:
     _stop(store, name, new)
 
 
-def _stop(store: Store, name: str, servers: list[dict], grace_seconds: float = 0) -> None:
+def _stop(store: Store, name: str, servers: list[dict[str, Any]], grace_seconds: float = 0) -> None:
     for server in servers:
         _container(store, name, server).close(grace_seconds)
 
 
-def _container(store: Store, name: str, server: dict) -> Container:
+def _container(store: Store, name: str, server: dict[str, Any]) -> Container:
     return Container(store.directory(name) / server["folder"])
 
 
-def _summaries(config: dict) -> list[dict]:
+def _summaries(config: dict[str, Any]) -> list[dict[str, Any]]:
     return [
         {
             "VariantName": variant["VariantName"],

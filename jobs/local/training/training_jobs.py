@@ -1,7 +1,7 @@
 """Training jobs: ``python -m fastmaker.local.training.training_jobs JOB_DIRECTORY`` runs one, in a process of its own.
 
-That process outlives the one that called ``fit``, so that the job can be described, waited for and stopped from
-anywhere. The order of events and the places of files are those of a training job on AWS
+That process outlives the one that called ``fit``, so that any process can describe, await and stop the job. The order
+of events and the places of files are those of a training job on AWS
 (https://docs.aws.amazon.com/sagemaker/latest/dg/your-algorithms-training-algo-running-container.html).
 """
 
@@ -12,71 +12,25 @@ import sys
 import time
 from datetime import datetime
 from pathlib import Path
+from types import FrameType
+from typing import Any
 
 from fastmaker.jobs import storage
 from fastmaker.local import supervisor
 from fastmaker.local.containers import Container, ContainerError, free_ports, pack, stop_processes
 from fastmaker.local.store import Store, now
 from fastmaker.local.supervisor import FINAL, MAX_REASON
-from fastmaker.local.training.checkpoints import DEFAULT_PATH, OPT_ML, Checkpoints
+from fastmaker.local.training.checkpoints import Checkpoints
 from fastmaker.local.training.host import PEER_GONE, Host
+from fastmaker.local.training.validation import channel_uri
 
 KIND = "training-jobs"
 STOP_GRACE_SECONDS = 120  # https://docs.aws.amazon.com/sagemaker/latest/APIReference/API_StopTrainingJob.html
-MAX_HOSTS = 20  # https://docs.aws.amazon.com/sagemaker/latest/dg/regions-quotas.html
-FAILED_GRACE_SECONDS = 20  # for what runs on when a host has failed, or the script has ended
-LAST_WORDS_SECONDS = 5  # that hosts have to say why they ended too, when one has failed
+FAILED_GRACE_SECONDS = 20  # for processes that still run when a host has failed, or the script has ended
+REPORT_SECONDS = 5  # for other hosts to report why they ended too, when one has failed
 
 
-def validation_error(request: dict) -> str | None:
-    """Why the CreateTrainingJob `request` cannot be run here, or None."""
-    resources = request["ResourceConfig"]
-    if resources.get("InstanceType") not in ("local", "local_gpu"):
-        return f"the instance type is {resources.get('InstanceType')!r}; a ProcessSession runs local and local_gpu"
-    if not 1 <= resources.get("InstanceCount", 1) <= MAX_HOSTS:
-        return f"InstanceCount is {resources['InstanceCount']}; a ProcessSession trains on 1 to {MAX_HOSTS} hosts"
-    if "TrainingImage" not in request["AlgorithmSpecification"]:
-        return "AlgorithmSpecification names no TrainingImage; algorithms from the marketplace do not run locally"
-    if "sagemaker_program" not in request.get("HyperParameters", {}):
-        return "the request names no entry_point; a ProcessSession runs PyTorch's script mode, not the image itself"
-    for definition in request["AlgorithmSpecification"].get("MetricDefinitions", ()):
-        try:
-            re.compile(definition["Regex"])
-        except re.error as error:
-            return f"metric {definition['Name']!r}: {definition['Regex']!r} is no regular expression: {error}"
-    checkpoints = request.get("CheckpointConfig", {})
-    if checkpoints and not checkpoints.get("LocalPath", DEFAULT_PATH).startswith(OPT_ML):
-        return f"checkpoint_local_path is {checkpoints['LocalPath']!r}; expected a path below {OPT_ML}"
-    outputs = {
-        "output_path": request["OutputDataConfig"].get("S3OutputPath"),  # without one they go to FASTMAKER_HOME
-        "checkpoint_s3_uri": checkpoints.get("S3Uri"),
-    }
-    for argument, uri in outputs.items():
-        try:
-            if uri:
-                storage.check_scheme(uri)
-        except storage.StorageError as error:
-            return f"{argument}: {error}"
-    mode = request["AlgorithmSpecification"].get("TrainingInputMode", "File")
-    for channel in request.get("InputDataConfig", ()):
-        name, source = channel["ChannelName"], channel["DataSource"]
-        if channel.get("InputMode", mode) == "Pipe":
-            return f"channel {name!r}: input mode Pipe cannot be had locally; use File or FastFile"
-        if channel.get("CompressionType", "None") != "None":
-            return f"channel {name!r}: CompressionType {channel['CompressionType']} cannot be had locally"
-        if source.get("S3DataSource", {}).get("S3DataType", "S3Prefix") != "S3Prefix":
-            return f"channel {name!r}: S3DataType {source['S3DataSource']['S3DataType']} cannot be had locally"
-        uri = _uri(channel)
-        if uri is None:
-            return f"channel {name!r}: expected an S3DataSource, or a FileDataSource of local mode"
-        try:
-            storage.check(uri)
-        except storage.StorageError as error:
-            return f"channel {name!r}: {error}"
-    return None
-
-
-def start(store: Store, request: dict, arn: str, env: dict[str, str], image: str | None = None) -> None:
+def start(store: Store, request: dict[str, Any], arn: str, env: dict[str, str], image: str | None = None) -> None:
     """Record the job and start the process that runs it, with its hosts as Docker containers of `image` if it is given.
 
     Raises FileExistsError if the name is taken.
@@ -105,8 +59,8 @@ def start(store: Store, request: dict, arn: str, env: dict[str, str], image: str
     supervisor.start(store, name, record, "fastmaker.local.training.training_jobs", env)
 
 
-def describe(store: Store, name: str) -> dict:
-    """The job as DescribeTrainingJob answers it; a job whose processes have died is Failed. Raises KeyError."""
+def describe(store: Store, name: str) -> dict[str, Any]:
+    """Return the job as DescribeTrainingJob does; a job whose processes have died is Failed. Raises KeyError."""
     record = store.read(name)
     if record["description"]["TrainingJobStatus"] not in FINAL and not supervisor.running(record):
         record = store.read(name)  # it may have ended while we looked
@@ -119,7 +73,8 @@ def describe(store: Store, name: str) -> dict:
                 else:
                     reason = "InternalServerError: the process that ran the job has died"
                     _finish(record["description"], "Failed", reason)
-    return record["description"]
+    description: dict[str, Any] = record["description"]
+    return description
 
 
 def stop(store: Store, name: str) -> None:
@@ -132,7 +87,7 @@ def stop(store: Store, name: str) -> None:
 
 
 def containers(store: Store, name: str) -> list[Container]:
-    """Those of the job's hosts."""
+    """Return the containers of the job's hosts, in their order."""
     return [Container(path) for path in sorted(store.directory(name).glob("algo-*"), key=_number_of_host)]
 
 
@@ -145,9 +100,9 @@ class Stopped(Exception):
 
 
 class Job:
-    """One run of a training job, from its record to its artefacts."""
+    """Run a training job, from its record to its artifacts."""
 
-    def __init__(self, directory: Path):
+    def __init__(self, directory: Path) -> None:
         self.name = directory.name
         self.store = Store(directory.parent.parent, KIND)
         record = self.store.read(self.name)
@@ -160,10 +115,10 @@ class Job:
         self.stop_requested = False
 
     def run(self) -> None:
-        """Everything from Downloading to a final status; whatever goes wrong becomes the FailureReason."""
+        """Run the job from Downloading to a final status; an error becomes the FailureReason."""
         signal.signal(signal.SIGTERM, self._request_stop)
         try:
-            for host in self.hosts:  # first: a job that is stopped at any moment after uploads what its trees hold
+            for host in self.hosts:  # first: a job that is stopped later uploads what its trees hold
                 host.container.create()
             self._enter("Downloading", "Downloading input data")
             self._stage()
@@ -184,6 +139,7 @@ class Job:
                 host.container.close()
 
     def _stage(self) -> None:
+        """Prepare the trees of all hosts. Raises Stopped, ContainerError and StorageError."""
         storage.check_writable(self.request["OutputDataConfig"]["S3OutputPath"])  # hours before it is written to
         for host in self.hosts:
             host.stage(self.hosts[0])
@@ -192,38 +148,43 @@ class Job:
         self._raise_if_stopped()
 
     def _train(self) -> None:
-        """Run the script on every host; each is waited for, and one that fails ends the job."""
+        """Run the script on every host until all have ended; one that fails ends the job.
+
+        Raises Stopped and AlgorithmError.
+        """
         (master_port,) = free_ports(1)
         for host in self.hosts:
             host.start(master_port)
         deadline = time.monotonic() + self.request["StoppingCondition"]["MaxRuntimeInSeconds"]
         try:
-            while any(host.process.poll() is None for host in self.hosts):
-                if any(host.process.poll() for host in self.hosts):
-                    self._wait_for_last_words()
+            while any(host.status() is None for host in self.hosts):
+                if any(host.status() for host in self.hosts):
+                    self._wait_for_reports()
                     break
                 if self.stop_requested or time.monotonic() > deadline:
                     self._stop_hosts(STOP_GRACE_SECONDS)
                     raise Stopped("Stopped" if self.stop_requested else "MaxRuntimeExceeded")
                 self.checkpoints.save()
                 time.sleep(0.1)
-            failed = [host for host in self.hosts if host.process.poll()]
+            failed = [host for host in self.hosts if host.status()]
         finally:
-            self._stop_hosts(FAILED_GRACE_SECONDS)  # the others of one that failed, and what scripts left running
+            self._stop_hosts(
+                FAILED_GRACE_SECONDS
+            )  # the other hosts of one that failed, and processes that scripts left running
             self.checkpoints.save(last=True)
         if failed:
             raise AlgorithmError(self._failure(failed))
 
-    def _wait_for_last_words(self) -> None:
-        deadline = time.monotonic() + LAST_WORDS_SECONDS
-        while time.monotonic() < deadline and any(host.process.poll() is None for host in self.hosts):
+    def _wait_for_reports(self) -> None:
+        deadline = time.monotonic() + REPORT_SECONDS
+        while time.monotonic() < deadline and any(host.status() is None for host in self.hosts):
             time.sleep(0.1)
 
     def _stop_hosts(self, grace_seconds: float) -> None:
         stop_processes(lambda: [p for host in self.hosts for p in host.container.processes()], grace_seconds)
 
     def _failure(self, failed: list[Host]) -> str:
-        """The reason of the host that is the cause: one that says more than that another has gone."""
+        """Return the reason of the host that is the cause: one that reports more than the end of another."""
         reasons = {host: host.failure() for host in failed}
         cause = min(failed, key=lambda host: bool(PEER_GONE.search(reasons[host])))
         if len(self.hosts) == 1:
@@ -233,9 +194,9 @@ class Job:
         return f"host {cause.label}: {reason}"
 
     def _upload(self) -> None:
-        """What the job leaves: output/model.tar.gz of /opt/ml/model, output/output.tar.gz of /opt/ml/output/data.
+        """Write output/model.tar.gz of /opt/ml/model, and output/output.tar.gz of /opt/ml/output/data if it has files.
 
-        Those of all hosts are put together; of a file that several have, the first host's is taken.
+        The hosts' folders are put together; of a file that several have, the first host's is taken.
         """
         artifacts = self.request["ModelArtifacts"]["S3ModelArtifacts"].rpartition("/")[0]
         roots = [host.container.root for host in self.hosts]
@@ -248,8 +209,8 @@ class Job:
             storage.put(packed, storage.join(artifacts, archive), self.request["OutputDataConfig"].get("KmsKeyId"))
             packed.unlink()
 
-    def _metrics(self) -> list[dict]:
-        """The last value of each metric definition in the log (FinalMetricDataList)."""
+    def _metrics(self) -> list[dict[str, Any]]:
+        """Return the last value of each metric definition in the log (FinalMetricDataList)."""
         logs = [host.container.log for host in self.hosts]
         log = "".join(log.read_text("utf-8", "replace") for log in logs if log.exists())
         metrics = []
@@ -259,18 +220,20 @@ class Job:
                 metrics.append({"MetricName": definition["Name"], "Value": found[-1], "Timestamp": now()})
         return metrics
 
-    def _enter(self, secondary: str, message: str, **values) -> None:
+    def _enter(self, secondary: str, message: str, **values: Any) -> None:
+        """Record the next SecondaryStatus. Raises Stopped if the job was asked to stop."""
         self._raise_if_stopped()
         with self.store.changing(self.name) as record:
             _enter(record["description"], secondary, message, **values)
 
     def finish(self, status: str, reason: str | None = None, secondary: str | None = None) -> None:
+        """Record the final status and, if the job failed, why."""
         metrics = self._metrics()
         with self.store.changing(self.name) as record:
             record["description"]["FinalMetricDataList"] = metrics
             _finish(record["description"], status, reason, secondary)
 
-    def _request_stop(self, number, frame) -> None:
+    def _request_stop(self, number: int, frame: FrameType | None) -> None:
         self.stop_requested = True
 
     def _raise_if_stopped(self) -> None:
@@ -282,15 +245,15 @@ class AlgorithmError(Exception):
     """The training script failed."""
 
 
-def _number(match: re.Match) -> float | None:
-    """What the first group matched, if it is a number."""
+def _number(match: re.Match[str]) -> float | None:
+    """Return what the first group matched, if it is a number."""
     try:
         return float(match[1])
     except (IndexError, TypeError, ValueError):
         return None
 
 
-def _enter(description: dict, secondary: str, message: str, status: str | None = None, **values) -> None:
+def _enter(description: dict[str, Any], secondary: str, message: str, status: str | None = None, **values: Any) -> None:
     moment = now()
     transitions = description["SecondaryStatusTransitions"]
     transitions[-1]["EndTime"] = moment
@@ -300,7 +263,7 @@ def _enter(description: dict, secondary: str, message: str, status: str | None =
         description["TrainingJobStatus"] = status
 
 
-def _finish(description: dict, status: str, reason: str | None = None, secondary: str | None = None) -> None:
+def _finish(description: dict[str, Any], status: str, reason: str | None = None, secondary: str | None = None) -> None:
     if reason:
         description["FailureReason"] = reason[:MAX_REASON]
     _enter(description, secondary or status, reason or f"Training job {status.lower()}", status=status)
@@ -310,28 +273,26 @@ def _finish(description: dict, status: str, reason: str | None = None, secondary
     description.update(TrainingEndTime=ended, TrainingTimeInSeconds=seconds, BillableTimeInSeconds=seconds)
 
 
-def _transition(status: str, message: str, moment: datetime) -> dict:
+def _transition(status: str, message: str, moment: datetime) -> dict[str, Any]:
     return {"Status": status, "StartTime": moment, "StatusMessage": message}
 
 
-def _uri(channel: dict) -> str | None:
-    source = channel["DataSource"]
-    return source.get("S3DataSource", {}).get("S3Uri") or source.get("FileDataSource", {}).get("FileUri")
-
-
-def _with_s3_source(channel: dict) -> dict:
-    """The channel as AWS describes one: local mode's FileDataSource becomes an S3DataSource with a file:// URI."""
+def _with_s3_source(channel: dict[str, Any]) -> dict[str, Any]:
+    """Return the channel as AWS describes one: a FileDataSource becomes an S3DataSource with a file:// URI."""
     source = {"S3DataType": "S3Prefix", "S3DataDistributionType": "FullyReplicated"}
     source |= channel["DataSource"].get("S3DataSource", {})
-    return {**channel, "DataSource": {"S3DataSource": {**source, "S3Uri": storage.absolute(_uri(channel))}}}
+    return {
+        **channel,
+        "DataSource": {"S3DataSource": {**source, "S3Uri": storage.absolute(channel_uri(channel) or "")}},
+    }
 
 
-def _with_absolute_uri(checkpoints: dict) -> dict:
+def _with_absolute_uri(checkpoints: dict[str, Any]) -> dict[str, Any]:
     return {**checkpoints, "S3Uri": storage.absolute(checkpoints["S3Uri"])}
 
 
-def _with_absolute_source(hyperparameters: dict) -> dict:
-    """The job runs in another directory than the caller, who may have named the source relative to his own."""
+def _with_absolute_source(hyperparameters: dict[str, Any]) -> dict[str, Any]:
+    """Return hyperparameters whose source directory does not depend on the caller's current directory."""
     source = json.loads(hyperparameters.get("sagemaker_submit_directory", '""'))
     return {**hyperparameters, "sagemaker_submit_directory": json.dumps(storage.absolute(source))}
 

@@ -1,0 +1,92 @@
+"""Whether a training job can be run here.
+
+https://docs.aws.amazon.com/sagemaker/latest/APIReference/API_CreateTrainingJob.html
+"""
+
+import re
+from typing import Any
+
+from fastmaker.jobs import instance_types, storage
+from fastmaker.local.training.checkpoints import DEFAULT_PATH, OPT_ML
+
+MAX_HOSTS = 20  # https://docs.aws.amazon.com/sagemaker/latest/dg/regions-quotas.html
+
+
+def validation_error(request: dict[str, Any]) -> str | None:
+    """Return why the CreateTrainingJob `request` cannot be run here, or None."""
+    return (
+        _resources_error(request["ResourceConfig"])
+        or _algorithm_error(request["AlgorithmSpecification"], request.get("HyperParameters", {}))
+        or _locations_error(request["OutputDataConfig"], request.get("CheckpointConfig", {}))
+        or _channels_error(request)
+    )
+
+
+def channel_uri(channel: dict[str, Any]) -> str | None:
+    """Return where the data of a channel is, in S3 or on this machine, None for other kinds of sources."""
+    source = channel["DataSource"]
+    uri: str | None = source.get("S3DataSource", {}).get("S3Uri") or source.get("FileDataSource", {}).get("FileUri")
+    return uri
+
+
+def _resources_error(resources: dict[str, Any]) -> str | None:
+    if not instance_types.is_local(resources.get("InstanceType")):
+        return f"the instance type is {resources.get('InstanceType')!r}; a ProcessSession runs local and local_gpu"
+    if not 1 <= resources.get("InstanceCount", 1) <= MAX_HOSTS:
+        return f"InstanceCount is {resources['InstanceCount']}; a ProcessSession trains on 1 to {MAX_HOSTS} hosts"
+    return None
+
+
+def _algorithm_error(algorithm: dict[str, Any], hyperparameters: dict[str, str]) -> str | None:
+    if "TrainingImage" not in algorithm:
+        return "AlgorithmSpecification names no TrainingImage; algorithms from the marketplace do not run locally"
+    if "sagemaker_program" not in hyperparameters:
+        return "the request names no entry_point; a ProcessSession runs PyTorch's script mode, not the image itself"
+    for definition in algorithm.get("MetricDefinitions", ()):
+        try:
+            re.compile(definition["Regex"])
+        except re.error as error:
+            return f"metric {definition['Name']!r}: {definition['Regex']!r} is no regular expression: {error}"
+    return None
+
+
+def _locations_error(output: dict[str, Any], checkpoints: dict[str, Any]) -> str | None:
+    if checkpoints and not checkpoints.get("LocalPath", DEFAULT_PATH).startswith(OPT_ML):
+        return f"checkpoint_local_path is {checkpoints['LocalPath']!r}; expected a path below {OPT_ML}"
+    locations = {
+        "output_path": output.get("S3OutputPath"),  # without one, outputs go to FASTMAKER_HOME
+        "checkpoint_s3_uri": checkpoints.get("S3Uri"),
+    }
+    for argument, uri in locations.items():
+        try:
+            if uri:
+                storage.check_scheme(uri)
+        except storage.StorageError as error:
+            return f"{argument}: {error}"
+    return None
+
+
+def _channels_error(request: dict[str, Any]) -> str | None:
+    mode = request["AlgorithmSpecification"].get("TrainingInputMode", "File")
+    for channel in request.get("InputDataConfig", ()):
+        if reason := _channel_error(channel, mode):
+            return f"channel {channel['ChannelName']!r}: {reason}"
+    return None
+
+
+def _channel_error(channel: dict[str, Any], mode: str) -> str | None:
+    source = channel["DataSource"]
+    if channel.get("InputMode", mode) == "Pipe":
+        return "input mode Pipe cannot be had locally; use File or FastFile"
+    if channel.get("CompressionType", "None") != "None":
+        return f"CompressionType {channel['CompressionType']} cannot be had locally"
+    if source.get("S3DataSource", {}).get("S3DataType", "S3Prefix") != "S3Prefix":
+        return f"S3DataType {source['S3DataSource']['S3DataType']} cannot be had locally"
+    uri = channel_uri(channel)
+    if uri is None:
+        return "expected an S3DataSource, or a FileDataSource of local mode"
+    try:
+        storage.check(uri)
+    except storage.StorageError as error:
+        return str(error)
+    return None
