@@ -48,7 +48,7 @@ def _beside_bare_loop(data: str, hyperparameters: dict[str, str], folder: Path) 
 
 
 def _measure_once(data: str, hyperparameters: dict[str, str], folder: Path) -> tuple:
-    """Return the images/s of each epoch of the entry point, the bare loop and fit; seconds of the entry point and fit."""
+    """Return images/s by epoch of the entry point, the bare loop and fit; seconds of the entry point and of fit."""
     arguments = [word for name, value in hyperparameters.items() for word in (f"--{name}", value)]
     arguments += ["--train", data, "--model-dir", str(folder / "model"), "--output-data-dir", str(folder / "output")]
 
