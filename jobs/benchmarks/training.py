@@ -48,8 +48,7 @@ def _beside_bare_loop(data: str, hyperparameters: dict[str, str], folder: Path) 
 
 
 def _measure_once(data: str, hyperparameters: dict[str, str], folder: Path) -> tuple:
-    """Return the images/s of each epoch of the entry point, the bare loop and fit, and the seconds of the entry point
-    and of fit."""
+    """Return images/s by epoch of the entry point, the bare loop and fit; seconds of the entry point and of fit."""
     arguments = [word for name, value in hyperparameters.items() for word in (f"--{name}", value)]
     arguments += ["--train", data, "--model-dir", str(folder / "model"), "--output-data-dir", str(folder / "output")]
 
@@ -85,7 +84,8 @@ def _fit(data: str, hyperparameters: dict[str, str], hosts: int = 1) -> tuple[li
     """Run a training job on `hosts`; return the images/s of each epoch, and the seconds that ``fit`` took."""
     backend = backends.Local()
     channels = {"train": f"file://{Path(data).resolve()}"}
-    request = backends.TrainingRequest("benchmark", channels, hyperparameters, instance_count=hosts)
+    # A copy, to which the SDK adds its own.
+    request = backends.TrainingRequest("benchmark", channels, dict(hyperparameters), instance_count=hosts)
     estimator = pytorch.estimator(request, backend)
     started = time.perf_counter()
     with contextlib.redirect_stdout(io.StringIO()) as log:

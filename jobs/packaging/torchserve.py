@@ -17,6 +17,7 @@ from pathlib import Path
 
 from fastmaker.jobs.cli import errors
 from fastmaker.jobs.packaging import models
+from fastmaker.jobs.storage.atomic import atomic_path
 from fastmaker.local.containers import Container, ContainerError
 from fastmaker.local.serving import torchserve as server
 
@@ -55,12 +56,8 @@ def make_archive(
         )
         _run_archiver(model_name, handler, contents, config_file, Path(scratch))
         archive.parent.mkdir(parents=True, exist_ok=True)
-        partial = archive.with_name(archive.name + ".partial")
-        try:
+        with atomic_path(archive) as partial:
             shutil.move(Path(scratch, f"{model_name}.mar"), partial)
-            partial.replace(archive)
-        finally:
-            partial.unlink(missing_ok=True)
 
 
 def serve(archive: Path, model_name: str, port: int) -> None:
