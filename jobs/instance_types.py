@@ -18,12 +18,12 @@ def is_gpu(instance_type: str | None) -> bool:
 
 def is_aws(instance_type: str | None) -> bool:
     """Return whether the type is one of AWS's; which of them exist is found out by the checks of the AWS backend."""
-    return bool(instance_type) and instance_type.startswith(AWS_PREFIX)
+    return instance_type is not None and instance_type.startswith(AWS_PREFIX)
 
 
 def validate(instance_type: str | None) -> str:
     """Return the type. Raises ValueError, listing the right ones, unless it is this machine or one of AWS's."""
-    if is_local(instance_type) or is_aws(instance_type):
+    if instance_type is not None and (is_local(instance_type) or is_aws(instance_type)):
         return instance_type
     raise ValueError(
         f"instance type {instance_type!r}: expected {', '.join(LOCAL_TYPES)} or one that begins with {AWS_PREFIX}"

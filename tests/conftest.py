@@ -17,6 +17,19 @@ ROOT = Path(__file__).resolve().parent.parent
 # A shell that starts the tests in the background has them ignore SIGINT, and whatever they start inherits that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
+# What an account, a container or a network sets is not for the tests: credentials, channels, an /opt/ml, a proxy.
+OF_THE_USER = ("AWS_", "SAGEMAKER_", "SM_", "FASTMAKER_HOME", "FASTMAKER_ENGINE", "TS_")
+for name in [name for name in os.environ if name.startswith(OF_THE_USER)]:
+    del os.environ[name]
+NOWHERE = "/nowhere/of-the-tests"
+os.environ |= {
+    "AWS_CONFIG_FILE": NOWHERE,
+    "AWS_SHARED_CREDENTIALS_FILE": NOWHERE,
+    "AWS_EC2_METADATA_DISABLED": "true",
+    "NO_PROXY": ",".join(filter(None, [os.environ.get("NO_PROXY"), "127.0.0.1", "localhost"])),
+    "SAGEMAKER_BASE_DIR": NOWHERE,
+}
+
 # `make test-fast` leaves out tests with these markers; `server` is given to those that use one of these fixtures.
 SLOWER = {"docker", "server", "slow", "training", "triton", "versions"}
 STARTS_SERVERS = {"digits_predictor", "digits_server", "home", "run", "scenes_server", "session"}

@@ -25,10 +25,10 @@ ARCHITECTURES = ("convnet", *TORCHVISION_CUTS)
 class AdaptiveConcatPool2d(nn.Module):
     """(N, C, H, W) -> (N, 2C, 1, 1): the maximum, then the mean (fastai.layers.AdaptiveConcatPool2d)."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.ap = nn.AdaptiveAvgPool2d(1)
-        self.mp = nn.AdaptiveMaxPool2d(1)
+        self.mp: nn.Module = nn.AdaptiveMaxPool2d(1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return torch.cat([self.mp(x), self.ap(x)], 1)

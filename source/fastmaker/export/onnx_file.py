@@ -156,7 +156,7 @@ def _export(model: Exported) -> "onnx.ModelProto":
     """Return the model as an onnx.ModelProto. Raises ExportError."""
     for module in model.modules():
         if isinstance(module, networks.AdaptiveConcatPool2d):
-            module.mp = Maximum()
+            module.mp = Maximum()  # type: ignore[assignment]
     outputs = [PROBABILITIES, MASK] if model.info.task == "segmentation" else [PROBABILITIES]
     # Two images: the exporter would take a batch size of 1 for a constant.
     example = _images(2, model.info, model.image_input)

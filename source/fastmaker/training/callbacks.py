@@ -33,13 +33,13 @@ class MetricLog(Callback):
         for line in self.lines if group.is_first else ():
             _log(line)
 
-    def before_fit(self):
+    def before_fit(self) -> None:
         self.last_print = time.perf_counter()
 
-    def before_epoch(self):
+    def before_epoch(self) -> None:
         self.epoch_started, self.images = time.perf_counter(), 0
 
-    def after_batch(self):
+    def after_batch(self) -> None:
         if not self.training:
             return
         self.images += len(self.yb[0])
@@ -48,12 +48,12 @@ class MetricLog(Callback):
             self.last_print = now
             _log(f"epoch {self.epoch + 1}/{self.n_epoch}: batch {self.learn.position.batch + 1}/{self.n_iter}")
 
-    def after_train(self):
+    def after_train(self) -> None:
         self.rate = self.images / (time.perf_counter() - self.epoch_started)
         if not self.group.is_first:
             _log(f"epoch {self.epoch + 1}/{self.n_epoch}: {self.images} images, {self.rate:.1f} a second")
 
-    def after_epoch(self):
+    def after_epoch(self) -> None:
         recorder = self.learn.recorder
         if not recorder.values[-1]:
             return  # an epoch before start_epoch, which fastai skips
@@ -80,7 +80,7 @@ class Position(Callback):
         self.run_seed, self.done, self.batch, self.rank = run_seed, done, batch, rank
         self.trained = False
 
-    def before_epoch(self):
+    def before_epoch(self) -> None:
         self.trained = True
         train, order = self.dls.train, np.random.SeedSequence((self.run_seed, self.done))
         shuffling, loading = map(int, order.generate_state(2))
@@ -88,7 +88,7 @@ class Position(Callback):
         # DataLoader workers draw their seeds from this generator, not from the global one that batches draw from.
         train.fake_l.generator = torch.Generator().manual_seed(loading + self.rank)
 
-    def before_train(self):
+    def before_train(self) -> None:
         train, start = self.dls.train, self.batch
         self.get_idxs = get_idxs = train.get_idxs
         train.get_idxs = lambda: get_idxs()[start * train.bs :]
@@ -97,19 +97,19 @@ class Position(Callback):
         self.learn.train_iter += start
         self._seed()
 
-    def after_batch(self):
+    def after_batch(self) -> None:
         if self.training:
             self.batch += 1
             self._seed()
 
-    def after_train(self):
+    def after_train(self) -> None:
         self.dls.train.get_idxs = self.get_idxs
 
-    def after_epoch(self):
+    def after_epoch(self) -> None:
         if self.trained:
             self.done, self.batch, self.trained = self.done + 1, 0, False
 
-    def _seed(self):
+    def _seed(self) -> None:
         sequence = np.random.SeedSequence((self.run_seed, self.done, self.batch, self.rank))
         set_seed(int(sequence.generate_state(1)[0]))
 
@@ -135,28 +135,28 @@ class SaveCheckpoints(Callback):
         self.seconds, self.last = 60 * minutes, time.monotonic()
         self.saved = (resumed["epoch"], resumed["batch"]) if resumed else (0, 0)
 
-    def before_epoch(self):
+    def before_epoch(self) -> None:
         self._restore_recorder()
 
-    def after_batch(self):
+    def after_batch(self) -> None:
         if self.stop.is_set() or (self.training and time.monotonic() > self.last + self.seconds):
             self._save()
         if self.stop.is_set():
             sys.exit(STOPPED)
 
-    def after_epoch(self):
+    def after_epoch(self) -> None:
         self._save()
 
-    def after_fit(self):
+    def after_fit(self) -> None:
         self._restore_recorder()  # if there was no epoch left to train
 
-    def _save(self):
+    def _save(self) -> None:
         here = self.learn.position
         if self.folder and (here.done, here.batch) != self.saved:
             checkpoint.write(self.folder, checkpoint.capture(self.learn, here.done, here.batch, self.run_config))
         self.saved, self.last = (here.done, here.batch), time.monotonic()
 
-    def _restore_recorder(self):
+    def _restore_recorder(self) -> None:
         # Each fit starts a new history, with an empty entry for each skipped epoch. A checkpoint at the end of the new
         # head's epoch holds the history of the first fit, which is over.
         if self.resumed and len(self.recorder.values) == len(self.resumed["recorder"]["values"]):

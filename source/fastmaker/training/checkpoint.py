@@ -20,13 +20,16 @@ import signal
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
 from fastmaker import files
+
+if TYPE_CHECKING:
+    from fastai.vision.all import Learner, Recorder
 
 FORMAT = 1
 KEPT = 2
@@ -93,7 +96,7 @@ def check(path: Path, state: dict[str, Any], run: dict[str, Any]) -> None:
             )
 
 
-def capture(learn, epoch: int, batch: int, run: dict[str, Any]) -> dict[str, Any]:
+def capture(learn: "Learner", epoch: int, batch: int, run: dict[str, Any]) -> dict[str, Any]:
     """Return the state of `learn` after `epoch` epochs and `batch` batches, for `write`; tensors are on the CPU.
 
     `run` is what `check` compares.
@@ -120,7 +123,7 @@ def capture(learn, epoch: int, batch: int, run: dict[str, Any]) -> dict[str, Any
     }
 
 
-def restore(learn, state: dict[str, Any]) -> None:
+def restore(learn: "Learner", state: dict[str, Any]) -> None:
     """Load the weights and the optimiser's state into a new `learn`."""
     learn.model.load_state_dict(state["model"])
     learn.create_opt()
@@ -129,7 +132,7 @@ def restore(learn, state: dict[str, Any]) -> None:
     learn.opt.load_state_dict({"hypers": saved["hypers"], "state": on_device})
 
 
-def restore_recorder(recorder, state: dict[str, Any]) -> None:
+def restore_recorder(recorder: "Recorder", state: dict[str, Any]) -> None:
     """Load the history of losses and metrics into `recorder`; call it after ``before_fit``, which empties it."""
     saved = state["recorder"]
     recorder.lrs, recorder.iters = list(saved["lrs"]), list(saved["iters"])
@@ -151,7 +154,7 @@ def sigterm_event(enabled: bool = True) -> Iterator[threading.Event]:
         signal.signal(signal.SIGTERM, before)
 
 
-def ignore_platform_sigterm(*_) -> None:
+def ignore_platform_sigterm(*_: Any) -> None:
     """Ignore SIGTERM in a DataLoader worker unless its parent sent it; a ``worker_init_fn``.
 
     A platform that stops a job may signal each process, and the workers are needed until the checkpoint is written.

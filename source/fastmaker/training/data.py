@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
@@ -151,7 +151,7 @@ def _image_block(image_mode: str) -> "TransformBlock":
 
     kind = PILImage if image_mode == "RGB" else PILImageBW
 
-    def create(image):
+    def create(image: Any) -> Any:
         return kind(kind.create(image).convert(image_mode))
 
     return TransformBlock(type_tfms=create, batch_tfms=IntToFloatTensor)

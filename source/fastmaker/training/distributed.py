@@ -23,13 +23,13 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from fastai.vision.all import Callback
+from fastai.vision.all import Callback, DataLoader, DataLoaders
 from torch.nn.parallel import DistributedDataParallel
 
 # Each process keeps its own batch norm statistics until `average_buffers`. torch 2.15 warns about the argument's old
 # name. With the new one it still broadcasts rank 0's statistics at the start, when all are equal.
 RENAMED = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
-OWN_BUFFERS = {"forward_sync_buffers" if RENAMED else "broadcast_buffers": False}
+OWN_BUFFERS: dict[str, Any] = {"forward_sync_buffers" if RENAMED else "broadcast_buffers": False}
 
 
 class ProcessGroupError(ValueError):
@@ -234,7 +234,7 @@ def _device() -> torch.device:
 
 
 @contextlib.contextmanager
-def sharded(dls, group: ProcessGroup) -> Iterator[None]:
+def sharded(dls: DataLoaders, group: ProcessGroup) -> Iterator[None]:
     """Let the DataLoaders of `dls` load only this rank's shard within the block.
 
     Training images are shuffled in the same order on all ranks; of each ``world_size * bs`` images, a rank takes `bs`.
@@ -255,7 +255,7 @@ def sharded(dls, group: ProcessGroup) -> Iterator[None]:
             dl.n, dl.get_idxs = n, get_idxs
 
 
-def _training_shard(dl, group: ProcessGroup) -> tuple[int, Callable[[], list[int]]]:
+def _training_shard(dl: DataLoader, group: ProcessGroup) -> tuple[int, Callable[[], list[int]]]:
     """Return how many images a rank trains on in an epoch, and the function that draws their indexes."""
     n, batch, global_batch = dl.n, dl.bs, dl.bs * group.world_size
     batches = n // global_batch
@@ -279,14 +279,14 @@ class DataParallel(Callback):
     def __init__(self, group: ProcessGroup, stop_requested: threading.Event, stop: threading.Event):
         self.group, self.stop_requested, self.stop = group, stop_requested, stop
 
-    def before_fit(self):
+    def before_fit(self) -> None:
         device = [self.group.local_rank] if self.dls.device.type == "cuda" else None
         self.network = DistributedDataParallel(self.learn.model, device_ids=device, **OWN_BUFFERS)
 
-    def before_train(self):
+    def before_train(self) -> None:
         self.learn.model = self.network
 
-    def after_batch(self):
+    def after_batch(self) -> None:
         if not self.training:
             return
         loss, requests = self.group.sum([self.learn.loss.item(), float(self.stop_requested.is_set())])
@@ -295,11 +295,11 @@ class DataParallel(Callback):
             self.after_train()  # no rank trains another batch
             self.stop.set()
 
-    def after_train(self):
+    def after_train(self) -> None:
         self.learn.model = self.network.module
         self.group.average_buffers(self.learn.model)
 
-    def after_validate(self):
+    def after_validate(self) -> None:
         for metric in [self.learn.recorder.loss, *self.learn.metrics]:
             if hasattr(metric, "sum_over"):
                 metric.sum_over(self.group)

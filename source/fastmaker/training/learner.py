@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import torch
 import torchvision.models
-from fastai.vision.all import CrossEntropyLossFlat, Learner, accuracy, error_rate, vision_learner
+from fastai.vision.all import CrossEntropyLossFlat, DataLoaders, Learner, accuracy, error_rate, vision_learner
 
 from fastmaker import networks
 
@@ -14,7 +14,7 @@ class WeightsError(ValueError):
     """Pretrained weights that cannot be downloaded."""
 
 
-def create(dls, architecture: str, image_mode: str, pretrained: bool) -> Learner:
+def create(dls: DataLoaders, architecture: str, image_mode: str, pretrained: bool) -> Learner:
     """Return a Learner for `dls`: ``vision_learner`` for torchvision's architectures, a plain Learner for convnet.
 
     Raises WeightsError if the pretrained weights cannot be downloaded.

@@ -45,7 +45,7 @@ class MaskedSamples(Samples):
         """Return fastai's TransformBlock for the masks."""
         from fastai.vision.all import AddMaskCodes, IntToFloatTensor, PILMask, TransformBlock
 
-        def create(file):
+        def create(file: Path) -> PILMask:
             mask = masks.read(file)
             if self.void_pixel is not None:
                 mask[mask == self.void_pixel] = self.void_code

@@ -1,11 +1,12 @@
 """DataLoaders of images and masks -> the Learner of a U-Net, and its metrics."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
 import torchvision.models
-from fastai.vision.all import CrossEntropyLossFlat, Learner, Metric, unet_learner
+from fastai.vision.all import CrossEntropyLossFlat, DataLoaders, Learner, Metric, unet_learner
 
 from fastmaker.training import learner
 from fastmaker.training.distributed import ProcessGroup
@@ -19,10 +20,10 @@ class Confusion(Metric):
         self.codes, self.void_code = codes, void_code
         self.reset()
 
-    def reset(self):
-        self.counts = np.zeros((len(self.codes), len(self.codes)), np.int64)
+    def reset(self) -> None:
+        self.counts: np.ndarray = np.zeros((len(self.codes), len(self.codes)), np.int64)
 
-    def accumulate(self, learn):
+    def accumulate(self, learn: Learner) -> None:
         self.add(learn.pred, learn.y)
 
     def add(self, logits: torch.Tensor, true: torch.Tensor) -> None:
@@ -37,7 +38,7 @@ class Confusion(Metric):
     def sum_over(self, group: ProcessGroup) -> None:
         """Sum the counts over the ranks of `group`, on each of them."""
         sums = group.sum(self.counts.ravel().tolist())
-        self.counts = np.array(sums, np.int64).reshape(self.counts.shape)
+        self.counts[:] = np.reshape(sums, self.counts.shape)
 
 
 class PixelAccuracy(Confusion):
@@ -76,14 +77,19 @@ class CrossEntropyWithoutVoid(CrossEntropyLossFlat):
         super().__init__(axis=1, ignore_index=void_code)
         self.void_code = void_code
 
-    def __call__(self, logits: torch.Tensor, true: torch.Tensor, **kwargs) -> torch.Tensor:
+    def __call__(self, logits: torch.Tensor, true: torch.Tensor, **kwargs: Any) -> torch.Tensor:
         if (true == self.void_code).all():
             return torch.Tensor(logits).sum() * 0
         return super().__call__(logits, true, **kwargs)
 
 
 def create(
-    dls, samples: MaskedSamples, architecture: str, image_mode: str, pretrained: bool, self_attention: bool = False
+    dls: DataLoaders,
+    samples: MaskedSamples,
+    architecture: str,
+    image_mode: str,
+    pretrained: bool,
+    self_attention: bool = False,
 ) -> Learner:
     """Return a Learner of ``unet_learner``, which ignores the void class in loss and metrics.
 

@@ -19,7 +19,7 @@ from fastmaker.training import callbacks, data, distributed, run
 from fastmaker.training.arguments import parse_args
 
 ENTRY_POINT = REPOSITORY / "source" / "entry_point.py"
-CLEAN = {k: v for k, v in os.environ.items() if not k.startswith(("SM_", "SAGEMAKER_"))} | {"OMP_NUM_THREADS": "1"}
+CLEAN = {**os.environ, "OMP_NUM_THREADS": "1"}
 # torch 2.15 warns of torch.jit.script, which fastai calls. Tests count the lines that a host prints.
 CLEAN |= {"PYTHONWARNINGS": "ignore::FutureWarning:torch.jit._script"}
 SECONDS = PATIENCE

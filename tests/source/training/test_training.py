@@ -21,15 +21,7 @@ from fastmaker.training.arguments import parse_args
 from fastmaker.training.run import main
 
 ENTRY_POINT = REPOSITORY / "source" / "entry_point.py"
-CLEAN = {name: value for name, value in os.environ.items() if not name.startswith("SM_")} | {"OMP_NUM_THREADS": "1"}
-
-
-@pytest.fixture(autouse=True)
-def no_container(monkeypatch):
-    """None of the training container's variables are set."""
-    for name in os.environ:
-        if name.startswith("SM_"):
-            monkeypatch.delenv(name)
+CLEAN = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
 def entry_point(*arguments, cwd, **env):
