@@ -12,11 +12,11 @@ import shutil
 import subprocess
 import sys
 from configparser import ConfigParser
-from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
+from helpers import REPOSITORY
 from matplotlib import pyplot
 from PIL import Image
 
@@ -28,10 +28,9 @@ from fastmaker.local.containers import free_ports
 from fastmaker.serving import models
 from fastmaker.training import arguments
 
-ROOT = Path(__file__).resolve().parents[2]
-DOCS = sorted((ROOT / "docs").rglob("*.md"))
-PAGES = [*(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")), *DOCS]
-TEXTS = {str(page.relative_to(ROOT)): page.read_text("utf-8") for page in PAGES}
+DOCS = sorted((REPOSITORY / "docs").rglob("*.md"))
+PAGES = [*(REPOSITORY / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")), *DOCS]
+TEXTS = {str(page.relative_to(REPOSITORY)): page.read_text("utf-8") for page in PAGES}
 # What a line in a sh block may begin with; the first five are checked further.
 CHECKED = ("fastmaker", "make", "python", "pip", "curl")
 UNCHECKED = (".", "cd", "docker", "find", "git", "http", "pre-commit")
@@ -87,14 +86,14 @@ def test_the_readme_links_to_every_page():
 
 
 def test_every_page_of_docs_is_in_the_sites_navigation_and_no_other():
-    site = yaml.safe_load((ROOT / "mkdocs.yml").read_text("utf-8"))
+    site = yaml.safe_load((REPOSITORY / "mkdocs.yml").read_text("utf-8"))
 
     def named(entries):
         for entry in entries:
             (value,) = entry.values()
             yield from named(value) if isinstance(value, list) else [value]
 
-    assert sorted(named(site["nav"])) == sorted(str(page.relative_to(ROOT / "docs")) for page in DOCS)
+    assert sorted(named(site["nav"])) == sorted(str(page.relative_to(REPOSITORY / "docs")) for page in DOCS)
 
 
 def test_a_page_begins_with_its_title_and_soon_has_a_command_or_code():
@@ -124,7 +123,7 @@ def test_a_command_takes_the_arguments_that_a_page_gives_it(command):
 
 @pytest.mark.parametrize("command", commands("make"))
 def test_make_has_the_targets_that_a_page_names(command):
-    subprocess.run([*shlex.split(command), "--dry-run"], cwd=ROOT, check=True, capture_output=True)
+    subprocess.run([*shlex.split(command), "--dry-run"], cwd=REPOSITORY, check=True, capture_output=True)
 
 
 @pytest.mark.parametrize("command", commands("python"))
@@ -140,20 +139,20 @@ def test_a_script_takes_the_arguments_that_a_page_gives_it(command):
     elif script == "source/entry_point.py":
         arguments.parse_args(words)
     else:
-        assert (ROOT / script).is_file()
+        assert (REPOSITORY / script).is_file()
 
 
 @pytest.mark.parametrize("command", commands("pip"))
 def test_pip_finds_the_extras_that_a_page_names(command):
     setup = ConfigParser()
-    setup.read(ROOT / "setup.cfg", "utf-8")
+    setup.read(REPOSITORY / "setup.cfg", "utf-8")
     named = re.findall(r"\[([\w,]+)\]", command)
     assert {name for names in named for name in names.split(",")} <= set(setup["options.extras_require"])
 
 
 def test_every_extra_on_the_page_of_installation_is_declared():
     setup = ConfigParser()
-    setup.read(ROOT / "setup.cfg", "utf-8")
+    setup.read(REPOSITORY / "setup.cfg", "utf-8")
     named = set(re.findall(r"^\| `fastmaker\[(\w+)\]`", TEXTS["docs/installation.md"], re.MULTILINE))
     assert {"train", "local", "aws", "onnx", "triton", "s3", "all"} <= named
     assert named <= set(setup["options.extras_require"])
@@ -175,7 +174,7 @@ def test_every_link_of_a_page_leads_somewhere(page):
         if link.startswith("https://"):
             continue
         path, _, anchor = link.partition("#")
-        target = (ROOT / page).parent / path if path else ROOT / page
+        target = (REPOSITORY / page).parent / path if path else REPOSITORY / page
         if not target.is_file() or (anchor and anchor not in anchors(target.read_text("utf-8"))):
             broken.append(link)
     assert broken == []
@@ -184,7 +183,7 @@ def test_every_link_of_a_page_leads_somewhere(page):
 @pytest.mark.parametrize("page", [page for page in TEXTS if page != "CHANGELOG.md"])
 def test_every_file_of_the_repository_that_a_page_names_is_there(page):
     named = re.findall(r"`((?:source|jobs|tests|docs|notebooks|manifests|docker)/[\w./-]*)`", TEXTS[page])
-    assert [name for name in named if not (ROOT / name).exists()] == []
+    assert [name for name in named if not (REPOSITORY / name).exists()] == []
 
 
 @functools.cache
@@ -192,7 +191,7 @@ def messages():
     """The texts in the code, each as long as it is constant; AWS's and ours."""
     found = []
     for folder in ("source", "jobs"):
-        for file in (ROOT / folder).rglob("*.py"):
+        for file in (REPOSITORY / folder).rglob("*.py"):
             nodes = ast.walk(ast.parse(file.read_text("utf-8")))
             found += [node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)]
     return found
@@ -203,7 +202,7 @@ def symptoms():
     return [text for cell in cells for text in re.findall(r"`([^`]+)`", cell)]
 
 
-@pytest.mark.parametrize("symptom", symptoms(), ids=lambda symptom: symptom.encode("ascii", "replace").decode())
+@pytest.mark.parametrize("symptom", symptoms())
 def test_a_symptom_of_the_troubleshooting_page_is_a_message_of_the_code(symptom):
     parts = [part.strip(" '") for part in symptom.split("…")]
     missing = [part for part in parts if len(part) > 5 and not any(part in message for message in messages())]
@@ -218,7 +217,7 @@ def test_the_troubleshooting_page_has_at_least_15_symptoms():
 
 
 def test_the_reference_of_commands_is_what_the_parsers_give(monkeypatch):
-    spec = importlib.util.spec_from_file_location("make_reference", ROOT / "docs" / "make_reference.py")
+    spec = importlib.util.spec_from_file_location("make_reference", REPOSITORY / "docs" / "make_reference.py")
     make_reference = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(make_reference)
     monkeypatch.setenv("COLUMNS", "40")
@@ -239,10 +238,11 @@ def test_make_digits_writes_the_digits_that_the_pages_name(tmp_path):
     assert [name for name in sorted(named) if not (tmp_path / name).exists()] == []
 
 
+@pytest.mark.server
 def test_the_sdk_example_runs_as_it_stands(few, tmp_path):
     code = example("estimator", "docs/local-mode.md")
     lay_out(few, tmp_path)
-    (tmp_path / "source").symlink_to(ROOT / "source")
+    (tmp_path / "source").symlink_to(REPOSITORY / "source")
     env = {**os.environ, "FASTMAKER_HOME": str(tmp_path / "home")}
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -256,6 +256,7 @@ def test_the_readmes_sdk_example_is_the_beginning_of_the_one_that_is_run():
     assert example("estimator", "docs/local-mode.md").startswith(example("estimator", "README.md"))
 
 
+@pytest.mark.server
 def test_the_client_example_gets_the_mask_of_the_bundle(scenes, scenes_bundle, tmp_path, monkeypatch):
     code = example("base64_prediction", "docs/endpoint.md")
     monkeypatch.setenv("FASTMAKER_HOME", str(tmp_path / "home"))
@@ -276,6 +277,7 @@ def test_the_client_example_gets_the_mask_of_the_bundle(scenes, scenes_bundle, t
     assert np.array_equal(shown, expected.array)
 
 
+@pytest.mark.server
 def test_the_curl_command_gets_an_answer_from_torchserve(few, digits_bundle, tmp_path):
     (command,) = commands("curl")
     lay_out(few, tmp_path)
