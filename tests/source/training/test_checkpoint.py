@@ -23,6 +23,8 @@ from fastmaker import bundle
 from fastmaker.training import checkpoint, data, learner, run
 from fastmaker.training.arguments import parse_args
 
+pytestmark = pytest.mark.training
+
 ENTRY_POINT = REPOSITORY / "source" / "entry_point.py"
 CLEAN = {**os.environ, "OMP_NUM_THREADS": "1"}
 
