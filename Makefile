@@ -26,11 +26,12 @@ quickstart: $(INSTALLED)
 digits: $(INSTALLED)
 	$(BIN)/python -c "from pathlib import Path; from fastmaker.jobs.digits import write_digits; write_digits(Path('digits'))"
 
+# In the order of the folders: few long tests first, many short ones last, so that both processes end together.
 test: $(INSTALLED)
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 test-fast: $(INSTALLED)
-	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal -m fast
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile -m fast
 
 test-slow: $(INSTALLED)
 	$(BIN)/python -m pytest -m slow

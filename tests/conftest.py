@@ -30,9 +30,22 @@ os.environ |= {
     "SAGEMAKER_BASE_DIR": NOWHERE,
 }
 
-# `make test-fast` leaves out tests with these markers; `server` is given to those that use one of these fixtures.
+# `make test-fast` leaves out tests with these markers, of which two are given by fixtures that a test uses.
 SLOWER = {"docker", "server", "slow", "training", "triton", "versions"}
-STARTS_SERVERS = {"digits_predictor", "digits_server", "home", "run", "scenes_server", "session"}
+BY_FIXTURE = {
+    "server": {
+        "aws",
+        "digits_predictor",
+        "digits_server",
+        "gate",
+        "home",
+        "package",
+        "run",
+        "scenes_server",
+        "session",
+    },
+    "training": {"scenes_bundle", "scenes_learner"},
+}
 
 ID_LENGTH = 80  # of a whole id, which is of several values
 VALUE_LENGTH = 32
@@ -61,8 +74,9 @@ def pytest_collection_modifyitems(items):
         if not name.isascii() or not name.isprintable() or len(name.partition("[")[2]) > ID_LENGTH:
             expected = f"expected an id of printable ASCII, {ID_LENGTH} characters at most"
             raise pytest.UsageError(f"{item.nodeid!r}: {expected}")
-        if STARTS_SERVERS & set(item.fixturenames):
-            item.add_marker("server")
+        for marker, fixtures in BY_FIXTURE.items():
+            if fixtures & set(item.fixturenames):
+                item.add_marker(marker)
         if not SLOWER & {mark.name for mark in item.iter_markers()}:
             item.add_marker("fast")
 

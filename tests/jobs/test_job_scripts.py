@@ -63,6 +63,7 @@ def test_from_a_folder_to_an_answer_by_the_commands_that_each_step_names(run, fe
     assert run("cleanup").stdout.decode().strip() == "nothing is left"
 
 
+@pytest.mark.training
 def test_a_job_script_that_is_terminated_ends_its_job(few, tmp_path):
     env = {**os.environ, "FASTMAKER_HOME": str(tmp_path / "home"), "PYTHONPATH": str(REPOSITORY)}
     words = ["--data", str(few), "--arch", "convnet", "--epochs", "1000"]
@@ -273,6 +274,7 @@ def test_a_model_directory_is_packed_where_nothing_of_others_lies(digits_bundle,
     assert not list((tmp_path / "home").rglob("*.tar.gz"))
 
 
+@pytest.mark.server
 def test_a_batch_job_shows_its_progress_on_a_terminal(digits, digits_archive, tmp_path):
     """With rate and time left; what it looks like is read from a pseudo-terminal."""
     words = ["--model", str(digits_archive), "--data", str(digits), "--picture", "sheet.png"]

@@ -79,17 +79,20 @@ def scenes_server(scenes_bundle, tmp_path_factory):
         yield served
 
 
+@pytest.mark.server
 def test_the_archive_answers_with_the_bytes_of_the_entry_point(digits_server, digits_bundle, pngs, by_the_entry_point):
     for request in asked_for(pngs, ["application/jsonlines", "text/csv", "application/x-npy"]):
         assert ask(digits_server[0], *request) == (200, *by_the_entry_point(digits_bundle, *request))
 
 
+@pytest.mark.server
 def test_masks_have_the_bytes_of_the_entry_point(scenes_server, scenes_bundle, scenes, by_the_entry_point):
     images = [file.read_bytes() for file in sorted((scenes / "images").iterdir())[:2]]
     for request in asked_for(images, ["text/csv", "application/x-npy", "image/png"]):
         assert ask(scenes_server[0], *request) == (200, *by_the_entry_point(scenes_bundle, *request))
 
 
+@pytest.mark.server
 def test_requests_at_once_go_through_together_and_a_bad_one_among_them_fails_alone(
     digits_server, digits_bundle, pngs, by_the_entry_point
 ):
@@ -112,6 +115,7 @@ def test_requests_at_once_go_through_together_and_a_bad_one_among_them_fails_alo
         assert np.allclose(np.load(io.BytesIO(answer)), np.load(io.BytesIO(expected)), rtol=0, atol=1e-6)
 
 
+@pytest.mark.server
 def test_masks_of_a_batch_are_those_of_single_requests(scenes_server, scenes, by_the_entry_point, scenes_bundle):
     images = [file.read_bytes() for file in sorted((scenes / "images").iterdir())[:4]]
     url, log = scenes_server
@@ -155,6 +159,7 @@ def test_all_road_scenes_have_the_mask_of_fastai_in_an_endpoint_and_in_torchserv
     assert len(np.unique(list(expected.values()))) > 5
 
 
+@pytest.mark.server
 @pytest.mark.parametrize("kind", ["multipart/form-data; boundary=b", "application/x-www-form-urlencoded", "text/csv"])
 def test_content_types_that_torchserve_takes_apart_itself_are_refused_as_well(digits_server, kind):
     status, line, _ = ask(digits_server[0], b'--b\r\nContent-Disposition: form-data; name="x"\r\n\r\nx\r\n--b--', kind)
@@ -203,6 +208,7 @@ def test_an_unpacked_archive_batches_in_a_container_of_the_serving_toolkit(
         wait_until(go_together)
 
 
+@pytest.mark.server
 def test_an_archive_without_model_json_is_not_served_and_says_so(digits_bundle, tmp_path):
     make_archive(digits_bundle, tmp_path / "whole.mar", model_name="whole", workers=1)
     with zipfile.ZipFile(tmp_path / "whole.mar") as whole, zipfile.ZipFile(tmp_path / "it.mar", "w") as lacking:

@@ -11,6 +11,8 @@ from helpers import REPOSITORY
 from helpers.local_mode import running_below
 from PIL import Image
 
+pytestmark = pytest.mark.server
+
 # Brings up loopback, the only interface of a fresh network namespace, then runs the command.
 IN_LOOPBACK_ONLY = """
 import fcntl, os, socket, struct, sys

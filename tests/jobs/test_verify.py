@@ -122,6 +122,7 @@ def test_a_path_that_cannot_start_fails_the_gate_with_its_reason(gate, digits_bu
     assert rows(printed)["torch"][-1] == "agrees"
 
 
+@pytest.mark.server
 def test_a_gate_that_is_terminated_leaves_nothing_running(digits_bundle, digits, tmp_path):
     path = os.pathsep.join(map(str, (REPOSITORY, REPOSITORY / "source")))
     env = {**os.environ, "FASTMAKER_HOME": str(tmp_path / "home"), "TMPDIR": str(tmp_path), "PYTHONPATH": path}

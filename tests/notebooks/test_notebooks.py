@@ -87,6 +87,7 @@ def test_pets_leaves_nothing_but_its_training_job(pets, home):
     assert any("training-job" in line and "Completed" in line for line in printed(pets, "left"))
 
 
+@pytest.mark.server
 def test_pets_says_what_to_do_when_the_photos_cannot_be_downloaded(environment, tmp_path):
     with pytest.raises(CellFailed, match=r"cannot be downloaded .*refused.*set PETS_DIR"):
         execute_without_data(environment, PETS, "find-photos", "PETS_DIR", tmp_path)

@@ -20,6 +20,8 @@ from fastmaker import bundle
 from fastmaker.training import callbacks, checkpoint, run
 from fastmaker.training.arguments import parse_args
 
+pytestmark = pytest.mark.training
+
 ENTRY_POINT = REPOSITORY / "source" / "entry_point.py"
 CLEAN = {**os.environ, "OMP_NUM_THREADS": "1"}
 

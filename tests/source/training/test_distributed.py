@@ -18,6 +18,8 @@ from fastmaker import bundle
 from fastmaker.training import callbacks, data, distributed, run
 from fastmaker.training.arguments import parse_args
 
+pytestmark = pytest.mark.training
+
 ENTRY_POINT = REPOSITORY / "source" / "entry_point.py"
 CLEAN = {**os.environ, "OMP_NUM_THREADS": "1"}
 # torch 2.15 warns of torch.jit.script, which fastai calls. Tests count the lines that a host prints.

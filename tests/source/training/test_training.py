@@ -20,6 +20,8 @@ from fastmaker.serving import models
 from fastmaker.training.arguments import parse_args
 from fastmaker.training.run import main
 
+pytestmark = pytest.mark.training
+
 ENTRY_POINT = REPOSITORY / "source" / "entry_point.py"
 CLEAN = {**os.environ, "OMP_NUM_THREADS": "1"}
 

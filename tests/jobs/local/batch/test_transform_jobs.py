@@ -404,6 +404,7 @@ def images_on_s3(s3, bucket, digits):
     return {name: images[name] for name in broken}
 
 
+@pytest.mark.server
 def test_broken_objects_fail_the_job_and_a_retry_leaves_the_others_untouched(
     s3, bucket, images_on_s3, digits_archive, tmp_path
 ):

@@ -11,6 +11,8 @@ from fastmaker.jobs.packaging.torchserve import make_archive, running
 from fastmaker.local.containers import free_ports, pack
 from fastmaker.local.serving import torchserve
 
+pytestmark = pytest.mark.server
+
 
 @contextmanager
 def endpoint(session, archive):

@@ -279,6 +279,7 @@ def test_an_entry_point_of_ones_own_is_repacked_and_a_worker_imports_no_fastai(s
     assert not {"fastai", "spacy", "pandas", "matplotlib", "sagemaker", "boto3"} & set(modules)
 
 
+@pytest.mark.server
 def test_ctrl_c_during_deploy_leaves_no_process(tmp_path, model_archive):
     archive = model_archive("import time\ndef model_fn(model_dir): print('loading', flush=True); time.sleep(3600)")
     program = f"""

@@ -206,6 +206,7 @@ def test_a_job_whose_own_process_is_killed_is_failed_and_leaves_nothing_running(
     assert nothing_runs_below(home / "training-jobs" / name)
 
 
+@pytest.mark.server
 def test_ctrl_c_during_fit_leaves_no_process(write_script, tmp_path):
     source = write_script(SLEEPS)
     program = f"""
