@@ -1,11 +1,14 @@
 """What the tests share: data sets made on the spot, a trained bundle, and the versions in the report's header."""
 
+import atexit
 import contextlib
 import importlib.util
 import os
 import re
+import shutil
 import signal
 import subprocess
+import tempfile
 from importlib import metadata
 from pathlib import Path
 
@@ -21,13 +24,14 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 OF_THE_USER = ("AWS_", "SAGEMAKER_", "SM_", "FASTMAKER_HOME", "FASTMAKER_ENGINE", "TS_")
 for name in [name for name in os.environ if name.startswith(OF_THE_USER)]:
     del os.environ[name]
-NOWHERE = "/nowhere/of-the-tests"
+EMPTY = tempfile.mkdtemp(prefix="fastmaker-tests-")  # some toolkits make folders there
+atexit.register(shutil.rmtree, EMPTY, ignore_errors=True)
 os.environ |= {
-    "AWS_CONFIG_FILE": NOWHERE,
-    "AWS_SHARED_CREDENTIALS_FILE": NOWHERE,
+    "AWS_CONFIG_FILE": f"{EMPTY}/none",
+    "AWS_SHARED_CREDENTIALS_FILE": f"{EMPTY}/none",
     "AWS_EC2_METADATA_DISABLED": "true",
     "NO_PROXY": ",".join(filter(None, [os.environ.get("NO_PROXY"), "127.0.0.1", "localhost"])),
-    "SAGEMAKER_BASE_DIR": NOWHERE,
+    "SAGEMAKER_BASE_DIR": EMPTY,
 }
 
 # `make test-fast` leaves out tests with these markers, of which two are given by fixtures that a test uses.
