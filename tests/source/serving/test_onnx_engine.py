@@ -70,7 +70,7 @@ def test_a_missing_package_is_named(model_dir, monkeypatch):
 
 def test_a_missing_file_is_refused_with_the_command_that_makes_it(model_dir):
     os.remove(model_dir / "model.onnx")
-    with pytest.raises(bundle.BundleError, match=r"model\.onnx: missing; fastmaker package onnx MODEL --bundle"):
+    with pytest.raises(bundle.BundleError, match=r"model\.onnx: missing; `fastmaker package onnx MODEL --bundle"):
         models.load(model_dir)
 
 
