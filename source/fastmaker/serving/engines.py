@@ -35,9 +35,12 @@ class TorchEngine:
 
         For segmentation they are (N, n_labels, H, W).
         """
-        batch = preprocess.normalise(batch.to(self.device), self.mean, self.std, self.resampled)
-        batch = batch.to(self.dtype, memory_format=self.memory_format)
+        batch = self.prepare(batch).to(self.dtype, memory_format=self.memory_format)
         return self.network(batch).float().softmax(dim=1)
+
+    def prepare(self, batch: torch.Tensor) -> torch.Tensor:
+        """Return images, uint8 (N, C, H, W), as the network's input: float32, on the engine's device."""
+        return preprocess.normalise(batch.to(self.device), self.mean, self.std, self.resampled)
 
 
 def fold_batch_norms(network: nn.Module) -> nn.Module:

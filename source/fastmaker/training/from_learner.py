@@ -6,16 +6,12 @@
 reproduce exactly.
 """
 
-import contextlib
 import dataclasses
 import os
 import sys
-import tempfile
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from fastai.vision.all import (
     AddMaskCodes,
@@ -26,12 +22,14 @@ from fastai.vision.all import (
     LabelSmoothingCrossEntropyFlat,
     Learner,
     Normalize,
+    PILImage,
+    PILImageBW,
     Resize,
     ToTensor,
 )
-from PIL import Image
 
 from fastmaker import bundle, masks, preprocess, unet
+from fastmaker.training import parity
 
 
 def save_bundle(
@@ -45,14 +43,19 @@ def save_bundle(
     Raises BundleError, before anything is written, if the Learner has an architecture, layers, a transform or a loss
     that the bundle cannot reproduce; OSError if `model_dir` cannot be written.
     """
-    info = dataclasses.replace(describe(learn, metrics), mask_size=mask_size)
-    if mask_size == "original" and not masks.can_resize_to_original(info.resize_method, info.void_code):
+    with parity.predicting(learn):
+        info = dataclasses.replace(describe(learn, metrics), mask_size=mask_size)
+        _check_mask_size(info)
+        _check_layers(learn.model, info)
+        parity.check(learn, info)
+    return bundle.save(model_dir, learn.model, info)
+
+
+def _check_mask_size(info: bundle.ModelInfo) -> None:
+    if info.mask_size == "original" and not masks.can_resize_to_original(info.resize_method, info.void_code):
         raise bundle.BundleError(
             "mask_size is original, but the Learner's Resize crops images and no class is void for what it cuts off"
         )
-    _check_layers(learn.model, info)
-    _check_pixels(learn, info)
-    return bundle.save(model_dir, learn.model, info)
 
 
 def describe(learn: Learner, metrics: dict[str, float] | None = None) -> bundle.ModelInfo:
@@ -65,7 +68,7 @@ def describe(learn: Learner, metrics: dict[str, float] | None = None) -> bundle.
     size, method = _resize(learn, task)
     _check_item_transforms(learn.dls.valid.after_item.fs)
     _check_batch_transforms(learn.dls.valid.after_batch.fs)
-    mode = learn.dls.valid_ds[0][0].mode
+    mode = _image_mode(learn)
     channels = 3 if mode == "RGB" else 1
     normalize = _find(learn.dls.valid.after_batch.fs, Normalize)
     mean, std = (normalize.mean, normalize.std) if normalize else (torch.zeros(channels), torch.ones(channels))
@@ -100,6 +103,8 @@ def _check_loss(loss: Any, task: str) -> None:
 def _resize(learn: Learner, task: str) -> tuple[tuple[int, int], str]:
     """Return the size (height, width) of validation images, and the resize method."""
     resize = _find(learn.dls.valid.after_item.fs, Resize)
+    if resize is None and task == "segmentation" and not len(learn.dls.valid_ds):
+        raise bundle.BundleError("the Learner has no Resize and no data: the size of its images is not known")
     if resize is None and task == "segmentation":
         return tuple(learn.dls.valid_ds[0][0].shape), preprocess.NO_RESIZE
     if resize is None:
@@ -108,6 +113,14 @@ def _resize(learn: Learner, task: str) -> tuple[tuple[int, int], str]:
         raise bundle.BundleError("the Learner's Resize has another pad_mode or resample than fastai's default")
     width, height = resize.size
     return (int(height), int(width)), str(resize.method)
+
+
+def _image_mode(learn: Learner) -> str:
+    """Return the mode of the images that the Learner opens. It may hold no data, as after ``load_learner``."""
+    image = parity.image_of(learn)
+    if type(image) not in (PILImage, PILImageBW):
+        raise bundle.BundleError(f"the Learner's images are {type(image).__name__}; expected PILImage or PILImageBW")
+    return image.mode
 
 
 def _labels(learn: Learner) -> tuple[str, ...]:
@@ -142,37 +155,6 @@ def _check_layers(model: torch.nn.Module, info: bundle.ModelInfo) -> None:
     model.to(device).train(training)
     if not torch.equal(given.nan_to_num(), torch.Tensor(expected).nan_to_num()):
         raise bundle.BundleError(f"the Learner's network has other layers than {info.architecture}")
-
-
-def _check_pixels(learn: Learner, info: bundle.ModelInfo) -> None:
-    """Raise BundleError unless the Learner prepares an image as the bundle does, from the file to the network's input.
-
-    The function that opens an item may change its pixels, too.
-    """
-    height, width = info.image_size if info.resize_method == preprocess.NO_RESIZE else (401, 307)
-    pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
-    image = Image.fromarray(pixels).convert(info.image_mode)
-    expected = _input_for(learn, image)
-    mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in (info.mean, info.std))
-    batch = preprocess.to_tensor(image, info.image_mode, info.image_size, info.resize_method)[None]
-    given = preprocess.normalise(batch, mean, std, info.resampled)
-    if expected is None:
-        return
-    if given.shape != expected.shape or ((given - expected).abs() * std).max() > 0.5 / 255:  # of a grey level
-        raise bundle.BundleError(
-            "the Learner changes the pixels of an image in another way than by its Resize and normalisation"
-        )
-
-
-def _input_for(learn: Learner, image: Image.Image) -> torch.Tensor | None:
-    """Return the network's input in ``learn.predict``; None if the Learner takes neither files nor arrays."""
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder, "image.png")
-        image.save(file)
-        for item in (file, np.asarray(image)):
-            with contextlib.suppress(AssertionError):  # fastai raises it for an item that it does not take
-                return torch.Tensor(learn.dls.test_dl([item], num_workers=0).one_batch()[0]).cpu()
-    return None
 
 
 def _is_training_only(transform: Any) -> bool:

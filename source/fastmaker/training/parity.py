@@ -1,0 +1,292 @@
+"""Compares a Learner's answers with those of the bundle that is to be made of it.
+
+On the Learner's side runs ``learn.predict``, with the Learner's own input pipeline, network and loss; on the bundle's
+side what serving runs. Both get the same bytes: images of the Learner's own validation set, and generated ones.
+"""
+
+import contextlib
+import dataclasses
+import io
+import itertools
+import random
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from fastai.vision.all import AttrGetter, ColReader, DataLoader, Datasets, ItemGetter, L, Learner
+from PIL import Image
+
+from fastmaker import bundle, preprocess
+from fastmaker.serving import engines, models
+from fastmaker.training import pictures
+
+VALIDATION_IMAGES = 4  # of the Learner's validation set, spread over it
+ANSWERED = 3  # generated images whose whole answers are compared; of all of them, the network's input is
+TOLERANCE = 1e-6  # of a probability and of the network's input; equal bits are usual
+SAME_ITEM = (ItemGetter, AttrGetter, ColReader)  # fastai's getters, which do not change what they get
+
+
+@dataclasses.dataclass(frozen=True)
+class Answer:
+    """What a Learner says about one image."""
+
+    batch: torch.Tensor  # the network's input (1, C, H, W)
+    decoded: Any  # the first value of learn.predict: a label or a mask
+    numbers: np.ndarray  # the third: probabilities
+
+
+def check(learn: Learner, info: bundle.ModelInfo) -> None:
+    """Raise BundleError unless the bundle of `learn` with `info` answers as `learn` does.
+
+    Also raised if that cannot be found out. `learn` must be `predicting`.
+    """
+    if not isinstance(learn.dls.valid_ds, Datasets) or learn.dls.n_inp != 1:
+        raise bundle.BundleError(
+            f"the bundle cannot be compared with the Learner, whose data is a {type(learn.dls.valid_ds).__name__} with"
+            f" {learn.dls.n_inp} inputs; expected the Datasets of a DataBlock with one image"
+        )
+    with tempfile.TemporaryDirectory() as folder:
+        model = _model(learn, info)
+        _check_generated(learn, model, Path(folder))
+        for index in _spread(len(learn.dls.valid_ds), VALIDATION_IMAGES):
+            _check_validation_image(learn, model, index)
+
+
+def image_of(learn: Learner) -> Image.Image:
+    """Return what the Learner opens a generated image file as, before its item transforms. Raises BundleError."""
+    with tempfile.TemporaryDirectory() as folder:
+        item = _accepted_item(learn, _saved(pictures.plain((401, 307)), Path(folder), "image"))
+        return learn.dls.test_dl([item], num_workers=0).dataset[0][0]
+
+
+def _check_generated(learn: Learner, model: models.Model, folder: Path) -> None:
+    """Compare on generated images: the first few with their answers, all with the network's input."""
+    fixed = model.info.resize_method == preprocess.NO_RESIZE
+    accepted, compared = None, 0
+    for name, data in pictures.generate(model.info.image_size if fixed else None):
+        file = _saved(data, folder, name)
+        if accepted is None:  # an image that every Learner takes, or the reason why not
+            accepted = _accepted_item(learn, file)
+            _check_repeats(learn, accepted)
+        item = next(item for item in _forms(file) if isinstance(item, type(accepted)))
+        compared += _compare_generated(learn, model, item, (name, data), whole=compared < ANSWERED)
+    if not compared:
+        raise bundle.BundleError("the bundle cannot be compared with the Learner: the bundle takes no generated image")
+
+
+def _check_repeats(learn: Learner, item: Any) -> None:
+    """Raise BundleError if the Learner is random."""
+    if not np.array_equal(_answer(learn, item).numbers, _answer(learn, item).numbers, equal_nan=True):
+        raise bundle.BundleError("the Learner answers the same image differently each time; a bundle cannot")
+
+
+def _compare_generated(learn: Learner, model: models.Model, item: Any, picture: tuple[str, bytes], whole: bool) -> bool:
+    """Compare on one image; return False if the Learner or the bundle does not take it."""
+    name, data = picture
+    try:
+        batch = learn.dls.test_dl([item], num_workers=0).one_batch()[0]
+        expected = _answer(learn, item) if whole else Answer(batch, None, np.empty(0))
+    except Exception:  # of a rare mode, or of a size that is too small for the network
+        return False
+    image = preprocess.decode(data)
+    try:
+        tensor = model.to_tensor(image)
+    except preprocess.ImageError:
+        return False
+    _compare_input(_input(model, tensor), expected.batch, name)
+    if whole:
+        _compare_answer(model, image, expected, name)
+    return True
+
+
+def _check_validation_image(learn: Learner, model: models.Model, index: int) -> None:
+    """Compare on one of the Learner's own images, which goes through the readers of its DataBlock."""
+    name = f"validation image {index}"
+    try:
+        image = _source(learn, index)
+        dl = learn.dls.valid.new(bs=1, shuffle=False, drop_last=False, num_workers=0, get_idxs=lambda: [index])
+        expected = _answer_of(learn, dl)
+    except bundle.BundleError:
+        raise
+    except Exception as error:  # a reader of the user's own may raise anything
+        raise bundle.BundleError(
+            f"the Learner cannot be checked on its validation image {index}: {_line(error)}"
+        ) from None
+    try:
+        tensor = model.to_tensor(image)
+    except preprocess.ImageError as error:
+        if model.info.resize_method == preprocess.NO_RESIZE:
+            return  # of another size than the first
+        raise bundle.BundleError(f"the bundle does not take the Learner's {name}: {error}") from None
+    _compare_input(_input(model, tensor), expected.batch, name)
+    _compare_answer(model, image, expected, name)
+
+
+def _source(learn: Learner, index: int) -> Image.Image:
+    """Return the image that a validation item stands for, as serving decodes it: the first file that is read for it."""
+    images = learn.dls.valid_ds.tls[0]
+    value, reader = L(images.items, use_list=None)[index], None
+    for transform in [None, *images.tfms.fs]:
+        if transform is not None:
+            value, reader = transform(value, split_idx=1) if _takes_split(transform) else transform(value), transform
+        if isinstance(value, bytes):
+            return preprocess.decode(value)
+        if isinstance(value, (str, Path)) and Path(value).is_file():
+            return preprocess.decode(Path(value).read_bytes())
+        if isinstance(value, (np.ndarray, torch.Tensor, Image.Image)):
+            if reader is not None and not isinstance(reader, SAME_ITEM):
+                break
+            return value if isinstance(value, Image.Image) else preprocess.image_from_array(np.asarray(value))
+    raise bundle.BundleError(
+        f"the Learner's {_name(reader)} makes an image of {type(L(images.items, use_list=None)[index]).__name__} items;"
+        " a bundle takes image files as they are"
+    )
+
+
+def _takes_split(transform: Any) -> bool:
+    return hasattr(transform, "split_idx")
+
+
+def _name(transform: Any) -> str:
+    return (
+        str(getattr(transform, "name", getattr(transform, "__name__", type(transform).__name__)))
+        .split(" -- ")[0]
+        .split(".")[-1]
+    )
+
+
+def _accepted_item(learn: Learner, file: Path) -> Any:
+    """Return `file` in the first of `_forms` that the Learner takes. Raises BundleError."""
+    reason = ""
+    for item in _forms(file):
+        try:
+            learn.dls.test_dl([item], num_workers=0).one_batch()
+            return item
+        except Exception as error:  # fastai raises AssertionError, a reader of the user's own anything
+            reason = reason or _line(error)
+    raise bundle.BundleError(f"the bundle cannot be compared with the Learner, which takes no image file: {reason}")
+
+
+def _forms(file: Path) -> Iterator[Any]:
+    """Yield an image file in each form that a Learner may take: path, string, bytes, array, image."""
+    yield from (file, str(file), file.read_bytes())
+    with Image.open(file) as image:
+        yield from (np.asarray(image), image)
+
+
+def _answer(learn: Learner, item: Any) -> Answer:
+    """Return the answer of ``learn.predict``. Raises BundleError if it fails."""
+    try:
+        batch = learn.dls.test_dl([item], num_workers=0).one_batch()[0]
+        decoded, _, numbers = learn.predict(item)
+    except Exception as error:  # whatever a Learner of the user's own raises
+        raise bundle.BundleError(f"the Learner's own predict fails: {_line(error)}") from None
+    return Answer(torch.Tensor(batch), decoded, np.asarray(numbers))
+
+
+def _answer_of(learn: Learner, dl: DataLoader) -> Answer:
+    """Return the Learner's answer for the only item of `dl`, by the steps of ``Learner.predict``."""
+    batch, numbers, _, decoded = learn.get_preds(dl=dl, with_input=True, with_decoded=True)
+    return Answer(torch.Tensor(batch), learn.dls.decode_batch((batch, decoded))[0][1], np.asarray(numbers[0]))
+
+
+def _model(learn: Learner, info: bundle.ModelInfo) -> models.Model:
+    """Return the bundle as serving loads it, in memory."""
+    network = bundle.rebuild(learn.model, info)
+    engine = engines.TorchEngine(network, info)
+    if any(not parameter.is_contiguous() for parameter in learn.model.parameters()):
+        # The Learner's layout, for the same bits.
+        engine.memory_format = torch.channels_last
+        engine.network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return models.Model(engine, info)
+
+
+def _input(model: models.Model, tensor: torch.Tensor) -> torch.Tensor:
+    engine = model.engine
+    assert isinstance(engine, engines.TorchEngine)
+    return engine.prepare(tensor[None])
+
+
+def _compare_input(given: torch.Tensor, expected: torch.Tensor, name: str) -> None:
+    expected = torch.Tensor(expected).cpu()
+    if given.shape != expected.shape:
+        what = f"the network gets {_size(expected)} pixels, in the bundle {_size(given)}"
+    elif not torch.allclose(given, expected, rtol=TOLERANCE, atol=TOLERANCE, equal_nan=True):
+        what = f"by up to {float((given - expected).abs().max()):.1e} in the network's input"
+    else:
+        return
+    raise bundle.BundleError(
+        f"the Learner changes the pixels of an image in another way than a bundle can: {what} ({name})"
+    )
+
+
+def _compare_answer(model: models.Model, image: Image.Image, expected: Answer, name: str) -> None:
+    """Compare the whole answer that serving gives. Raises BundleError."""
+    given: Any = model.predict([image], mask_size="model")[0]
+    if model.info.task == "segmentation":
+        off = int((given.array != np.asarray(expected.decoded)).sum())
+        if off:
+            raise bundle.BundleError(f"the bundle's mask would differ from the Learner's in {off} pixels ({name})")
+        return
+    numbers = expected.numbers
+    if given.probabilities.shape != numbers.shape:
+        raise bundle.BundleError(f"the Learner answers with {numbers.size} numbers; expected one for each label")
+    if not np.allclose(given.probabilities, numbers, rtol=0, atol=TOLERANCE, equal_nan=True):
+        off_by = float(np.abs(given.probabilities - numbers).max())
+        raise bundle.BundleError(f"the bundle's probabilities would differ from the Learner's by {off_by:.1e} ({name})")
+    if given.label != str(expected.decoded):
+        raise bundle.BundleError(
+            f"the bundle's label would be {given.label!r} where the Learner's is {str(expected.decoded)!r} ({name})"
+        )
+
+
+@contextlib.contextmanager
+def predicting(learn: Learner) -> Iterator[None]:
+    """Let the Learner predict on the CPU without output within the block; leave it, and random numbers, as they were.
+
+    Callbacks of this package belong to a training job and may wait for its other processes.
+    """
+    ours = [callback for callback in learn.cbs if type(callback).__module__.startswith("fastmaker.")]
+    device, model_device = learn.dls.device, next(learn.model.parameters()).device
+    modes = {module: module.training for module in learn.model.modules()}
+    python, numpy, generator = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    recorder = getattr(learn, "recorder", None)
+    recorded = dict(vars(recorder)) if recorder else {}
+    with learn.no_bar(), learn.no_logging(), learn.removed_cbs(ours):
+        try:
+            learn.dls.to(torch.device("cpu"))
+            learn.model.cpu()
+            yield
+        finally:
+            learn.dls.to(device)
+            learn.model.to(model_device)
+            if recorder:
+                vars(recorder).update(recorded)  # to predict empties the history of the training
+            for module, training in modes.items():
+                module.training = training
+            random.setstate(python)
+            np.random.set_state(numpy)
+            torch.set_rng_state(generator)
+
+
+def _saved(data: bytes, folder: Path, name: str) -> Path:
+    suffix = (Image.open(io.BytesIO(data)).format or "png").lower()
+    file = folder / f"{name.replace(' ', '_')}.{suffix}"
+    file.write_bytes(data)
+    return file
+
+
+def _spread(total: int, n: int) -> list[int]:
+    """Return at most `n` indexes below `total`, the first and the last among them."""
+    return sorted({round(position * (total - 1) / max(1, n - 1)) for position in range(n)}) if total else []
+
+
+def _size(batch: torch.Tensor) -> str:
+    return "x".join(map(str, itertools.islice(reversed(batch.shape), 2)))
+
+
+def _line(error: BaseException) -> str:
+    return (" ".join(str(error).split()) or type(error).__name__)[:200]
