@@ -101,6 +101,8 @@ def _build(model_dir: Path, name: str, built: Path, options: Options) -> None:
     from fastmaker.export import onnx_file
 
     info = bundle.load_info(model_dir)
+    if info.steps:
+        raise ValueError(f"{model_dir}: its images go through several steps; a Triton repository knows one resize")
     network = built / (name + NETWORK if options.preprocessing else name)
     version = network / VERSION
     version.mkdir(parents=True)

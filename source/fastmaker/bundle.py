@@ -24,13 +24,14 @@ import torch
 import torchvision
 from torch import nn
 
-from fastmaker import __version__, files, masks, networks, preprocess, unet
+from fastmaker import __version__, files, masks, networks, pipeline, preprocess, unet
 
 STATE_FILE = "model.pth"
 INFO_FILE = "model.json"
 ONNX_FILE = "model.onnx"
 CODE_DIR = "code"
-FORMAT = 1
+FORMAT = 2  # the newest that is read
+PLAIN_FORMAT = 1  # of a pipeline without steps, which older versions of this package read, too
 ARCHITECTURES = {"classification": networks.ARCHITECTURES, "segmentation": unet.ARCHITECTURES}  # by task
 
 
@@ -50,19 +51,21 @@ class ModelInfo:
     labels: tuple[str, ...]  # in the order of the network's outputs
     image_mode: str  # one of preprocess.IMAGE_MODES: what each image is converted to
     image_size: tuple[int, int]  # (height, width) in pixels
-    resize_method: str  # one of preprocess.RESIZE_METHODS, or NO_RESIZE
+    resize_method: str  # one of preprocess.RESIZE_METHODS, or NO_RESIZE, or STEPS
     mean: tuple[float, ...]  # one for each channel, for pixels scaled to 0..1
     std: tuple[float, ...]
     # fastai's aug_transforms pass validation images through grid_sample with an identity transform, which changes some
     # low bits. True repeats that.
     resampled: bool = False
+    # Of a pipeline that resize_method and resampled cannot express: what an image goes through, see `pipeline`.
+    steps: tuple[dict[str, Any], ...] = ()
     # Segmentation only.
     options: dict[str, bool] = field(default_factory=dict)  # of unet.OPTIONS
     void_code: int | None = None  # the index of the class that is ignored in loss and metrics
     mask_size: str = "model"  # one of masks.SIZES: the size of a served mask unless the request names one
     metrics: dict[str, float] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
-    format: int = FORMAT
+    format: int = PLAIN_FORMAT
     state_sha256: str = ""  # of model.pth
 
     @property
@@ -165,6 +168,7 @@ def _parse_info(values: dict[str, Any], path: Path) -> ModelInfo:
         )
     _check_choices(values, check)
     _check_lists(values, check)
+    _check_steps(values, check)
     if values["task"] == "segmentation":
         _check_segmentation(values, check)
     check("state_sha256", isinstance(values.get("state_sha256"), str), "a string of 64 hexadecimal digits")
@@ -183,9 +187,20 @@ def _check_choices(values: dict[str, Any], check: Check) -> None:
     for key, allowed in {
         "architecture": ARCHITECTURES[values["task"]],
         "image_mode": preprocess.IMAGE_MODES,
-        "resize_method": (*preprocess.RESIZE_METHODS, preprocess.NO_RESIZE),
+        "resize_method": (*preprocess.RESIZE_METHODS, preprocess.NO_RESIZE, preprocess.STEPS),
     }.items():
         check(key, values.get(key) in allowed, f"one of {', '.join(allowed)}")
+
+
+def _check_steps(values: dict[str, Any], check: Check) -> None:
+    steps: Any = values.get("steps", [])
+    with_steps = values["resize_method"] == preprocess.STEPS
+    check("steps", bool(steps) == with_steps, f"steps if, and only if, 'resize_method' is {preprocess.STEPS}")
+    if with_steps:
+        problem = pipeline.problem(steps)
+        check("steps", problem is None, f"the steps of this package: {problem}")
+        size = list(pipeline.output_size(steps) or ())
+        check("image_size", values["image_size"] == size, f"{size}, the size after the steps")
 
 
 def _check_lists(values: dict[str, Any], check: Check) -> None:

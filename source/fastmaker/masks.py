@@ -46,7 +46,7 @@ def palette(n: int, void_code: int | None = None) -> np.ndarray:
 
 def can_resize_to_original(method: str, void_code: int | None) -> bool:
     """Return whether masks can have the original size of any image: nothing is cropped, or there is a void class."""
-    return method != "crop" or void_code is not None
+    return method != preprocess.STEPS and (method != "crop" or void_code is not None)
 
 
 def resize_to_original(mask: np.ndarray, image_size: tuple[int, int], method: str, void_code: int | None) -> np.ndarray:
@@ -55,6 +55,8 @@ def resize_to_original(mask: np.ndarray, image_size: tuple[int, int], method: st
     `image_size` is (width, height) in pixels, `method` the resize method of the model. What it cropped is void. Raises
     preprocess.ImageError if it cropped something and there is no void class.
     """
+    if method == preprocess.STEPS:
+        raise preprocess.ImageError("the model prepares images in several steps; ask for mask_size=model")
     left, top, right, bottom = preprocess.window(image_size, mask.shape, method)
     if method == "pad":  # by rounding, the window may end a pixel inside the image
         left, top, right, bottom = min(left, 0), min(top, 0), max(right, image_size[0]), max(bottom, image_size[1])

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 IMAGE_MODES = ("RGB", "L")
 RESIZE_METHODS = ("crop", "pad", "squish")
 NO_RESIZE = "none"  # the method of a model that takes images of one size, unchanged
+STEPS = "steps"  # the method of a model whose images go through the steps of model.json (fastmaker.pipeline)
+PADDING = {"reflection": "reflect", "border": "edge", "zeros": "constant"}  # fastai's names and NumPy's
 DEFAULT_MAX_PIXELS = 64_000_000
 
 
@@ -101,34 +103,47 @@ def to_array(image: Image.Image, mode: str, size: tuple[int, int], method: str) 
     return pixels.transpose(2, 0, 1).copy()
 
 
-def resize(image: Image.Image, size: tuple[int, int], method: str) -> Image.Image:
-    """Return the image resized as ``fastai.vision.augment.Resize`` does in validation: bilinear and centred.
+def resize(
+    image: Image.Image,
+    size: tuple[int, int],
+    method: str,
+    pad_mode: str = "reflection",
+    resample: Image.Resampling = Image.Resampling.BILINEAR,
+) -> Image.Image:
+    """Return the image resized as ``fastai.vision.augment.Resize`` does in validation: centred.
 
     `size` is (height, width) in pixels. `method` crop fills it and crops the rest, pad fits the whole image in and pads
-    by reflection, squish ignores the aspect ratio, and NO_RESIZE takes only images of that size. Raises ValueError.
+    by `pad_mode`, one of PADDING, squish ignores the aspect ratio, and NO_RESIZE takes only images of that size. Raises
+    ValueError.
     """
     height, width = size
     if method == NO_RESIZE and image.size != (width, height):
         raise ValueError(f"the model was trained without Resize and takes images of {width}x{height}")
-    if method in ("squish", NO_RESIZE):
-        return image.resize((width, height), Image.Resampling.BILINEAR)
-    left, top, right, bottom = window(image.size, size, method)
+    if method not in ("squish", NO_RESIZE):
+        image = cut(image, window(image.size, size, method), pad_mode)
+    return image.resize((width, height), resample)
+
+
+def cut(image: Image.Image, box: tuple[int, int, int, int], pad_mode: str) -> Image.Image:
+    """Return the part of the image that `box` (left, top, right, bottom) names, padded where it reaches beyond.
+
+    Raises ValueError if that has more than `max_pixels`.
+    """
+    left, top, right, bottom = box
     if (right - left) * (bottom - top) > max_pixels():  # padding a very narrow image could take gigabytes
         raise ValueError(f"its padded form would be {right - left}x{bottom - top}; at most {max_pixels():,} pixels")
     image_width, image_height = image.size
     inside = max(left, 0), max(top, 0), min(right, image_width), min(bottom, image_height)
     margins = [max(-left, 0), max(-top, 0), max(right - image_width, 0), max(bottom - image_height, 0)]
     image = image.crop(inside)
-    if any(margins):
-        image = _pad(image, *margins)
-    return image.resize((width, height), Image.Resampling.BILINEAR)
+    return _pad(image, pad_mode, *margins) if any(margins) else image
 
 
-def _pad(image: Image.Image, left: int, top: int, right: int, bottom: int) -> Image.Image:
-    """Return the image padded by reflection; the margins are in pixels."""
+def _pad(image: Image.Image, pad_mode: str, left: int, top: int, right: int, bottom: int) -> Image.Image:
+    """Return the image padded; the margins are in pixels."""
     pixels = np.asarray(image)
     margins = [(top, bottom), (left, right), (0, 0)][: pixels.ndim]
-    return Image.fromarray(np.pad(pixels, margins, mode="reflect"))
+    return Image.fromarray(np.pad(pixels, margins, mode=PADDING[pad_mode]))  # type: ignore[call-overload]
 
 
 def window(image_size: tuple[int, int], size: tuple[int, int], method: str) -> tuple[int, int, int, int]:
@@ -139,6 +154,8 @@ def window(image_size: tuple[int, int], size: tuple[int, int], method: str) -> t
     image_width, image_height = image_size
     if method in ("squish", NO_RESIZE):
         return 0, 0, image_width, image_height
+    if method not in RESIZE_METHODS:
+        raise ValueError(f"the resize method {method!r} has no one window")
     height, width = size
     choose = max if method == "pad" else min
     scale = choose(image_width / width, image_height / height)

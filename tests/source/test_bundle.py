@@ -304,7 +304,7 @@ def test_the_right_names_are_listed_for_a_wrong_one(folder):
 
 def test_a_newer_format_is_refused_with_what_to_do(folder):
     edit(folder, format=bundle.FORMAT + 1)
-    assert_refused(folder, "'format' is 2, newer than 1", "use a newer fastmaker")
+    assert_refused(folder, "'format' is 3, newer than 2", "use a newer fastmaker")
 
 
 def test_a_key_of_tomorrow_is_ignored(folder):

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from fastmaker import __version__, bundle, files, networks, preprocess
+from fastmaker import __version__, bundle, files, networks, pipeline, preprocess
 from fastmaker.serving import onnx_engine
 from fastmaker.serving.onnx_engine import IMAGE, MASK, MODEL_JSON, PROBABILITIES
 from fastmaker.training import layouts
@@ -81,6 +81,8 @@ def to_onnx(model_dir: str | os.PathLike, file: str | os.PathLike, image_input: 
     if image_input not in INPUTS:
         raise ExportError(f"the input is {image_input!r}; expected one of {', '.join(INPUTS)}")
     network, info = bundle.load(model_dir)
+    if pipeline.resizes_batches(info.steps):
+        raise ExportError(f"{model_dir}: its model resizes batches, by fastai's batch transforms; an ONNX file cannot")
     model = Exported(network, info, image_input).eval().requires_grad_(False)
     proto = _export(model)
     _set_metadata(proto, Path(model_dir, bundle.INFO_FILE).read_text("utf-8"), info)
@@ -139,7 +141,7 @@ def inputs(image_files: Sequence[Path], info: bundle.ModelInfo, image_input: str
     for file in image_files:
         try:
             image = preprocess.decode(file.read_bytes())
-            tensor = preprocess.to_tensor(image, info.image_mode, info.image_size, info.resize_method)
+            tensor = pipeline.to_tensor(image, info)
         except preprocess.ImageError as error:
             raise ExportError(f"{file}: {error}") from None
         arrays.append(_as_input(tensor[None], image_input).numpy())

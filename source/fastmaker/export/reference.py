@@ -36,6 +36,8 @@ from fastmaker import bundle, networks, preprocess
 def learner(model_dir: str | os.PathLike) -> Learner:
     """Return a Learner with the weights of the bundle in `model_dir`, loaded strictly. Raises bundle.BundleError."""
     _, info = bundle.load(model_dir)
+    if info.steps:
+        raise bundle.BundleError(f"{model_dir}: its images go through steps, of which no Learner can be made here")
     state = torch.load(Path(model_dir, bundle.STATE_FILE), map_location="cpu", weights_only=True)
     learn = _untrained(info)
     learn.model.load_state_dict(state, strict=True)

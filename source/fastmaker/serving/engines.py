@@ -4,7 +4,7 @@ import torch
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from fastmaker import bundle, preprocess
+from fastmaker import bundle, pipeline, preprocess
 
 PRECISIONS = ("float32", "bf16")
 
@@ -27,7 +27,7 @@ class TorchEngine:
         self.mean, self.std = (
             torch.tensor(values, device=self.device).view(1, -1, 1, 1) for values in (info.mean, info.std)
         )
-        self.resampled = info.resampled
+        self.resampled, self.steps = info.resampled, info.steps
 
     @torch.inference_mode()
     def probabilities(self, batch: torch.Tensor) -> torch.Tensor:
@@ -39,8 +39,12 @@ class TorchEngine:
         return self.network(batch).float().softmax(dim=1)
 
     def prepare(self, batch: torch.Tensor) -> torch.Tensor:
-        """Return images, uint8 (N, C, H, W), as the network's input: float32, on the engine's device."""
-        return preprocess.normalise(batch.to(self.device), self.mean, self.std, self.resampled)
+        """Return images of `pipeline.to_tensor`, uint8 (N, C, H, W), as the network's input.
+
+        It is float32 on the engine's device.
+        """
+        pixels = pipeline.to_pixels(batch.to(self.device), self.steps)
+        return preprocess.standardise(pixels, self.mean, self.std, self.resampled)
 
 
 def fold_batch_norms(network: nn.Module) -> nn.Module:

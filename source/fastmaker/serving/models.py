@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from fastmaker import bundle, masks, preprocess
+from fastmaker import bundle, masks, pipeline, preprocess
 from fastmaker.answers import Mask, Prediction
 from fastmaker.serving.engines import PRECISIONS, TorchEngine
 from fastmaker.serving.onnx_engine import OnnxEngine
@@ -33,8 +33,8 @@ class Model:
         self.engine, self.info = engine, info
 
     def to_tensor(self, image: Image.Image) -> torch.Tensor:
-        """Return a Pillow image as the network's input, uint8 (C, H, W). Raises preprocess.ImageError."""
-        return preprocess.to_tensor(image, self.info.image_mode, self.info.image_size, self.info.resize_method)
+        """Return a Pillow image as the engine's input, uint8 (C, H, W). Raises preprocess.ImageError."""
+        return pipeline.to_tensor(image, self.info)
 
     def probabilities(self, batch: torch.Tensor) -> torch.Tensor:
         """Return the probabilities of images, uint8 (N, C, H, W): float32 (N, n_labels).
@@ -60,8 +60,7 @@ class Model:
         differs between an image in a batch and one alone, by about 1e-7 in a probability.
         """
         batch_size = 1 if self.info.task == "segmentation" else MAX_BATCH  # one image keeps a U-Net busy
-        tensors = iter(tensors)
-        while batch := list(itertools.islice(tensors, batch_size)):
+        for batch in _batches(tensors, batch_size):
             outputs = self.probabilities(torch.stack(batch))
             if self.info.task == "segmentation":
                 # As in fastai, of the probabilities, not the logits: rounding may have made two of them equal.
@@ -76,6 +75,13 @@ class Model:
         if (mask_size or info.mask_size) == "original":
             output = masks.resize_to_original(output, image.size, info.resize_method, info.void_code)
         return Mask(output, info.labels, info.void_code)
+
+
+def _batches(tensors: Iterable[torch.Tensor], size: int) -> Iterator[list[torch.Tensor]]:
+    """Yield the tensors in order, in lists of at most `size` that have one shape."""
+    for _, alike in itertools.groupby(tensors, lambda tensor: tensor.shape):
+        while batch := list(itertools.islice(alike, size)):
+            yield batch
 
 
 def load(

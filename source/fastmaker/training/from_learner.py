@@ -15,21 +15,19 @@ from typing import Any
 import torch
 from fastai.vision.all import (
     AddMaskCodes,
-    AffineCoordTfm,
     CrossEntropyLossFlat,
     DynamicUnet,
-    IntToFloatTensor,
     LabelSmoothingCrossEntropyFlat,
     Learner,
     Normalize,
     PILImage,
     PILImageBW,
-    Resize,
-    ToTensor,
 )
 
-from fastmaker import bundle, masks, preprocess, unet
-from fastmaker.training import parity
+from fastmaker import bundle, masks, pipeline, preprocess, unet
+from fastmaker.training import learner_steps, parity
+
+PLAIN_RESIZE = {"step": "resize", "pad_mode": "reflection", "resample": "bilinear"}  # what format 1 knows
 
 
 def save_bundle(
@@ -47,11 +45,13 @@ def save_bundle(
         info = dataclasses.replace(describe(learn, metrics), mask_size=mask_size)
         _check_mask_size(info)
         _check_layers(learn.model, info)
-        parity.check(learn, info)
+        parity.check(learn, learn.model, info)
     return bundle.save(model_dir, learn.model, info)
 
 
 def _check_mask_size(info: bundle.ModelInfo) -> None:
+    if info.mask_size == "original" and info.steps:
+        raise bundle.BundleError("mask_size is original, but the Learner resizes images in several steps")
     if info.mask_size == "original" and not masks.can_resize_to_original(info.resize_method, info.void_code):
         raise bundle.BundleError(
             "mask_size is original, but the Learner's Resize crops images and no class is void for what it cuts off"
@@ -65,9 +65,7 @@ def describe(learn: Learner, metrics: dict[str, float] | None = None) -> bundle.
     if architecture not in known:
         raise bundle.BundleError(f"the Learner's architecture is {architecture}; expected one of {', '.join(known)}")
     _check_loss(learn.loss_func, task)
-    size, method = _resize(learn, task)
-    _check_item_transforms(learn.dls.valid.after_item.fs)
-    _check_batch_transforms(learn.dls.valid.after_batch.fs)
+    resizing = _pipeline_fields(learn)
     mode = _image_mode(learn)
     channels = 3 if mode == "RGB" else 1
     normalize = _find(learn.dls.valid.after_batch.fs, Normalize)
@@ -77,13 +75,11 @@ def describe(learn: Learner, metrics: dict[str, float] | None = None) -> bundle.
         architecture=architecture,
         labels=_labels(learn),
         image_mode=mode,
-        image_size=size,
-        resize_method=method,
         mean=tuple(mean.flatten().tolist()),
         std=tuple(std.flatten().tolist()),
-        resampled=any(isinstance(t, AffineCoordTfm) for t in learn.dls.valid.after_batch.fs),
         metrics=metrics or {},
         versions={"fastai": sys.modules["fastai"].__version__},
+        **resizing,
         **(_segmentation_fields(learn) if task == "segmentation" else {}),
     )
 
@@ -100,19 +96,25 @@ def _check_loss(loss: Any, task: str) -> None:
         raise bundle.BundleError(f"the Learner's loss has the class axis {loss.axis}; expected axis=1")
 
 
-def _resize(learn: Learner, task: str) -> tuple[tuple[int, int], str]:
-    """Return the size (height, width) of validation images, and the resize method."""
-    resize = _find(learn.dls.valid.after_item.fs, Resize)
-    if resize is None and task == "segmentation" and not len(learn.dls.valid_ds):
-        raise bundle.BundleError("the Learner has no Resize and no data: the size of its images is not known")
-    if resize is None and task == "segmentation":
-        return tuple(learn.dls.valid_ds[0][0].shape), preprocess.NO_RESIZE
-    if resize is None:
-        raise bundle.BundleError("the Learner's item transforms hold no Resize; expected Resize(size, method=...)")
-    if resize.pad_mode != "reflection" or resize.mode != 2:
-        raise bundle.BundleError("the Learner's Resize has another pad_mode or resample than fastai's default")
-    width, height = resize.size
-    return (int(height), int(width)), str(resize.method)
+def _pipeline_fields(learn: Learner) -> dict[str, Any]:
+    """Return the fields of `ModelInfo` that say how images are resized: one resize if that is all, else the steps."""
+    steps, resampled = learner_steps.read(learn)
+    if not steps:
+        if not len(learn.dls.valid_ds):
+            raise bundle.BundleError("the Learner has no Resize and no data: the size of its images is not known")
+        size, method = tuple(learn.dls.valid_ds[0][0].shape), preprocess.NO_RESIZE
+    elif len(steps) == 1 and steps[0].items() >= PLAIN_RESIZE.items():
+        size, method = tuple(steps[0]["size"]), steps[0]["method"]
+    else:
+        return _fields_of_steps(steps) | {"resampled": resampled}
+    return {"image_size": size, "resize_method": method, "resampled": resampled}
+
+
+def _fields_of_steps(steps: list[pipeline.Step]) -> dict[str, Any]:
+    size = pipeline.output_size(steps)
+    if size is None:
+        raise bundle.BundleError("the Learner has no Resize, but resamples its batches: their size is not known")
+    return {"format": bundle.FORMAT, "image_size": size, "resize_method": preprocess.STEPS, "steps": tuple(steps)}
 
 
 def _image_mode(learn: Learner) -> str:
@@ -155,34 +157,6 @@ def _check_layers(model: torch.nn.Module, info: bundle.ModelInfo) -> None:
     model.to(device).train(training)
     if not torch.equal(given.nan_to_num(), torch.Tensor(expected).nan_to_num()):
         raise bundle.BundleError(f"the Learner's network has other layers than {info.architecture}")
-
-
-def _is_training_only(transform: Any) -> bool:
-    return getattr(transform, "split_idx", None) == 0
-
-
-def _name(transform: Any) -> str:
-    return getattr(transform, "name", type(transform).__name__).split(" -- ")[0]
-
-
-def _check_item_transforms(transforms: Iterable[Any]) -> None:
-    for transform in transforms:
-        if not _is_training_only(transform) and type(transform) not in (Resize, ToTensor, AddMaskCodes):
-            raise bundle.BundleError(
-                f"the Learner's {_name(transform)} changes validation images; a bundle reproduces Resize alone"
-            )
-
-
-def _check_batch_transforms(transforms: Iterable[Any]) -> None:
-    for transform in transforms:
-        if isinstance(transform, IntToFloatTensor) and transform.div != 255.0:
-            raise bundle.BundleError(f"the Learner divides pixels by {transform.div}; expected 255")
-        if getattr(transform, "size", None) is not None:
-            raise bundle.BundleError(f"the Learner's {_name(transform)} resizes validation batches")
-        if not _is_training_only(transform) and not isinstance(
-            transform, (IntToFloatTensor, Normalize, AffineCoordTfm)
-        ):
-            raise bundle.BundleError(f"the Learner's {_name(transform)} changes validation batches; a bundle cannot")
 
 
 def _find(transforms: Iterable[Any], kind: type) -> Any:

@@ -38,8 +38,8 @@ class Answer:
     numbers: np.ndarray  # the third: probabilities
 
 
-def check(learn: Learner, info: bundle.ModelInfo) -> None:
-    """Raise BundleError unless the bundle of `learn` with `info` answers as `learn` does.
+def check(learn: Learner, network: torch.nn.Module, info: bundle.ModelInfo) -> None:
+    """Raise BundleError unless the bundle of `network`, the Learner's, with `info` answers as `learn` does.
 
     Also raised if that cannot be found out. `learn` must be `predicting`.
     """
@@ -49,7 +49,7 @@ def check(learn: Learner, info: bundle.ModelInfo) -> None:
             f" {learn.dls.n_inp} inputs; expected the Datasets of a DataBlock with one image"
         )
     with tempfile.TemporaryDirectory() as folder:
-        model = _model(learn, info)
+        model = _model(learn, network, info)
         _check_generated(learn, model, Path(folder))
         for index in _spread(len(learn.dls.valid_ds), VALIDATION_IMAGES):
             _check_validation_image(learn, model, index)
@@ -193,9 +193,9 @@ def _answer_of(learn: Learner, dl: DataLoader) -> Answer:
     return Answer(torch.Tensor(batch), learn.dls.decode_batch((batch, decoded))[0][1], np.asarray(numbers[0]))
 
 
-def _model(learn: Learner, info: bundle.ModelInfo) -> models.Model:
+def _model(learn: Learner, network: torch.nn.Module, info: bundle.ModelInfo) -> models.Model:
     """Return the bundle as serving loads it, in memory."""
-    network = bundle.rebuild(learn.model, info)
+    network = bundle.rebuild(network, info)
     engine = engines.TorchEngine(network, info)
     if any(not parameter.is_contiguous() for parameter in learn.model.parameters()):
         # The Learner's layout, for the same bits.
