@@ -20,17 +20,21 @@ FOLDERS = {
 TESTS = sorted((REPOSITORY / "tests").rglob("*.py"))
 
 # A room's name is the beginning of its modules' names; the longest one that fits counts.
-SOURCE = ("fastmaker", "fastmaker.training", "fastmaker.serving", "fastmaker.export")
-FLOOR = tuple(f"fastmaker.jobs.{name}" for name in ("digits", "files", "instance_types", "runtime", "storage"))
+SOURCE = ("fastmaker", "fastmaker.files", "fastmaker.training", "fastmaker.serving", "fastmaker.export")
+FLOOR = (
+    "fastmaker.files",
+    *(f"fastmaker.jobs.{name}" for name in ("digits", "files", "instance_types", "runtime", "storage")),
+)
 BELOW_BACKENDS = (*FLOOR, "fastmaker.local", "fastmaker.jobs.cli")
 BELOW_LIBRARIES = (*SOURCE, *BELOW_BACKENDS, "fastmaker.jobs.backends")
 LIBRARIES = tuple(f"fastmaker.jobs.{name}" for name in ("packaging", "clients", "verification", "benchmarks"))
 MAY_IMPORT = {
     "fastmaker": SOURCE,  # its __init__ offers what the rooms hold
-    "fastmaker.training": ("fastmaker", "fastmaker.serving", "fastmaker.export"),
-    "fastmaker.serving": ("fastmaker",),
-    "fastmaker.export": ("fastmaker", "fastmaker.serving", "fastmaker.training"),
-    **dict.fromkeys(FLOOR, ()),
+    "fastmaker.training": ("fastmaker", "fastmaker.files", "fastmaker.serving", "fastmaker.export"),
+    "fastmaker.serving": ("fastmaker", "fastmaker.files"),
+    "fastmaker.export": ("fastmaker", "fastmaker.files", "fastmaker.serving", "fastmaker.training"),
+    "fastmaker.files": (),
+    **dict.fromkeys(FLOOR[1:], FLOOR[:1]),
     "fastmaker.jobs.cli": FLOOR,
     "fastmaker.local": FLOOR,
     "fastmaker.jobs.backends": BELOW_BACKENDS,

@@ -22,8 +22,8 @@ from pathlib import Path
 
 import psutil
 
+from fastmaker import files
 from fastmaker.jobs.runtime.requirements import met
-from fastmaker.jobs.storage import atomic
 from fastmaker.local import docker
 
 # What a container sees of the caller's environment: how to reach programs and hosts, never what to compute.
@@ -103,7 +103,7 @@ class Container:
             )
         _started.append(process)
         created = psutil.Process(process.pid).create_time()
-        atomic.write_text(self._process_file, json.dumps({"pid": process.pid, "created": created}))
+        files.write_text(self._process_file, json.dumps({"pid": process.pid, "created": created}))
         return process
 
     def processes(self) -> list[psutil.Process]:
@@ -193,7 +193,7 @@ def pack(folder: Path | list[Path], archive: Path) -> None:
     archive.parent.mkdir(parents=True, exist_ok=True)
     paths = {path.relative_to(folder): path for folder in reversed(folders) for path in folder.rglob("*")}
     with (
-        atomic.atomic_path(archive) as partial,
+        files.atomic(archive) as partial,
         open(partial, "wb") as file,
         tarfile.open(archive, "w:gz", file, compresslevel=1) as tar,
     ):

@@ -8,11 +8,12 @@ to the SDK's function as it came: a plain ``Session`` or ``LocalSession`` in the
 import copy
 import functools
 import json
+import sys
 from collections.abc import Callable
 from typing import Any
 
 import sagemaker.estimator
-import sagemaker.pytorch.estimator
+import sagemaker.fw_utils
 import sagemaker.utils
 
 OPT_OUT = {"SchemaVersion": "1.0", "SageMaker": {"PythonSDK": {"Modules": {"TelemetryOptOut": True}}}}
@@ -92,7 +93,10 @@ def _allow_torchrun(validate: Callable[..., Any]) -> Callable[..., Any]:
 WRAPPERS: tuple[tuple[Any, str, Callable[..., Any]], ...] = (
     (sagemaker.utils, "validate_sagemaker_config", _validate_once),
     (sagemaker.estimator._TrainingJob, "_add_spot_checkpoint_args", _allow_checkpoints),
-    (sagemaker.pytorch.estimator, "validate_distribution", _allow_torchrun),
+    (sagemaker.fw_utils, "validate_distribution", _allow_torchrun),
 )
+# The estimator takes fw_utils' function along when it is imported; most commands do not, and its import takes a while.
+if estimator := sys.modules.get("sagemaker.pytorch.estimator"):
+    WRAPPERS += ((estimator, "validate_distribution", _allow_torchrun),)
 for owner, name, wrap in WRAPPERS:
     setattr(owner, name, wrap(getattr(owner, name)))

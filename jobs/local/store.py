@@ -13,7 +13,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from fastmaker.jobs.storage import atomic
+from fastmaker import files
 
 RECORD_FILE = "record.json"
 
@@ -81,7 +81,7 @@ class Store:
 
     def _write(self, name: str, record: dict[str, Any]) -> None:
         text = json.dumps(record, indent=2, default=_encode_time) + "\n"
-        atomic.write_text(self.directory(name) / RECORD_FILE, text)
+        files.write_text(self.directory(name) / RECORD_FILE, text)
 
 
 def _encode_time(value: object) -> dict[str, str]:

@@ -15,9 +15,9 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from fastmaker.files import atomic
 from fastmaker.jobs.cli import errors
 from fastmaker.jobs.packaging import models
-from fastmaker.jobs.storage.atomic import atomic_path
 from fastmaker.local.containers import Container, ContainerError
 from fastmaker.local.serving import torchserve as server
 
@@ -56,7 +56,7 @@ def make_archive(
         )
         _run_archiver(model_name, handler, contents, config_file, Path(scratch))
         archive.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_path(archive) as partial:
+        with atomic(archive) as partial:
             shutil.move(Path(scratch, f"{model_name}.mar"), partial)
 
 

@@ -8,8 +8,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any, BinaryIO, cast
 
+from fastmaker.files import atomic
 from fastmaker.jobs.storage import s3
-from fastmaker.jobs.storage.atomic import atomic_path
 from fastmaker.jobs.storage.uris import (
     MissingError,
     StorageError,
@@ -78,7 +78,7 @@ def put_stream(stream: IO[bytes], uri: str, kms_key: str | None = None) -> None:
                 stream.seek(0)
                 s3.client().upload_fileobj(stream, bucket, key, ExtraArgs=encryption)
         return
-    with clear_errors(uri), atomic_path(literal_path(uri)) as partial, _new_file(partial) as file:
+    with clear_errors(uri), atomic(literal_path(uri)) as partial, _new_file(partial) as file:
         shutil.copyfileobj(stream, file)
 
 

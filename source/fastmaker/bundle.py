@@ -90,8 +90,7 @@ def save(model_dir: str | os.PathLike, network: nn.Module, info: ModelInfo) -> M
         torch.save(_state_dict(network), file)
     save_code(model_dir / CODE_DIR)
     info = dataclasses.replace(info, versions=_versions() | info.versions, state_sha256=_sha256(model_dir / STATE_FILE))
-    with files.atomic(model_dir / INFO_FILE) as partial:
-        partial.write_text(_to_json(info), "utf-8")
+    files.write_text(model_dir / INFO_FILE, _to_json(info))
     return info
 
 

@@ -1,4 +1,4 @@
-"""Files that exist whole or not at all, whenever the process or the machine stops."""
+"""Files that exist whole or not at all, through a kill, a reboot or a full disk."""
 
 import contextlib
 import os
@@ -9,24 +9,34 @@ from pathlib import Path
 
 @contextlib.contextmanager
 def atomic(path: str | os.PathLike) -> Iterator[Path]:
-    """Yield the path of a partial file beside `path`, and rename it to `path` at the end of the block.
+    """Yield the path of a partial file beside `path`, which takes the place of `path` once it is on the disk.
 
-    The file and its folder, which must exist, are synced: after the block the file is on the disk. If the block
-    raises, the partial file is removed and `path` stays as it was. A killed process leaves a file named *.partial.
-    Raises OSError.
+    If the block raises, the partial file is removed and `path` stays as it was. No two writers share a partial file: of
+    those that write one `path` at once, the last to end wins. A killed process leaves a file named
+    .fastmaker-*.partial. The folder must exist before the block ends. Raises OSError.
     """
     path = Path(path)
-    partial = path.with_name(f"{path.name}.{secrets.token_hex(4)}.partial")
+    partial = path.with_name(f".fastmaker-{secrets.token_hex(8)}.partial")  # fits where the name of `path` does
     try:
         yield partial
         _sync(partial)
         partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
-    _sync(path.parent)  # a crash of the machine could undo the rename otherwise
+    except BaseException:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+        raise
+    with contextlib.suppress(OSError):  # a folder that may not be read, or whose file system cannot sync folders
+        _sync(path.parent)  # a crash of the machine could undo the rename otherwise
+
+
+def write_text(path: str | os.PathLike, text: str) -> None:
+    """Write `text` to `path` in UTF-8, whole or not at all. Raises OSError."""
+    with atomic(path) as partial:
+        partial.write_text(text, "utf-8")
 
 
 def _sync(path: Path) -> None:
+    """Wait until the file or folder at `path` is on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

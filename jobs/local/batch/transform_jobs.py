@@ -17,8 +17,8 @@ from typing import Any
 
 import jsonlines
 
+from fastmaker import files
 from fastmaker.jobs import storage
-from fastmaker.jobs.storage import atomic
 from fastmaker.jobs.storage.listings import InputError, Inputs
 from fastmaker.jobs.storage.manifests import ManifestError
 from fastmaker.local import supervisor
@@ -198,7 +198,7 @@ class Job:
     def _write_progress(self) -> None:
         counts = {"objects": self.inputs.count, "answers": self.answers, "failures": self.failures}
         if counts != self._written_progress:
-            atomic.write_text(self.directory / PROGRESS_FILE, json.dumps(counts))
+            files.write_text(self.directory / PROGRESS_FILE, json.dumps(counts))
             self._written_progress = counts
 
     def _request_stop(self, number: int, frame: FrameType | None) -> None:

@@ -105,11 +105,11 @@ def test_the_sdk_still_adds_checkpoints_and_spot_instances_through_the_method_th
 
 def test_the_sdk_still_asks_whether_torchrun_may_start_a_script_through_the_function_that_is_wrapped(home):
     import sagemaker.pytorch.estimator as estimators
-    from sagemaker import fw_utils
 
-    assert estimators.validate_distribution.__wrapped__ is fw_utils.validate_distribution
-    assert list(inspect.signature(fw_utils.validate_distribution).parameters)[-1] == "kwargs"
-    assert 'kwargs.get("instance_type")' in inspect.getsource(fw_utils.validate_distribution)
+    wrapped = estimators.validate_distribution.__wrapped__
+    assert (wrapped.__module__, hasattr(wrapped, "__wrapped__")) == ("sagemaker.fw_utils", False)
+    assert list(inspect.signature(wrapped).parameters)[-1] == "kwargs"
+    assert 'kwargs.get("instance_type")' in inspect.getsource(wrapped)
 
     def validate(version, **arguments):
         enabled = {"torch_distributed": {"enabled": True}}

@@ -47,7 +47,7 @@ def test_a_container_is_told_to_stop_and_its_script_hears_it(session, write_scri
 @in_containers
 def test_an_image_that_is_not_there_is_refused_before_anything_starts(session, write_script, digits_archive):
     jobs = session.sagemaker_client.training_jobs.names()
-    with pytest.raises(ClientError, match=r"no image nobody-made-this on this machine: .*jobs\.image build"):
+    with pytest.raises(ClientError, match=r"no image nobody-made-this on this machine: .*fastmaker image build"):
         estimator(session, write_script("pass"), image_uri="nobody-made-this").fit()
     with pytest.raises(ClientError, match="no image nobody-made-this on this machine"):
         bundle_model(session, digits_archive, image_uri="nobody-made-this").deploy(1, "local")

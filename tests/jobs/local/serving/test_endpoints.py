@@ -91,7 +91,7 @@ def test_answers_about_endpoints_have_boto3s_shapes(session, digits_predictor):
 @pytest.mark.parametrize(
     ("body", "content_type", "accept", "status", "reason"),
     [
-        (b"no image", "application/x-image", "application/json", 400, "no image"),
+        (b"no image", "application/x-image", "application/json", 400, "not an image"),
         (b"", "application/x-image", "application/json", 400, "empty"),
         (b"\xff\xfe{", "application/json", "application/json", 400, "not JSON"),
         (b"", "application/json", "application/json", 400, "empty"),
