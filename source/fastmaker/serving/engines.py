@@ -4,7 +4,7 @@ import torch
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from fastmaker import bundle, preprocess
+from fastmaker import bundle, graph, graph_rewrites, preprocess
 
 PRECISIONS = ("float32", "bf16")
 
@@ -22,8 +22,11 @@ class TorchEngine:
         self.dtype, self.memory_format = torch.float32, torch.contiguous_format
         if precision == "bf16":
             self.dtype, self.memory_format = torch.bfloat16, torch.channels_last
-            folded = fold_batch_norms(self.network)
+            is_graph = isinstance(self.network, graph.GraphNetwork)
+            folded = graph_rewrites.fold_batch_norms(self.network) if is_graph else fold_batch_norms(self.network)
             self.network = folded.to(dtype=self.dtype, memory_format=self.memory_format)  # type: ignore[call-overload]
+            if is_graph:
+                _try_bf16(self.network, info)
         self.mean, self.std = (
             torch.tensor(values, device=self.device).view(1, -1, 1, 1) for values in (info.mean, info.std)
         )
@@ -38,6 +41,14 @@ class TorchEngine:
         batch = preprocess.normalise(batch.to(self.device), self.mean, self.std, self.resampled)
         batch = batch.to(self.dtype, memory_format=self.memory_format)
         return self.network(batch).float().softmax(dim=1)
+
+
+def _try_bf16(network: graph.GraphNetwork, info: bundle.ModelInfo) -> None:
+    """Raise BundleError if the graph cannot be computed in bfloat16: its calls may name another type."""
+    try:
+        graph.try_out(network, info.channels, info.image_size)
+    except graph.GraphError as error:
+        raise bundle.BundleError(f"{bundle.GRAPH_FILE}: the network cannot be computed in bf16: {error}") from None
 
 
 def fold_batch_norms(network: nn.Module) -> nn.Module:

@@ -66,6 +66,8 @@ def session(path: str | os.PathLike, threads: int) -> "onnxruntime.InferenceSess
 def baked_in_fields(info: bundle.ModelInfo) -> dict[str, Any]:
     """Return the fields of model.json that an ONNX file contains as constants, as JSON values."""
     values = {"resampled": info.resampled, "state_sha256": info.state_sha256, "image_mode": info.image_mode}
+    if info.network_sha256:
+        values["network_sha256"] = info.network_sha256
     return values | {key: list(getattr(info, key)) for key in ("image_size", "mean", "std")}
 
 
