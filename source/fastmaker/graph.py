@@ -53,6 +53,7 @@ class GraphNetwork(nn.Module):
         for number, tensor in enumerate(tensors.values()):
             self.register_buffer(f"t{number}", tensor)
         self.shape = tuple(document["input"])
+        self.first_node = 1 + len(tensors)  # the register of its result
         self.program, self.output = _Compiler(document, self.names).compile()
 
     def tensors(self) -> dict[str, torch.Tensor]:

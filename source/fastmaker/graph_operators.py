@@ -12,17 +12,24 @@ from typing import Any
 
 import torch
 
-OVERLOAD = re.compile(r"aten\.([a-z][a-z0-9_]*)\.([A-Za-z][A-Za-z0-9_]*)")
+OVERLOAD = re.compile(r"aten\.([a-z][A-Za-z0-9_]*)\.([A-Za-z][A-Za-z0-9_]*)")
 # Internal operators that torch.export writes for usual layers.
 INTERNAL = re.compile(r"aten\.(_softmax|_log_softmax|_to_copy|_unsafe_view|_adaptive_avg_pool2d|_upsample_\w+_aa)\.\w+")
 # Parts of names: they train, show memory that was never written, or take data that torch does not check.
 REFUSED = re.compile(
     r"backward|empty|resize|sparse|storage|unsafe|quant|fbgemm|mkldnn|cudnn|miopen|nested|from_file|as_strided"
+    r"|requires_grad|pin_memory|batch_norm_|renorm|\.(cuda|data|set)\."
 )
 ALLOWED_UNSAFE = ("aten._unsafe_view.default",)
 STRINGS = ("approximate", "equation", "indexing", "mode", "padding", "rounding_mode")  # arguments that are words
 SWITCHES = ("train", "training", "use_input_stats")  # arguments that are true while a network trains
-RETURNS = ("Tensor", "List[Tensor]", "int")
+# Operators that torch composes of others, and whose results are always new tensors.
+NEW = re.compile(
+    r"aten::(conv\w+|\w+_norm|linear|bilinear|matmul|einsum|\w+_pool\d?d?|pad|scaled_dot_product_attention|upsample_\w+"
+    r"|softmax|log_softmax|grid_sampler|selu|relu6|prelu|\w+shuffle|stack|hstack|vstack|concat\w*|where|square|std|var)"
+)
+RETURNS = ("Tensor", "List[Tensor]")
+SIZES = ("aten::sym_size", "aten::sym_numel")  # they return whole numbers
 MAX_INTEGER = 2**62
 
 
@@ -53,7 +60,8 @@ def find(name: str) -> Callable[..., Any]:
 
 def _check_overload(overload: Any) -> None:
     schema, tags = overload._schema, overload.tags
-    if not schema.returns or any(str(result.type) not in RETURNS for result in schema.returns):
+    returned = {str(result.type) for result in schema.returns}
+    if not returned or not (returned <= set(RETURNS) or schema.name in SIZES):
         raise OperatorError("it does not compute tensors")
     if torch.Tag.data_dependent_output in tags:
         raise OperatorError("its result depends on values, not on shapes")
@@ -82,8 +90,9 @@ def may_share(function: Any) -> bool:
         return True
     if any(result.alias_info is not None for result in function._schema.returns):
         return True
-    name = function._schema.name.removeprefix("aten::")
-    return "dropout" in name or name in ("lift_fresh", "rrelu")
+    name = function._schema.name
+    composed = torch._C._dispatch_has_kernel_for_dispatch_key(function.name(), "CompositeImplicitAutograd")
+    return (composed and not NEW.fullmatch(name)) or name in ("aten::lift_fresh", "aten::rrelu")
 
 
 def check_arguments(function: Any, args: list[Any], kwargs: dict[str, Any]) -> None:

@@ -29,6 +29,7 @@ from fastai.vision.all import (
     unet_learner,
     vision_learner,
 )
+from torch import nn
 
 from fastmaker import bundle, networks, preprocess
 
@@ -37,12 +38,23 @@ def learner(model_dir: str | os.PathLike) -> Learner:
     """Return a Learner with the weights of the bundle in `model_dir`, loaded strictly. Raises bundle.BundleError."""
     network, info = bundle.load(model_dir)
     if info.architecture == bundle.GRAPH:
-        return Learner(_dataloaders(info), network, loss_func=_loss(info))
+        return Learner(_dataloaders(info), _Kept(network), loss_func=_loss(info))
     state = torch.load(Path(model_dir, bundle.STATE_FILE), map_location="cpu", weights_only=True)
     learn = _untrained(info)
     learn.model.load_state_dict(state, strict=True)
     learn.model.eval()
     return learn
+
+
+class _Kept(nn.Module):
+    """A network that is kept as a graph, with a parameter: a Learner asks for the first one."""
+
+    def __init__(self, network: nn.Module):
+        super().__init__()
+        self.network, self.parameter = network, nn.Parameter(torch.zeros(1))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.network(images.as_subclass(torch.Tensor))
 
 
 def _untrained(info: bundle.ModelInfo) -> Learner:

@@ -34,7 +34,7 @@ def capture(model: nn.Module, example: torch.Tensor, any_size: bool = False) -> 
     """
     # Two copies: what a network keeps from one call for the next, torch.export would fill with tensors without values.
     try:
-        network, traced = (_copy(model) for _ in range(2))
+        network, traced = _copy(model), _without_casts(_copy(model))
     except Exception as error:
         raise CaptureError(f"it cannot be copied: {_one_line(error)}") from None
     program = _export(traced, example, any_size)
@@ -48,6 +48,15 @@ def capture(model: nn.Module, example: torch.Tensor, any_size: bool = False) -> 
 def _copy(model: nn.Module) -> nn.Module:
     plain: Any = copy.deepcopy(model).cpu().eval().requires_grad_(False)
     return plain.to(memory_format=torch.contiguous_format)
+
+
+def _without_casts(network: nn.Module) -> nn.Module:
+    """Return `network` without fastai's layers that only change a tensor's class, which torch.export cannot follow."""
+    for name, module in list(network.named_modules()):
+        if name and (type(module).__module__, type(module).__name__) == ("fastai.layers", "ToTensorBase"):
+            parent, _, last = name.rpartition(".")
+            setattr(network.get_submodule(parent), last, nn.Identity())
+    return network
 
 
 def _export(network: nn.Module, example: torch.Tensor, any_size: bool) -> Any:
@@ -86,10 +95,10 @@ def _layer_with_fixed_batch(network: nn.Module, example: torch.Tensor) -> str | 
             programs = [torch.export.export(network, (example[:1].repeat(n, 1, 1, 1),), strict=False) for n in (2, 3)]
     except Exception:
         return None
-    for one, other in zip(*(program.graph.nodes for program in programs), strict=False):
-        if one.op == "call_function" and str(one.args) != str(other.args):
-            return _layer(one)
-    return None
+    calls = [[node for node in program.graph.nodes if node.op == "call_function"] for program in programs]
+    different = [one for one, other in zip(*calls, strict=False) if str(one.args) != str(other.args)]
+    fixed = [node for node in calls[0] if len(node.args) > 1 and str(node.args[1]).startswith("[2,")]
+    return next(map(_layer, different + fixed), None)
 
 
 def _layer(node: Any) -> str:
@@ -103,12 +112,18 @@ def _layer(node: Any) -> str:
 
 def _to_graph(program: Any, example: torch.Tensor, any_size: bool) -> graph.GraphNetwork:
     """Return an ExportedProgram as a graph. Raises CaptureError."""
+    from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
+
     references, tensors = _inputs(program)
     nodes: list[dict[str, Any]] = []
     for node in _needed(program):
         if str(node.target) in PASSED_ON:
             references[node] = references[node.args[0]]
             continue
+        if free_unbacked_symbols(node.meta.get("val")):
+            raise CaptureError(
+                f"its layer {_layer(node)} calls {node.target}: the shape of its result depends on values"
+            )
         nodes.append(_call(node, references))
         references[node] = {"node": len(nodes) - 1}
     channels, *size = example.shape[1:]
