@@ -22,6 +22,9 @@ The exceptions, which can be imported from here, too::
     ├── bundle.BundleError                      a model directory that cannot be used, or a Learner that cannot be saved
     ├── preprocess.ImageError                   bytes that are not an image, or an image that is too large
     ├── export.onnx_file.ExportError            a network that cannot be exported, or a missing package
+    ├── graph.GraphError                        a document or tensors that are no network
+    ├── graph_operators.OperatorError           an operator that a graph may not call
+    ├── training.capture.CaptureError           a network that cannot be kept as a graph
     ├── training.layouts.DataError              training data that cannot be used
     ├── training.checkpoint.CheckpointError     a checkpoint of another run
     ├── training.distributed.ProcessGroupError  processes that cannot train together

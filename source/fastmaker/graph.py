@@ -14,7 +14,6 @@ A node is a call: an operator that `graph_operators` allows, and its arguments. 
 words, lists of these, the result of an earlier node, or one of CONSTANTS.
 """
 
-import functools
 import json
 from collections.abc import Callable
 from typing import Any
@@ -162,12 +161,11 @@ class _Compiler:
         program = []
         for number, node in enumerate(self.document["nodes"]):
             key = f"'nodes'[{number}]"
-            good = (
-                isinstance(node, dict) and isinstance(node.get("op"), str) and node.keys() <= {"op", "args", "kwargs"}
-            )
-            args, kwargs = (node.get("args", []), node.get("kwargs", {})) if good else (None, None)
+            named = isinstance(node, dict) and isinstance(node.get("op"), str)
+            _check(named and node.keys() <= {"op", "args", "kwargs"}, key, "an object of op, args and kwargs")
+            args, kwargs = node.get("args", []), node.get("kwargs", {})
             good = isinstance(args, list) and isinstance(kwargs, dict) and len(args) + len(kwargs) <= MAX_ARGUMENTS
-            _check(good, key, "an object of op, args and kwargs")
+            _check(good, key, f"a list of args and an object of kwargs, at most {MAX_ARGUMENTS}")
             try:
                 program.append(self._call(number, node["op"], args, kwargs))
             except OperatorError as error:
@@ -242,6 +240,10 @@ class _Compiler:
         return self.first + name
 
 
+def _value(fill: Fill, values: Values) -> Any:
+    return values[fill] if isinstance(fill, int) else fill(values)
+
+
 def _device_of_input(values: Values) -> torch.device:
     return values[0].device
 
@@ -256,7 +258,7 @@ def _join(parts: list[tuple]) -> tuple[Any, Fill | None, tuple[int, ...]]:
     def fill_list(values: Values) -> list[Any]:
         filled = constants.copy()
         for position, fill in fills:
-            filled[position] = values[fill] if type(fill) is int else fill(values)
+            filled[position] = _value(fill, values)
         return filled
 
     return None, fill_list, tuple(register for _, _, registers in parts for register in registers)
@@ -269,9 +271,9 @@ def _with_keywords(function: Any, count: int, filled: dict[str, Fill], fills: tu
         return function(*args[:count], **args[count], **constant)
 
     def fill_keywords(values: Values) -> dict[str, Any]:
-        return {name: values[fill] if type(fill) is int else fill(values) for name, fill in filled.items()}
+        return {name: _value(fill, values) for name, fill in filled.items()}
 
-    return functools.wraps(function)(call) if callable(function) else call, (*fills, (count, fill_keywords))
+    return call, (*fills, (count, fill_keywords))
 
 
 def describe(tensors: dict[str, torch.Tensor]) -> dict[str, Any]:

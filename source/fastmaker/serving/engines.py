@@ -1,5 +1,7 @@
 """The engine torch: a network on one device, in float32 or bfloat16. (`onnx_engine` has the engine onnxruntime.)"""
 
+from typing import Any
+
 import torch
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
@@ -22,11 +24,7 @@ class TorchEngine:
         self.dtype, self.memory_format = torch.float32, torch.contiguous_format
         if precision == "bf16":
             self.dtype, self.memory_format = torch.bfloat16, torch.channels_last
-            is_graph = isinstance(self.network, graph.GraphNetwork)
-            folded = graph_rewrites.fold_batch_norms(self.network) if is_graph else fold_batch_norms(self.network)
-            self.network = folded.to(dtype=self.dtype, memory_format=self.memory_format)  # type: ignore[call-overload]
-            if is_graph:
-                _try_bf16(self.network, info)
+            self.network = _in_bf16(self.network, info)
         self.mean, self.std = (
             torch.tensor(values, device=self.device).view(1, -1, 1, 1) for values in (info.mean, info.std)
         )
@@ -43,12 +41,22 @@ class TorchEngine:
         return self.network(batch).float().softmax(dim=1)
 
 
-def _try_bf16(network: graph.GraphNetwork, info: bundle.ModelInfo) -> None:
-    """Raise BundleError if the graph cannot be computed in bfloat16: its calls may name another type."""
-    try:
-        graph.try_out(network, info.channels, info.image_size)
-    except graph.GraphError as error:
-        raise bundle.BundleError(f"{bundle.GRAPH_FILE}: the network cannot be computed in bf16: {error}") from None
+def _in_bf16(network: nn.Module, info: bundle.ModelInfo) -> nn.Module:
+    """Return the network with folded batch norms, in bfloat16 and channels last.
+
+    Raises BundleError for a graph that cannot be computed so: its calls may name another type.
+    """
+    if isinstance(network, graph.GraphNetwork):
+        folded: Any = graph_rewrites.fold_batch_norms(network)
+    else:
+        folded = fold_batch_norms(network)
+    folded = folded.to(dtype=torch.bfloat16, memory_format=torch.channels_last)
+    if isinstance(folded, graph.GraphNetwork):
+        try:
+            graph.try_out(folded, info.channels, info.image_size)
+        except graph.GraphError as error:
+            raise bundle.BundleError(f"{bundle.GRAPH_FILE}: the network cannot be computed in bf16: {error}") from None
+    return folded
 
 
 def fold_batch_norms(network: nn.Module) -> nn.Module:

@@ -85,7 +85,12 @@ def _follow(network: nn.Module) -> tuple[list[str], Callable[[], None]]:
             words = f"{name} ({type(module).__name__})"
             handles.append(module.register_forward_pre_hook(lambda *_, words=words: entered.append(words)))
             handles.append(module.register_forward_hook(lambda *_: entered.pop() and None))
-    return entered, lambda: [handle.remove() for handle in handles] and None
+
+    def remove() -> None:
+        for handle in handles:
+            handle.remove()
+
+    return entered, remove
 
 
 def _layer_with_fixed_batch(network: nn.Module, example: torch.Tensor) -> str | None:
@@ -188,14 +193,12 @@ def _call(node: Any, references: dict[Any, dict[str, Any]]) -> dict[str, Any]:
     """Return a node of a document. Raises CaptureError, which names the layer."""
     name = INTEGERS.get(node.target, str(node.target))
     try:
-        graph_operators.find(name)
-        call = {"op": name, "args": [_argument(value, references) for value in node.args]}
-        if node.kwargs:
-            call["kwargs"] = {key: _argument(value, references) for key, value in node.kwargs.items()}
-        graph_operators.check_arguments(graph_operators.find(name), call["args"], call.get("kwargs", {}))
+        args = [_argument(value, references) for value in node.args]
+        kwargs = {key: _argument(value, references) for key, value in node.kwargs.items()}
+        graph_operators.check_arguments(graph_operators.find(name), args, kwargs)
     except (graph_operators.OperatorError, CaptureError) as error:
         raise CaptureError(f"its layer {_layer(node)} calls {name}: {error}") from None
-    return call
+    return {"op": name, "args": args, **({"kwargs": kwargs} if kwargs else {})}
 
 
 def _argument(value: Any, references: dict[Any, dict[str, Any]]) -> Any:
