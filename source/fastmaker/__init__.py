@@ -37,6 +37,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from fastmaker.bundle import BundleError
     from fastmaker.export.onnx_file import ExportError
+    from fastmaker.graph import GraphError
+    from fastmaker.graph_operators import OperatorError
     from fastmaker.preprocess import ImageError
     from fastmaker.serving.errors import (
         BadRequest,
@@ -46,6 +48,7 @@ if TYPE_CHECKING:
         UnsupportedContentType,
     )
     from fastmaker.serving.models import load as load_bundle
+    from fastmaker.training.capture import CaptureError
     from fastmaker.training.checkpoint import CheckpointError
     from fastmaker.training.distributed import ProcessGroupError
     from fastmaker.training.from_learner import save_bundle
@@ -56,12 +59,15 @@ __version__ = "0.2.0"
 __all__ = [
     "BadRequest",
     "BundleError",
+    "CaptureError",
     "CheckpointError",
     "DataError",
     "ExportError",
+    "GraphError",
     "ImageError",
     "InternalError",
     "NotAcceptable",
+    "OperatorError",
     "ProcessGroupError",
     "RequestError",
     "UnsupportedContentType",
@@ -77,12 +83,15 @@ _LAZY = {
     "save_bundle": "training.from_learner.save_bundle",
     "BadRequest": "serving.errors.BadRequest",
     "BundleError": "bundle.BundleError",
+    "CaptureError": "training.capture.CaptureError",
     "CheckpointError": "training.checkpoint.CheckpointError",
     "DataError": "training.layouts.DataError",
     "ExportError": "export.onnx_file.ExportError",
+    "GraphError": "graph.GraphError",
     "ImageError": "preprocess.ImageError",
     "InternalError": "serving.errors.InternalError",
     "NotAcceptable": "serving.errors.NotAcceptable",
+    "OperatorError": "graph_operators.OperatorError",
     "ProcessGroupError": "training.distributed.ProcessGroupError",
     "RequestError": "serving.errors.RequestError",
     "UnsupportedContentType": "serving.errors.UnsupportedContentType",
