@@ -91,9 +91,16 @@ def test_every_path_agrees(installed):
     assert "FAILED" not in installed("fastmaker", "verify", "digits", "digits/held-out/3")
 
 
-@pytest.mark.parametrize("words", ["torchserve digits", "onnx digits", "triton digits --preprocessing --output models"])
-def test_a_model_is_packaged(installed, words):
-    assert "digits" in installed("fastmaker", "package", *words.split())
+@pytest.mark.parametrize(
+    ("words", "made"),
+    [
+        ("torchserve digits", "digits.mar"),
+        ("onnx digits", "model.onnx"),
+        ("triton digits --preprocessing --output models", "--model digits"),
+    ],
+)
+def test_a_model_is_packaged(installed, words, made):
+    assert made in installed("fastmaker", "package", *words.split())
 
 
 def test_the_context_of_an_image_is_in_the_wheel(installed):

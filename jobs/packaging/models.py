@@ -80,7 +80,7 @@ def copy_without_code(model_dir: Path, folder: Path) -> None:
     """Copy the files of a bundle into `folder`, but not its code."""
     from fastmaker import bundle
 
-    for name in (bundle.STATE_FILE, bundle.INFO_FILE, bundle.ONNX_FILE):
+    for name in (bundle.STATE_FILE, bundle.INFO_FILE, bundle.GRAPH_FILE, bundle.ONNX_FILE):
         if (model_dir / name).is_file():
             shutil.copy2(model_dir / name, folder)
 

@@ -22,6 +22,9 @@ The exceptions, which can be imported from here, too::
     ├── bundle.BundleError                      a model directory that cannot be used, or a Learner that cannot be saved
     ├── preprocess.ImageError                   bytes that are not an image, or an image that is too large
     ├── export.onnx_file.ExportError            a network that cannot be exported, or a missing package
+    ├── graph.GraphError                        a document or tensors that are no network
+    ├── graph_operators.OperatorError           an operator that a graph may not call
+    ├── training.capture.CaptureError           a network that cannot be kept as a graph
     ├── training.layouts.DataError              training data that cannot be used
     ├── training.checkpoint.CheckpointError     a checkpoint of another run
     ├── training.distributed.ProcessGroupError  processes that cannot train together
@@ -34,6 +37,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from fastmaker.bundle import BundleError
     from fastmaker.export.onnx_file import ExportError
+    from fastmaker.graph import GraphError
+    from fastmaker.graph_operators import OperatorError
     from fastmaker.preprocess import ImageError
     from fastmaker.serving.errors import (
         BadRequest,
@@ -43,6 +48,7 @@ if TYPE_CHECKING:
         UnsupportedContentType,
     )
     from fastmaker.serving.models import load as load_bundle
+    from fastmaker.training.capture import CaptureError
     from fastmaker.training.checkpoint import CheckpointError
     from fastmaker.training.distributed import ProcessGroupError
     from fastmaker.training.from_learner import save_bundle
@@ -53,12 +59,15 @@ __version__ = "0.2.0"
 __all__ = [
     "BadRequest",
     "BundleError",
+    "CaptureError",
     "CheckpointError",
     "DataError",
     "ExportError",
+    "GraphError",
     "ImageError",
     "InternalError",
     "NotAcceptable",
+    "OperatorError",
     "ProcessGroupError",
     "RequestError",
     "UnsupportedContentType",
@@ -74,12 +83,15 @@ _LAZY = {
     "save_bundle": "training.from_learner.save_bundle",
     "BadRequest": "serving.errors.BadRequest",
     "BundleError": "bundle.BundleError",
+    "CaptureError": "training.capture.CaptureError",
     "CheckpointError": "training.checkpoint.CheckpointError",
     "DataError": "training.layouts.DataError",
     "ExportError": "export.onnx_file.ExportError",
+    "GraphError": "graph.GraphError",
     "ImageError": "preprocess.ImageError",
     "InternalError": "serving.errors.InternalError",
     "NotAcceptable": "serving.errors.NotAcceptable",
+    "OperatorError": "graph_operators.OperatorError",
     "ProcessGroupError": "training.distributed.ProcessGroupError",
     "RequestError": "serving.errors.RequestError",
     "UnsupportedContentType": "serving.errors.UnsupportedContentType",

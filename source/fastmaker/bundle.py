@@ -2,6 +2,7 @@
 
     model.pth    the state_dict of the pure torch network
     model.json   everything else that an answer depends on (`ModelInfo`)
+    network.json only of a network that this package cannot rebuild: its calls, as data (`fastmaker.graph`)
     code/        entry_point.py and this package, so that an endpoint needs nothing else
     model.onnx   optional (fastmaker.export.onnx_file): the same network, for the engine onnxruntime
 
@@ -24,15 +25,18 @@ import torch
 import torchvision
 from torch import nn
 
-from fastmaker import __version__, files, masks, networks, pipeline, preprocess, unet
+from fastmaker import __version__, files, graph, masks, networks, pipeline, preprocess, unet
 
 STATE_FILE = "model.pth"
 INFO_FILE = "model.json"
+GRAPH_FILE = "network.json"
 ONNX_FILE = "model.onnx"
 CODE_DIR = "code"
 FORMAT = 2  # the newest that is read
 PLAIN_FORMAT = 1  # of a pipeline without steps, which older versions of this package read, too
 ARCHITECTURES = {"classification": networks.ARCHITECTURES, "segmentation": unet.ARCHITECTURES}  # by task
+GRAPH = "graph"  # the architecture of a network that is kept in GRAPH_FILE
+MAX_GRAPH_BYTES = 16_000_000  # of GRAPH_FILE; the largest of the usual networks need one
 
 
 class BundleError(ValueError):
@@ -47,7 +51,7 @@ class ModelInfo:
     """The content of model.json: all that a prediction depends on besides the weights."""
 
     task: str  # one of ARCHITECTURES
-    architecture: str  # one of ARCHITECTURES[task]; of a U-Net, its encoder
+    architecture: str  # one of ARCHITECTURES[task], of a U-Net its encoder; or GRAPH
     labels: tuple[str, ...]  # in the order of the network's outputs
     image_mode: str  # one of preprocess.IMAGE_MODES: what each image is converted to
     image_size: tuple[int, int]  # (height, width) in pixels
@@ -67,6 +71,7 @@ class ModelInfo:
     versions: dict[str, str] = field(default_factory=dict)
     format: int = PLAIN_FORMAT
     state_sha256: str = ""  # of model.pth
+    network_sha256: str = ""  # of network.json, if there is one
 
     @property
     def channels(self) -> int:
@@ -77,8 +82,9 @@ class ModelInfo:
 def save(model_dir: str | os.PathLike, network: nn.Module, info: ModelInfo) -> ModelInfo:
     """Write a complete bundle into `model_dir` and return the `ModelInfo` as written.
 
-    model.json is written last: a directory without it is no bundle. Raises BundleError if `load` would reject `info`,
-    or if the network's keys are not those of `info.architecture`.
+    A `graph.GraphNetwork` is for the architecture GRAPH. model.json is written last: a directory without it is no
+    bundle. Raises BundleError if `load` would reject `info`, or if the network's keys are not those of
+    `info.architecture`.
     """
     model_dir = Path(model_dir)
     _parse_info(json.loads(_to_json(info)), model_dir / INFO_FILE)
@@ -88,6 +94,7 @@ def save(model_dir: str | os.PathLike, network: nn.Module, info: ModelInfo) -> M
     # A file object: torch.save names the archive's entries after a path, which would change the SHA-256.
     with files.atomic(model_dir / STATE_FILE) as partial, open(partial, "wb") as file:
         torch.save(_state_dict(network), file)
+    info = dataclasses.replace(info, network_sha256=_save_graph(network, model_dir / GRAPH_FILE))
     save_code(model_dir / CODE_DIR)
     info = dataclasses.replace(info, versions=_versions() | info.versions, state_sha256=_sha256(model_dir / STATE_FILE))
     files.write_text(model_dir / INFO_FILE, _to_json(info))
@@ -96,9 +103,53 @@ def save(model_dir: str | os.PathLike, network: nn.Module, info: ModelInfo) -> M
 
 def rebuild(network: nn.Module, info: ModelInfo) -> nn.Module:
     """Return the network that a bundle of `network` would load, in eval mode on the CPU. Raises BundleError."""
+    if info.architecture == GRAPH:
+        if not isinstance(network, graph.GraphNetwork):
+            raise BundleError(f"the architecture is {GRAPH}; expected a graph, found {type(network).__name__}")
+        return _build_graph(network.document, network.tensors(), info, Path(GRAPH_FILE))
     copy = _empty_network(info)
     _load_state(copy, _state_dict(network), Path(STATE_FILE))
     return copy.eval()
+
+
+def _save_graph(network: nn.Module, path: Path) -> str:
+    """Write the document of a graph and return its SHA-256; of another network remove the file and return ""."""
+    if not isinstance(network, graph.GraphNetwork):
+        path.unlink(missing_ok=True)  # of an earlier bundle in the same directory
+        return ""
+    with files.atomic(path) as partial:
+        partial.write_text(graph.to_json(network.document), "utf-8")
+    return _sha256(path)
+
+
+def _load_graph(path: Path, info: ModelInfo, tensors: dict[str, torch.Tensor]) -> nn.Module:
+    """Return the network of the document at `path` with these tensors. Raises BundleError."""
+    if not path.is_file():
+        raise BundleError(f"{path}: missing; a bundle whose architecture is {GRAPH} holds it")
+    if path.stat().st_size > MAX_GRAPH_BYTES:
+        raise BundleError(f"{path}: 'nodes' are too many: it has more than {MAX_GRAPH_BYTES} bytes")
+    if _sha256(path) != info.network_sha256:
+        raise BundleError(f"{path}: its SHA-256 is not the network_sha256 of {INFO_FILE}; it was altered or cut short")
+    try:
+        document = json.loads(path.read_text("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise BundleError(f"{path}: not JSON: {error}") from None
+    return _build_graph(document, tensors, info, path)
+
+
+def _build_graph(document: Any, tensors: dict[str, torch.Tensor], info: ModelInfo, path: Path) -> nn.Module:
+    try:
+        network = graph.build(document, tensors)
+        result = graph.try_out(network, info.channels, info.image_size)
+    except graph.GraphError as error:
+        raise BundleError(f"{path}: {error}") from None
+    expected = (1, len(info.labels), *(info.image_size if info.task == "segmentation" else ()))
+    if result.shape != expected:
+        raise BundleError(
+            f"{path}: 'output' has the shape {list(result.shape)} for one image; expected {list(expected)}, as"
+            f" {INFO_FILE} says"
+        )
+    return network
 
 
 def save_code(code_dir: Path) -> None:
@@ -129,6 +180,8 @@ def load(model_dir: str | os.PathLike) -> tuple[nn.Module, ModelInfo]:
         raise BundleError(f"{path}: missing; a bundle holds {STATE_FILE}, {INFO_FILE} and {CODE_DIR}/")
     if _sha256(path) != info.state_sha256:
         raise BundleError(f"{path}: its SHA-256 is not the state_sha256 of {INFO_FILE}; it was altered or cut short")
+    if info.architecture == GRAPH:
+        return _load_graph(Path(model_dir) / GRAPH_FILE, info, _read_state(path)), info
     network = _empty_network(info)
     _load_state(network, _read_state(path), path)
     return network.eval(), info
@@ -171,6 +224,7 @@ def _parse_info(values: dict[str, Any], path: Path) -> ModelInfo:
     if values["task"] == "segmentation":
         _check_segmentation(values, check)
     check("state_sha256", isinstance(values.get("state_sha256"), str), "a string of 64 hexadecimal digits")
+    check("network_sha256", isinstance(values.get("network_sha256", ""), str), "a string of 64 hexadecimal digits")
     names = {f.name for f in dataclasses.fields(ModelInfo)}
     known: dict[str, Any] = {
         name: tuple(v) if isinstance(v, list) else v for name, v in values.items() if name in names
@@ -184,7 +238,7 @@ Check = Callable[[str, bool, str], None]  # (key, whether its value is good, wha
 def _check_choices(values: dict[str, Any], check: Check) -> None:
     check("task", values.get("task") in tuple(ARCHITECTURES), f"one of {', '.join(ARCHITECTURES)}")
     for key, allowed in {
-        "architecture": ARCHITECTURES[values["task"]],
+        "architecture": (*ARCHITECTURES[values["task"]], GRAPH),
         "image_mode": preprocess.IMAGE_MODES,
         "resize_method": (*preprocess.RESIZE_METHODS, preprocess.NO_RESIZE, preprocess.STEPS),
     }.items():
@@ -229,7 +283,10 @@ def _check_segmentation(values: dict[str, Any], check: Check) -> None:
     check("labels", unique, f"at most {masks.MAX_CLASSES} strings, none of them twice")
     known = isinstance(options, dict) and options.keys() == unet.OPTIONS.keys()
     flags = known and all(isinstance(on, bool) for on in options.values())
-    check("options", flags, f"true or false for {', '.join(unet.OPTIONS)}")
+    if values["architecture"] == GRAPH:
+        check("options", options == {}, "{}, as the network is a graph")
+    else:
+        check("options", flags, f"true or false for {', '.join(unet.OPTIONS)}")
     is_index = type(void_code) is int and 0 <= void_code < len(labels)
     check("void_code", void_code is None or is_index, f"null or 0 to {len(labels) - 1}")
     check("mask_size", values.get("mask_size") in masks.SIZES, f"one of {', '.join(masks.SIZES)}")
@@ -237,7 +294,7 @@ def _check_segmentation(values: dict[str, Any], check: Check) -> None:
 
 def _state_dict(network: nn.Module) -> dict[str, torch.Tensor]:
     """Return the state_dict as plain tensors on the CPU: fastai's own tensor classes would be pickled by name."""
-    state = network.state_dict()
+    state = network.tensors() if isinstance(network, graph.GraphNetwork) else network.state_dict()
     return {name: tensor.detach().cpu().contiguous().as_subclass(torch.Tensor) for name, tensor in state.items()}
 
 

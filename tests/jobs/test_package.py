@@ -182,6 +182,43 @@ def test_an_archive_of_a_model_tar_gz_holds_the_bundle_and_its_settings(package,
     assert b"seven.mar exists; --force replaces it" in package(digits_archive, "--output", "deep/down/seven.mar").stderr
 
 
+@pytest.fixture
+def graph_bundle(tmp_path):
+    """A bundle whose network is kept as a graph, and the network."""
+    import torch
+    from torch import nn
+
+    from fastmaker import bundle
+    from fastmaker.training import capture
+
+    network = nn.Sequential(nn.Conv2d(3, 4, 3, 2), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
+    info = bundle.ModelInfo(
+        "classification", bundle.GRAPH, ("cat", "dog"), "RGB", (16, 20), "squish", (0.5,) * 3, (0.2,) * 3
+    )
+    bundle.save(tmp_path / "kept", capture.capture(network, torch.rand(2, 3, 16, 20)), info)
+    return tmp_path / "kept"
+
+
+def test_an_archive_of_a_graph_holds_the_graph(graph_bundle, tmp_path):
+    make_archive(graph_bundle, tmp_path / "kept.mar", model_name="kept")
+    with zipfile.ZipFile(tmp_path / "kept.mar") as mar:
+        assert {"model.pth", "model.json", "network.json"} <= set(mar.namelist())
+        mar.extractall(tmp_path / "unpacked")
+    [image] = [Image.new("RGB", (30, 20), "red")]
+    expected, found = (models.load(folder).predict([image]) for folder in (graph_bundle, tmp_path / "unpacked"))
+    assert found[0].probabilities.tobytes() == expected[0].probabilities.tobytes()
+
+
+def test_a_graph_with_its_onnx_file_is_served_by_both_engines(graph_bundle, tmp_path):
+    from fastmaker.jobs.packaging import onnx
+
+    onnx.make_model_directory(graph_bundle, tmp_path / "both")
+    assert sorted(os.listdir(tmp_path / "both")) == ["code", "model.json", "model.onnx", "model.pth", "network.json"]
+    image = Image.new("RGB", (30, 20), "red")
+    [one], [other] = (models.load(tmp_path / "both", engine=engine).predict([image]) for engine in models.ENGINES)
+    assert abs(one.probabilities - other.probabilities).max() < 1e-5
+
+
 def test_an_unpacked_archive_batches_in_a_container_of_the_serving_toolkit(
     package, session, digits_bundle, pngs, tmp_path
 ):

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from fastmaker import __version__, bundle, files, networks, pipeline, preprocess
+from fastmaker import __version__, bundle, files, graph, graph_rewrites, networks, pipeline, preprocess
 from fastmaker.serving import onnx_engine
 from fastmaker.serving.onnx_engine import IMAGE, MASK, MODEL_JSON, PROBABILITIES
 from fastmaker.training import layouts
@@ -156,6 +156,8 @@ def check_packages() -> None:
 
 def _export(model: Exported) -> "onnx.ModelProto":
     """Return the model as an onnx.ModelProto. Raises ExportError."""
+    if isinstance(model.network, graph.GraphNetwork):
+        model.network = graph_rewrites.for_onnx(model.network)
     for module in model.modules():
         if isinstance(module, networks.AdaptiveConcatPool2d):
             module.mp = Maximum()  # type: ignore[assignment]

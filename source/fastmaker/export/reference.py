@@ -1,7 +1,7 @@
 """A bundle -> a fastai Learner, whose ``predict`` is the reference for every other way to serve the bundle.
 
 fastai's own code builds the network and prepares the images; from the bundle come the weights and the values of
-model.json. (Only the convnet is ours: fastai has none.)
+model.json. Two networks are not fastai's: the convnet, which it lacks, and one that the bundle keeps as a graph.
 """
 
 import os
@@ -29,15 +29,18 @@ from fastai.vision.all import (
     unet_learner,
     vision_learner,
 )
+from torch import nn
 
 from fastmaker import bundle, networks, preprocess
 
 
 def learner(model_dir: str | os.PathLike) -> Learner:
     """Return a Learner with the weights of the bundle in `model_dir`, loaded strictly. Raises bundle.BundleError."""
-    _, info = bundle.load(model_dir)
+    network, info = bundle.load(model_dir)
     if info.steps:
         raise bundle.BundleError(f"{model_dir}: its images go through steps, of which no Learner can be made here")
+    if info.architecture == bundle.GRAPH:
+        return Learner(_dataloaders(info), _Kept(network), loss_func=_loss(info))
     state = torch.load(Path(model_dir, bundle.STATE_FILE), map_location="cpu", weights_only=True)
     learn = _untrained(info)
     learn.model.load_state_dict(state, strict=True)
@@ -45,15 +48,30 @@ def learner(model_dir: str | os.PathLike) -> Learner:
     return learn
 
 
+class _Kept(nn.Module):
+    """A network that is kept as a graph, with a parameter: a Learner asks for the first one."""
+
+    def __init__(self, network: nn.Module):
+        super().__init__()
+        self.network, self.parameter = network, nn.Parameter(torch.zeros(1))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.network(images.as_subclass(torch.Tensor))
+
+
 def _untrained(info: bundle.ModelInfo) -> Learner:
     dls = _dataloaders(info)
     options = {"pretrained": False, "n_in": info.channels, "n_out": len(info.labels), "normalize": False}
     if info.architecture == "convnet":
-        return Learner(dls, networks.convnet(len(info.labels), info.channels), loss_func=CrossEntropyLossFlat())
+        return Learner(dls, networks.convnet(len(info.labels), info.channels), loss_func=_loss(info))
     architecture = getattr(torchvision.models, info.architecture)
     if info.task == "segmentation":
-        return unet_learner(dls, architecture, loss_func=CrossEntropyLossFlat(axis=1), **options, **info.options)
-    return vision_learner(dls, architecture, loss_func=CrossEntropyLossFlat(), **options)
+        return unet_learner(dls, architecture, loss_func=_loss(info), **options, **info.options)
+    return vision_learner(dls, architecture, loss_func=_loss(info), **options)
+
+
+def _loss(info: bundle.ModelInfo) -> CrossEntropyLossFlat:
+    return CrossEntropyLossFlat(axis=1 if info.task == "segmentation" else -1)
 
 
 def _dataloaders(info: bundle.ModelInfo) -> DataLoaders:

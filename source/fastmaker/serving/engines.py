@@ -1,10 +1,12 @@
 """The engine torch: a network on one device, in float32 or bfloat16. (`onnx_engine` has the engine onnxruntime.)"""
 
+from typing import Any
+
 import torch
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from fastmaker import bundle, pipeline, preprocess
+from fastmaker import bundle, graph, graph_rewrites, pipeline, preprocess
 
 PRECISIONS = ("float32", "bf16")
 
@@ -22,8 +24,7 @@ class TorchEngine:
         self.dtype, self.memory_format = torch.float32, torch.contiguous_format
         if precision == "bf16":
             self.dtype, self.memory_format = torch.bfloat16, torch.channels_last
-            folded = fold_batch_norms(self.network)
-            self.network = folded.to(dtype=self.dtype, memory_format=self.memory_format)  # type: ignore[call-overload]
+            self.network = _in_bf16(self.network, info)
         self.mean, self.std = (
             torch.tensor(values, device=self.device).view(1, -1, 1, 1) for values in (info.mean, info.std)
         )
@@ -45,6 +46,24 @@ class TorchEngine:
         """
         pixels = pipeline.to_pixels(batch.to(self.device), self.steps)
         return preprocess.standardise(pixels, self.mean, self.std, self.resampled)
+
+
+def _in_bf16(network: nn.Module, info: bundle.ModelInfo) -> nn.Module:
+    """Return the network with folded batch norms, in bfloat16 and channels last.
+
+    Raises BundleError for a graph that cannot be computed so: its calls may name another type.
+    """
+    if isinstance(network, graph.GraphNetwork):
+        folded: Any = graph_rewrites.fold_batch_norms(network)
+    else:
+        folded = fold_batch_norms(network)
+    folded = folded.to(dtype=torch.bfloat16, memory_format=torch.channels_last)
+    if isinstance(folded, graph.GraphNetwork):
+        try:
+            graph.try_out(folded, info.channels, info.image_size)
+        except graph.GraphError as error:
+            raise bundle.BundleError(f"{bundle.GRAPH_FILE}: the network cannot be computed in bf16: {error}") from None
+    return folded
 
 
 def fold_batch_norms(network: nn.Module) -> nn.Module:

@@ -68,6 +68,8 @@ def baked_in_fields(info: bundle.ModelInfo) -> dict[str, Any]:
     values = {"resampled": info.resampled, "state_sha256": info.state_sha256, "image_mode": info.image_mode}
     if info.steps:
         values["steps"] = list(info.steps)
+    if info.network_sha256:
+        values["network_sha256"] = info.network_sha256
     return values | {key: list(getattr(info, key)) for key in ("image_size", "mean", "std")}
 
 

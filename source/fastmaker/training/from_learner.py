@@ -25,7 +25,7 @@ from fastai.vision.all import (
 )
 
 from fastmaker import bundle, masks, pipeline, preprocess, unet
-from fastmaker.training import learner_steps, parity
+from fastmaker.training import capture, learner_steps, parity
 
 PLAIN_RESIZE = {"step": "resize", "pad_mode": "reflection", "resample": "bilinear"}  # what format 1 knows
 
@@ -35,18 +35,18 @@ def save_bundle(
 ) -> bundle.ModelInfo:
     """Write the bundle of a fitted `learn` into `model_dir` and return its `ModelInfo`.
 
-    The bundle predicts as ``learn.predict`` does, from torch and torchvision alone. `learn` is a Learner of fastai's
-    ``vision_learner`` or ``unet_learner``, with its DataLoaders; it is left as it was. `metrics`, by name, are stored
-    in model.json. `mask_size` is one of masks.SIZES: the size of a U-Net's served masks unless a request names one.
-    Raises BundleError, before anything is written, if the Learner has an architecture, layers, a transform or a loss
-    that the bundle cannot reproduce; OSError if `model_dir` cannot be written.
+    The bundle predicts as ``learn.predict`` does, from torch and torchvision alone. `learn` is a Learner with its
+    DataLoaders, and left as it was. A network that this package cannot rebuild is kept as a graph (`capture`).
+    `metrics`, by name, are stored in model.json. `mask_size` is one of masks.SIZES: the size of a U-Net's served masks
+    unless a request names one. Raises BundleError, before anything is written, if the Learner has a network, a
+    transform or a loss that the bundle cannot reproduce; OSError if `model_dir` cannot be written.
     """
     with parity.predicting(learn):
         info = dataclasses.replace(describe(learn, metrics), mask_size=mask_size)
         _check_mask_size(info)
-        _check_layers(learn.model, info)
-        parity.check(learn, learn.model, info)
-    return bundle.save(model_dir, learn.model, info)
+        network, info = _network(learn, info)
+        parity.check(learn, network, info)
+    return bundle.save(model_dir, network, info)
 
 
 def _check_mask_size(info: bundle.ModelInfo) -> None:
@@ -60,10 +60,11 @@ def _check_mask_size(info: bundle.ModelInfo) -> None:
 
 def describe(learn: Learner, metrics: dict[str, float] | None = None) -> bundle.ModelInfo:
     """Return what ``learn.predict`` does to an image, as a `ModelInfo`. Raises BundleError."""
-    task = "segmentation" if isinstance(learn.model, DynamicUnet) else "classification"
+    has_masks = isinstance(learn.model, DynamicUnet) or _find(learn.dls.valid.after_item.fs, AddMaskCodes)
+    task = "segmentation" if has_masks else "classification"
     architecture, known = _architecture(learn), bundle.ARCHITECTURES[task]
     if architecture not in known:
-        raise bundle.BundleError(f"the Learner's architecture is {architecture}; expected one of {', '.join(known)}")
+        architecture = bundle.GRAPH
     _check_loss(learn.loss_func, task)
     resizing = _pipeline_fields(learn)
     mode = _image_mode(learn)
@@ -136,10 +137,27 @@ def _labels(learn: Learner) -> tuple[str, ...]:
 def _segmentation_fields(learn: Learner) -> dict[str, Any]:
     """Return the fields of `ModelInfo` for segmentation. The void class is the loss's ignore_index."""
     ignored = getattr(learn.loss_func.func, "ignore_index", -1)
+    known = _architecture(learn) in bundle.ARCHITECTURES["segmentation"]
     return {
-        "options": {name: bool(getattr(learn, name, default)) for name, default in unet.OPTIONS.items()},
+        "options": {}
+        if not known
+        else {name: bool(getattr(learn, name, default)) for name, default in unet.OPTIONS.items()},
         "void_code": ignored if 0 <= ignored < len(_labels(learn)) else None,
     }
+
+
+def _network(learn: Learner, info: bundle.ModelInfo) -> tuple[torch.nn.Module, bundle.ModelInfo]:
+    """Return the network that a bundle keeps, and `info` with its architecture: the Learner's own or its graph."""
+    if info.architecture != bundle.GRAPH:
+        try:
+            _check_layers(learn.model, info)
+            return learn.model, info
+        except bundle.BundleError:  # it has other layers than the architecture: a head of one's own, say
+            info = dataclasses.replace(info, architecture=bundle.GRAPH, options={})
+    try:
+        return capture.capture(learn.model, torch.rand(2, info.channels, *info.image_size)), info
+    except capture.CaptureError as error:
+        raise bundle.BundleError(f"the Learner's network cannot be kept in a bundle: {error}") from None
 
 
 def _check_layers(model: torch.nn.Module, info: bundle.ModelInfo) -> None:

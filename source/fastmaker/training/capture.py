@@ -1,0 +1,250 @@
+"""Any network -> a graph, by ``torch.export``: the calls that it makes, as data, and its tensors (`fastmaker.graph`).
+
+    network = capture.capture(model, torch.rand(2, 3, 224, 224))
+
+Needed where a bundle is written. A bundle is served without it.
+"""
+
+import copy
+import operator
+import re
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from fastmaker import graph, graph_operators
+
+CHECKED_BATCHES = (1, 2, 3, 8)
+PASSED_ON = ("aten.detach_.default", "aten.detach.default", "aten.lift_fresh.default")  # their result is their argument
+INTEGERS = {getattr(operator, name): name for name in ("add", "sub", "mul", "floordiv", "mod", "neg", "getitem")}
+
+
+class CaptureError(ValueError):
+    """A network that cannot be kept as a graph; the message is one line, and names the layer if it is known."""
+
+
+def capture(model: nn.Module, example: torch.Tensor, any_size: bool = False) -> graph.GraphNetwork:
+    """Return `model` in eval mode as a graph for batches of any number of images as large as those of `example`.
+
+    `example` is float32 (N, C, H, W), N at least 2. With `any_size` the graph takes images of other sizes, too, if the
+    network does. `model` is left as it was. The graph gives the same bits as the model on batches of CHECKED_BATCHES.
+    Raises CaptureError.
+    """
+    # Two copies: what a network keeps from one call for the next, torch.export would fill with tensors without values.
+    try:
+        network, traced = _copy(model), _without_casts(_copy(model))
+    except Exception as error:
+        raise CaptureError(f"it cannot be copied: {_one_line(error)}") from None
+    program = _export(traced, example, any_size)
+    captured = _to_graph(program, example, any_size)
+    _check_bits(network, captured, example)
+    if any_size and not _takes_other_sizes(network, captured, example):
+        return capture(model, example)
+    return captured
+
+
+def _copy(model: nn.Module) -> nn.Module:
+    plain: Any = copy.deepcopy(model).cpu().eval().requires_grad_(False)
+    return plain.to(memory_format=torch.contiguous_format)
+
+
+def _without_casts(network: nn.Module) -> nn.Module:
+    """Return `network` without fastai's layers that only change a tensor's class, which torch.export cannot follow."""
+    for name, module in list(network.named_modules()):
+        if name and (type(module).__module__, type(module).__name__) == ("fastai.layers", "ToTensorBase"):
+            parent, _, last = name.rpartition(".")
+            setattr(network.get_submodule(parent), last, nn.Identity())
+    return network
+
+
+def _export(network: nn.Module, example: torch.Tensor, any_size: bool) -> Any:
+    """Return torch's ExportedProgram. Raises CaptureError, which names the layer."""
+    from torch.export import Dim, export
+
+    sizes = {2: Dim.AUTO, 3: Dim.AUTO} if any_size else {}
+    entered, remove = _follow(network)
+    try:
+        with torch.no_grad():
+            return export(network, (example,), dynamic_shapes=({0: Dim.DYNAMIC, **sizes},), strict=False)
+    except Exception as error:  # whatever the network's own code raises
+        layer = entered[-1] if entered else _layer_with_fixed_batch(network, example)
+        where = f"its layer {layer} " if layer else "it "
+        raise CaptureError(f"{where}cannot be followed by torch.export: {_one_line(error)}") from None
+    finally:
+        remove()
+
+
+def _follow(network: nn.Module) -> tuple[list[str], Callable[[], None]]:
+    """Return a list that always holds the layers that are being computed, and a function that ends that."""
+    entered: list[str] = []
+    handles = []
+    for name, module in network.named_modules():
+        if name:
+            words = f"{name} ({type(module).__name__})"
+            handles.append(module.register_forward_pre_hook(lambda *_, words=words: entered.append(words)))
+            handles.append(module.register_forward_hook(lambda *_: entered.pop() and None))
+
+    def remove() -> None:
+        for handle in handles:
+            handle.remove()
+
+    return entered, remove
+
+
+def _layer_with_fixed_batch(network: nn.Module, example: torch.Tensor) -> str | None:
+    """Return the first layer whose calls hold the number of images as a constant, None if there is none."""
+    try:
+        with torch.no_grad():
+            programs = [torch.export.export(network, (example[:1].repeat(n, 1, 1, 1),), strict=False) for n in (2, 3)]
+    except Exception:
+        return None
+    calls = [[node for node in program.graph.nodes if node.op == "call_function"] for program in programs]
+    different = [one for one, other in zip(*calls, strict=False) if str(one.args) != str(other.args)]
+    fixed = [node for node in calls[0] if len(node.args) > 1 and str(node.args[1]).startswith("[2,")]
+    return next(map(_layer, different + fixed), None)
+
+
+def _layer(node: Any) -> str:
+    """Return the layer that makes the call `node`: its name and class."""
+    stack = list((node.meta.get("nn_module_stack") or {}).values())
+    if not stack:
+        return "forward"
+    name, kind = stack[-1]
+    return f"{name or 'forward'} ({str(kind).rpartition('.')[2]})"
+
+
+def _to_graph(program: Any, example: torch.Tensor, any_size: bool) -> graph.GraphNetwork:
+    """Return an ExportedProgram as a graph. Raises CaptureError."""
+    from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
+
+    references, tensors = _inputs(program)
+    nodes: list[dict[str, Any]] = []
+    for node in _needed(program):
+        if str(node.target) in PASSED_ON:
+            references[node] = references[node.args[0]]
+            continue
+        if free_unbacked_symbols(node.meta.get("val")):
+            raise CaptureError(
+                f"its layer {_layer(node)} calls {node.target}: the shape of its result depends on values"
+            )
+        nodes.append(_call(node, references))
+        references[node] = {"node": len(nodes) - 1}
+    channels, *size = example.shape[1:]
+    document = {
+        "input": [channels, *([None, None] if any_size else size)],
+        "tensors": graph.describe(tensors),
+        "nodes": nodes,
+        "output": references[_output(program)],
+    }
+    try:
+        return graph.build(document, tensors)
+    except graph.GraphError as error:
+        number = re.match(r"'nodes'\[(\d+)\]", str(error))
+        owner = [n for n, reference in references.items() if number and reference == {"node": int(number[1])}]
+        raise CaptureError(f"{'its layer ' + _layer(owner[0]) if owner else 'its graph'}: {error}") from None
+
+
+def _needed(program: Any) -> list[Any]:
+    """Return the calls that the result depends on: also those that change a tensor in place."""
+    needed: set[Any] = set()
+    for node in reversed(program.graph.nodes):
+        written = node.op == "call_function" and graph_operators.changes_first(node.target)
+        if node.op == "output" or node in needed or written:
+            needed.update([node, *node.all_input_nodes])
+    return [node for node in program.graph.nodes if node in needed and node.op == "call_function"]
+
+
+def _inputs(program: Any) -> tuple[dict[Any, dict[str, Any]], dict[str, torch.Tensor]]:
+    """Return what refers to each placeholder, and the tensors that are used, by name."""
+    from torch.export.graph_signature import InputKind
+
+    references: dict[Any, dict[str, Any]] = {}
+    tensors: dict[str, torch.Tensor] = {}
+    placeholders = [node for node in program.graph.nodes if node.op == "placeholder"]
+    for node, spec in zip(placeholders, program.graph_signature.input_specs, strict=True):
+        if spec.kind == InputKind.USER_INPUT:
+            references[node] = {"input": 0}
+        elif spec.kind not in (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR):
+            raise CaptureError(f"it holds an object that is no tensor: {spec.target}")
+        elif node.users:
+            stored = program.state_dict if spec.target in program.state_dict else program.constants
+            tensor = stored[spec.target].detach().cpu().contiguous()
+            tensors[spec.target] = tensor.as_subclass(torch.Tensor).clone()
+            references[node] = {"tensor": spec.target}
+    return references, tensors
+
+
+def _output(program: Any) -> Any:
+    """Return the node of the network's one result. Raises CaptureError for several, or for changed buffers."""
+    from torch.export.graph_signature import OutputKind
+
+    specs = program.graph_signature.output_specs
+    if changed := [spec.target for spec in specs if spec.kind != OutputKind.USER_OUTPUT]:
+        raise CaptureError(f"it changes its own {changed[0]} when it predicts")
+    [results] = next(node for node in program.graph.nodes if node.op == "output").args
+    if len(specs) != 1 or not program.call_spec.out_spec.is_leaf():
+        raise CaptureError(f"it returns {len(specs)} values; expected one tensor")
+    return results[0]
+
+
+def _call(node: Any, references: dict[Any, dict[str, Any]]) -> dict[str, Any]:
+    """Return a node of a document. Raises CaptureError, which names the layer."""
+    name = INTEGERS.get(node.target, str(node.target))
+    try:
+        args = [_argument(value, references) for value in node.args]
+        kwargs = {key: _argument(value, references) for key, value in node.kwargs.items()}
+        graph_operators.check_arguments(graph_operators.find(name), args, kwargs)
+    except (graph_operators.OperatorError, CaptureError) as error:
+        raise CaptureError(f"its layer {_layer(node)} calls {name}: {error}") from None
+    return {"op": name, "args": args, **({"kwargs": kwargs} if kwargs else {})}
+
+
+def _argument(value: Any, references: dict[Any, dict[str, Any]]) -> Any:
+    """Return an argument as JSON has it."""
+    if isinstance(value, torch.fx.Node):
+        return references[value]
+    if isinstance(value, (list, tuple)):
+        return [_argument(part, references) for part in value]
+    if isinstance(value, float) and not -float("inf") < value < float("inf"):
+        return {"float": str(value)}
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if isinstance(value, torch.device):
+        return {"device": None}
+    for kind, known in graph.CONSTANTS.items():
+        for name, constant in known.items():
+            if kind != "float" and value is constant:
+                return {kind: name}
+    raise CaptureError(f"an argument is {str(value)[:80]}, of {type(value).__name__}")
+
+
+def _check_bits(network: nn.Module, captured: graph.GraphNetwork, example: torch.Tensor) -> None:
+    for count in CHECKED_BATCHES:
+        if not _equal(network, captured, _images(count, example.shape[1:])):
+            raise CaptureError(f"its graph does not give its own answer for a batch of {count}")
+
+
+def _takes_other_sizes(network: nn.Module, captured: graph.GraphNetwork, example: torch.Tensor) -> bool:
+    channels, height, width = example.shape[1:]
+    sizes = ((height, width + 32), (height + 13, width), (2 * height, 2 * width), (height - 7, width - 5))
+    try:
+        return all(_equal(network, captured, _images(2, (channels, *size))) for size in sizes)
+    except Exception:  # of the network, or of the graph
+        return False
+
+
+def _images(count: int, shape: Any) -> torch.Tensor:
+    return torch.rand((count, *shape), generator=torch.Generator().manual_seed(count)) * 4 - 2
+
+
+def _equal(network: nn.Module, captured: graph.GraphNetwork, images: torch.Tensor) -> bool:
+    with torch.no_grad():
+        expected = network(images.clone())
+        found = captured(images)
+    return isinstance(expected, torch.Tensor) and torch.equal(found.nan_to_num(), torch.Tensor(expected).nan_to_num())
+
+
+def _one_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
