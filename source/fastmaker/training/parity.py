@@ -91,8 +91,9 @@ def _compare_generated(learn: Learner, model: models.Model, item: Any, picture: 
         expected = _answer(learn, item) if whole else Answer(batch, None, np.empty(0))
     except Exception:  # of a rare mode, or of a size that is too small for the network
         return False
-    image = preprocess.decode(data)
     try:
+        # A Learner of arrays sees a palette's indices as pixels: so does an endpoint that is sent the array.
+        image = preprocess.image_from_array(item) if isinstance(item, np.ndarray) else preprocess.decode(data)
         tensor = model.to_tensor(image)
     except preprocess.ImageError:
         return False
