@@ -90,14 +90,17 @@ class Holder:
 
 
 def assert_same_as_fastai(dls, mode="RGB", sizes=SIZES):
-    steps, resampled = learner_steps.read(Holder(dls))
-    assert pipeline.problem(json.loads(json.dumps(steps))) is None
+    channels = preprocess.CHANNELS[mode]
+    validation = learner_steps.read(Holder(dls), channels)
+    steps = validation.steps
+    assert pipeline.problem(json.loads(json.dumps(steps)), channels) is None
     info = bundle.ModelInfo("classification", "resnet18", ("a", "b"), mode, (1, 1), "steps", (), (), steps=tuple(steps))
+    mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in (validation.mean, validation.std))
     for size in sizes:
         data = png(size)
         expected = torch.Tensor(dls.test_dl([data], num_workers=0).one_batch()[0])
         batch = pipeline.to_tensor(preprocess.decode(data), info)[None]
-        given = preprocess.standardise(pipeline.to_pixels(batch, steps), torch.zeros(1), torch.ones(1), resampled)
+        given = preprocess.standardise(pipeline.to_pixels(batch, steps), mean, std, validation.resampled)
         assert torch.equal(given, expected), size
         wanted = pipeline.output_size(steps)
         assert wanted is None or tuple(given.shape[-2:]) == wanted

@@ -81,7 +81,7 @@ def to_onnx(model_dir: str | os.PathLike, file: str | os.PathLike, image_input: 
     if image_input not in INPUTS:
         raise ExportError(f"the input is {image_input!r}; expected one of {', '.join(INPUTS)}")
     network, info = bundle.load(model_dir)
-    if pipeline.resizes_batches(info.steps):
+    if pipeline.changes_batches(info.steps):
         raise ExportError(f"{model_dir}: its model resizes batches, by fastai's batch transforms; an ONNX file cannot")
     model = Exported(network, info, image_input).eval().requires_grad_(False)
     proto = _export(model)

@@ -19,15 +19,14 @@ from fastai.vision.all import (
     DynamicUnet,
     LabelSmoothingCrossEntropyFlat,
     Learner,
-    Normalize,
-    PILImage,
-    PILImageBW,
 )
 
 from fastmaker import bundle, masks, pipeline, preprocess, unet
-from fastmaker.training import capture, learner_steps, parity
+from fastmaker.training import capture, image_classes, learner_steps, parity
 
-PLAIN_RESIZE = {"step": "resize", "pad_mode": "reflection", "resample": "bilinear"}  # what format 1 knows
+# What format 1 knows.
+PLAIN_RESIZE = {"step": "resize", "pad_mode": "reflection", "resample": "bilinear"}
+PLAIN_MODES = ("RGB", "L")
 
 
 def save_bundle(
@@ -66,21 +65,13 @@ def describe(learn: Learner, metrics: dict[str, float] | None = None) -> bundle.
     if architecture not in known:
         architecture = bundle.GRAPH
     _check_loss(learn.loss_func, task)
-    resizing = _pipeline_fields(learn)
-    mode = _image_mode(learn)
-    channels = 3 if mode == "RGB" else 1
-    normalize = _find(learn.dls.valid.after_batch.fs, Normalize)
-    mean, std = (normalize.mean, normalize.std) if normalize else (torch.zeros(channels), torch.ones(channels))
     return bundle.ModelInfo(
         task=task,
         architecture=architecture,
         labels=_labels(learn),
-        image_mode=mode,
-        mean=tuple(mean.flatten().tolist()),
-        std=tuple(std.flatten().tolist()),
         metrics=metrics or {},
         versions={"fastai": sys.modules["fastai"].__version__},
-        **resizing,
+        **_pipeline_fields(learn),
         **(_segmentation_fields(learn) if task == "segmentation" else {}),
     )
 
@@ -98,32 +89,40 @@ def _check_loss(loss: Any, task: str) -> None:
 
 
 def _pipeline_fields(learn: Learner) -> dict[str, Any]:
-    """Return the fields of `ModelInfo` that say how images are resized: one resize if that is all, else the steps."""
-    steps, resampled = learner_steps.read(learn)
+    """Return the fields of `ModelInfo` that say how images are prepared: one resize if that is all, else the steps."""
+    mode = image_classes.mode_of(parity.image_of(learn))
+    validation = learner_steps.read(learn, preprocess.CHANNELS[mode])
+    fields: dict[str, Any] = {
+        "image_mode": mode,
+        "mean": tuple(validation.mean),
+        "std": tuple(validation.std),
+        "resampled": validation.resampled,
+    }
+    steps = validation.steps
+    if mode not in PLAIN_MODES and not steps:
+        steps = [{"step": "check_size", "size": _size_of_images(learn)}]
     if not steps:
-        if not len(learn.dls.valid_ds):
-            raise bundle.BundleError("the Learner has no Resize and no data: the size of its images is not known")
-        size, method = tuple(learn.dls.valid_ds[0][0].shape), preprocess.NO_RESIZE
-    elif len(steps) == 1 and steps[0].items() >= PLAIN_RESIZE.items():
-        size, method = tuple(steps[0]["size"]), steps[0]["method"]
-    else:
-        return _fields_of_steps(steps) | {"resampled": resampled}
-    return {"image_size": size, "resize_method": method, "resampled": resampled}
+        return fields | {"image_size": tuple(_size_of_images(learn)), "resize_method": preprocess.NO_RESIZE}
+    if mode in PLAIN_MODES and len(steps) == 1 and steps[0].items() >= PLAIN_RESIZE.items():
+        return fields | {"image_size": tuple(steps[0]["size"]), "resize_method": steps[0]["method"]}
+    if pipeline.output_size(steps) is None:
+        of_images = [step for step in steps if step["step"] in pipeline.OF_IMAGES]
+        alike = {"step": "check_size", "size": _size_of_images(learn)}
+        steps = [*of_images, alike, *steps[len(of_images) :]]
+    return fields | {
+        "format": bundle.FORMAT,
+        "image_size": pipeline.output_size(steps),
+        "resize_method": preprocess.STEPS,
+        "steps": tuple(steps),
+    }
 
 
-def _fields_of_steps(steps: list[pipeline.Step]) -> dict[str, Any]:
-    size = pipeline.output_size(steps)
-    if size is None:
-        raise bundle.BundleError("the Learner has no Resize, but resamples its batches: their size is not known")
-    return {"format": bundle.FORMAT, "image_size": size, "resize_method": preprocess.STEPS, "steps": tuple(steps)}
-
-
-def _image_mode(learn: Learner) -> str:
-    """Return the mode of the images that the Learner opens. It may hold no data, as after ``load_learner``."""
-    image = parity.image_of(learn)
-    if type(image) not in (PILImage, PILImageBW):
-        raise bundle.BundleError(f"the Learner's images are {type(image).__name__}; expected PILImage or PILImageBW")
-    return image.mode
+def _size_of_images(learn: Learner) -> list[int]:
+    """Return the size [height, width] of validation images before they are stacked; serving takes that size."""
+    if not len(learn.dls.valid_ds):
+        raise bundle.BundleError("the Learner has no Resize and no data: the size of its images is not known")
+    item = learn.dls.valid.new(bs=1, shuffle=False, drop_last=False, num_workers=0).do_item(0)
+    return list(item[0].shape[-2:])
 
 
 def _labels(learn: Learner) -> tuple[str, ...]:

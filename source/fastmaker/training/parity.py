@@ -19,7 +19,7 @@ import torch
 from fastai.vision.all import AttrGetter, ColReader, DataLoader, Datasets, ItemGetter, L, Learner
 from PIL import Image
 
-from fastmaker import bundle, preprocess
+from fastmaker import bundle, pipeline, preprocess
 from fastmaker.serving import engines, models
 from fastmaker.training import pictures
 
@@ -64,9 +64,8 @@ def image_of(learn: Learner) -> Image.Image:
 
 def _check_generated(learn: Learner, model: models.Model, folder: Path) -> None:
     """Compare on generated images: the first few with their answers, all with the network's input."""
-    fixed = model.info.resize_method == preprocess.NO_RESIZE
     accepted, compared = None, 0
-    for name, data in pictures.generate(model.info.image_size if fixed else None):
+    for name, data in pictures.generate(_size_taken(learn, model.info)):
         file = _saved(data, folder, name)
         if accepted is None:  # an image that every Learner takes, or the reason why not
             accepted = _accepted_item(learn, file)
@@ -75,6 +74,19 @@ def _check_generated(learn: Learner, model: models.Model, folder: Path) -> None:
         compared += _compare_generated(learn, model, item, (name, data), whole=compared < ANSWERED)
     if not compared:
         raise bundle.BundleError("the bundle cannot be compared with the Learner: the bundle takes no generated image")
+
+
+def _size_taken(learn: Learner, info: bundle.ModelInfo) -> tuple[int, int] | None:
+    """Return the size (height, width) of the only images that the bundle takes; None if it takes any."""
+    names = [step["step"] for step in info.steps if step["step"] in pipeline.OF_IMAGES]
+    if info.resize_method == preprocess.NO_RESIZE:
+        return info.image_size
+    if names[:1] == ["check_size"]:
+        return tuple(info.steps[0]["size"])
+    if "ratio_resize" in names and len(learn.dls.valid_ds):
+        image = _source(learn, 0)
+        return image.height, image.width
+    return None
 
 
 def _check_repeats(learn: Learner, item: Any) -> None:
@@ -119,7 +131,7 @@ def _check_validation_image(learn: Learner, model: models.Model, index: int) -> 
     try:
         tensor = model.to_tensor(image)
     except preprocess.ImageError as error:
-        if model.info.resize_method == preprocess.NO_RESIZE:
+        if _size_taken(learn, model.info) not in (None, (image.height, image.width)):
             return  # of another size than the first
         raise bundle.BundleError(f"the bundle does not take the Learner's {name}: {error}") from None
     _compare_input(_input(model, tensor), expected.batch, name)
@@ -215,6 +227,8 @@ def _compare_input(given: torch.Tensor, expected: torch.Tensor, name: str) -> No
     expected = torch.Tensor(expected).cpu()
     if given.shape != expected.shape:
         what = f"the network gets {_size(expected)} pixels, in the bundle {_size(given)}"
+    elif given.dtype != expected.dtype:
+        what = f"the network gets {expected.dtype}, in the bundle {given.dtype}"
     elif not torch.allclose(given, expected, rtol=TOLERANCE, atol=TOLERANCE, equal_nan=True):
         what = f"by up to {float((given - expected).abs().max()):.1e} in the network's input"
     else:
