@@ -9,15 +9,16 @@ transform of fastai as it acts on validation images. Sizes are [height, width].
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from PIL import Image
-from torch.nn import functional
+from torch import nn
 
-from fastmaker import image_steps, preprocess
+from fastmaker import image_steps, mask_geometry, preprocess
 from fastmaker.image_steps import RESAMPLES
 
 if TYPE_CHECKING:
@@ -126,9 +127,11 @@ def output_size(steps: Sequence[Step]) -> tuple[int, int] | None:
     return size
 
 
-def image_size(steps: Sequence[Step]) -> tuple[int, int] | None:
-    """Return the size (height, width) of images after their own steps; None if it depends on the image."""
-    return output_size([step for step in steps if step["step"] in OF_IMAGES])
+def input_size(info: ModelInfo) -> tuple[int, int] | None:
+    """Return the size (height, width) of all tensors of `to_tensor`; None if it depends on the image."""
+    if not info.steps:
+        return info.image_size
+    return output_size([step for step in info.steps if step["step"] in OF_IMAGES])
 
 
 def changes_batches(steps: Sequence[Step]) -> bool:
@@ -172,25 +175,23 @@ def grid_sample(
     """Return images (N, C, H, W) resampled to `size` as fastai's ``affine_coord`` does without a rotation."""
     target = tuple(size or pixels.shape[-2:])
     identity = torch.eye(2, 3, device=pixels.device).expand(pixels.shape[0], 2, 3)
-    grid = functional.affine_grid(identity, [*pixels.shape[:2], *target], align_corners=align_corners)
-    if (
-        mode == "bilinear"
-    ):  # of a much larger image fastai takes means first; it compares its size with the grid's shape
-        zoom = 1 / (grid.max() - grid.min()).item() * 2
+    grid = nn.functional.affine_grid(identity, [pixels.shape[0], pixels.shape[1], *target], align_corners=align_corners)
+    if mode == "bilinear":  # of a much larger image fastai takes means first; it compares its size with the grid's
+        zoom = _zoom(target, align_corners)
         shrink = min(pixels.shape[-2] / grid.shape[-2], pixels.shape[-1] / grid.shape[-1]) / 2
         if shrink > 1 and shrink > zoom:
-            pixels = functional.interpolate(pixels, scale_factor=1 / shrink, mode="area", recompute_scale_factor=True)
-    return functional.grid_sample(pixels, grid, mode=mode, padding_mode=pad_mode, align_corners=align_corners)
+            pixels = nn.functional.interpolate(pixels, scale_factor=1 / shrink, mode="area", recompute_scale_factor=True)
+    return nn.functional.grid_sample(pixels, grid, mode=mode, padding_mode=pad_mode, align_corners=align_corners)
+
+
+@functools.cache  # torch.export cannot follow it, but takes its value
+def _zoom(size: tuple[int, int], align_corners: bool) -> float:
+    """Return how much fastai takes a grid of this size to enlarge an image."""
+    grid = nn.functional.affine_grid(torch.eye(2, 3)[None], [1, 1, *size], align_corners=align_corners)
+    return 1 / (grid.max() - grid.min()).item() * 2
 
 
 def _crop(pixels: torch.Tensor, ratio: Sequence[float], scale: float) -> torch.Tensor:
     height, width = pixels.shape[-2:]
-    if width / height < ratio[0]:
-        size = int(width / ratio[0]), width
-    elif width / height > ratio[1]:
-        size = height, int(height * ratio[1])
-    else:
-        size = height, width
-    rows, columns = int(size[0] * scale), int(size[1] * scale)
-    top, left = (height - rows) // 2, (width - columns) // 2
-    return pixels[..., top : top + rows, left : left + columns]
+    left, top, right, bottom = mask_geometry.crop_window((width, height), ratio, scale)
+    return pixels[..., top:bottom, left:right]

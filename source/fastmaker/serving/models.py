@@ -73,7 +73,7 @@ class Model:
         if info.task == "classification":
             return Prediction(output, info.labels)
         if (mask_size or info.mask_size) == "original":
-            output = masks.resize_to_original(output, image.size, info.resize_method, info.void_code)
+            output = masks.resize_to_original(output, image.size, info.resize_method, info.void_code, info.steps)
         return Mask(output, info.labels, info.void_code)
 
 

@@ -49,9 +49,9 @@ def save_bundle(
 
 
 def _check_mask_size(info: bundle.ModelInfo) -> None:
-    if info.mask_size == "original" and info.steps:
-        raise bundle.BundleError("mask_size is original, but the Learner resizes images in several steps")
-    if info.mask_size == "original" and not masks.can_resize_to_original(info.resize_method, info.void_code):
+    if info.mask_size == "original" and not masks.can_resize_to_original(
+        info.resize_method, info.void_code, info.steps
+    ):
         raise bundle.BundleError(
             "mask_size is original, but the Learner's Resize crops images and no class is void for what it cuts off"
         )
@@ -65,13 +65,14 @@ def describe(learn: Learner, metrics: dict[str, float] | None = None) -> bundle.
     if architecture not in known:
         architecture = bundle.GRAPH
     _check_loss(learn.loss_func, task)
+    prepared = _pipeline_fields(learn)
     return bundle.ModelInfo(
         task=task,
         architecture=architecture,
         labels=_labels(learn),
         metrics=metrics or {},
         versions={"fastai": sys.modules["fastai"].__version__},
-        **_pipeline_fields(learn),
+        **prepared,
         **(_segmentation_fields(learn) if task == "segmentation" else {}),
     )
 
