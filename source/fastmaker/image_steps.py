@@ -14,8 +14,8 @@ from PIL import Image
 from fastmaker import preprocess
 
 RESAMPLES = {"nearest": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3, "box": 4, "hamming": 5}  # Pillow's numbers
-# Resize, RandomResizedCrop, RandomCrop and CropPad; RatioResize; and of a pipeline whose images were all alike
-NAMES = ("resize", "crop_pad", "ratio_resize", "check_size")
+# Resize, RandomResizedCrop, RandomCrop and CropPad; RatioResize; and of a pipeline that does not give images one size
+NAMES = ("resize", "crop_pad", "ratio_resize", "check_size", "any_size")
 
 
 def to_array(image: Image.Image, info: Mapping[str, Any]) -> np.ndarray:
@@ -38,6 +38,8 @@ def to_array(image: Image.Image, info: Mapping[str, Any]) -> np.ndarray:
 def apply(image: Image.Image, step: Mapping[str, Any]) -> Image.Image:
     """Return the image after a step of images. Raises ValueError."""
     name = step["step"]
+    if name == "any_size":
+        return image
     if name == "check_size":
         return _checked(image, step["size"])
     if name == "crop_pad":

@@ -67,6 +67,8 @@ OF_IMAGES |= {
     },
     # images that were all alike: those of another size are no images for the model
     "check_size": {"size": _SIZE},
+    # images that were not resized and had several sizes, for a network that takes any
+    "any_size": {},
 }
 OF_BATCHES |= {
     # AffineCoordTfm, of which aug_transforms is made: no rotation, but a size, or the identity if it is null
@@ -134,6 +136,11 @@ def input_size(info: ModelInfo) -> tuple[int, int] | None:
     return output_size([step for step in info.steps if step["step"] in OF_IMAGES])
 
 
+def takes_any_size(info: ModelInfo) -> bool:
+    """Return whether the network's input has the size of the image."""
+    return bool(info.steps) and output_size(info.steps) is None
+
+
 def changes_batches(steps: Sequence[Step]) -> bool:
     """Return whether some steps are of batches."""
     return any(step["step"] in OF_BATCHES for step in steps)
@@ -180,7 +187,9 @@ def grid_sample(
         zoom = _zoom(target, align_corners)
         shrink = min(pixels.shape[-2] / grid.shape[-2], pixels.shape[-1] / grid.shape[-1]) / 2
         if shrink > 1 and shrink > zoom:
-            pixels = nn.functional.interpolate(pixels, scale_factor=1 / shrink, mode="area", recompute_scale_factor=True)
+            pixels = nn.functional.interpolate(
+                pixels, scale_factor=1 / shrink, mode="area", recompute_scale_factor=True
+            )
     return nn.functional.grid_sample(pixels, grid, mode=mode, padding_mode=pad_mode, align_corners=align_corners)
 
 

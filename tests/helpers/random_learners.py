@@ -53,7 +53,6 @@ from fastai.vision.all import (
 from fastai.vision.augment import Brightness, Contrast, Hue, Saturation, Warp, Zoom
 from fastai.vision.core import cifar_stats
 from PIL import Image
-from torch import nn
 
 from helpers import random_networks
 
@@ -353,5 +352,3 @@ def _learner(chance, dls, task, n_out, n_in, words) -> Learner:
             dls, arch, n_out=n_out, n_in=n_in, pretrained=False, normalize=False, **head_options, **options
         )
     return Learner(dls, network(n_in, n_out), **options)
-
-

@@ -183,3 +183,8 @@ def disturb(model: nn.Module, seed: int) -> None:
         linear = [module for module in model.modules() if isinstance(module, nn.Linear)]
         if linear:
             linear[-1].weight *= 4
+
+
+def sized(n_in, n_out, size):
+    """Return a network that takes images of one size."""
+    return nn.Sequential(nn.Conv2d(n_in, 4, 3, 2, 1), nn.Flatten(), nn.Linear(size[0] * size[1], n_out))

@@ -6,8 +6,9 @@
     probabilities  output: float32 (N, n_labels), for segmentation (N, n_labels, H, W)
     mask           output, only for segmentation: uint8 (N, H, W), the class of each pixel
 
-N is dynamic; C, H and W are those of the bundle's images after their own steps. The metadata holds the text of model.json, the labels and the version of this
-package. Each file is run in ONNX Runtime and compared with torch before it appears. `to_int8` quantises such a file.
+N is dynamic; C, H and W are those of images after their own steps. The metadata holds the text of model.json, the
+labels and the version of this package. Each file is run in ONNX Runtime and compared with torch before it appears.
+`to_int8` quantises such a file.
 """
 
 import importlib.util

@@ -27,6 +27,7 @@ from fastmaker.training import capture, image_classes, learner_steps, parity
 # What format 1 knows.
 PLAIN_RESIZE = {"step": "resize", "pad_mode": "reflection", "resample": "bilinear"}
 PLAIN_MODES = ("RGB", "L")
+EXAMPLE_SIZE = (224, 224)  # of a Learner that resizes no image and holds none
 
 
 def save_bundle(
@@ -99,31 +100,23 @@ def _pipeline_fields(learn: Learner) -> dict[str, Any]:
         "std": tuple(validation.std),
         "resampled": validation.resampled,
     }
-    steps = validation.steps
-    if mode not in PLAIN_MODES and not steps:
-        steps = [{"step": "check_size", "size": _size_of_images(learn)}]
-    if not steps:
-        return fields | {"image_size": tuple(_size_of_images(learn)), "resize_method": preprocess.NO_RESIZE}
+    steps, size = validation.steps, pipeline.output_size(validation.steps)
     if mode in PLAIN_MODES and len(steps) == 1 and steps[0].items() >= PLAIN_RESIZE.items():
-        return fields | {"image_size": tuple(steps[0]["size"]), "resize_method": steps[0]["method"]}
-    if pipeline.output_size(steps) is None:
+        return fields | {"image_size": size, "resize_method": steps[0]["method"]}
+    if size is None:
+        sizes = parity.sizes_of_images(learn)
+        size = sizes[0] if sizes else EXAMPLE_SIZE
+        if mode in PLAIN_MODES and not steps and len(sizes) == 1:
+            return fields | {"image_size": size, "resize_method": preprocess.NO_RESIZE}
         of_images = [step for step in steps if step["step"] in pipeline.OF_IMAGES]
-        alike = {"step": "check_size", "size": _size_of_images(learn)}
+        alike = {"step": "check_size", "size": list(size)} if len(sizes) == 1 else {"step": "any_size"}
         steps = [*of_images, alike, *steps[len(of_images) :]]
     return fields | {
         "format": bundle.FORMAT,
-        "image_size": pipeline.output_size(steps),
+        "image_size": size,
         "resize_method": preprocess.STEPS,
         "steps": tuple(steps),
     }
-
-
-def _size_of_images(learn: Learner) -> list[int]:
-    """Return the size [height, width] of validation images before they are stacked; serving takes that size."""
-    if not len(learn.dls.valid_ds):
-        raise bundle.BundleError("the Learner has no Resize and no data: the size of its images is not known")
-    item = learn.dls.valid.new(bs=1, shuffle=False, drop_last=False, num_workers=0).do_item(0)
-    return list(item[0].shape[-2:])
 
 
 def _labels(learn: Learner) -> tuple[str, ...]:
@@ -154,10 +147,17 @@ def _network(learn: Learner, info: bundle.ModelInfo) -> tuple[torch.nn.Module, b
             return learn.model, info
         except bundle.BundleError:  # it has other layers than the architecture: a head of one's own, say
             info = dataclasses.replace(info, architecture=bundle.GRAPH, options={})
+    any_size = pipeline.takes_any_size(info)
     try:
-        return capture.capture(learn.model, torch.rand(2, info.channels, *info.image_size)), info
+        network = capture.capture(learn.model, torch.rand(2, info.channels, *info.image_size), any_size)
     except capture.CaptureError as error:
         raise bundle.BundleError(f"the Learner's network cannot be kept in a bundle: {error}") from None
+    if any_size and None not in network.document["input"]:
+        raise bundle.BundleError(
+            "the Learner resizes no image, and its images do not all have one size; its network cannot be kept for"
+            " images of any size"
+        )
+    return network, info
 
 
 def _check_layers(model: torch.nn.Module, info: bundle.ModelInfo) -> None:

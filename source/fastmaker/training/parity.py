@@ -24,6 +24,7 @@ from fastmaker.serving import engines, models
 from fastmaker.training import pictures
 
 VALIDATION_IMAGES = 4  # of the Learner's validation set, spread over it
+SIZED_IMAGES = 24  # of which the size is looked at, where the Learner resizes none
 ANSWERED = 3  # generated images whose whole answers are compared; of all of them, the network's input is
 TOLERANCE = 1e-6  # of a probability and of the network's input; equal bits are usual
 SAME_ITEM = (ItemGetter, AttrGetter, ColReader)  # fastai's getters, which do not change what they get
@@ -53,6 +54,16 @@ def check(learn: Learner, network: torch.nn.Module, info: bundle.ModelInfo) -> N
         _check_generated(learn, model, Path(folder))
         for index in _spread(len(learn.dls.valid_ds), VALIDATION_IMAGES):
             _check_validation_image(learn, model, index)
+
+
+def sizes_of_images(learn: Learner) -> list[tuple[int, int]]:
+    """Return the different sizes (height, width) that some validation images have before they are stacked."""
+    dl = learn.dls.valid.new(bs=1, shuffle=False, drop_last=False, num_workers=0)
+    try:
+        items = [dl.do_item(index)[0] for index in _spread(len(learn.dls.valid_ds), SIZED_IMAGES)]
+    except Exception as error:  # a reader of the user's own may raise anything
+        raise bundle.BundleError(f"the Learner's validation images cannot be read: {_line(error)}") from None
+    return list(dict.fromkeys((int(item.shape[-2]), int(item.shape[-1])) for item in items))
 
 
 def image_of(learn: Learner) -> Image.Image:

@@ -1,6 +1,6 @@
 """Learners made by chance: the bundle of each answers as it on real photos, or it is refused by name.
 
-    FASTMAKER_RANDOM_LEARNERS=50 FASTMAKER_FIRST_LEARNER=1000 pytest -m slow tests/source/training/test_random_learners.py
+FASTMAKER_RANDOM_LEARNERS=50 FASTMAKER_FIRST_LEARNER=1000 pytest -m slow tests/source/training/test_random_learners.py
 """
 
 import collections
@@ -26,7 +26,8 @@ TOLERANCE = 1e-6
 class Context:
     """What the serving toolkit hands to the entry point."""
 
-    system_properties = {"gpu_id": None}
+    def __init__(self):
+        self.system_properties = {"gpu_id": None}
 
     def get_all_request_header(self, _):
         return {}
@@ -85,7 +86,10 @@ def _result(made, entry_point, folder) -> str:
         asked += 1
         if problem := _difference(made.task, said, np.asarray(numbers), *given):
             return f"WRONG: {problem} ({file.name})"
-    return "accepted" if asked >= min(20, len(made.files)) else f"WRONG: {asked} of {len(made.files)} photos answered"
+    few = any(word.startswith("RatioResize") for word in made.words)  # which is random for the others
+    if asked >= (1 if few else min(20, len(made.files))):
+        return "accepted"
+    return f"WRONG: {asked} of {len(made.files)} photos answered"
 
 
 def _refused(error, folder) -> str:
