@@ -69,19 +69,21 @@ class Model:
         info = self.info
         if (size or info["mask_size"]) == "original":
             mask = masks.resize_to_original(
-                mask, preprocess.decode(data).size, info["resize_method"], info["void_code"]
+                mask,
+                preprocess.decode(data).size,
+                info["resize_method"],
+                info["void_code"],
+                info.get("steps", ()),
             )
         return Mask(mask, info["labels"], info["void_code"])
 
     def _tensor(self, data: bytes) -> np.ndarray:
         """Return the model's input, of one image: its bytes, or its pixels if the model has no preprocessing."""
-        from fastmaker import preprocess
+        from fastmaker import image_steps, preprocess
 
         if self._input == "image_bytes":
             return np.array([[data]], dtype=object)
-        info = self.info
-        image = preprocess.decode(data)
-        return preprocess.to_array(image, info["image_mode"], tuple(info["image_size"]), info["resize_method"])[None]
+        return image_steps.to_array(preprocess.decode(data), self.info)[None]
 
     def _only_model(self) -> str:
         """Return the name of the only model that is ready, ignoring the models of ensembles. Raises ValueError."""

@@ -54,7 +54,7 @@ class ModelInfo:
     architecture: str  # one of ARCHITECTURES[task], of a U-Net its encoder; or GRAPH
     labels: tuple[str, ...]  # in the order of the network's outputs
     image_mode: str  # one of preprocess.IMAGE_MODES: what each image is converted to
-    image_size: tuple[int, int]  # (height, width) in pixels
+    image_size: tuple[int, int]  # (height, width) in pixels; with the step any_size one of them
     resize_method: str  # one of preprocess.RESIZE_METHODS, or NO_RESIZE, or STEPS
     mean: tuple[float, ...]  # one for each channel, for pixels scaled to 0..1
     std: tuple[float, ...]
@@ -76,7 +76,7 @@ class ModelInfo:
     @property
     def channels(self) -> int:
         """How many channels the network's input has."""
-        return 3 if self.image_mode == "RGB" else 1
+        return preprocess.CHANNELS[self.image_mode]
 
 
 def save(model_dir: str | os.PathLike, network: nn.Module, info: ModelInfo) -> ModelInfo:
@@ -250,14 +250,14 @@ def _check_steps(values: dict[str, Any], check: Check) -> None:
     with_steps = values["resize_method"] == preprocess.STEPS
     check("steps", bool(steps) == with_steps, f"steps if, and only if, 'resize_method' is {preprocess.STEPS}")
     if with_steps:
-        problem = pipeline.problem(steps)
+        problem = pipeline.problem(steps, preprocess.CHANNELS[values["image_mode"]])
         check("steps", problem is None, f"the steps of this package: {problem}")
-        size = list(pipeline.output_size(steps) or ())
-        check("image_size", values["image_size"] == size, f"{size}, the size after the steps")
+        size = pipeline.output_size(steps)
+        check("image_size", size in (None, tuple(values["image_size"])), f"{size}, the size after the steps")
 
 
 def _check_lists(values: dict[str, Any], check: Check) -> None:
-    channels = 3 if values["image_mode"] == "RGB" else 1
+    channels = preprocess.CHANNELS[values["image_mode"]]
     fields: list[Any] = [values.get(key) for key in ("labels", "image_size", "mean", "std")]
     labels, size, mean, std = fields
     check("labels", _is_list(labels, str) and len(labels) > 1, "a list of two or more strings")
