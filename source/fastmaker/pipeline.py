@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 from torch.nn import functional
 
-from fastmaker import preprocess
+from fastmaker import geometry, preprocess
 
 if TYPE_CHECKING:
     from fastmaker.bundle import ModelInfo
@@ -165,12 +165,5 @@ def grid_sample(
 
 def _crop(pixels: torch.Tensor, ratio: Sequence[float], scale: float) -> torch.Tensor:
     height, width = pixels.shape[-2:]
-    if width / height < ratio[0]:
-        size = int(width / ratio[0]), width
-    elif width / height > ratio[1]:
-        size = height, int(height * ratio[1])
-    else:
-        size = height, width
-    rows, columns = int(size[0] * scale), int(size[1] * scale)
-    top, left = (height - rows) // 2, (width - columns) // 2
-    return pixels[..., top : top + rows, left : left + columns]
+    left, top, right, bottom = geometry.crop_window((width, height), ratio, scale)
+    return pixels[..., top:bottom, left:right]

@@ -13,21 +13,13 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from fastai.vision.all import (
-    AddMaskCodes,
-    CrossEntropyLossFlat,
-    DynamicUnet,
-    LabelSmoothingCrossEntropyFlat,
-    Learner,
-    Normalize,
-    PILImage,
-    PILImageBW,
-)
+from fastai.vision.all import Learner, Normalize, PILImage, PILImageBW
 
 from fastmaker import bundle, masks, pipeline, preprocess, unet
-from fastmaker.training import capture, learner_steps, parity
+from fastmaker.training import capture, learner_steps, parity, targets
 
 PLAIN_RESIZE = {"step": "resize", "pad_mode": "reflection", "resample": "bilinear"}  # what format 1 knows
+PLAIN_TASKS = ("classification", "segmentation")  # of format 1, where the activation is softmax
 
 
 def save_bundle(
@@ -60,41 +52,34 @@ def _check_mask_size(info: bundle.ModelInfo) -> None:
 
 def describe(learn: Learner, metrics: dict[str, float] | None = None) -> bundle.ModelInfo:
     """Return what ``learn.predict`` does to an image, as a `ModelInfo`. Raises BundleError."""
-    has_masks = isinstance(learn.model, DynamicUnet) or _find(learn.dls.valid.after_item.fs, AddMaskCodes)
-    task = "segmentation" if has_masks else "classification"
+    task = targets.task(learn)
     architecture, known = _architecture(learn), bundle.ARCHITECTURES[task]
     if architecture not in known:
         architecture = bundle.GRAPH
-    _check_loss(learn.loss_func, task)
     resizing = _pipeline_fields(learn)
     mode = _image_mode(learn)
     channels = 3 if mode == "RGB" else 1
     normalize = _find(learn.dls.valid.after_batch.fs, Normalize)
     mean, std = (normalize.mean, normalize.std) if normalize else (torch.zeros(channels), torch.ones(channels))
+    outputs = targets.fields(learn, task, (channels, *resizing["image_size"]))
+    plain = not resizing.get("steps") and task in PLAIN_TASKS and outputs["activation"] == "softmax"
     return bundle.ModelInfo(
         task=task,
         architecture=architecture,
-        labels=_labels(learn),
         image_mode=mode,
         mean=tuple(mean.flatten().tolist()),
         std=tuple(std.flatten().tolist()),
         metrics=metrics or {},
         versions={"fastai": sys.modules["fastai"].__version__},
+        format=bundle.PLAIN_FORMAT if plain else bundle.FORMAT,
         **resizing,
-        **(_segmentation_fields(learn) if task == "segmentation" else {}),
+        **outputs,
+        **(_segmentation_fields(learn, outputs["labels"]) if task == "segmentation" else {}),
     )
 
 
 def _architecture(learn: Learner) -> str:
     return getattr(getattr(learn, "arch", None), "__name__", type(learn.model).__name__)
-
-
-def _check_loss(loss: Any, task: str) -> None:
-    if not isinstance(loss, (CrossEntropyLossFlat, LabelSmoothingCrossEntropyFlat)):
-        expected = "a cross entropy over one label " + ("a pixel" if task == "segmentation" else "an image")
-        raise bundle.BundleError(f"the Learner's loss is {type(loss).__name__}; expected {expected}")
-    if task == "segmentation" and loss.axis != 1:
-        raise bundle.BundleError(f"the Learner's loss has the class axis {loss.axis}; expected axis=1")
 
 
 def _pipeline_fields(learn: Learner) -> dict[str, Any]:
@@ -115,7 +100,7 @@ def _fields_of_steps(steps: list[pipeline.Step]) -> dict[str, Any]:
     size = pipeline.output_size(steps)
     if size is None:
         raise bundle.BundleError("the Learner has no Resize, but resamples its batches: their size is not known")
-    return {"format": bundle.FORMAT, "image_size": size, "resize_method": preprocess.STEPS, "steps": tuple(steps)}
+    return {"image_size": size, "resize_method": preprocess.STEPS, "steps": tuple(steps)}
 
 
 def _image_mode(learn: Learner) -> str:
@@ -126,23 +111,15 @@ def _image_mode(learn: Learner) -> str:
     return image.mode
 
 
-def _labels(learn: Learner) -> tuple[str, ...]:
-    codes = _find(learn.dls.valid.after_item.fs, AddMaskCodes)
-    vocab = codes.codes if codes else learn.dls.vocab
-    if vocab is None:
-        raise bundle.BundleError("the Learner's masks have no class names; expected MaskBlock(codes=...)")
-    return tuple(map(str, vocab))
-
-
-def _segmentation_fields(learn: Learner) -> dict[str, Any]:
+def _segmentation_fields(learn: Learner, labels: tuple[str, ...]) -> dict[str, Any]:
     """Return the fields of `ModelInfo` for segmentation. The void class is the loss's ignore_index."""
-    ignored = getattr(learn.loss_func.func, "ignore_index", -1)
+    ignored = getattr(getattr(learn.loss_func, "func", learn.loss_func), "ignore_index", -1)
     known = _architecture(learn) in bundle.ARCHITECTURES["segmentation"]
     return {
         "options": {}
         if not known
         else {name: bool(getattr(learn, name, default)) for name, default in unet.OPTIONS.items()},
-        "void_code": ignored if 0 <= ignored < len(_labels(learn)) else None,
+        "void_code": ignored if 0 <= ignored < len(labels) else None,
     }
 
 

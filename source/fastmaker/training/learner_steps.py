@@ -11,6 +11,7 @@ from fastai.vision.all import (
     IntToFloatTensor,
     Learner,
     Normalize,
+    PointScaler,
     RandomCrop,
     RandomResizedCrop,
     RandomResizedCropGPU,
@@ -43,7 +44,7 @@ def _of_images(learn: Learner) -> list[Step]:
     for transform in learn.dls.valid.after_item.fs:
         if type(transform) in _ITEM_STEPS:
             steps += _ITEM_STEPS[type(transform)](transform)
-        elif not _is_training_only(transform) and type(transform) not in (ToTensor, AddMaskCodes):
+        elif not _is_training_only(transform) and type(transform) not in (ToTensor, AddMaskCodes, PointScaler):
             raise bundle.BundleError(f"the Learner's {_name(transform)} changes validation images; a bundle cannot")
     return steps
 
