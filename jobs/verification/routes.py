@@ -78,7 +78,7 @@ def _bundle(model_dir: Path, **options) -> Iterator[Callable]:
 
     def predict(image: bytes) -> Answer:
         tensor = model.to_tensor(preprocess.decode(image))
-        [probabilities] = model.probabilities(tensor[None]).numpy()
+        [probabilities] = model.numbers(tensor[None]).numpy()
         return Answer(probabilities.argmax(axis=0), probabilities)
 
     yield predict

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from fastmaker import image_steps, preprocess
+from fastmaker import geometry
 
 Axis = tuple[float, float, int]  # a and b of a step, and the number of pixels after it
 
@@ -45,55 +45,24 @@ def pixels_of_mask(
 
 def _axes(step: Mapping[str, Any], size: tuple[int, int]) -> list[Axis]:
     """Return the mapping of a step for images of `size`, (width, height), across and down."""
-    name = step["step"]
-    if name in ("resize", "crop_pad", "ratio_resize"):
-        return _of_window(*_window(step, size))
-    if name == "grid_sample" and step["size"] is not None:
-        return _of_grid((0, 0, *size), step["size"], step["align_corners"])
-    if name == "crop_and_grid_sample":
-        return _of_grid(crop_window(size, step["ratio"], step["scale"]), step["size"], True)
-    return [(1.0, 0.0, size[0]), (1.0, 0.0, size[1])]
+    window, target = geometry.window_of(step, size)
+    if step["step"] == "crop_and_grid_sample" or step.get("align_corners"):
+        return _of_corners(window, target)
+    return _of_window(window, target)
 
 
-def _window(step: Mapping[str, Any], size: tuple[int, int]) -> tuple[Sequence[float], Sequence[int]]:
-    """Return the (left, top, right, bottom) that a step of images takes, and the [height, width] it gives it."""
-    if step["step"] == "crop_pad":
-        height, width = step["size"]
-        left, top = (size[0] - width) // 2, (size[1] - height) // 2
-        return (left, top, left + width, top + height), step["size"]
-    if step["step"] == "ratio_resize":
-        target = image_steps.ratio_size(size, step["longest"])
-        return preprocess.window(size, target, "crop"), target
-    height, width = step["size"]
-    return preprocess.window(size, (height, width), step["method"]), step["size"]
-
-
-def _of_window(window: Sequence[float], size: Sequence[int]) -> list[Axis]:
+def _of_window(window: geometry.Window, size: geometry.Size) -> list[Axis]:
     axes = []
-    for start, end, length in ((window[0], window[2], size[1]), (window[1], window[3], size[0])):
+    for start, end, length in ((window[0], window[2], size[0]), (window[1], window[3], size[1])):
         scale = length / (end - start)
         axes.append((scale, -start * scale, length))
     return axes
 
 
-def _of_grid(window: Sequence[int], size: Sequence[int], align_corners: bool) -> list[Axis]:
-    """Return the mapping of a grid_sample: with `align_corners` the centres of the outer pixels lie on each other."""
-    if not align_corners:
-        return _of_window(window, size)
+def _of_corners(window: geometry.Window, size: geometry.Size) -> list[Axis]:
+    """Return the mapping of a grid_sample with `align_corners`: the centres of the outer pixels lie on each other."""
     axes = []
-    for start, end, length in ((window[0], window[2], size[1]), (window[1], window[3], size[0])):
+    for start, end, length in ((window[0], window[2], size[0]), (window[1], window[3], size[1])):
         scale = (length - 1) / (end - start - 1) if end - start > 1 else 1.0
         axes.append((scale, 0.5 - (start + 0.5) * scale, length))
     return axes
-
-
-def crop_window(size: tuple[int, int], ratio: Sequence[float], scale: float) -> tuple[int, int, int, int]:
-    """Return (left, top, right, bottom) of what the step crop_and_grid_sample keeps of images of (width, height)."""
-    width, height = size
-    if width / height < ratio[0]:
-        height = int(width / ratio[0])
-    elif width / height > ratio[1]:
-        width = int(height * ratio[1])
-    columns, rows = int(width * scale), int(height * scale)
-    left, top = (size[0] - columns) // 2, (size[1] - rows) // 2
-    return left, top, left + columns, top + rows

@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from fastmaker import image_steps, mask_geometry, preprocess
+from fastmaker import geometry, image_steps, preprocess
 from fastmaker.image_steps import RESAMPLES
 
 if TYPE_CHECKING:
@@ -202,5 +202,5 @@ def _zoom(size: tuple[int, int], align_corners: bool) -> float:
 
 def _crop(pixels: torch.Tensor, ratio: Sequence[float], scale: float) -> torch.Tensor:
     height, width = pixels.shape[-2:]
-    left, top, right, bottom = mask_geometry.crop_window((width, height), ratio, scale)
+    left, top, right, bottom = geometry.crop_window((width, height), ratio, scale)
     return pixels[..., top:bottom, left:right]

@@ -13,20 +13,15 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from fastai.vision.all import (
-    AddMaskCodes,
-    CrossEntropyLossFlat,
-    DynamicUnet,
-    LabelSmoothingCrossEntropyFlat,
-    Learner,
-)
+from fastai.vision.all import Learner
 
 from fastmaker import bundle, masks, pipeline, preprocess, unet
-from fastmaker.training import capture, image_classes, learner_steps, parity
+from fastmaker.training import capture, image_classes, learner_steps, parity, targets
 
-# What format 1 knows.
+# What format 1 knows; of its tasks the activation is softmax.
 PLAIN_RESIZE = {"step": "resize", "pad_mode": "reflection", "resample": "bilinear"}
 PLAIN_MODES = ("RGB", "L")
+PLAIN_TASKS = ("classification", "segmentation")
 EXAMPLE_SIZE = (224, 224)  # of a Learner that resizes no image and holds none
 
 
@@ -60,34 +55,28 @@ def _check_mask_size(info: bundle.ModelInfo) -> None:
 
 def describe(learn: Learner, metrics: dict[str, float] | None = None) -> bundle.ModelInfo:
     """Return what ``learn.predict`` does to an image, as a `ModelInfo`. Raises BundleError."""
-    has_masks = isinstance(learn.model, DynamicUnet) or _find(learn.dls.valid.after_item.fs, AddMaskCodes)
-    task = "segmentation" if has_masks else "classification"
+    task = targets.task(learn)
     architecture, known = _architecture(learn), bundle.ARCHITECTURES[task]
     if architecture not in known:
         architecture = bundle.GRAPH
-    _check_loss(learn.loss_func, task)
     prepared = _pipeline_fields(learn)
+    channels = preprocess.CHANNELS[prepared["image_mode"]]
+    outputs = targets.fields(learn, task, (channels, *prepared["image_size"]))
+    plain = not prepared.get("steps") and task in PLAIN_TASKS and outputs["activation"] == "softmax"
     return bundle.ModelInfo(
         task=task,
         architecture=architecture,
-        labels=_labels(learn),
         metrics=metrics or {},
         versions={"fastai": sys.modules["fastai"].__version__},
+        format=bundle.PLAIN_FORMAT if plain else bundle.FORMAT,
         **prepared,
-        **(_segmentation_fields(learn) if task == "segmentation" else {}),
+        **outputs,
+        **(_segmentation_fields(learn, outputs["labels"]) if task == "segmentation" else {}),
     )
 
 
 def _architecture(learn: Learner) -> str:
     return getattr(getattr(learn, "arch", None), "__name__", type(learn.model).__name__)
-
-
-def _check_loss(loss: Any, task: str) -> None:
-    if not isinstance(loss, (CrossEntropyLossFlat, LabelSmoothingCrossEntropyFlat)):
-        expected = "a cross entropy over one label " + ("a pixel" if task == "segmentation" else "an image")
-        raise bundle.BundleError(f"the Learner's loss is {type(loss).__name__}; expected {expected}")
-    if task == "segmentation" and loss.axis != 1:
-        raise bundle.BundleError(f"the Learner's loss has the class axis {loss.axis}; expected axis=1")
 
 
 def _pipeline_fields(learn: Learner) -> dict[str, Any]:
@@ -112,30 +101,21 @@ def _pipeline_fields(learn: Learner) -> dict[str, Any]:
         alike = {"step": "check_size", "size": list(size)} if len(sizes) == 1 else {"step": "any_size"}
         steps = [*of_images, alike, *steps[len(of_images) :]]
     return fields | {
-        "format": bundle.FORMAT,
         "image_size": size,
         "resize_method": preprocess.STEPS,
         "steps": tuple(steps),
     }
 
 
-def _labels(learn: Learner) -> tuple[str, ...]:
-    codes = _find(learn.dls.valid.after_item.fs, AddMaskCodes)
-    vocab = codes.codes if codes else learn.dls.vocab
-    if vocab is None:
-        raise bundle.BundleError("the Learner's masks have no class names; expected MaskBlock(codes=...)")
-    return tuple(map(str, vocab))
-
-
-def _segmentation_fields(learn: Learner) -> dict[str, Any]:
+def _segmentation_fields(learn: Learner, labels: tuple[str, ...]) -> dict[str, Any]:
     """Return the fields of `ModelInfo` for segmentation. The void class is the loss's ignore_index."""
-    ignored = getattr(learn.loss_func.func, "ignore_index", -1)
+    ignored = getattr(getattr(learn.loss_func, "func", learn.loss_func), "ignore_index", -1)
     known = _architecture(learn) in bundle.ARCHITECTURES["segmentation"]
     return {
         "options": {}
         if not known
         else {name: bool(getattr(learn, name, default)) for name, default in unet.OPTIONS.items()},
-        "void_code": ignored if 0 <= ignored < len(_labels(learn)) else None,
+        "void_code": ignored if 0 <= ignored < len(labels) else None,
     }
 
 

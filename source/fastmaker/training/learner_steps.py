@@ -13,6 +13,7 @@ from fastai.vision.all import (
     IntToFloatTensor,
     Learner,
     Normalize,
+    PointScaler,
     RandomCrop,
     RandomResizedCrop,
     RandomResizedCropGPU,
@@ -71,7 +72,7 @@ def _check_other_transforms(learn: Learner) -> None:
 def _of_images(learn: Learner) -> list[Step]:
     steps: list[Step] = []
     for transform in learn.dls.valid.after_item.fs:
-        if _is_training_only(transform) or type(transform) in (ToTensor, AddMaskCodes):
+        if _is_training_only(transform) or type(transform) in (ToTensor, AddMaskCodes, PointScaler):
             continue
         if type(transform) not in _ITEM_STEPS or _is_altered(transform):
             raise bundle.BundleError(f"the Learner's {_name(transform)} changes validation images; a bundle cannot")

@@ -21,12 +21,12 @@ from PIL import Image
 
 from fastmaker import bundle, pipeline, preprocess
 from fastmaker.serving import engines, models
-from fastmaker.training import pictures
+from fastmaker.training import answer_parity, pictures
 
 VALIDATION_IMAGES = 4  # of the Learner's validation set, spread over it
 SIZED_IMAGES = 24  # of which the size is looked at, where the Learner resizes none
 ANSWERED = 3  # generated images whose whole answers are compared; of all of them, the network's input is
-TOLERANCE = 1e-6  # of a probability and of the network's input; equal bits are usual
+TOLERANCE = 1e-6  # of the network's input; equal bits are usual
 SAME_ITEM = (ItemGetter, AttrGetter, ColReader)  # fastai's getters, which do not change what they get
 
 
@@ -35,8 +35,8 @@ class Answer:
     """What a Learner says about one image."""
 
     batch: torch.Tensor  # the network's input (1, C, H, W)
-    decoded: Any  # the first value of learn.predict: a label or a mask
-    numbers: np.ndarray  # the third: probabilities
+    decoded: Any  # the first value of learn.predict: a label, labels, numbers, points or a mask
+    numbers: np.ndarray  # the third: probabilities, or what the network returns
 
 
 def check(learn: Learner, network: torch.nn.Module, info: bundle.ModelInfo) -> None:
@@ -251,22 +251,9 @@ def _compare_input(given: torch.Tensor, expected: torch.Tensor, name: str) -> No
 
 def _compare_answer(model: models.Model, image: Image.Image, expected: Answer, name: str) -> None:
     """Compare the whole answer that serving gives. Raises BundleError."""
-    given: Any = model.predict([image], mask_size="model")[0]
-    if model.info.task == "segmentation":
-        off = int((given.array != np.asarray(expected.decoded)).sum())
-        if off:
-            raise bundle.BundleError(f"the bundle's mask would differ from the Learner's in {off} pixels ({name})")
-        return
-    numbers = expected.numbers
-    if given.probabilities.shape != numbers.shape:
-        raise bundle.BundleError(f"the Learner answers with {numbers.size} numbers; expected one for each label")
-    if not np.allclose(given.probabilities, numbers, rtol=0, atol=TOLERANCE, equal_nan=True):
-        off_by = float(np.abs(given.probabilities - numbers).max())
-        raise bundle.BundleError(f"the bundle's probabilities would differ from the Learner's by {off_by:.1e} ({name})")
-    if given.label != str(expected.decoded):
-        raise bundle.BundleError(
-            f"the bundle's label would be {given.label!r} where the Learner's is {str(expected.decoded)!r} ({name})"
-        )
+    [given] = model.predict([image], mask_size="model")
+    height, width = expected.batch.shape[-2:]
+    answer_parity.compare(given, expected.decoded, expected.numbers, (width, height), name)
 
 
 @contextlib.contextmanager

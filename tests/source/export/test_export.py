@@ -95,7 +95,7 @@ def test_onnx_runtime_answers_as_torch_does(both, images):
         key = "label" if "label" in expected.as_object() else "base64_prediction"
         assert found.as_object()[key] == expected.as_object()[key]
         tensor = torchs.to_tensor(image)[None]
-        probabilities = [model.probabilities(tensor) for model in (torchs, onnxs)]
+        probabilities = [model.numbers(tensor) for model in (torchs, onnxs)]
         assert torch.allclose(*probabilities, rtol=0, atol=1e-5)
         assert probabilities[0].std() > 0
 
