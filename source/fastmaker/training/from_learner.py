@@ -36,12 +36,20 @@ def save_bundle(
     unless a request names one. Raises BundleError, before anything is written, if the Learner has a network, a
     transform or a loss that the bundle cannot reproduce; OSError if `model_dir` cannot be written.
     """
+    network, info = checked(learn, metrics, mask_size)
+    return bundle.save(model_dir, network, info)
+
+
+def checked(
+    learn: Learner, metrics: dict[str, float] | None = None, mask_size: str = "model"
+) -> tuple[torch.nn.Module, bundle.ModelInfo]:
+    """Return what `save_bundle` writes, once it has been compared with `learn`: network and `ModelInfo`."""
     with parity.predicting(learn):
         info = dataclasses.replace(describe(learn, metrics), mask_size=mask_size)
         _check_mask_size(info)
         network, info = _network(learn, info)
         parity.check(learn, network, info)
-    return bundle.save(model_dir, network, info)
+    return network, info
 
 
 def _check_mask_size(info: bundle.ModelInfo) -> None:

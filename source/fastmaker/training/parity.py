@@ -69,7 +69,7 @@ def sizes_of_images(learn: Learner) -> list[tuple[int, int]]:
 def image_of(learn: Learner) -> Image.Image:
     """Return what the Learner opens a generated image file as, before its item transforms. Raises BundleError."""
     with tempfile.TemporaryDirectory() as folder:
-        item = _accepted_item(learn, _saved(pictures.plain((401, 307)), Path(folder), "image"))
+        item = accepted_item(learn, _saved(pictures.plain((401, 307)), Path(folder), "image"))
         return learn.dls.test_dl([item], num_workers=0).dataset[0][0]
 
 
@@ -79,7 +79,7 @@ def _check_generated(learn: Learner, model: models.Model, folder: Path) -> None:
     for name, data in pictures.generate(_size_taken(learn, model.info)):
         file = _saved(data, folder, name)
         if accepted is None:  # an image that every Learner takes, or the reason why not
-            accepted = _accepted_item(learn, file)
+            accepted = accepted_item(learn, file)
             _check_repeats(learn, accepted)
         item = next(item for item in _forms(file) if isinstance(item, type(accepted)))
         compared += _compare_generated(learn, model, item, (name, data), whole=compared < ANSWERED)
@@ -182,7 +182,7 @@ def _name(transform: Any) -> str:
     )
 
 
-def _accepted_item(learn: Learner, file: Path) -> Any:
+def accepted_item(learn: Learner, file: Path) -> Any:
     """Return `file` in the first of `_forms` that the Learner takes. Raises BundleError."""
     reason = ""
     for item in _forms(file):
