@@ -193,7 +193,7 @@ def grid_sample(
     return nn.functional.grid_sample(pixels, grid, mode=mode, padding_mode=pad_mode, align_corners=align_corners)
 
 
-@functools.cache  # torch.export cannot follow it, but takes its value
+@functools.lru_cache(1024)  # torch.export cannot follow it, but takes its value
 def _zoom(size: tuple[int, int], align_corners: bool) -> float:
     """Return how much fastai takes a grid of this size to enlarge an image."""
     grid = nn.functional.affine_grid(torch.eye(2, 3)[None], [1, 1, *size], align_corners=align_corners)

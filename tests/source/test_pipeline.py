@@ -122,7 +122,9 @@ class Holder:
 def assert_same_as_fastai(dls, mode="RGB", sizes=SIZES):
     channels = preprocess.CHANNELS[mode]
     validation = learner_steps.read(Holder(dls), channels)
-    steps = validation.steps or [{"step": "any_size"}]
+    size = pipeline.output_size(validation.steps)
+    steps, resampled = learner_steps.split_identity(validation.steps, size) if size else (validation.steps, False)
+    steps = steps or [{"step": "any_size"}]
     assert pipeline.problem(json.loads(json.dumps(steps)), channels) is None
     info = bundle.ModelInfo("classification", "resnet18", ("a", "b"), mode, (1, 1), "steps", (), (), steps=tuple(steps))
     mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in (validation.mean, validation.std))
@@ -130,7 +132,7 @@ def assert_same_as_fastai(dls, mode="RGB", sizes=SIZES):
         data = png(size)
         expected = torch.Tensor(dls.test_dl([data], num_workers=0).one_batch()[0])
         batch = pipeline.to_tensor(preprocess.decode(data), info)[None]
-        given = preprocess.standardise(pipeline.to_pixels(batch, steps), mean, std, validation.resampled)
+        given = preprocess.standardise(pipeline.to_pixels(batch, steps), mean, std, resampled)
         assert torch.equal(given, expected), size
         wanted = pipeline.output_size(steps)
         assert wanted is None or tuple(given.shape[-2:]) == wanted
@@ -211,6 +213,7 @@ def test_a_batch_transform_that_is_no_step_is_refused(batch_tfms, reason):
 def test_presizing_gives_fastais_tensor():
     assert_same_as_fastai(dataloaders(Resize(100, method="pad", pad_mode="zeros"), aug_transforms(size=(32, 48))))
     assert_same_as_fastai(dataloaders(RandomResizedCrop(64), aug_transforms()))
+    assert_same_as_fastai(dataloaders(Resize((90, 40)), aug_transforms()))  # so tall that fastai takes means
 
 
 def learner(dls):
@@ -312,7 +315,7 @@ def test_a_learner_that_resizes_nothing_takes_images_of_any_size_if_they_had_sev
     dls = dataloaders(size=None, batch_tfms=[*aug_transforms(), STATISTICS()])
     learn = Learner(dls, random_networks.Tiny(3, 2))
     info = save_bundle(learn, tmp_path / "model")
-    assert (info.steps, info.resampled) == (({"step": "any_size"},), True)
+    assert [step["step"] for step in info.steps] == ["any_size", "grid_sample"]
     model = models.load(tmp_path / "model", precision="float32")
     for size in SIZES[:5]:
         image = Image.fromarray(array_of(size, seed=99))

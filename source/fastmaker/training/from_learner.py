@@ -95,16 +95,18 @@ def _pipeline_fields(learn: Learner) -> dict[str, Any]:
         "image_mode": mode,
         "mean": tuple(validation.mean),
         "std": tuple(validation.std),
-        "resampled": validation.resampled,
     }
     steps, size = validation.steps, pipeline.output_size(validation.steps)
+    sizes = parity.sizes_of_images(learn) if size is None else [size]
+    if len(sizes) == 1:
+        size = sizes[0]
+        steps, fields["resampled"] = learner_steps.split_identity(steps, size)
     if mode in PLAIN_MODES and len(steps) == 1 and steps[0].items() >= PLAIN_RESIZE.items():
         return fields | {"image_size": size, "resize_method": steps[0]["method"]}
-    if size is None:
-        sizes = parity.sizes_of_images(learn)
+    if mode in PLAIN_MODES and not steps and len(sizes) == 1:
+        return fields | {"image_size": size, "resize_method": preprocess.NO_RESIZE}
+    if pipeline.output_size(steps) is None:
         size = sizes[0] if sizes else EXAMPLE_SIZE
-        if mode in PLAIN_MODES and not steps and len(sizes) == 1:
-            return fields | {"image_size": size, "resize_method": preprocess.NO_RESIZE}
         of_images = [step for step in steps if step["step"] in pipeline.OF_IMAGES]
         alike = {"step": "check_size", "size": list(size)} if len(sizes) == 1 else {"step": "any_size"}
         steps = [*of_images, alike, *steps[len(of_images) :]]

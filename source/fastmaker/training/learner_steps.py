@@ -35,7 +35,6 @@ class Validation:
     """What validation images go through."""
 
     steps: list[Step]
-    resampled: bool  # ModelInfo.resampled: they pass through grid_sample at the end
     mean: list[float]  # of a Normalize that comes last; 0 and 1 without one
     std: list[float]
 
@@ -53,13 +52,23 @@ def read(learn: Learner, channels: int) -> Validation:
         of_batches.pop(0)  # as `pipeline.to_pixels` does unless a step says otherwise
     elif not divisions:
         of_batches.insert(0, BY_255 | {"by": 1.0})
-    if resampled := of_batches == [IDENTITY]:
-        of_batches.pop()
     steps += of_batches
     if found := pipeline.problem(steps, channels):
         raise bundle.BundleError(f"the Learner's validation transforms cannot be kept in a bundle: {found}")
     statistics = last or {"mean": [0.0] * channels, "std": [1.0] * channels}
-    return Validation(steps, resampled, statistics["mean"], statistics["std"])
+    return Validation(steps, statistics["mean"], statistics["std"])
+
+
+def split_identity(steps: list[Step], size: tuple[int, int]) -> tuple[list[Step], bool]:
+    """Return the steps and `ModelInfo.resampled` for a network that gets images of `size`, (height, width).
+
+    The identity transform of aug_transforms, if it is the only step of batches, is `resampled`, but for images that are
+    tall: of these fastai takes means first, which only the step does.
+    """
+    of_batches = [step for step in steps if step["step"] in pipeline.OF_BATCHES]
+    if of_batches == [IDENTITY] and size[0] <= 2 * size[1]:
+        return [step for step in steps if step not in of_batches], True
+    return steps, False
 
 
 def _check_other_transforms(learn: Learner) -> None:
