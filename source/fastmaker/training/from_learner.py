@@ -91,6 +91,7 @@ def _pipeline_fields(learn: Learner) -> dict[str, Any]:
     """Return the fields of `ModelInfo` that say how images are prepared: one resize if that is all, else the steps."""
     mode = image_classes.mode_of(parity.image_of(learn))
     validation = learner_steps.read(learn, preprocess.CHANNELS[mode])
+    parity.check_ratio_resize(learn, validation.steps)
     fields: dict[str, Any] = {
         "image_mode": mode,
         "mean": tuple(validation.mean),

@@ -1,5 +1,7 @@
 """Which image classes of a Learner a bundle can stand for: fastai's own, and those that only name another mode."""
 
+from typing import Any
+
 from fastai.vision.all import PILBase, PILImage, PILImageBW, TensorImage, TensorImageBW
 from PIL import Image
 
@@ -15,7 +17,7 @@ HARMLESS = {
 
 def mode_of(image: Image.Image) -> str:
     """Return the mode of what a Learner opens, one of preprocess.IMAGE_MODES. Raises BundleError."""
-    kind = type(image)
+    kind: Any = type(image)
     if not _reads_as_pilbase(kind):
         raise bundle.BundleError(f"the Learner's images are {kind.__name__}; expected PILImage or PILImageBW")
     options = {**kind._open_args}

@@ -19,7 +19,7 @@ import torch
 from fastai.vision.all import AttrGetter, ColReader, DataLoader, Datasets, ItemGetter, L, Learner
 from PIL import Image
 
-from fastmaker import bundle, pipeline, preprocess
+from fastmaker import bundle, image_steps, pipeline, preprocess
 from fastmaker.serving import engines, models
 from fastmaker.training import answer_parity, pictures
 
@@ -66,6 +66,17 @@ def sizes_of_images(learn: Learner) -> list[tuple[int, int]]:
     return list(dict.fromkeys((int(item.shape[-2]), int(item.shape[-1])) for item in items))
 
 
+def check_ratio_resize(learn: Learner, steps: list[pipeline.Step]) -> None:
+    """Raise BundleError if the first step is a RatioResize that is random for some validation images."""
+    if not steps or steps[0]["step"] != "ratio_resize":
+        return
+    for index in _spread(len(learn.dls.valid_ds), SIZED_IMAGES):
+        try:
+            image_steps.ratio_size(_source(learn, index).size, steps[0]["longest"])
+        except ValueError as error:
+            raise bundle.BundleError(f"the Learner's validation images cannot be prepared: {error}") from None
+
+
 def image_of(learn: Learner) -> Image.Image:
     """Return what the Learner opens a generated image file as, before its item transforms. Raises BundleError."""
     with tempfile.TemporaryDirectory() as folder:
@@ -93,7 +104,8 @@ def _size_taken(learn: Learner, info: bundle.ModelInfo) -> tuple[int, int] | Non
     if info.resize_method == preprocess.NO_RESIZE:
         return info.image_size
     if names[:1] == ["check_size"]:
-        return tuple(info.steps[0]["size"])
+        height, width = info.steps[0]["size"]
+        return height, width
     if "ratio_resize" in names and len(learn.dls.valid_ds):
         image = _source(learn, 0)
         return image.height, image.width
