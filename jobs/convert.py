@@ -22,23 +22,7 @@ def get_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("pickle", type=Path, metavar="FILE", help="the file of learn.export(), usually export.pkl")
     parser.add_argument("model", type=Path, metavar="MODEL", help="the model directory to make")
-    parser.add_argument("--trust", action="store_true", help=f"load FILE: {exported.WARNING}")
-    parser.add_argument(
-        "--import",
-        dest="imports",
-        action="append",
-        default=[],
-        metavar="FILE.py",
-        help="a file, or a module, that defines what FILE names and lacks; can be repeated",
-    )
-    parser.add_argument(
-        "--ignore",
-        dest="ignored",
-        action="append",
-        default=[],
-        metavar="NAME",
-        help="a missing callback that changes no answer, as __main__.Name; can be repeated",
-    )
+    exported.add_arguments(parser)
     parser.add_argument(
         "--mask-size",
         choices=("model", "original"),

@@ -62,6 +62,8 @@ NOT_IMPORTED = {
 }
 # Modules that are imported though no distribution is declared, with the reason.
 NOT_DECLARED = {
+    "fasttransform": "fastai brings it",
+    "plum": "fasttransform brings it",
     "google": "protobuf: onnx and tritonclient bring it",
     "triton_python_backend_utils": "Triton's server has it",
 }

@@ -1,6 +1,8 @@
 """An export.pkl of fastai, loaded in a process of its own: the code that a pickle holds never runs in this one."""
 
+import argparse
 import contextlib
+import importlib.util
 import json
 import os
 import signal
@@ -17,12 +19,38 @@ WARNING = "to load a pickle runs whatever code it holds"
 MODULE = "fastmaker.training.convert"
 
 
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of whatever loads an export: `trust`, `imports` and `ignored`."""
+    parser.add_argument("--trust", action="store_true", help=f"load the pickle: {WARNING}")
+    parser.add_argument(
+        "--import",
+        dest="imports",
+        action="append",
+        default=[],
+        metavar="FILE.py",
+        help="a file, or a module, that defines what the pickle names and lacks; can be repeated",
+    )
+    parser.add_argument(
+        "--ignore",
+        dest="ignored",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="a missing callback that changes no answer, as __main__.Name; can be repeated",
+    )
+
+
 def check(file: Path, trust: bool) -> None:
-    """Raise ValueError unless `file` is a file and may be loaded. Nothing is read of it."""
+    """Raise ValueError unless `file` is a file and may be loaded. Nothing is read of it.
+
+    Raises ModuleNotFoundError where there is no fastai.
+    """
     if not file.is_file():
         raise ValueError(f"{file} is {'a folder' if file.is_dir() else 'missing'}; expected a file of learn.export")
     if not trust:
         raise ValueError(f"{file}: {WARNING}; if you trust it, add --trust")
+    if importlib.util.find_spec("fastai") is None:
+        raise ModuleNotFoundError("No module named 'fastai'", name="fastai")
 
 
 def convert(

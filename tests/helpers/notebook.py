@@ -23,6 +23,7 @@ from fastai.vision.all import (
     RandomSplitter,
     Resize,
     Transform,
+    aug_transforms,
     error_rate,
     params,
     set_seed,
@@ -115,6 +116,7 @@ LEARNERS = {
         block(photos, get_y=is_striped), metrics=[error_rate, my_metric], splitter=my_splitter
     ),
     "get_y": lambda photos: small(block(photos)),
+    "steps": lambda photos: small(block(photos, batch_tfms=aug_transforms(size=48))),
     "get_x": lambda photos: small(block(photos, get_x=darker)),
     "transform": lambda photos: small(block(photos, [Halved()])),
     "only_trains": lambda photos: small(block(photos, [OnlyTrains()])),

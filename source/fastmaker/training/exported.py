@@ -108,7 +108,7 @@ def _why_unreadable(path: Path, error: Exception, missing: stand_ins.StandIns) -
     if start == b"PK\x03\x04" and any(words in str(error) for words in ("failed locating file", "file in archive")):
         return "is an archive that learn.export did not write"
     if start != b"PK\x03\x04" and not missing.names() and type(error).__name__ in _NO_PICKLE:
-        return "is no pickle, or is cut short; expected a file of learn.export"
+        return "is no file of learn.export, or is cut short"
     lacking = f", and lacks {', '.join(missing.names())}" if missing.names() else ""
     return f"cannot be loaded: {_line(error)}{lacking}"
 

@@ -22,7 +22,8 @@ class TypeDispatch:
 
     funcs: _TypeDict
     bases: Any
-    inst = owner = None
+    inst: Any = None
+    owner: Any = None
 
     @property
     def methods(self) -> list[Any]:

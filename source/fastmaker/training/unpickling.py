@@ -96,7 +96,7 @@ class _Finder:
         """Return the function, what --import has in its place, or a stand-in if its bytecode is of another Python."""
         owner = (namespace or {}).get("__name__") or MAIN
         if isinstance(code, _OtherCode):
-            code = code.of_module(owner) or code
+            code = next(filter(None, map(code.of_module, [owner, *self.imported])), code)
         if isinstance(code, types.CodeType):
             return getattr(importlib.import_module(module), maker)(code, namespace, *args, **options)
         return self.provided(owner, code.name) or self.stand_ins.make(owner, code.name, _OF_ANOTHER_PYTHON)
@@ -117,17 +117,18 @@ class _OtherCode:
         # The names that it uses: others', its own, and those of functions around it.
         self.used = (set(args[8]), args[9], args[-2]) if len(args) > 15 else ()
 
-    def of_module(self, name: str) -> types.CodeType | None:
-        """Return the same function's bytecode in a module that is installed; None if that has none, or several."""
+    def of_module(self, module: str | types.ModuleType) -> types.CodeType | None:
+        """Return the same function's bytecode in a module that is here; None if that has none, or several."""
+        if module == MAIN:  # here that is another program
+            return None
         try:
-            if name == MAIN:
-                return None
-            whole = compile(inspect.getsource(importlib.import_module(name)), name, "exec", dont_inherit=True)
+            found = importlib.import_module(module) if isinstance(module, str) else module
+            whole = compile(inspect.getsource(found), found.__name__, "exec", dont_inherit=True)
         except (ImportError, OSError, TypeError, SyntaxError):
             return None
         named = [code for code in _within(whole) if code.co_name == self.name != "<lambda>"]
-        found = [code for code in named if (set(code.co_names), code.co_varnames, code.co_freevars) == self.used]
-        return found[0] if len(found) == 1 else None
+        equal = [code for code in named if (set(code.co_names), code.co_varnames, code.co_freevars) == self.used]
+        return equal[0] if len(equal) == 1 else None
 
 
 def _within(code: types.CodeType) -> Iterator[types.CodeType]:

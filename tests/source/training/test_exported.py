@@ -174,13 +174,13 @@ def saved(kind, files, folder):
     ("kind", "reason"),
     [
         ("empty", "is empty"),
-        ("text", "is no pickle, or is cut short"),
+        ("text", "is no file of learn.export, or is cut short"),
         ("cut short", "is cut short: copy it again"),
         ("archive", "is an archive that learn.export did not write"),
         ("learn.save", "made by learn.save or torch.save, not by learn.export"),
         ("state_dict", "made by learn.save or torch.save, not by learn.export"),
         ("network", "it holds a network alone, Linear; expected a file of learn.export"),
-        ("list", ""),
+        ("list", "is no file of learn.export, or is cut short"),
     ],
 )
 def test_a_file_that_is_no_export_gets_one_line(files, tmp_path, kind, reason):
