@@ -25,7 +25,7 @@ from fastai.vision.all import (
 )
 
 from fastmaker import bundle, masks, pipeline, preprocess, unet
-from fastmaker.training import capture, learner_steps, parity
+from fastmaker.training import capture, learner_checks, learner_steps, parity
 
 PLAIN_RESIZE = {"step": "resize", "pad_mode": "reflection", "resample": "bilinear"}  # what format 1 knows
 
@@ -41,6 +41,7 @@ def save_bundle(
     unless a request names one. Raises BundleError, before anything is written, if the Learner has a network, a
     transform or a loss that the bundle cannot reproduce; OSError if `model_dir` cannot be written.
     """
+    learner_checks.check(learn)
     with parity.predicting(learn):
         info = dataclasses.replace(describe(learn, metrics), mask_size=mask_size)
         _check_mask_size(info)
@@ -152,7 +153,7 @@ def _network(learn: Learner, info: bundle.ModelInfo) -> tuple[torch.nn.Module, b
         try:
             _check_layers(learn.model, info)
             return learn.model, info
-        except bundle.BundleError:  # it has other layers than the architecture: a head of one's own, say
+        except Exception:  # it has other layers than the architecture: a head of one's own, say, or none with weights
             info = dataclasses.replace(info, architecture=bundle.GRAPH, options={})
     try:
         return capture.capture(learn.model, torch.rand(2, info.channels, *info.image_size)), info

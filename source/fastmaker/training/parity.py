@@ -21,7 +21,7 @@ from PIL import Image
 
 from fastmaker import bundle, preprocess
 from fastmaker.serving import engines, models
-from fastmaker.training import pictures
+from fastmaker.training import capture, pictures
 
 VALIDATION_IMAGES = 4  # of the Learner's validation set, spread over it
 ANSWERED = 3  # generated images whose whole answers are compared; of all of them, the network's input is
@@ -251,7 +251,7 @@ def predicting(learn: Learner) -> Iterator[None]:
     Callbacks of this package belong to a training job and may wait for its other processes.
     """
     ours = [callback for callback in learn.cbs if type(callback).__module__.startswith("fastmaker.")]
-    device, model_device = learn.dls.device, next(learn.model.parameters()).device
+    device, model_device, model = learn.dls.device, next(learn.model.parameters()).device, learn.model
     modes = {module: module.training for module in learn.model.modules()}
     python, numpy, generator = random.getstate(), np.random.get_state(), torch.get_rng_state()
     recorder = getattr(learn, "recorder", None)
@@ -259,11 +259,11 @@ def predicting(learn: Learner) -> Iterator[None]:
     with learn.no_bar(), learn.no_logging(), learn.removed_cbs(ours):
         try:
             learn.dls.to(torch.device("cpu"))
-            learn.model.cpu()
+            learn.model = capture.unwrapped(model.cpu())  # several GPUs, or a compiler, are for training
             yield
         finally:
             learn.dls.to(device)
-            learn.model.to(model_device)
+            learn.model = model.to(model_device)
             if recorder:
                 vars(recorder).update(recorded)  # to predict empties the history of the training
             for module, training in modes.items():
