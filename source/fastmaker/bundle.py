@@ -24,7 +24,7 @@ import torch
 import torchvision
 from torch import nn
 
-from fastmaker import __version__, files, graph, masks, networks, pipeline, preprocess, tasks, unet
+from fastmaker import __version__, files, graph, graph_sizes, masks, networks, pipeline, preprocess, tasks, unet
 
 STATE_FILE = "model.pth"
 INFO_FILE = "model.json"
@@ -149,6 +149,7 @@ def _load_graph(path: Path, info: ModelInfo, tensors: dict[str, torch.Tensor]) -
 def _build_graph(document: Any, tensors: dict[str, torch.Tensor], info: ModelInfo, path: Path) -> nn.Module:
     try:
         network = graph.build(document, tensors)
+        graph_sizes.check(network, info.channels, info.image_size)
         result = graph.try_out(network, info.channels, info.image_size)
     except graph.GraphError as error:
         raise BundleError(f"{path}: {error}") from None

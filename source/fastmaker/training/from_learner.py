@@ -16,7 +16,7 @@ import torch
 from fastai.vision.all import Learner
 
 from fastmaker import bundle, masks, pipeline, preprocess, unet
-from fastmaker.training import capture, image_classes, learner_steps, parity, targets
+from fastmaker.training import capture, image_classes, learner_checks, learner_steps, parity, targets
 
 # What format 1 knows; of its tasks the activation is softmax.
 PLAIN_RESIZE = {"step": "resize", "pad_mode": "reflection", "resample": "bilinear"}
@@ -44,6 +44,7 @@ def checked(
     learn: Learner, metrics: dict[str, float] | None = None, mask_size: str = "model"
 ) -> tuple[torch.nn.Module, bundle.ModelInfo]:
     """Return what `save_bundle` writes, once it has been compared with `learn`: network and `ModelInfo`."""
+    learner_checks.check(learn)
     with parity.predicting(learn):
         info = dataclasses.replace(describe(learn, metrics), mask_size=mask_size)
         _check_mask_size(info)
@@ -136,7 +137,7 @@ def _network(learn: Learner, info: bundle.ModelInfo) -> tuple[torch.nn.Module, b
         try:
             _check_layers(learn.model, info)
             return learn.model, info
-        except bundle.BundleError:  # it has other layers than the architecture: a head of one's own, say
+        except Exception:  # it has other layers than the architecture: a head of one's own, say, or none with weights
             info = dataclasses.replace(info, architecture=bundle.GRAPH, options={})
     any_size = pipeline.takes_any_size(info)
     try:

@@ -21,7 +21,7 @@ from PIL import Image
 
 from fastmaker import bundle, image_steps, pipeline, preprocess
 from fastmaker.serving import engines, models
-from fastmaker.training import answer_parity, pictures
+from fastmaker.training import answer_parity, capture, pictures
 
 VALIDATION_IMAGES = 4  # of the Learner's validation set, spread over it
 SIZED_IMAGES = 24  # of which the size is looked at, where the Learner resizes none
@@ -275,7 +275,7 @@ def predicting(learn: Learner) -> Iterator[None]:
     Callbacks of this package belong to a training job and may wait for its other processes.
     """
     ours = [callback for callback in learn.cbs if type(callback).__module__.startswith("fastmaker.")]
-    device, model_device = learn.dls.device, next(learn.model.parameters()).device
+    device, model_device, model = learn.dls.device, next(learn.model.parameters()).device, learn.model
     modes = {module: module.training for module in learn.model.modules()}
     python, numpy, generator = random.getstate(), np.random.get_state(), torch.get_rng_state()
     recorder = getattr(learn, "recorder", None)
@@ -283,11 +283,11 @@ def predicting(learn: Learner) -> Iterator[None]:
     with learn.no_bar(), learn.no_logging(), learn.removed_cbs(ours):
         try:
             learn.dls.to(torch.device("cpu"))
-            learn.model.cpu()
+            learn.model = capture.unwrapped(model.cpu())  # several GPUs, or a compiler, are for training
             yield
         finally:
             learn.dls.to(device)
-            learn.model.to(model_device)
+            learn.model = model.to(model_device)
             if recorder:
                 vars(recorder).update(recorded)  # to predict empties the history of the training
             for module, training in modes.items():

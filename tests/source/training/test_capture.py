@@ -13,6 +13,7 @@ from fastai.vision.all import (
     Learner,
     Mish,
     Normalize,
+    NormType,
     Resize,
     SegmentationDataLoaders,
     create_vision_model,
@@ -212,8 +213,9 @@ def test_a_learner_on_any_network_is_answered_as_in_fastai(photos, tmp_path, nam
         {"act_cls": Mish, "self_attention": True},
         {"y_range": (0, 1)},
         {"arch": models.vgg11_bn},
+        {"norm_type": NormType.Weight, "blur": True},
     ],
-    ids=["mish", "y_range", "vgg"],
+    ids=["mish", "y_range", "vgg", "weight norm"],
 )
 def test_any_unet_is_answered_as_in_fastai(scenes, tmp_path, options):
     set_seed(4)
