@@ -21,7 +21,8 @@ NAMES = ("resize", "crop_pad", "ratio_resize", "check_size", "any_size")
 def to_array(image: Image.Image, info: Mapping[str, Any]) -> np.ndarray:
     """Return a Pillow image as uint8 (C, H, W), after what model.json, `info`, says. Raises preprocess.ImageError."""
     if not info.get("steps"):
-        return preprocess.to_array(image, info["image_mode"], tuple(info["image_size"]), info["resize_method"])
+        height, width = info["image_size"]
+        return preprocess.to_array(image, info["image_mode"], (height, width), info["resize_method"])
     try:
         converted = image.convert(info["image_mode"])
         for step in info["steps"]:
