@@ -14,6 +14,7 @@ from PIL import Image
 from fastmaker import preprocess
 
 METHODS = preprocess.RESIZE_METHODS
+MODES = ("RGB", "L")  # of PILImage and PILImageBW; those of other classes: test_pipeline.py
 # Each mode in a file format that can hold it: (mode made, file format, mode that Pillow opens it in).
 STORED_MODES = [
     ("1", "PNG", "1"),
@@ -84,7 +85,7 @@ def fastai_tensor(data, mode, size, method):
     return torch.Tensor(Pipeline([Resize(size, method=method), ToTensor()], split_idx=1)(create(data)))
 
 
-def assert_same_as_fastai(data, size, method, modes=preprocess.IMAGE_MODES):
+def assert_same_as_fastai(data, size, method, modes=MODES):
     for mode in modes:
         tensor = preprocess.to_tensor(preprocess.decode(data), mode, size, method)
         assert tensor.dtype == torch.uint8
@@ -102,7 +103,7 @@ def test_every_image_mode_gives_fastais_tensor(mode, file_format, opened_as, met
         pytest.skip(f"Pillow {PIL.__version__} does not read the {mode} {file_format} that it wrote: {error}")
     assert preprocess.decode(data).mode == opened_as
     # Pillow, and so fastai, cannot make LAB gray.
-    assert_same_as_fastai(data, (24, 40), method, modes=("RGB",) if mode == "LAB" else preprocess.IMAGE_MODES)
+    assert_same_as_fastai(data, (24, 40), method, modes=("RGB",) if mode == "LAB" else MODES)
 
 
 @pytest.mark.parametrize("transparency", [3, bytes(range(256))], ids=["one colour", "a table"])
