@@ -4,6 +4,7 @@ fastai's own code builds the network and prepares the images; from the bundle co
 model.json. Two networks are not fastai's: the convnet, which it lacks, and one that the bundle keeps as a graph.
 """
 
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -21,9 +22,12 @@ from fastai.vision.all import (
     ItemGetter,
     Learner,
     MaskBlock,
+    MultiCategoryBlock,
     Normalize,
     PILImage,
     PILImageBW,
+    PointBlock,
+    RegressionBlock,
     Resize,
     aug_transforms,
     unet_learner,
@@ -31,7 +35,7 @@ from fastai.vision.all import (
 )
 from torch import nn
 
-from fastmaker import bundle, networks, preprocess
+from fastmaker import bundle, networks, preprocess, tasks
 
 
 def learner(model_dir: str | os.PathLike) -> Learner:
@@ -61,28 +65,42 @@ class _Kept(nn.Module):
 
 def _untrained(info: bundle.ModelInfo) -> Learner:
     dls = _dataloaders(info)
-    options = {"pretrained": False, "n_in": info.channels, "n_out": len(info.labels), "normalize": False}
+    n_out = len(info.labels) if info.labels else math.prod(info.shape)
+    options = {"pretrained": False, "n_in": info.channels, "n_out": n_out, "normalize": False}
     if info.architecture == "convnet":
-        return Learner(dls, networks.convnet(len(info.labels), info.channels), loss_func=_loss(info))
+        return Learner(dls, networks.convnet(n_out, info.channels), loss_func=_loss(info))
     architecture = getattr(torchvision.models, info.architecture)
     if info.task == "segmentation":
         return unet_learner(dls, architecture, loss_func=_loss(info), **options, **info.options)
     return vision_learner(dls, architecture, loss_func=_loss(info), **options)
 
 
-def _loss(info: bundle.ModelInfo) -> CrossEntropyLossFlat:
-    return CrossEntropyLossFlat(axis=1 if info.task == "segmentation" else -1)
+def _loss(info: bundle.ModelInfo) -> Any:
+    if info.activation == "softmax" and info.task in ("classification", "segmentation"):
+        return CrossEntropyLossFlat(axis=1 if info.task == "segmentation" else -1)
+    return _Decoding(info)
+
+
+class _Decoding:
+    """The activation and the decoding of the loss that the bundle was trained with. It does not train."""
+
+    def __init__(self, info: bundle.ModelInfo):
+        self.info = info
+
+    def activation(self, logits: torch.Tensor) -> torch.Tensor:
+        return tasks.ACTIVATIONS[self.info.activation](logits)
+
+    def decodes(self, numbers: torch.Tensor) -> torch.Tensor:
+        if self.info.task in ("classification", "segmentation"):
+            return numbers.argmax(dim=1)
+        threshold = self.info.threshold
+        return numbers if threshold is None else numbers > torch.tensor(threshold)
 
 
 def _dataloaders(info: bundle.ModelInfo) -> DataLoaders:
     """Return DataLoaders of two black images, whose transforms are those of the bundle."""
     black = np.zeros((*info.image_size, info.channels), np.uint8).squeeze(-1 if info.channels == 1 else ())
-    labels = list(info.labels)
-    label: Any
-    if info.task == "segmentation":
-        block, label = MaskBlock(codes=labels), np.zeros(info.image_size, np.uint8)
-    else:
-        block, label = CategoryBlock(vocab=labels, sort=False), labels[0]
+    block, label = _target(info)
     resize = [] if info.resize_method == preprocess.NO_RESIZE else [Resize(info.image_size, method=info.resize_method)]
     images = DataBlock(
         blocks=(ImageBlock(PILImage if info.image_mode == "RGB" else PILImageBW), block),
@@ -93,6 +111,20 @@ def _dataloaders(info: bundle.ModelInfo) -> DataLoaders:
         batch_tfms=[*(aug_transforms() if info.resampled else []), _normalize(info)],
     )
     return images.dataloaders([(black, label)] * 2, bs=1, num_workers=0)
+
+
+def _target(info: bundle.ModelInfo) -> tuple[Any, Any]:
+    """Return the block of the bundle's targets, and one of them."""
+    labels, n_out = list(info.labels), math.prod(info.shape)
+    if info.task == "segmentation":
+        return MaskBlock(codes=labels), np.zeros(info.image_size, np.uint8)
+    if info.task == "multilabel":
+        return MultiCategoryBlock(vocab=labels), labels[:1]
+    if info.task == "regression":
+        return RegressionBlock(n_out=n_out), [0.0] * n_out
+    if info.task == "points":
+        return PointBlock, np.zeros((n_out // 2, 2), np.float32)
+    return CategoryBlock(vocab=labels, sort=False), labels[0]
 
 
 def _normalize(info: bundle.ModelInfo) -> Normalize:
