@@ -53,26 +53,24 @@ class Model:
         """
         from fastmaker import answers, masks, preprocess
 
-        info: Any = SimpleNamespace(**self.info)  # as a bundle's ModelInfo, which needs torch
+        info: Any = SimpleNamespace(**{"steps": ()} | self.info)  # as a ModelInfo, which needs torch
         name = OUTPUTS.get(info.task, "probabilities")
         try:
             output = self._server.infer(self.name, self._input, self._tensor(data), name)[0]
             size = preprocess.decode(data).size
             if name == "mask" and (mask_size or info.mask_size) == "original":
-                output = masks.resize_to_original(output, size, info.resize_method, info.void_code)
+                output = masks.resize_to_original(output, size, info.resize_method, info.void_code, info.steps)
             return answers.of(output, size, info)
         except preprocess.ImageError as error:
             raise InvalidRequest(str(error)) from None
 
     def _tensor(self, data: bytes) -> np.ndarray:
         """Return the model's input, of one image: its bytes, or its pixels if the model has no preprocessing."""
-        from fastmaker import preprocess
+        from fastmaker import image_steps, preprocess
 
         if self._input == "image_bytes":
             return np.array([[data]], dtype=object)
-        info = self.info
-        image = preprocess.decode(data)
-        return preprocess.to_array(image, info["image_mode"], tuple(info["image_size"]), info["resize_method"])[None]
+        return image_steps.to_array(preprocess.decode(data), self.info)[None]
 
     def _only_model(self) -> str:
         """Return the name of the only model that is ready, ignoring the models of ensembles. Raises ValueError."""

@@ -101,8 +101,6 @@ def _build(model_dir: Path, name: str, built: Path, options: Options) -> None:
     from fastmaker.export import onnx_file
 
     info = bundle.load_info(model_dir)
-    if info.steps:
-        raise ValueError(f"{model_dir}: its images go through several steps; a Triton repository knows one resize")
     network = built / (name + NETWORK if options.preprocessing else name)
     version = network / VERSION
     version.mkdir(parents=True)
@@ -182,7 +180,7 @@ def _write_preprocess(folder: Path, network, options: Options) -> None:
     _write_config(folder, _scheduled(config, pb.ModelInstanceGroup.KIND_CPU, options))
     package = folder / VERSION / "fastmaker"  # the Python backend puts the version's folder on the path
     package.mkdir(parents=True)
-    for name in ("__init__.py", "preprocess.py"):
+    for name in ("__init__.py", "preprocess.py", "image_steps.py"):
         shutil.copy2(_source(name), package)
     shutil.copy2(_source("export/triton_preprocess.py"), folder / VERSION / "model.py")
 

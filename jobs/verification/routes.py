@@ -5,8 +5,8 @@ import functools
 import io
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,7 +15,7 @@ import numpy as np
 import urllib3
 
 from fastmaker.jobs.clients import triton
-from fastmaker.jobs.packaging import endpoint, torchserve
+from fastmaker.jobs.packaging import endpoint, exported, torchserve
 from fastmaker.jobs.verification.comparison import Answer, Route, Unavailable, answer
 from fastmaker.local.containers import free_ports, pack
 
@@ -23,6 +23,15 @@ NAMES = ("fastai", "torch", "endpoint", "torchserve", "onnxruntime", "triton")
 CALIBRATION_IMAGES = 100  # at most, for the ranges of int8
 TYPE, ACCEPT = "application/x-image", "application/x-npy"
 ATTRIBUTES = "mask_size=model"  # ignored by classifiers
+
+
+@dataclass(frozen=True)
+class Export:
+    """A file of learn.export() that may be loaded, and what that takes (`packaging.exported`)."""
+
+    file: Path
+    imports: Sequence[str] = ()
+    ignored: Sequence[str] = ()
 
 
 def make_routes(
@@ -35,13 +44,15 @@ def make_routes(
     int8: float | None = None,
     triton_url: str | None = None,
     triton_model: str | None = None,
+    export: Export | None = None,
 ) -> list[Route]:
     """Return the routes of `names`, and those of bfloat16 and int8 if a tolerance for them is given.
 
-    The first is the reference. int8 is calibrated on the first of the image `files`.
+    The first is the reference. int8 is calibrated on the first of the image `files`. fastai's side is `export`, or
+    rebuilt of the bundle.
     """
     float32 = {
-        "fastai": functools.partial(_fastai, model_dir),
+        "fastai": functools.partial(_exported, export, model_dir) if export else functools.partial(_fastai, model_dir),
         "torch": functools.partial(_bundle, model_dir),
         "endpoint": functools.partial(_endpoint, model_dir),
         "torchserve": functools.partial(_torchserve, model_dir),
@@ -67,10 +78,33 @@ def _fastai(model_dir: Path) -> Iterator[Callable]:
     def predict(image: bytes) -> Answer:
         with learn.no_bar(), learn.no_logging():
             *_, classes, numbers = learn.predict(image)
-        found = answer(np.asarray(numbers), info)
-        return replace(found, classes=np.asarray(classes)) if info.task in ("classification", "segmentation") else found
+        return _decoded(np.asarray(numbers), np.asarray(classes), info)
 
     yield predict
+
+
+def _decoded(numbers: np.ndarray, classes: np.ndarray, info: Any) -> Answer:
+    """Return an answer of fastai's, with the classes that it decoded if these are classes."""
+    found = answer(numbers, info)
+    return replace(found, classes=classes) if info.task in ("classification", "segmentation") else found
+
+
+@contextlib.contextmanager
+def _exported(export: Export, model_dir: Path) -> Iterator[Callable]:
+    """Yield learn.predict of the exported Learner, in a process of its own."""
+    from fastmaker import bundle
+
+    info = bundle.load_info(model_dir)
+    with exported.answering(export.file, imports=export.imports, ignored=export.ignored) as ask:
+
+        def predict(image: bytes) -> Answer:
+            given = ask(image)
+            if info.task == "classification" and info.labels[int(given["classes"])] != str(given["decoded"]):
+                label = info.labels[int(given["classes"])]
+                raise ValueError(f"the Learner's label is {str(given['decoded'])!r} where the bundle's is {label!r}")
+            return _decoded(given["array"], given["classes"], info)
+
+        yield predict
 
 
 @contextlib.contextmanager

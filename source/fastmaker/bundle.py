@@ -24,7 +24,7 @@ import torch
 import torchvision
 from torch import nn
 
-from fastmaker import __version__, files, graph, masks, networks, pipeline, preprocess, tasks, unet
+from fastmaker import __version__, files, graph, graph_sizes, masks, networks, pipeline, preprocess, tasks, unet
 
 STATE_FILE = "model.pth"
 INFO_FILE = "model.json"
@@ -53,7 +53,7 @@ class ModelInfo:
     architecture: str  # one of ARCHITECTURES[task], of a U-Net its encoder; or GRAPH
     labels: tuple[str, ...]  # in the order of the network's outputs; () of a task without labels
     image_mode: str  # one of preprocess.IMAGE_MODES: what each image is converted to
-    image_size: tuple[int, int]  # (height, width) in pixels
+    image_size: tuple[int, int]  # (height, width) in pixels; with the step any_size one of them
     resize_method: str  # one of preprocess.RESIZE_METHODS, or NO_RESIZE, or STEPS
     mean: tuple[float, ...]  # one for each channel, for pixels scaled to 0..1
     std: tuple[float, ...]
@@ -78,7 +78,7 @@ class ModelInfo:
     @property
     def channels(self) -> int:
         """How many channels the network's input has."""
-        return 3 if self.image_mode == "RGB" else 1
+        return preprocess.CHANNELS[self.image_mode]
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -149,6 +149,7 @@ def _load_graph(path: Path, info: ModelInfo, tensors: dict[str, torch.Tensor]) -
 def _build_graph(document: Any, tensors: dict[str, torch.Tensor], info: ModelInfo, path: Path) -> nn.Module:
     try:
         network = graph.build(document, tensors)
+        graph_sizes.check(network, info.channels, info.image_size)
         result = graph.try_out(network, info.channels, info.image_size)
     except graph.GraphError as error:
         raise BundleError(f"{path}: {error}") from None
@@ -257,14 +258,14 @@ def _check_steps(values: dict[str, Any], check: tasks.Check) -> None:
     with_steps = values["resize_method"] == preprocess.STEPS
     check("steps", bool(steps) == with_steps, f"steps if, and only if, 'resize_method' is {preprocess.STEPS}")
     if with_steps:
-        problem = pipeline.problem(steps)
+        problem = pipeline.problem(steps, preprocess.CHANNELS[values["image_mode"]])
         check("steps", problem is None, f"the steps of this package: {problem}")
-        size = list(pipeline.output_size(steps) or ())
-        check("image_size", values["image_size"] == size, f"{size}, the size after the steps")
+        size = pipeline.output_size(steps)
+        check("image_size", size in (None, tuple(values["image_size"])), f"{size}, the size after the steps")
 
 
 def _check_lists(values: dict[str, Any], check: tasks.Check) -> None:
-    channels = 3 if values["image_mode"] == "RGB" else 1
+    channels = preprocess.CHANNELS[values["image_mode"]]
     fields: list[Any] = [values.get(key) for key in ("image_size", "mean", "std")]
     size, mean, std = fields
     check("image_size", _is_list(size, int, 2) and min(size) > 0, "[height, width]")

@@ -8,18 +8,19 @@ Points of fastai are x and y in -1..1: from the left edge of an image to the rig
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fastmaker import preprocess
+from fastmaker import image_steps, preprocess
 
 if TYPE_CHECKING:
     from fastmaker.bundle import ModelInfo
 
 Size = tuple[int, int]  # (width, height)
 Window = tuple[int, int, int, int]  # (left, top, right, bottom), which may reach beyond the image
+UNMOVED = ("check_size", "any_size", "divide", "normalize")  # steps after which a pixel lies where it lay
 
 
 def to_image(points: np.ndarray, image_size: Size, info: ModelInfo) -> np.ndarray:
@@ -61,28 +62,31 @@ def _windows(size: Size, info: ModelInfo) -> list[tuple[Window, Size]]:
         return [(preprocess.window(size, info.image_size, info.resize_method), target)]
     windows = []
     for step in info.steps:
-        window, target = _window(step, size)
-        windows.append((window, target))
-        size = target
+        windows.append(window_of(step, size))
+        size = windows[-1][1]
     return windows
 
 
-def _window(step: dict[str, Any], size: Size) -> tuple[Window, Size]:
-    """Return the window of a step and the size that it is resized to. Raises ValueError for an unknown step."""
+def window_of(step: Mapping[str, Any], size: Size) -> tuple[Window, Size]:
+    """Return what a step keeps of images of `size`, and the size that it gives it. Raises ValueError if unknown."""
     width, height = size
-    if step["size"] is None:
+    name = step["step"]
+    if name in UNMOVED or (name == "grid_sample" and step["size"] is None):
         return (0, 0, width, height), size
-    target = step["size"][1], step["size"][0]
-    if step["step"] == "resize":
+    if name == "ratio_resize":
+        rows, columns = image_steps.ratio_size(size, step["longest"])
+        return preprocess.window(size, (rows, columns), "crop"), (columns, rows)
+    target = (step["size"][1], step["size"][0]) if "size" in step else size
+    if name == "resize":
         return preprocess.window(size, (target[1], target[0]), step["method"]), target
-    if step["step"] == "crop_pad":
+    if name == "crop_pad":
         left, top = (width - target[0]) // 2, (height - target[1]) // 2
         return (left, top, left + target[0], top + target[1]), target
-    if step["step"] == "grid_sample":
+    if name == "grid_sample":
         return (0, 0, width, height), target
-    if step["step"] == "crop_and_grid_sample":
+    if name == "crop_and_grid_sample":
         return crop_window(size, step["ratio"], step["scale"]), target
-    raise ValueError(f"points cannot be followed through the step {step['step']}")
+    raise ValueError(f"pixels cannot be followed through the step {name}")
 
 
 def crop_window(size: Size, ratio: Sequence[float], scale: float) -> Window:

@@ -214,7 +214,7 @@ def test_a_model_json_that_is_no_object_is_refused(folder, text, kind):
         ("labels", ["one"]),
         ("labels", ["a", 2]),
         ("labels", "cats"),
-        ("image_mode", "RGBA"),
+        ("image_mode", "BGR"),
         ("image_size", [0, 28]),
         ("image_size", [28, -1]),
         ("image_size", [28.0, 28]),

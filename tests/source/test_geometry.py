@@ -98,5 +98,5 @@ def test_a_point_is_where_the_pixel_comes_from(image_size, steps):
 
 def test_a_step_that_moves_points_in_an_unknown_way_is_refused():
     info = dataclasses.replace(INFO, steps=({"step": "turn", "size": [3, 3]},), resize_method="steps")
-    with pytest.raises(ValueError, match="points cannot be followed through the step turn"):
+    with pytest.raises(ValueError, match="pixels cannot be followed through the step turn"):
         geometry.to_image(np.zeros((1, 2)), (30, 30), info)

@@ -8,8 +8,9 @@
     points         output in its place, for points: float32 (N, 2n), -1..1 of the network's input (`geometry`)
     mask           output, only for segmentation: uint8 (N, H, W), the class of each pixel
 
-N is dynamic; C, H and W are the bundle's. The metadata holds the text of model.json, the labels and the version of this
-package. Each file is run in ONNX Runtime and compared with torch before it appears. `to_int8` quantises such a file.
+N is dynamic; C, H and W are those of images after their own steps. The metadata holds the text of model.json, the
+labels and the version of this package. Each file is run in ONNX Runtime and compared with torch before it appears.
+`to_int8` quantises such a file.
 """
 
 import importlib.util
@@ -59,8 +60,11 @@ class Exported(nn.Module):
         self.register_buffer("channel_std", torch.tensor(info.std).view(1, -1, 1, 1))
 
     def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        prepare = preprocess.normalise if self.image_input == "uint8" else preprocess.standardise
-        image = prepare(image, self.channel_mean, self.channel_std, self.info.resampled)
+        if self.image_input == "float" and pipeline.changes_batches(self.info.steps):
+            image = image * 255.0
+        if self.image_input == "uint8" or pipeline.changes_batches(self.info.steps):
+            image = pipeline.to_pixels(image, self.info.steps)
+        image = preprocess.standardise(image, self.channel_mean, self.channel_std, self.info.resampled)
         numbers = tasks.ACTIVATIONS[self.info.activation](self.network(image))
         if self.info.task == "segmentation":
             return numbers, numbers.argmax(dim=1).to(torch.uint8)
@@ -84,8 +88,10 @@ def to_onnx(model_dir: str | os.PathLike, file: str | os.PathLike, image_input: 
     if image_input not in INPUTS:
         raise ExportError(f"the input is {image_input!r}; expected one of {', '.join(INPUTS)}")
     network, info = bundle.load(model_dir)
-    if pipeline.resizes_batches(info.steps):
-        raise ExportError(f"{model_dir}: its model resizes batches, by fastai's batch transforms; an ONNX file cannot")
+    if pipeline.input_size(info) is None:
+        raise ExportError(
+            f"{model_dir}: the Learner resized images of any size in batches; an ONNX file takes images of one size"
+        )
     model = Exported(network, info, image_input).eval().requires_grad_(False)
     proto = _export(model)
     _set_metadata(proto, Path(model_dir, bundle.INFO_FILE).read_text("utf-8"), info)
@@ -167,6 +173,8 @@ def _export(model: Exported) -> "onnx.ModelProto":
     outputs = [output_name(model.info)] + [MASK] * (model.info.task == "segmentation")
     # Two images: the exporter would take a batch size of 1 for a constant.
     example = _images(2, model.info, model.image_input)
+    with torch.inference_mode():
+        model(example)  # computes what `pipeline` caches
     try:
         with _quiet("torch.onnx"):  # it warns about torchvision operators that are not used here
             program = torch.onnx.export(
@@ -262,7 +270,7 @@ class _Reader:
 def _images(n: int, info: bundle.ModelInfo, image_input: str) -> torch.Tensor:
     """Return `n` random images of soft coloured spots; on plain noise a network is more certain than on photos."""
     spots = torch.rand((n, info.channels, 6, 6), generator=torch.Generator().manual_seed(n))
-    images = nn.functional.interpolate(spots, info.image_size, mode="bilinear").mul(255).to(torch.uint8)
+    images = nn.functional.interpolate(spots, pipeline.input_size(info), mode="bilinear").mul(255).to(torch.uint8)
     return _as_input(images, image_input)
 
 

@@ -4,6 +4,7 @@ fastai's own code builds the network and prepares the images; from the bundle co
 model.json. Two networks are not fastai's: the convnet, which it lacks, and one that the bundle keeps as a graph.
 """
 
+import io
 import math
 import os
 from pathlib import Path
@@ -13,13 +14,18 @@ import numpy as np
 import torch
 import torchvision.models
 from fastai.vision.all import (
+    AddMaskCodes,
+    AffineCoordTfm,
     CategoryBlock,
+    CropPad,
     CrossEntropyLossFlat,
     DataBlock,
     DataLoaders,
     ImageBlock,
     IndexSplitter,
+    IntToFloatTensor,
     ItemGetter,
+    L,
     Learner,
     MaskBlock,
     MultiCategoryBlock,
@@ -27,22 +33,25 @@ from fastai.vision.all import (
     PILImage,
     PILImageBW,
     PointBlock,
+    PointScaler,
+    RandomResizedCropGPU,
+    RatioResize,
     RegressionBlock,
     Resize,
-    aug_transforms,
+    ToTensor,
     unet_learner,
     vision_learner,
 )
+from PIL import Image
 from torch import nn
 
-from fastmaker import bundle, networks, preprocess, tasks
+from fastmaker import bundle, networks, pipeline, preprocess, tasks
+from fastmaker.training import from_learner, learner_steps
 
 
 def learner(model_dir: str | os.PathLike) -> Learner:
     """Return a Learner with the weights of the bundle in `model_dir`, loaded strictly. Raises bundle.BundleError."""
     network, info = bundle.load(model_dir)
-    if info.steps:
-        raise bundle.BundleError(f"{model_dir}: its images go through steps, of which no Learner can be made here")
     if info.architecture == bundle.GRAPH:
         return Learner(_dataloaders(info), _Kept(network), loss_func=_loss(info))
     state = torch.load(Path(model_dir, bundle.STATE_FILE), map_location="cpu", weights_only=True)
@@ -99,18 +108,19 @@ class _Decoding:
 
 def _dataloaders(info: bundle.ModelInfo) -> DataLoaders:
     """Return DataLoaders of two black images, whose transforms are those of the bundle."""
-    black = np.zeros((*info.image_size, info.channels), np.uint8).squeeze(-1 if info.channels == 1 else ())
+    size = pipeline.input_size(info) or info.image_size
+    black = io.BytesIO()
+    Image.new("RGB", (size[1], size[0])).save(black, "PNG")
     block, label = _target(info)
-    resize = [] if info.resize_method == preprocess.NO_RESIZE else [Resize(info.image_size, method=info.resize_method)]
+    items, batches = _transforms(info)
     images = DataBlock(
-        blocks=(ImageBlock(PILImage if info.image_mode == "RGB" else PILImageBW), block),
+        blocks=(ImageBlock(_image_class(info.image_mode)), block),
         get_x=ItemGetter(0),
         get_y=ItemGetter(1),
         splitter=IndexSplitter([1]),
-        item_tfms=resize,
-        batch_tfms=[*(aug_transforms() if info.resampled else []), _normalize(info)],
     )
-    return images.dataloaders([(black, label)] * 2, bs=1, num_workers=0)
+    images.item_tfms, images.batch_tfms = L(items), L(batches)  # of which DataBlock takes one of each class alone
+    return images.dataloaders([(black.getvalue(), label)] * 2, bs=1, num_workers=0)
 
 
 def _target(info: bundle.ModelInfo) -> tuple[Any, Any]:
@@ -127,5 +137,56 @@ def _target(info: bundle.ModelInfo) -> tuple[Any, Any]:
     return CategoryBlock(vocab=labels, sort=False), labels[0]
 
 
-def _normalize(info: bundle.ModelInfo) -> Normalize:
-    return Normalize.from_stats(info.mean, info.std, cuda=False)
+def _image_class(mode: str) -> type:
+    known = {"RGB": PILImage, "L": PILImageBW}
+    return known.get(mode) or type(f"PILImage{mode}", (PILImage,), {"_open_args": {"mode": mode}})
+
+
+def _transforms(info: bundle.ModelInfo) -> tuple[list[Any], list[Any]]:
+    """Return fastai's item transforms and batch transforms of the bundle, in their order."""
+    steps = info.steps or (
+        ()
+        if info.resize_method == preprocess.NO_RESIZE
+        else (from_learner.PLAIN_RESIZE | {"size": list(info.image_size), "method": info.resize_method},)
+    )
+    items = [_of_images(step) for step in steps if step["step"] in pipeline.OF_IMAGES]
+    of_target = PointScaler() if info.task == "points" else AddMaskCodes(list(info.labels))
+    items = [ToTensor(), of_target] + [item for item in items if item]
+    batches = [_of_batches(step) for step in steps if step["step"] in pipeline.OF_BATCHES]
+    if not any(isinstance(transform, IntToFloatTensor) for transform in batches):
+        batches.insert(0, IntToFloatTensor())
+    if info.resampled:
+        batches.append(_of_batches(learner_steps.IDENTITY))
+    batches.append(Normalize.from_stats(info.mean, info.std, cuda=False))
+    for number, transform in enumerate(batches):
+        transform.order = number
+    for number, transform in enumerate(items[2:]):
+        transform.order = -len(items) + number  # before ToTensor
+    return items, batches
+
+
+def _of_images(step: pipeline.Step) -> Any:
+    """Return fastai's item transform of a step; None for one that only refuses images."""
+    if step["step"] == "check_size":
+        return None
+    if step["step"] == "crop_pad":
+        return CropPad(tuple(step["size"]), pad_mode=step["pad_mode"])
+    resamples = (Image.Resampling(pipeline.RESAMPLES[step["resample"]]), Image.Resampling.NEAREST)
+    if step["step"] == "ratio_resize":
+        return RatioResize(step["longest"], resamples=resamples)
+    return Resize(tuple(step["size"]), method=step["method"], pad_mode=step["pad_mode"], resamples=resamples)
+
+
+def _of_batches(step: pipeline.Step) -> Any:
+    if step["step"] == "divide":
+        return IntToFloatTensor(div=step["by"])
+    if step["step"] == "normalize":
+        return Normalize.from_stats(step["mean"], step["std"], cuda=False)
+    if step["step"] == "grid_sample":
+        size = step["size"] and tuple(step["size"])
+        return AffineCoordTfm(
+            size=size, mode=step["mode"], pad_mode=step["pad_mode"], align_corners=step["align_corners"]
+        )
+    return RandomResizedCropGPU(
+        tuple(step["size"]), ratio=tuple(step["ratio"]), mode=step["mode"], valid_scale=step["scale"]
+    )

@@ -60,17 +60,27 @@ class Model:
         """
         batch_size = 1 if self.info.task == "segmentation" else MAX_BATCH  # one image keeps a U-Net busy
         for batch in _batches(tensors, batch_size):
-            outputs = self.numbers(torch.stack(batch))
+            outputs = self._computed(torch.stack(batch))
             if self.info.task == "segmentation":
                 # As in fastai, of the probabilities, not the logits: rounding may have made two of them equal.
                 outputs = outputs.argmax(dim=1).to(torch.uint8)
             yield from outputs.cpu().numpy()
 
+    def _computed(self, batch: torch.Tensor) -> torch.Tensor:
+        try:
+            return self.numbers(batch)
+        except (RuntimeError, ValueError) as error:
+            if not pipeline.takes_any_size(self.info):
+                raise
+            raise preprocess.ImageError(  # too small, for instance
+                f"the model takes no image of {batch.shape[-1]}x{batch.shape[-2]}: {' '.join(str(error).split())[:200]}"
+            ) from None
+
     def answer(self, output: np.ndarray, image: Image.Image, mask_size: str | None = None) -> answers.Answer:
         """Return the answer for `image`, of which `output` is one of `outputs`. Raises preprocess.ImageError."""
         info = self.info
         if info.task == "segmentation" and (mask_size or info.mask_size) == "original":
-            output = masks.resize_to_original(output, image.size, info.resize_method, info.void_code)
+            output = masks.resize_to_original(output, image.size, info.resize_method, info.void_code, info.steps)
         return answers.of(output, image.size, info)
 
 
