@@ -8,9 +8,10 @@
     triton       a Triton server that has the model, at --triton
     bf16, int8   the bundle in bfloat16, the ONNX file quantised on these images; with a tolerance for them
 
-A path fails if one of its probabilities differs by more than the tolerance, or if it gives another label (of a mask: a
-pixel another class) where fastai's two highest probabilities are further apart than twice that. Without fastai, the
-first path is the reference; if that is a server of masks, which returns no probabilities, each pixel counts. A path
+A path fails if one of its numbers differs by more than the tolerance (of a number above 1: that share of it), or if it
+gives another label (of a mask: a pixel another class) where fastai's two highest probabilities are further apart than
+twice that; of several labels, where the probability is further from the threshold than the tolerance. Without fastai,
+the first path is the reference; if that is a server of masks, which returns no probabilities, each pixel counts. A path
 that this machine cannot run is listed as not run; the gate fails if fewer than two can. One image is sent at a time, to
 servers with one worker.
 """
@@ -46,7 +47,7 @@ def get_parser() -> argparse.ArgumentParser:
         "--paths", type=_paths, default=routes.NAMES, help=f"some of {','.join(routes.NAMES)} (default: all)"
     )
     parser.add_argument(
-        "--tolerance", type=_tolerance, default=1e-4, help="largest difference of a probability (default: %(default)s)"
+        "--tolerance", type=_tolerance, default=1e-4, help="largest difference of a number (default: %(default)s)"
     )
     parser.add_argument("--bf16", type=_tolerance, metavar="TOLERANCE", help="also compare bfloat16")
     parser.add_argument("--int8", type=_tolerance, metavar="TOLERANCE", help="also compare the quantised ONNX file")
@@ -123,6 +124,9 @@ def _card(difference: comparison.Difference, labels: tuple[str, ...]) -> Image.I
     """Return the image with both labels below, or with the pixels that differ in red."""
     picture = Image.open(io.BytesIO(difference.image)).convert("RGB")
     found, expected = difference.found.classes, difference.expected.classes
+    if found.dtype == bool:
+        given = [", ".join(np.asarray(labels)[of]) or "no label" for of in (found, expected)]
+        return pictures.captioned(picture, f"{difference.route}: {given[0]}, not {given[1]}")
     if found.ndim == 0:
         return pictures.captioned(picture, f"{difference.route}: {labels[found]}, not {labels[expected]}")
     differs = found != expected

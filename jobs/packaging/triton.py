@@ -1,6 +1,6 @@
 """Triton model repositories made from a bundle (https://docs.nvidia.com/deeplearning/triton-inference-server/user-guide).
 
-    REPOSITORY/NAME/config.pbtxt          the network: image -> probabilities, for segmentation mask as well
+    REPOSITORY/NAME/config.pbtxt          the network: image -> probabilities, values or points; of masks mask, too
     REPOSITORY/NAME/labels.txt            of classifiers
     REPOSITORY/NAME/1/model.onnx
 
@@ -105,7 +105,7 @@ def _build(model_dir: Path, name: str, built: Path, options: Options) -> None:
     version = network / VERSION
     version.mkdir(parents=True)
     onnx_file.to_onnx(model_dir, version / bundle.ONNX_FILE)
-    labels = info.labels if info.task == "classification" else None
+    labels = info.labels if info.task in ("classification", "multilabel") else None
     if labels:
         _write_labels(network / LABELS_FILE, labels)
     if options.backend == "python":

@@ -4,7 +4,7 @@
 
     save_bundle(learn, "model")    # a fastai Learner -> a model directory that serves without fastai
     model = load_bundle("model")   # a `fastmaker.serving.models.Model`
-    model.predict([image])         # Pillow images -> `fastmaker.answers.Prediction` or `Mask`
+    model.predict([image])         # Pillow images -> the classes of `fastmaker.answers`
 
 Imports go one way: ``training -> bundle`` to train, ``serving -> bundle`` to serve, ``export -> bundle`` for other
 servers. Only `fastmaker.training` and `fastmaker.export.reference` import fastai: serving needs torch, torchvision,

@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from helpers import PATIENCE, REPOSITORY, exports
+from helpers import PATIENCE, REPOSITORY, exports, task_bundles
 from helpers.commands import one_line
 from helpers.local_mode import nothing_runs_below, running_below, wait_until
 from PIL import Image
@@ -56,6 +56,20 @@ def test_every_path_of_a_classifier_agrees(gate, digits_bundle, digits, tmp_path
     assert {cells[-1] for cells in found.values()} == {"agrees"}
     for path in ("fastai", "torch", "endpoint", "torchserve", "onnxruntime"):
         assert found[path][:2] == [str(len(images))] * 2
+        assert float(found[path][2]) < 1e-5
+
+
+@pytest.mark.parametrize("task", ["multilabel", "points", pytest.param("regression", marks=pytest.mark.slow)])
+def test_every_path_of_every_task_agrees(gate, tmp_path, photos, task):
+    files = sorted(photos.rglob("*.jpg"))[::12]
+    folder = task_bundles.save(tmp_path / "bundle", task)
+    status, printed, _ = gate(folder, *files, "--bf16", 0.5, "--int8", 2)
+    assert status == 0, printed
+    found = rows(printed)
+    assert found.pop("triton")[-1].startswith("not run: --triton names a server")
+    assert {cells[-1] for cells in found.values()} == {"agrees"}
+    for path in ("fastai", "torch", "endpoint", "torchserve", "onnxruntime"):
+        assert found[path][:2] == ([str(len(files) * 3)] * 2 if task == "multilabel" else ["-", "-"])
         assert float(found[path][2]) < 1e-5
 
 

@@ -5,6 +5,7 @@ model.json. Two networks are not fastai's: the convnet, which it lacks, and one 
 """
 
 import io
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -27,11 +28,15 @@ from fastai.vision.all import (
     L,
     Learner,
     MaskBlock,
+    MultiCategoryBlock,
     Normalize,
     PILImage,
     PILImageBW,
+    PointBlock,
+    PointScaler,
     RandomResizedCropGPU,
     RatioResize,
+    RegressionBlock,
     Resize,
     ToTensor,
     unet_learner,
@@ -40,7 +45,7 @@ from fastai.vision.all import (
 from PIL import Image
 from torch import nn
 
-from fastmaker import bundle, networks, pipeline, preprocess
+from fastmaker import bundle, networks, pipeline, preprocess, tasks
 from fastmaker.training import from_learner, learner_steps
 
 
@@ -69,17 +74,36 @@ class _Kept(nn.Module):
 
 def _untrained(info: bundle.ModelInfo) -> Learner:
     dls = _dataloaders(info)
-    options = {"pretrained": False, "n_in": info.channels, "n_out": len(info.labels), "normalize": False}
+    n_out = len(info.labels) if info.labels else math.prod(info.shape)
+    options = {"pretrained": False, "n_in": info.channels, "n_out": n_out, "normalize": False}
     if info.architecture == "convnet":
-        return Learner(dls, networks.convnet(len(info.labels), info.channels), loss_func=_loss(info))
+        return Learner(dls, networks.convnet(n_out, info.channels), loss_func=_loss(info))
     architecture = getattr(torchvision.models, info.architecture)
     if info.task == "segmentation":
         return unet_learner(dls, architecture, loss_func=_loss(info), **options, **info.options)
     return vision_learner(dls, architecture, loss_func=_loss(info), **options)
 
 
-def _loss(info: bundle.ModelInfo) -> CrossEntropyLossFlat:
-    return CrossEntropyLossFlat(axis=1 if info.task == "segmentation" else -1)
+def _loss(info: bundle.ModelInfo) -> Any:
+    if info.activation == "softmax" and info.task in ("classification", "segmentation"):
+        return CrossEntropyLossFlat(axis=1 if info.task == "segmentation" else -1)
+    return _Decoding(info)
+
+
+class _Decoding:
+    """The activation and the decoding of the loss that the bundle was trained with. It does not train."""
+
+    def __init__(self, info: bundle.ModelInfo):
+        self.info = info
+
+    def activation(self, logits: torch.Tensor) -> torch.Tensor:
+        return tasks.ACTIVATIONS[self.info.activation](logits)
+
+    def decodes(self, numbers: torch.Tensor) -> torch.Tensor:
+        if self.info.task in ("classification", "segmentation"):
+            return numbers.argmax(dim=1)
+        threshold = self.info.threshold
+        return numbers if threshold is None else numbers > torch.tensor(threshold)
 
 
 def _dataloaders(info: bundle.ModelInfo) -> DataLoaders:
@@ -87,12 +111,7 @@ def _dataloaders(info: bundle.ModelInfo) -> DataLoaders:
     size = pipeline.input_size(info) or info.image_size
     black = io.BytesIO()
     Image.new("RGB", (size[1], size[0])).save(black, "PNG")
-    labels = list(info.labels)
-    label: Any
-    if info.task == "segmentation":
-        block, label = MaskBlock(codes=labels), np.zeros(info.image_size, np.uint8)
-    else:
-        block, label = CategoryBlock(vocab=labels, sort=False), labels[0]
+    block, label = _target(info)
     items, batches = _transforms(info)
     images = DataBlock(
         blocks=(ImageBlock(_image_class(info.image_mode)), block),
@@ -102,6 +121,20 @@ def _dataloaders(info: bundle.ModelInfo) -> DataLoaders:
     )
     images.item_tfms, images.batch_tfms = L(items), L(batches)  # of which DataBlock takes one of each class alone
     return images.dataloaders([(black.getvalue(), label)] * 2, bs=1, num_workers=0)
+
+
+def _target(info: bundle.ModelInfo) -> tuple[Any, Any]:
+    """Return the block of the bundle's targets, and one of them."""
+    labels, n_out = list(info.labels), math.prod(info.shape)
+    if info.task == "segmentation":
+        return MaskBlock(codes=labels), np.zeros(info.image_size, np.uint8)
+    if info.task == "multilabel":
+        return MultiCategoryBlock(vocab=labels), labels[:1]
+    if info.task == "regression":
+        return RegressionBlock(n_out=n_out), [0.0] * n_out
+    if info.task == "points":
+        return PointBlock, np.zeros((n_out // 2, 2), np.float32)
+    return CategoryBlock(vocab=labels, sort=False), labels[0]
 
 
 def _image_class(mode: str) -> type:
@@ -117,7 +150,8 @@ def _transforms(info: bundle.ModelInfo) -> tuple[list[Any], list[Any]]:
         else (from_learner.PLAIN_RESIZE | {"size": list(info.image_size), "method": info.resize_method},)
     )
     items = [_of_images(step) for step in steps if step["step"] in pipeline.OF_IMAGES]
-    items = [ToTensor(), AddMaskCodes(list(info.labels))] + [item for item in items if item]
+    of_target = PointScaler() if info.task == "points" else AddMaskCodes(list(info.labels))
+    items = [ToTensor(), of_target] + [item for item in items if item]
     batches = [_of_batches(step) for step in steps if step["step"] in pipeline.OF_BATCHES]
     if not any(isinstance(transform, IntToFloatTensor) for transform in batches):
         batches.insert(0, IntToFloatTensor())
