@@ -14,7 +14,6 @@ import numpy as np
 import torch
 import torchvision.models
 from fastai.vision.all import (
-    AddMaskCodes,
     AffineCoordTfm,
     CategoryBlock,
     CropPad,
@@ -33,12 +32,10 @@ from fastai.vision.all import (
     PILImage,
     PILImageBW,
     PointBlock,
-    PointScaler,
     RandomResizedCropGPU,
     RatioResize,
     RegressionBlock,
     Resize,
-    ToTensor,
     unet_learner,
     vision_learner,
 )
@@ -119,7 +116,8 @@ def _dataloaders(info: bundle.ModelInfo) -> DataLoaders:
         get_y=ItemGetter(1),
         splitter=IndexSplitter([1]),
     )
-    images.item_tfms, images.batch_tfms = L(items), L(batches)  # of which DataBlock takes one of each class alone
+    # Set here, since a DataBlock takes one transform of each class alone.
+    images.item_tfms, images.batch_tfms = images.default_item_tfms + items, L(batches)
     return images.dataloaders([(black.getvalue(), label)] * 2, bs=1, num_workers=0)
 
 
@@ -143,15 +141,14 @@ def _image_class(mode: str) -> type:
 
 
 def _transforms(info: bundle.ModelInfo) -> tuple[list[Any], list[Any]]:
-    """Return fastai's item transforms and batch transforms of the bundle, in their order."""
+    """Return fastai's transforms of the bundle: of images, beside those of each block, and of batches."""
     steps = info.steps or (
         ()
         if info.resize_method == preprocess.NO_RESIZE
         else (from_learner.PLAIN_RESIZE | {"size": list(info.image_size), "method": info.resize_method},)
     )
     items = [_of_images(step) for step in steps if step["step"] in pipeline.OF_IMAGES]
-    of_target = PointScaler() if info.task == "points" else AddMaskCodes(list(info.labels))
-    items = [ToTensor(), of_target] + [item for item in items if item]
+    items = [item for item in items if item]
     batches = [_of_batches(step) for step in steps if step["step"] in pipeline.OF_BATCHES]
     if not any(isinstance(transform, IntToFloatTensor) for transform in batches):
         batches.insert(0, IntToFloatTensor())
@@ -160,14 +157,14 @@ def _transforms(info: bundle.ModelInfo) -> tuple[list[Any], list[Any]]:
     batches.append(Normalize.from_stats(info.mean, info.std, cuda=False))
     for number, transform in enumerate(batches):
         transform.order = number
-    for number, transform in enumerate(items[2:]):
-        transform.order = -len(items) + number  # before ToTensor
+    for number, transform in enumerate(items):
+        transform.order = 2 + number / 100  # before ToTensor, whose order is 5
     return items, batches
 
 
 def _of_images(step: pipeline.Step) -> Any:
     """Return fastai's item transform of a step; None for one that only refuses images."""
-    if step["step"] == "check_size":
+    if step["step"] in ("check_size", "any_size"):
         return None
     if step["step"] == "crop_pad":
         return CropPad(tuple(step["size"]), pad_mode=step["pad_mode"])
