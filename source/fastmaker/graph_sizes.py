@@ -1,12 +1,14 @@
 """Refuses a graph that would take more memory or time than a network does, before any of its calls is computed.
 
-The calls run once on torch's meta device, where tensors have shapes and no values.
+The calls run once on torch's meta device, where tensors have shapes and no values. Where that device lacks an operator,
+they run on the CPU, and each operator is tried on the meta device before it is computed.
 """
 
 from typing import Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map
 from torch.utils.flop_counter import flop_registry
 
 from fastmaker import graph
@@ -27,32 +29,57 @@ LISTS = {
 
 def check(network: graph.GraphNetwork, channels: int, size: tuple[int, int]) -> None:
     """Raise GraphError unless one image of that size takes less than the limits of this module."""
-    watch = _Watch(network)
     try:
-        with torch.no_grad(), watch:
-            image = torch.zeros(1, channels, *size, device="meta")
-            network.compute([image, *(tensor.to("meta") for tensor in network.buffers())], watch)
+        _run(network, channels, size, _Watch(network, on_meta=True))
     except graph.GraphError:
         raise
-    except Exception as error:  # wrong arguments make torch raise almost anything
-        reason = " ".join(str(error).split())[:200]
-        raise graph.GraphError(f"'nodes'[{watch.number}]: its shape cannot be computed: {reason}") from None
+    except Exception:  # an operator that the meta device lacks, or whose results have other strides there
+        watch = _Watch(network, on_meta=False)
+        try:
+            _run(network, channels, size, watch)
+        except graph.GraphError:
+            raise
+        except Exception as error:  # wrong arguments make torch raise almost anything
+            reason = " ".join(str(error).split())[:200]
+            raise graph.GraphError(f"'nodes'[{watch.number}] cannot be computed: {reason}") from None
+
+
+def _run(network: graph.GraphNetwork, channels: int, size: tuple[int, int], watch: "_Watch") -> None:
+    tensors = list(network.buffers())
+    if watch.on_meta:
+        tensors = [tensor.to("meta") for tensor in tensors]
+    with torch.no_grad(), watch:
+        network.compute([torch.zeros(1, channels, *size, device="meta" if watch.on_meta else "cpu"), *tensors], watch)
 
 
 class _Watch(TorchDispatchMode):
-    """Sees each call of a run before and after it is computed, and each operator that the call is composed of."""
+    """Sees each call of a run before and after it is computed, and each operator that the call is composed of.
 
-    def __init__(self, network: graph.GraphNetwork):
+    Where the run is not on the meta device, each operator is tried there first.
+    """
+
+    def __init__(self, network: graph.GraphNetwork, on_meta: bool):
         super().__init__()
+        self.on_meta = on_meta
         self.names = [node["op"].split(".")[1:2] for node in network.document["nodes"]]
         self.number = 0  # of the call that is being computed
         self.alive: dict[int, int] = {}  # by register, how many numbers it holds
         self.in_use = self.computed = self.operations = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = dict(kwargs or {})
+        if self.on_meta:
+            return self._on_meta(func, args, kwargs or {})
+        try:
+            self._on_meta(func, *tree_map(_to_meta, (args, kwargs or {})))
+        except graph.GraphError:
+            raise
+        except Exception:  # the meta device lacks it
+            pass
+        return func(*args, **(kwargs or {}))
+
+    def _on_meta(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         if any(argument.name == "device" for argument in func._schema.arguments):
-            kwargs["device"] = torch.device("meta")  # what makes a tensor of no other makes it on the CPU
+            kwargs = kwargs | {"device": torch.device("meta")}  # what makes a tensor of no other makes it on the CPU
         result = func(*args, **kwargs)
         numbers = _numbers(result)
         self._limit(numbers, MAX_RESULT, "a result has {} numbers")
@@ -88,6 +115,13 @@ class _Watch(TorchDispatchMode):
                 f"'nodes'[{self.number}] would take more memory or time than a network does:"
                 f" {what.format(f'{found:.1e}')}; expected at most {limit:.1e}"
             )
+
+
+def _to_meta(value: Any) -> Any:
+    """Return a tensor as one of its shape and strides on the meta device; all else as it is."""
+    if not isinstance(value, torch.Tensor):
+        return value
+    return torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device="meta")
 
 
 def _numbers(result: Any) -> int:

@@ -5,7 +5,9 @@ fastmaker.export.onnx_file writes the file. Serving needs onnxruntime, but neith
 
 import importlib.util
 import json
+import mmap
 import os
+import re
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,6 +21,9 @@ if TYPE_CHECKING:
 IMAGE, MASK = "image", "mask"  # names of the input, and of the output with a mask's classes
 # Names of the output with the numbers; it has the first one for tasks with labels.
 PROBABILITIES, VALUES, POINTS = "probabilities", "values", "points"
+LOCATION = b"location"
+# What is before a key of that length in protobuf's encoding: field 1, 8 bytes. Either number may be padded with zeros.
+KEY = re.compile(rb"(\x0a|\x8a\x80*\x00)(\x08|\x88\x80*\x00)\Z")
 MODEL_JSON = "model.json"  # metadata key whose value is the text of the bundle's model.json
 
 
@@ -54,9 +59,14 @@ class OnnxEngine:
 
 
 def session(path: str | os.PathLike, threads: int) -> "onnxruntime.InferenceSession":
-    """Return an onnxruntime.InferenceSession on the CPU, with `threads` threads."""
+    """Return an onnxruntime.InferenceSession on the CPU, with `threads` threads.
+
+    Raises ValueError for a model that takes tensors from other files: ONNX Runtime would read any.
+    """
     import onnxruntime
 
+    if _names_other_files(path):
+        raise ValueError("it takes tensors from other files; expected all of them in this one")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3  # errors only: its warnings are about graph optimisations
@@ -66,6 +76,17 @@ def session(path: str | os.PathLike, threads: int) -> "onnxruntime.InferenceSess
 def output_name(info: bundle.ModelInfo) -> str:
     """Return the name of an ONNX file's output that holds the numbers."""
     return {"regression": VALUES, "points": POINTS}.get(info.task, PROBABILITIES)
+
+
+def _names_other_files(path: str | os.PathLike) -> bool:
+    """Return whether a tensor has the key "location", under which an ONNX file names another."""
+    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        position = data.find(LOCATION)
+        while position >= 0:
+            if KEY.search(data[max(0, position - 20) : position]):
+                return True
+            position = data.find(LOCATION, position + 1)
+    return False
 
 
 def baked_in_fields(info: bundle.ModelInfo) -> dict[str, Any]:
