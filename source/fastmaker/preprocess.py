@@ -177,11 +177,6 @@ def window(image_size: tuple[int, int], size: tuple[int, int], method: str) -> t
     return left, top, left + window_width, top + window_height
 
 
-def normalise(batch: torch.Tensor, mean: torch.Tensor, std: torch.Tensor, resampled: bool = False) -> torch.Tensor:
-    """Return uint8 images (N, C, H, W) scaled to 0..1 and standardised, float32 (N, C, H, W)."""
-    return standardise(batch.float() / 255.0, mean, std, resampled)
-
-
 def standardise(pixels: torch.Tensor, mean: torch.Tensor, std: torch.Tensor, resampled: bool = False) -> torch.Tensor:
     """Return (pixels - mean) / std for float32 images (N, C, H, W) in 0..1; `mean` and `std` are float32 (1, C, 1, 1).
 

@@ -11,7 +11,7 @@ import torch
 from fastai.vision.all import PILImage, PILImageBW, Pipeline, Resize, ToTensor
 from PIL import Image
 
-from fastmaker import preprocess
+from fastmaker import pipeline, preprocess
 
 METHODS = preprocess.RESIZE_METHODS
 MODES = ("RGB", "L")  # of PILImage and PILImageBW; those of other classes: test_pipeline.py
@@ -297,7 +297,7 @@ def test_an_array_that_is_no_image_is_refused(array, reason):
 def test_normalise_scales_to_one_then_takes_off_the_mean_and_divides():
     batch = torch.tensor([0, 51, 255], dtype=torch.uint8).view(1, 3, 1, 1)
     mean, std = torch.tensor([0.5, 0.1, 0.0]).view(1, 3, 1, 1), torch.tensor([0.5, 0.2, 2.0]).view(1, 3, 1, 1)
-    result = preprocess.normalise(batch, mean, std)
+    result = preprocess.standardise(pipeline.to_pixels(batch, []), mean, std)
     assert result.dtype == torch.float32
     assert torch.allclose(result.flatten(), torch.tensor([-1.0, 0.5, 0.5]))
     assert batch.flatten().tolist() == [0, 51, 255]  # the caller's tensor stays as it is

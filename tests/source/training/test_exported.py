@@ -10,12 +10,13 @@ from helpers import exports
 
 from fastmaker import bundle, preprocess
 from fastmaker.serving import models
-from fastmaker.training import exported, stand_ins, unpickling
+from fastmaker.training import exported, old_fastai, stand_ins, unpickling
 
 NAMES = (
     "functions", "get_x", "transform", "only_trains", "loss", "callback", "network", "module", "by_value",
     "of_another_python", "network_of_another_python",
 )  # fmt: skip
+OF_FUNCTIONS = ["__main__.is_striped", "__main__.my_metric", "__main__.my_splitter"]
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +50,7 @@ def refusal(file, tmp_path, **options):
 @pytest.mark.parametrize(
     ("name", "missing"),
     [
-        ("functions", ["__main__.is_striped", "__main__.my_splitter", "__main__.my_metric"]),
+        ("functions", OF_FUNCTIONS),
         ("only_trains", ["__main__.OnlyTrains", "__main__.get_y"]),
         ("by_value", []),
         ("of_another_python", ["__main__.get_y"]),
@@ -100,12 +101,46 @@ def test_a_callback_can_be_ignored_by_name(files, tmp_path):
     assert "__main__.Doubled" in missing
 
 
-def test_paths_of_windows_and_of_newer_pythons_are_paths_of_this_machine(files, photos, tmp_path):
-    for name, new in (("windows", b"cpathlib\nWindowsPath\n"), ("newer", b"cpathlib._local\nPosixPath\n")):
-        file = exports.changed(files / "functions.pkl", tmp_path / f"{name}.pkl", (b"cpathlib\nPosixPath\n", new))
-        np.save(file.with_suffix(".npy"), np.load(files / "functions.npy"))
-        converted(file, tmp_path / name)
-        assert_answers(tmp_path / name, photos, file)
+@pytest.mark.parametrize(
+    ("here", "there"),
+    [
+        (b"cpathlib\nPosixPath\n", b"cpathlib\nWindowsPath\n"),
+        (b"cpathlib\nPosixPath\n", b"cpathlib._local\nPosixPath\n"),  # of Python 3.13
+        (b"cfasttransform.transform\n", b"cfastcore.transform\n"),  # of fastai before 2.8
+    ],
+)
+def test_what_other_systems_and_versions_name_otherwise_is_found(files, photos, tmp_path, here, there):
+    file = exports.changed(files / "functions.pkl", tmp_path / "export.pkl", (here, there))
+    np.save(file.with_suffix(".npy"), np.load(files / "functions.npy"))
+    assert sorted(converted(file, tmp_path / "model")) == OF_FUNCTIONS
+    assert_answers(tmp_path / "model", photos, file)
+
+
+def test_a_transform_of_an_older_fastcore_dispatches_as_it_did():
+    """Its functions by the types of two arguments; the more special types come first."""
+
+    def upper(value) -> str:
+        return value.upper()
+
+    def none(value: int) -> None:
+        return None
+
+    def of_second(function):
+        return type_dict({object: function})
+
+    def type_dict(functions):
+        made = old_fastai.find("fastcore.dispatch", "_TypeDict")()
+        made.d = functions
+        return made
+
+    dispatch = old_fastai.find("fastcore.dispatch", "TypeDispatch")()
+    dispatch.funcs = type_dict({bool: of_second(none), str: of_second(upper), int: of_second(abs)})
+    dispatch.bases = []
+    transform = old_fastai.find("fastcore.transform", "Transform")()
+    transform.encodes = transform.decodes = dispatch
+    assert [transform(value) for value in ("a", -3, 2.5, True)] == ["A", 3, 2.5, None]
+    assert transform.decode(("b", -1)) == ("B", 1)
+    assert dispatch(2.5) == 2.5
 
 
 def test_a_name_that_another_version_of_fastai_had_is_told_by_the_versions(files, tmp_path):
