@@ -32,7 +32,8 @@ Check = Callable[[str, bool, str], None]  # (key, whether its value is good, wha
 
 def check(values: dict[str, Any], check_key: Check) -> None:
     """Check the keys of a model.json that depend on its task, which is one of TASKS, by `check_key`."""
-    task, labels = values["task"], values.get("labels")
+    task: str = values["task"]
+    labels: Any = values.get("labels")
     check_key(
         "activation", values.get("activation", "softmax") in tuple(ACTIVATIONS), f"one of {', '.join(ACTIVATIONS)}"
     )
@@ -54,7 +55,8 @@ def check(values: dict[str, Any], check_key: Check) -> None:
 
 
 def _check_output_shape(values: dict[str, Any], check_key: Check) -> None:
-    task, shape = values["task"], values.get("output_shape")
+    task: str = values["task"]
+    shape: Any = values.get("output_shape")
     if task in LABELLED:
         check_key("output_shape", shape is None, f"null, as the task is {task}")
         return

@@ -240,7 +240,8 @@ def _agreement(float_file: Path, int8_file: Path, images: Sequence[np.ndarray]) 
     values = onnx_engine.onnx_metadata(sessions[0])
     same = total = 0
     for image in images:
-        agree = _agree(*(session.run(None, {IMAGE: image})[0] for session in sessions), values)
+        one, other = (session.run(None, {IMAGE: image})[0] for session in sessions)
+        agree = _agree(one, other, values)
         same += int(agree.sum())
         total += agree.size
     return same, total

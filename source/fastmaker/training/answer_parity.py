@@ -56,7 +56,7 @@ def _compare_words(what: str, given: Any, expected: Any, name: str) -> None:
 
 def _pixels(given: answers.Points, size: tuple[int, int]) -> np.ndarray:
     """Return points as ``learn.predict`` does: in pixels of the network's input."""
-    return (given.array.reshape(-1, 2) + 1) * np.float32(size) / 2
+    return (given.array.reshape(-1, 2) + 1) * np.asarray(size, np.float32) / 2
 
 
 def _compare_decoded(given: np.ndarray, decoded: Any, name: str) -> None:

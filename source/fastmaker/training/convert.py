@@ -59,7 +59,8 @@ def _answer_all(loaded: exported.Exported, output: Path, reply: Callable[..., No
     with parity.predicting(loaded.learn):
         for line in sys.stdin:
             with loaded.answering():
-                np.savez(output, **answer(loaded, Path(line.rstrip("\n"))))
+                answered: dict[str, Any] = dict(answer(loaded, Path(line.rstrip("\n"))))
+                np.savez(output, **answered)
             reply()
 
 
