@@ -23,7 +23,7 @@ ITEMS = {
     "pad": lambda: [Resize((60, 80), "pad", "zeros")],
     "squish": lambda: [Resize((64, 48), "squish")],
     "RandomResizedCrop": lambda: [RandomResizedCrop(64)],
-    "CropPad": lambda: [CropPad((64, 110))],
+    "CropPad": lambda: [CropPad((104, 110))],
     "RatioResize": lambda: [RatioResize(60)],
     "pad, crop_pad": lambda: [Resize((80, 80), "pad", "zeros"), CropPad(70)],
 }

@@ -17,7 +17,7 @@ from fastai.vision.all import (
 )
 
 from fastmaker import bundle, tasks
-from fastmaker.training import losses
+from fastmaker.training import capture, losses
 
 
 def task(learn: Learner) -> str:
@@ -52,9 +52,16 @@ def fields(learn: Learner, task: str, image: tuple[int, int, int]) -> dict[str, 
     `image` is the shape (C, H, W) of the network's input.
     """
     shape = _output_shape(learn, image)
-    found: dict[str, Any] = {"labels": _labels(learn) if task in tasks.LABELLED else ()}
     if task not in tasks.LABELLED:
-        found["output_shape"] = shape
+        found: dict[str, Any] = {"labels": (), "output_shape": shape}
+    else:
+        found = {"labels": _labels(learn)}
+        expected = len(found["labels"]), *(image[1:] if task == "segmentation" else ())
+        if shape != expected:
+            raise bundle.BundleError(
+                f"the output of the Learner's network has the shape {list(shape)} for one image; expected"
+                f" {list(expected)}, a number for each of its labels"
+            )
     return found | losses.read(learn.loss_func, task, shape)
 
 
@@ -70,13 +77,16 @@ def _output_shape(learn: Learner, image: tuple[int, int, int]) -> tuple[int, ...
     """Return the shape of the network's output for one image. Raises BundleError if it has none."""
     model = learn.model
     parameter, modes = next(model.parameters()), {module: module.training for module in model.modules()}
+    entered, remove = capture.follow(model)
     try:
         with torch.no_grad():
             output = model.eval()(torch.zeros(2, *image, device=parameter.device, dtype=parameter.dtype))
     except Exception as error:  # whatever a network of the user's own raises
         reason = (" ".join(str(error).split()) or type(error).__name__)[:200]
-        raise bundle.BundleError(f"the Learner's network cannot be kept in a bundle: it fails: {reason}") from None
+        where = f"its layer {entered[-1]}" if entered else "it"
+        raise bundle.BundleError(f"the Learner's network cannot be kept in a bundle: {where} fails: {reason}") from None
     finally:
+        remove()
         for module, training in modes.items():
             module.training = training
     if not isinstance(output, torch.Tensor) or output.ndim < 1 or len(output) != 2:
