@@ -129,7 +129,7 @@ NETWORKS = {
     "other channels": (lambda model: nn.Sequential(nn.Conv2d(1, 8, 3), *model[1:]), "its layer 0 (Conv2d)"),
     "other classes": (
         lambda model: nn.Sequential(*model, nn.Linear(3, 5)),
-        "has the shape [5] for one image; expected [3]",
+        "has the shape [5] for one",
     ),
     "pixels": (lambda model: model[:3], "has the shape ["),
 }
