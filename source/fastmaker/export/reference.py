@@ -38,7 +38,7 @@ def learner(model_dir: str | os.PathLike) -> Learner:
     """Return a Learner with the weights of the bundle in `model_dir`, loaded strictly. Raises bundle.BundleError."""
     network, info = bundle.load(model_dir)
     if info.steps:
-        raise bundle.BundleError(f"{model_dir}: its images go through steps; --learner FILE takes the exported Learner")
+        raise bundle.BundleError(f"{model_dir}: its images go through steps, of which no Learner can be made here")
     if info.architecture == bundle.GRAPH:
         return Learner(_dataloaders(info), _Kept(network), loss_func=_loss(info))
     state = torch.load(Path(model_dir, bundle.STATE_FILE), map_location="cpu", weights_only=True)
