@@ -178,11 +178,10 @@ def test_a_gate_that_is_terminated_leaves_nothing_running(digits_bundle, digits,
     ]
     process = subprocess.Popen(command, env=env, cwd=REPOSITORY, stderr=subprocess.PIPE, text=True)
     try:
-        wait_until(lambda: any("ts.model_server" in p.cmdline() for p in running_below(tmp_path)))
+        wait_until(lambda: running_below(tmp_path, "ts.model_server"))
+    finally:
         process.terminate()
         assert process.wait(PATIENCE) == 130
-    finally:
-        process.kill()
     assert process.stderr.read() == "error: interrupted\n"
     assert nothing_runs_below(tmp_path)
 

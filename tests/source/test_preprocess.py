@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import numpy as np
+import PIL
 import pytest
 import torch
 from fastai.vision.all import PILImage, PILImageBW, Pipeline, Resize, ToTensor
@@ -95,6 +96,10 @@ def assert_same_as_fastai(data, size, method, modes=preprocess.IMAGE_MODES):
 @pytest.mark.parametrize(("mode", "file_format", "opened_as"), STORED_MODES)
 def test_every_image_mode_gives_fastais_tensor(mode, file_format, opened_as, method):
     data = encoded(picture(mode), file_format)
+    try:
+        Image.open(io.BytesIO(data)).load()
+    except OSError as error:  # Pillow 12.3, the last one for Python 3.10, with YCbCr
+        pytest.skip(f"Pillow {PIL.__version__} does not read the {mode} {file_format} that it wrote: {error}")
     assert preprocess.decode(data).mode == opened_as
     # Pillow, and so fastai, cannot make LAB gray.
     assert_same_as_fastai(data, (24, 40), method, modes=("RGB",) if mode == "LAB" else preprocess.IMAGE_MODES)

@@ -18,6 +18,7 @@ from fastmaker.serving import models
 from fastmaker.training import data
 
 MEAN, STD = data.STATISTICS["RGB"]
+pytestmark = pytest.mark.learner
 LABELS = ("ground", "box", "disc", "Void")
 
 

@@ -40,6 +40,7 @@ from fastmaker import bundle, preprocess, save_bundle
 from fastmaker.serving import models
 from fastmaker.training import data, learner
 
+pytestmark = pytest.mark.learner
 METHODS = preprocess.RESIZE_METHODS
 
 

@@ -33,6 +33,7 @@ from fastmaker import bundle, preprocess, save_bundle
 from fastmaker.serving import models
 from fastmaker.training import parity, pictures
 
+pytestmark = pytest.mark.learner
 SIZE = Resize(40)
 
 

@@ -26,6 +26,7 @@ from fastmaker import bundle, masks, preprocess, save_bundle
 from fastmaker.serving import engines, models
 from fastmaker.training import data, mask_data, segmentation
 
+pytestmark = pytest.mark.learner
 NAMES = {"ids": lambda value: "+".join(value) or "the plainest" if isinstance(value, dict) else None}
 
 
