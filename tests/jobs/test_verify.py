@@ -146,12 +146,6 @@ def test_a_bundle_that_is_not_the_exported_learners_fails_the_gate(gate, export,
         assert status == 1
 
 
-def test_steps_without_the_exported_learner_fail_the_gate(gate, export, photos):
-    status, printed, _ = gate(export[1], next(photos.rglob("*.jpg")), "--paths", "fastai,torch")
-    assert status == 1
-    assert "its images go through steps; --learner FILE takes the exported Learner" in rows(printed)["fastai"][-1]
-
-
 def test_paths_of_which_only_one_can_run_are_no_pass(gate, digits_bundle, digits):
     status, _, said = gate(digits_bundle, next(digits.rglob("*.png")), "--paths", "torch,triton")
     assert status == 1

@@ -12,6 +12,8 @@ from fastmaker import bundle, preprocess
 from fastmaker.serving import models
 from fastmaker.training import exported, old_fastai, stand_ins, unpickling
 
+pytestmark = pytest.mark.learner
+
 NAMES = (
     "functions", "get_x", "transform", "only_trains", "loss", "callback", "network", "module", "by_value",
     "of_another_python", "network_of_another_python",
