@@ -61,13 +61,16 @@ def workers_of(session, name):
     return [pid for server in servers for pid in torchserve.ready_workers(server["port"])]
 
 
-def running_below(home: Path) -> list[psutil.Process]:
-    """Processes that were started for something under `home`."""
+def running_below(home: Path, word: str = "") -> list[psutil.Process]:
+    """Processes that were started for something under `home`, with `word` in their commands."""
     found = []
     for process in psutil.process_iter():
         try:
-            words = [*process.cmdline(), process.environ().get("SAGEMAKER_BASE_DIR", "")]
-            if process.status() != psutil.STATUS_ZOMBIE and any(str(home) in word for word in words):
+            command = process.cmdline()
+            places = [*command, process.environ().get("SAGEMAKER_BASE_DIR", "")]
+            if process.status() == psutil.STATUS_ZOMBIE or not any(str(home) in place for place in places):
+                continue
+            if any(word in part for part in command):
                 found.append(process)
         except psutil.Error:
             continue

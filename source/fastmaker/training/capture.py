@@ -131,7 +131,7 @@ def _export(network: nn.Module, example: torch.Tensor, any_size: bool) -> Any:
     from torch.export import Dim, export
 
     sizes = {2: Dim.AUTO, 3: Dim.AUTO} if any_size else {}
-    entered, remove = _follow(network)
+    entered, remove = follow(network)
     try:
         with torch.no_grad():
             return export(network, (example,), dynamic_shapes=({0: Dim.DYNAMIC, **sizes},), strict=False)
@@ -143,12 +143,12 @@ def _export(network: nn.Module, example: torch.Tensor, any_size: bool) -> Any:
         remove()
 
 
-def _follow(network: nn.Module) -> tuple[list[str], Callable[[], None]]:
+def follow(network: nn.Module) -> tuple[list[str], Callable[[], None]]:
     """Return a list that always holds the layers that are being computed, and a function that ends that."""
     entered: list[str] = []
     handles = []
     for name, module in network.named_modules():
-        if name:
+        if name and not isinstance(module, torch.jit.ScriptModule):  # which takes no hooks
             words = _words(name, module)
             handles.append(module.register_forward_pre_hook(lambda *_, words=words: entered.append(words)))
             handles.append(module.register_forward_hook(lambda *_: entered.pop() and None))

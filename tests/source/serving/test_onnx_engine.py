@@ -106,7 +106,7 @@ def test_a_file_that_does_not_say_what_it_was_made_of_is_refused(model_dir, meta
     del model.metadata_props[:]
     onnx.helper.set_model_props(model, metadata)
     onnx.save(model, model_dir / "model.onnx")
-    with pytest.raises(bundle.BundleError, match="made of another bundle: its resampled, state_sha256"):
+    with pytest.raises(bundle.BundleError, match="made of another bundle: its resampled, activation, state_sha256"):
         models.load(model_dir)
 
 

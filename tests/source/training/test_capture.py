@@ -31,6 +31,7 @@ from fastmaker import load_bundle, preprocess, save_bundle
 from fastmaker.export import reference
 from fastmaker.training import capture
 
+pytestmark = pytest.mark.learner
 needs_timm = pytest.mark.skipif(importlib.util.find_spec("timm") is None, reason="timm is not installed")
 
 

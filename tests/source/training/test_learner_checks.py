@@ -127,8 +127,11 @@ NETWORKS = {
     "quantized": (quantized, "cannot be kept in a bundle"),
     "no weights": (lambda _: nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten()), "it has no weights"),
     "other channels": (lambda model: nn.Sequential(nn.Conv2d(1, 8, 3), *model[1:]), "its layer 0 (Conv2d)"),
-    "other classes": (lambda model: nn.Sequential(*model, nn.Linear(3, 5)), "has the shape [1, 5]"),
-    "pixels": (lambda model: model[:3], "'output' has the shape"),
+    "other classes": (
+        lambda model: nn.Sequential(*model, nn.Linear(3, 5)),
+        "has the shape [5] for one",
+    ),
+    "pixels": (lambda model: model[:3], "has the shape ["),
 }
 
 
