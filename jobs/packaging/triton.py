@@ -136,9 +136,9 @@ def _network_config(name: str, file: Path, has_labels: bool, options: Options, d
     else:
         config.platform = "onnxruntime_onnx"
     for node in session.get_inputs():
-        config.input.add(name=node.name, data_type=_data_type(node.type), dims=node.shape[1:])
+        config.input.add(name=node.name, data_type=_data_type(node.type), dims=_dims(node.shape))
     for node in session.get_outputs():
-        config.output.add(name=node.name, data_type=_data_type(node.type), dims=node.shape[1:])
+        config.output.add(name=node.name, data_type=_data_type(node.type), dims=_dims(node.shape))
         if has_labels and node.name == onnx_engine.PROBABILITIES:
             config.output[-1].label_filename = LABELS_FILE
     config.parameters[INFO].string_value = description
@@ -198,6 +198,11 @@ def _data_type(onnx_type: str) -> int:
     from tritonclient.grpc import model_config_pb2 as pb
 
     return {"tensor(uint8)": pb.TYPE_UINT8, "tensor(float)": pb.TYPE_FP32}[onnx_type]
+
+
+def _dims(shape: Sequence[int | str]) -> list[int]:
+    """Return the shape of one image's tensor as Triton has it: -1 for a size that is free."""
+    return [size if isinstance(size, int) else -1 for size in shape[1:]]
 
 
 def _write_config(folder: Path, config) -> None:

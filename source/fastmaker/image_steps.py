@@ -55,6 +55,30 @@ def apply(image: Image.Image, step: Mapping[str, Any]) -> Image.Image:
     return preprocess.resize(image, (height, width), step["method"], step["pad_mode"], resample)
 
 
+def largest_height(info: Mapping[str, Any]) -> int | None:
+    """Return the height up to which an ONNX file resizes images of any size as fastai does.
+
+    Of a higher image fastai takes means first, which the file lacks; it compares the height with the width of the grid.
+    None if all images have one size before grid_sample, or if no such step follows.
+    """
+    alike = not info.get("steps")
+    for step in info.get("steps") or ():
+        if step["step"] in NAMES:
+            alike = step["step"] != "ratio_resize" and (alike or step["step"] != "any_size")
+        elif step.get("size"):
+            return None if alike or step["step"] != "grid_sample" else 2 * step["size"][1]
+    return None
+
+
+def check_for_onnx(size: Sequence[int], info: Mapping[str, Any]) -> None:
+    """Raise preprocess.ImageError if an ONNX file takes no image of `size`, (height, width), after its own steps."""
+    highest = largest_height(info)
+    if highest is not None and size[0] > highest:
+        raise preprocess.ImageError(
+            f"the image has {size[1]}x{size[0]} pixels; an ONNX file of this model takes images up to {highest} high"
+        )
+
+
 def _checked(image: Image.Image, size: Sequence[int]) -> Image.Image:
     if [image.height, image.width] != list(size):
         raise ValueError(

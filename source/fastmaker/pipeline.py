@@ -183,7 +183,9 @@ def grid_sample(
     target = tuple(size or pixels.shape[-2:])
     identity = torch.eye(2, 3, device=pixels.device).expand(pixels.shape[0], 2, 3)
     grid = nn.functional.affine_grid(identity, [pixels.shape[0], pixels.shape[1], *target], align_corners=align_corners)
-    if mode == "bilinear":  # of a much larger image fastai takes means first; it compares its size with the grid's
+    of_any_size = isinstance(pixels.shape[-1], torch.SymInt)  # as in an ONNX file, see image_steps.largest_height
+    if mode == "bilinear" and not of_any_size:
+        # Of a much larger image fastai takes means first; it compares its size with the grid's.
         zoom = _zoom(target, align_corners)
         shrink = min(pixels.shape[-2] / grid.shape[-2], pixels.shape[-1] / grid.shape[-1]) / 2
         if shrink > 1 and shrink > zoom:

@@ -26,7 +26,18 @@ import numpy as np
 import torch
 from torch import nn
 
-from fastmaker import __version__, bundle, files, graph, graph_rewrites, networks, pipeline, preprocess, tasks
+from fastmaker import (
+    __version__,
+    bundle,
+    files,
+    graph,
+    graph_rewrites,
+    image_steps,
+    networks,
+    pipeline,
+    preprocess,
+    tasks,
+)
 from fastmaker.serving import onnx_engine
 from fastmaker.serving.onnx_engine import IMAGE, MASK, MODEL_JSON, output_name
 from fastmaker.training import layouts
@@ -88,10 +99,8 @@ def to_onnx(model_dir: str | os.PathLike, file: str | os.PathLike, image_input: 
     if image_input not in INPUTS:
         raise ExportError(f"the input is {image_input!r}; expected one of {', '.join(INPUTS)}")
     network, info = bundle.load(model_dir)
-    if pipeline.input_size(info) is None:
-        raise ExportError(
-            f"{model_dir}: the Learner resized images of any size in batches; an ONNX file takes images of one size"
-        )
+    if pipeline.input_size(info) is None and image_steps.largest_height(vars(info)) is None:
+        raise ExportError(f"{model_dir}: the network takes images of any size; an ONNX file takes images of one size")
     model = Exported(network, info, image_input).eval().requires_grad_(False)
     proto = _export(model)
     _set_metadata(proto, Path(model_dir, bundle.INFO_FILE).read_text("utf-8"), info)
@@ -185,13 +194,20 @@ def _export(model: Exported) -> "onnx.ModelProto":
                 opset_version=OPSET,
                 dynamo=True,
                 external_data=False,
-                dynamic_shapes={"image": {0: torch.export.Dim("batch")}},
+                dynamic_shapes={"image": _dynamic_axes(model.info)},
                 verbose=False,
             )
     except torch.onnx.errors.OnnxExporterError as error:
         raise ExportError(f"torch cannot export this network: {' '.join(str(error).split())[-300:]}") from None
     assert program is not None  # as with dynamo=False
     return program.model_proto
+
+
+def _dynamic_axes(info: bundle.ModelInfo) -> dict[int, Any]:
+    axes: dict[int, Any] = {0: torch.export.Dim("batch")}
+    if image_steps.largest_height(vars(info)):
+        axes |= {2: torch.export.Dim("height", min=2), 3: torch.export.Dim("width", min=2)}
+    return axes
 
 
 def _set_metadata(proto: "onnx.ModelProto", model_json: str, info: bundle.ModelInfo) -> None:
@@ -271,7 +287,10 @@ class _Reader:
 def _images(n: int, info: bundle.ModelInfo, image_input: str) -> torch.Tensor:
     """Return `n` random images of soft coloured spots; on plain noise a network is more certain than on photos."""
     spots = torch.rand((n, info.channels, 6, 6), generator=torch.Generator().manual_seed(n))
-    images = nn.functional.interpolate(spots, pipeline.input_size(info), mode="bilinear").mul(255).to(torch.uint8)
+    size = pipeline.input_size(info)
+    if highest := image_steps.largest_height(vars(info)):
+        size = max(2, highest - n), highest + 2 * n  # another one for each n
+    images = nn.functional.interpolate(spots, size, mode="bilinear").mul(255).to(torch.uint8)
     return _as_input(images, image_input)
 
 

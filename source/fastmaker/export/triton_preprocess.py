@@ -27,6 +27,9 @@ class TritonPythonModel:
         encoded = pb_utils.get_input_tensor_by_name(request, "image_bytes").as_numpy()
         try:
             images = [image_steps.to_array(preprocess.decode(data), self.info) for data in encoded.ravel()]
+            image_steps.check_for_onnx(images[0].shape[1:], self.info)
+            if len({image.shape for image in images}) > 1:
+                raise preprocess.ImageError("the images of a request have different sizes; send each alone")
         except preprocess.ImageError as error:
             invalid = pb_utils.TritonError(str(error), pb_utils.TritonError.INVALID_ARG)
             return pb_utils.InferenceResponse(error=invalid)

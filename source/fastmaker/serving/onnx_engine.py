@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from fastmaker import bundle
+from fastmaker import bundle, image_steps
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -50,10 +50,14 @@ class OnnxEngine:
             )
         if (found := input_dtype(self.session)) != np.uint8:
             raise bundle.BundleError(f"{path}: takes {found} images; the engine serves models that take uint8")
-        self.output = output_name(info)
+        self.output, self.info = output_name(info), vars(info)
 
     def numbers(self, batch: torch.Tensor) -> torch.Tensor:
-        """Return the numbers of images, uint8 (N, C, H, W): float32 (N, ...), of `ModelInfo.shape` for each image."""
+        """Return the numbers of images, uint8 (N, C, H, W): float32 (N, ...), of `ModelInfo.shape` for each image.
+
+        Raises preprocess.ImageError for images that are too large for the file.
+        """
+        image_steps.check_for_onnx(batch.shape[-2:], self.info)
         (outputs,) = self.session.run([self.output], {IMAGE: batch.numpy()})
         return torch.from_numpy(outputs)
 

@@ -13,7 +13,7 @@ import torch
 from helpers import task_bundles
 from PIL import Image
 
-from fastmaker import __version__, bundle, networks, unet
+from fastmaker import __version__, bundle, networks, preprocess, save_bundle, unet
 from fastmaker.export import onnx_file
 from fastmaker.serving import models
 from fastmaker.training import data
@@ -126,6 +126,30 @@ def test_a_file_of_a_bundle_with_another_activation_is_refused(tmp_path):
     task_bundles.save(folder, "multilabel", activation="none")
     with pytest.raises(bundle.BundleError, match="its activation is not that of model"):
         models.load(folder, engine="onnxruntime")
+
+
+def test_images_of_any_size_that_batches_are_resized_from_are_answered_as_in_fastai(photos, tmp_path):
+    from fastai.vision.all import ImageDataLoaders, Learner, aug_transforms
+    from helpers import random_networks
+
+    batches = aug_transforms(size=(40, 48))
+    dls = ImageDataLoaders.from_folder(photos, valid_pct=0.3, batch_tfms=batches, bs=1, num_workers=0)
+    learn = Learner(dls, random_networks.Tiny(3, 3))
+    save_bundle(learn, tmp_path)
+    onnx_file.to_onnx(tmp_path, tmp_path / "model.onnx")
+    model = models.load(tmp_path, engine="onnxruntime")
+    files, answered = sorted(photos.rglob("*.jpg")), 0
+    for file in files:
+        image = Image.open(file)
+        if image.height > 96:  # fastai takes means first
+            with pytest.raises(preprocess.ImageError, match="an ONNX file of this model takes images up to 96 high"):
+                model.predict([image])
+            continue
+        with learn.no_bar(), learn.no_logging():
+            expected = learn.predict(file)[2]
+        assert np.allclose(model.predict([image])[0].array, expected, atol=1e-5)
+        answered += 1
+    assert 0 < answered < len(files)
 
 
 def test_a_batch_of_any_size_has_the_answers_of_its_images(both, images):
