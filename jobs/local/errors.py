@@ -9,6 +9,8 @@ from botocore.errorfactory import ClientExceptionsFactory
 from botocore.exceptions import ClientError
 from botocore.model import ServiceModel
 
+from fastmaker.local.store import DamagedRecord
+
 
 @functools.cache
 def modeled_exceptions(service: str) -> Any:
@@ -32,7 +34,10 @@ def in_use(operation: str, kind: str, name: str) -> ClientError:
 
 
 class must_exist:
-    """Turn a store's KeyError for `name` into the ClientError that AWS answers for a resource that does not exist."""
+    """Turn a store's KeyError for `name` into the ClientError that AWS answers for a resource that does not exist.
+
+    A record that is damaged is a ClientError as well, which names its file.
+    """
 
     def __init__(self, operation: str, kind: str, name: str) -> None:
         self.operation, self.kind, self.name = operation, kind, name
@@ -45,4 +50,6 @@ class must_exist:
     ) -> Literal[False]:
         if isinstance(error, KeyError) and error.args == (self.name,):
             raise invalid(self.operation, f'Could not find {self.kind} "{self.name}".') from None
+        if isinstance(error, DamagedRecord):
+            raise invalid(self.operation, f"{error}; the {self.kind} can be deleted, and nothing else") from None
         return False

@@ -14,7 +14,7 @@ from botocore.response import StreamingBody
 from fastmaker.local.errors import modeled_exceptions
 from fastmaker.local.names import ACCOUNT
 from fastmaker.local.serving import endpoints
-from fastmaker.local.store import Store, default_home
+from fastmaker.local.store import default_home
 
 CONNECT_SECONDS = 5
 CONNECTIONS = 32  # kept open, of all threads
@@ -24,7 +24,7 @@ class SageMakerRuntime:
     """Invoke the endpoints under `home`."""
 
     def __init__(self, home: Path | None = None) -> None:
-        self._endpoints = Store(home or default_home(), endpoints.KIND)
+        self._endpoints = endpoints.store_below(home or default_home())
         timeout = urllib3.Timeout(connect=CONNECT_SECONDS, read=None)
         self._http = urllib3.PoolManager(retries=False, maxsize=CONNECTIONS, timeout=timeout)
         self.config: Any = None  # the SDK sets it

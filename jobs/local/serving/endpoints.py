@@ -4,16 +4,29 @@ No process watches an endpoint: whoever describes or invokes it looks at its ser
 """
 
 import random
+from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from fastmaker.jobs import storage
-from fastmaker.local.containers import Container, ContainerError, free_ports
+from fastmaker.local.containers import Container, ContainerError, end_below, free_ports
 from fastmaker.local.serving import torchserve
 from fastmaker.local.store import Store, now
 
 KIND = "endpoints"
+SERVER = {"folder": str, "variant": str, "weight": (int, float), "port": int, "ready": bool}
+SHAPE = {
+    "description": {"EndpointName": str, "EndpointArn": str, "EndpointStatus": str, "CreationTime": datetime},
+    "servers": [SERVER],
+    "next_servers": [SERVER],
+}
 DRAIN_SECONDS = 5  # for requests under way when other servers take over; a deleted endpoint waits for none
+
+
+def store_below(home: Path) -> Store:
+    """Return the records of endpoints in FASTMAKER_HOME."""
+    return Store(home, KIND, SHAPE, partial(end_below, depth=2))
 
 
 def create(
@@ -55,13 +68,6 @@ def describe(store: Store, name: str) -> dict[str, Any]:
     """Return the endpoint as DescribeEndpoint does, after a look at its servers. Raises KeyError."""
     description: dict[str, Any] = _refresh(store, name)["description"]
     return description
-
-
-def delete(store: Store, name: str) -> None:
-    """Stop the servers and delete the endpoint. Raises KeyError."""
-    record = store.read(name)
-    _stop(store, name, record["servers"] + record["next_servers"])
-    store.delete(name)
 
 
 def pick_server(store: Store, name: str, variant: str | None) -> dict[str, Any]:
