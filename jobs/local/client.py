@@ -205,7 +205,9 @@ class SageMaker:
             message = f'Cannot update endpoint "{EndpointName}" in status {description["EndpointStatus"]}.'
             raise invalid("UpdateEndpoint", message)
         models = self._models_of("UpdateEndpoint", config)
-        endpoints.update(self.endpoints, EndpointName, config, models, self._s3_client)
+        with must_exist("UpdateEndpoint", "endpoint", EndpointName):
+            if not endpoints.update(self.endpoints, EndpointName, config, models, self._s3_client):
+                raise invalid("UpdateEndpoint", f'Cannot update endpoint "{EndpointName}" in status Updating.')
         return {"EndpointArn": description["EndpointArn"]}
 
     def describe_endpoint(self, EndpointName: str) -> dict[str, Any]:

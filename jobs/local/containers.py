@@ -149,6 +149,16 @@ class Container:
         tokens = {_small_file(folder / TOKEN_FILE) for folder in (temporary, self.root)}
         return temporary if len(tokens) == 1 and tokens != {b""} else None
 
+    def set_log_aside(self) -> None:
+        """Keep the log as container.1.log, in place of an earlier one; what is started next has a new log."""
+        with contextlib.suppress(FileNotFoundError):
+            self.log.replace(self.log.with_name("container.1.log"))
+
+    def note(self, line: str) -> None:
+        """Add a line to the log."""
+        with open(self.log, "a", encoding="utf-8") as log:
+            log.write(line + "\n")
+
     def last_line(self) -> str:
         """Return the last line of the log that is not blank."""
         lines = [line.strip() for line in self.log_tail(50).splitlines() if line.strip()]
@@ -168,10 +178,11 @@ def end_below(directory: Path, depth: int = 1) -> None:
     Deeper lie the files of users.
     """
     for level in (0, depth):
-        for file in sorted(directory.glob("*/" * level + processes.PROCESS_FILE)):
-            above = [file.parents[number] for number in range(level)]
-            if not any(folder.is_symlink() for folder in above):
-                Container(file.parent).close()
+        for folder in sorted(directory.glob("*/" * level)) if level else [directory]:
+            above = [folder, *folder.parents][:level]
+            signs = (folder / name for name in (processes.PROCESS_FILE, TOKEN_FILE))
+            if not any(path.is_symlink() for path in above) and any(map(os.path.lexists, signs)):
+                Container(folder).close()
 
 
 def stop_processes(find: Callable[[], list[psutil.Process]], grace_seconds: float) -> None:

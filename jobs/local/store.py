@@ -168,7 +168,7 @@ class Store:
                     yield directory
                     return
             finally:
-                os.close(lock)
+                _unlock(lock)
 
     def _move_in(self, new: Path, name: str) -> None:
         """Give a new directory its name. Raises FileExistsError if a record has it; what is none gives way."""
@@ -190,7 +190,7 @@ class Store:
                     self._end(directory)
                 self._remove(directory)
         finally:
-            os.close(lock)
+            _unlock(lock)
 
     def _remove(self, directory: Path) -> None:
         """Free the name of a directory, then remove what it holds; of a link or a file, itself alone."""
@@ -264,6 +264,13 @@ def _open_lock(directory: Path) -> int:
         raise
     except OSError:
         return os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+
+
+def _unlock(lock: int) -> None:
+    """Give up a lock, also where a process that was forked meanwhile has inherited the descriptor."""
+    with contextlib.suppress(OSError):
+        fcntl.flock(lock, fcntl.LOCK_UN)
+    os.close(lock)
 
 
 def _same(lock: int, directory: Path) -> bool:
