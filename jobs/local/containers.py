@@ -237,8 +237,16 @@ def free_ports(count: int) -> list[int]:
 
 
 def copy_tree(source: Path, target: Path) -> None:
-    """Copy a source directory without compiled files, version control and virtual environments."""
-    shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__", ".git", ".venv"), dirs_exist_ok=True)
+    """Copy a source directory without compiled files, version control and virtual environments.
+
+    Raises ContainerError.
+    """
+    ignore = shutil.ignore_patterns("__pycache__", ".git", ".venv")
+    try:
+        shutil.copytree(source, target, ignore=ignore, dirs_exist_ok=True)
+    except shutil.Error as error:  # of several files; a pipe, a socket, a link that leads nowhere
+        path, _, reason = error.args[0][0]
+        raise ContainerError(f"{path} cannot be copied: {reason}") from None
 
 
 def _short_temporary_folder() -> str:
