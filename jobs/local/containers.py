@@ -55,11 +55,16 @@ class Container:
         """Make the tree that the SageMaker platform makes before it starts a container."""
         for folder in ("input/config", "input/data", "model", "output/data"):
             (self.root / folder).mkdir(parents=True, exist_ok=True)
-        temporary, token = (
-            Path(tempfile.mkdtemp(prefix="fastmaker-", dir=_short_temporary_folder())),
-            secrets.token_hex(16),
-        )
+        self.renew_temporary()
+
+    def renew_temporary(self) -> None:
+        """Make an empty temporary folder, in place of the one that there was."""
+        self._remove_temporary()
+        self.tmp.unlink(missing_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix="fastmaker-", dir=_short_temporary_folder()))
+        token = secrets.token_hex(16)
         for folder in (temporary, self.root):
+            (folder / TOKEN_FILE).unlink(missing_ok=True)  # a script may have made it a link
             (folder / TOKEN_FILE).write_text(token)
         self.tmp.symlink_to(temporary)
 
@@ -137,6 +142,9 @@ class Container:
     def close(self, grace_seconds: float = 0) -> None:
         """Stop the processes and remove the temporary files; logs and results stay."""
         self.stop(grace_seconds)
+        self._remove_temporary()
+
+    def _remove_temporary(self) -> None:
         with contextlib.suppress(OSError):
             if self.tmp.is_symlink() and (temporary := self._own_temporary()):
                 shutil.rmtree(temporary, ignore_errors=True)
@@ -155,8 +163,8 @@ class Container:
             self.log.replace(self.log.with_name("container.1.log"))
 
     def note(self, line: str) -> None:
-        """Add a line to the log."""
-        with open(self.log, "a", encoding="utf-8") as log:
+        """Add a line to the log, if there is space for it."""
+        with contextlib.suppress(OSError), open(self.log, "a", encoding="utf-8") as log:
             log.write(line + "\n")
 
     def last_line(self) -> str:

@@ -232,6 +232,9 @@ class Instance:
                 raise Halted
             if torchserve.clashed(container) and attempts < SERVER_STARTS:
                 attempts += 1
+                container.stop(0)
+                container.renew_temporary()
+                container.set_log_aside()
                 self._start_process(container, model)
             elif reason := torchserve.why_not_starting(container):
                 raise JobFailure("\n".join([reason, container.log_tail(15)]))
@@ -242,13 +245,13 @@ class Instance:
     def _start_process(self, container: Container, model: dict[str, Any]) -> None:
         """Start the server of a container at a free port."""
         (self.port,) = free_ports(1)
-        container.set_log_aside()
         torchserve.start(container, model, self.job.request["TransformResources"]["InstanceType"], self.port)
 
     def _is_ready(self) -> bool:
         """Return whether the server has loaded its model, and it is this server that answers at its port."""
-        accepts = self.container is not None and self.container.accepts(self.port)
-        return accepts and torchserve.all_workers_ready(self.port)
+        return (
+            torchserve.all_workers_ready(self.port) and self.container is not None and self.container.accepts(self.port)
+        )
 
     def _environment(self) -> dict[str, str]:
         """Return the container's variables: those that tell of the job, and the job's Environment.

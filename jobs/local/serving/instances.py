@@ -24,6 +24,7 @@ from fastmaker.local.store import DamagedRecord, Store
 Server = dict[str, Any]
 RESTARTS = 4  # of one server within RESTART_SECONDS, after which it is given up
 RESTART_SECONDS = 600
+START_SECONDS = 60  # from the announcement of a start until another process may make one
 DRAIN_SECONDS = 60  # for the answers under way of a server that was replaced, as long as a model has for an answer
 REQUESTS_FILE = ".requests"  # in a server's folder: who has a request under way shares its lock
 
@@ -38,6 +39,7 @@ def planned(config: dict[str, Any], models: dict[str, dict[str, Any]], generatio
             "weight": variant.get("InitialVariantWeight", 1.0) or 1e-9,
             "model": models[variant["ModelName"]],
             "instance_type": variant["InstanceType"],
+            "boot": processes.boot(),
             "port": 0,
             "ready": False,
         }
@@ -72,13 +74,13 @@ def start(container: Container, server: Server) -> None:
 
 def is_ready(container: Container, server: Server) -> bool:
     """Return whether a server has loaded its model, and it is this server that answers at its port."""
-    return container.accepts(server["port"]) and torchserve.all_workers_ready(server["port"])
+    return torchserve.all_workers_ready(server["port"]) and container.accepts(server["port"])
 
 
 def is_dead(container: Container, server: Server) -> bool:
     """Return whether a server has ended, and nobody is starting it."""
     if starter := server.get("starter"):
-        return not processes.lives(starter)
+        return not processes.lives(starter) or time.time() - starter["at"] > START_SECONDS
     return not container.alive()
 
 
@@ -90,8 +92,12 @@ def why_not_starting(container: Container, server: Server) -> str | None:
 
 
 def may_restart(server: Server) -> bool:
-    """Return whether a server that has died is to be started again. One of an earlier version cannot."""
-    return "model" in server and not server.get("given_up") and len(_recent(server)) < RESTARTS
+    """Return whether a server that has died is to be started again: not after a reboot, which ended it for good.
+
+    One of an earlier version cannot be.
+    """
+    of_this_boot = "model" in server and server.get("boot") == processes.boot()
+    return of_this_boot and not server.get("given_up") and len(_recent(server)) < RESTARTS
 
 
 def choose_port(server: Server) -> None:
@@ -103,14 +109,14 @@ def announce(server: Server) -> None:
     """Enter in a server's entry that this process is about to start it anew, at another port."""
     server["restarts"] = [*_recent(server), time.time()]
     choose_port(server)
-    server.update(ready=False, starter=processes.identity())
+    server.update(ready=False, starter={**processes.identity(), "at": time.time()})
 
 
 def restart(container: Container, server: Server) -> None:
     """End what is left of a server and start it anew, as was announced. Raises ContainerError and OSError."""
     container.stop(0)
     container.set_log_aside()
-    (container.tmp / torchserve.PID_FILE).unlink(missing_ok=True)
+    container.renew_temporary()  # TorchServe left its pid there, and refuses to start beside that
     start(container, server)
     server["starter"] = None
 

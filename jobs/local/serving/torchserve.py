@@ -20,7 +20,6 @@ JAVA_OPTIONS = "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC"
 LAUNCHER = Path(runtime.__file__).with_name("torchserve_launcher.py")
 # What a worker prints: "2026-01-31T12:00:00,000 [INFO ] W-9000-model_1.0-stdout MODEL_LOG - text".
 WORKER_LINE = re.compile(r"\S+ \[\w+ *\] (?P<worker>\S+) MODEL_LOG - (?P<text>.*)")
-PID_FILE = ".model_server.pid"  # that TorchServe leaves in TMPDIR, and refuses to start beside
 # What TorchServe logs when another program has one of its ports.
 CLASH = ("Address already in use", "BindException")
 # What TorchServe logs when a worker could not load the model.
