@@ -119,7 +119,7 @@ def _ask_to_stop(record: dict[str, Any]) -> None:
             process.send_signal(signal.SIGTERM)
 
 
-def main(module: str, job: Callable[[Path], Job], settle_job: Callable[[Path], None]) -> None:
+def main(module: str, job: Callable[[Path], Job], settle_job: Callable[[Path], object]) -> None:
     """Run the job of a directory, or settle one whose process has died: ``python -m module [--settle] DIRECTORY``."""
     directory = Path(sys.argv[-1])
     if SETTLE in sys.argv:

@@ -168,7 +168,7 @@ def _make_folder(folder: Path) -> None:
 
 def _planned_entry(record: Record, server: Server) -> Server:
     """Return the entry of a server that this process is to start. Raises changes.Superseded if it is not any more."""
-    found = next((s for s in record["next_servers"] if s["folder"] == server["folder"]), None)
+    found: Server | None = next((s for s in record["next_servers"] if s["folder"] == server["folder"]), None)
     if found is None or record.get("launcher") != processes.identity():
         raise changes.Superseded
     return found
