@@ -6,8 +6,9 @@ from typing import Any, Literal
 
 import botocore.loaders
 from botocore.errorfactory import ClientExceptionsFactory
-from botocore.exceptions import ClientError
+from botocore.exceptions import ClientError, ParamValidationError
 from botocore.model import ServiceModel
+from botocore.validate import ParamValidator
 
 from fastmaker.local.store import DamagedRecord
 
@@ -15,8 +16,19 @@ from fastmaker.local.store import DamagedRecord
 @functools.cache
 def modeled_exceptions(service: str) -> Any:
     """Return the exception classes of a boto3 client, such as ``client.exceptions.ModelError``."""
-    model = ServiceModel(botocore.loaders.Loader().load_service_model(service, "service-2"), service)
-    return ClientExceptionsFactory().create_client_exceptions(model)
+    return ClientExceptionsFactory().create_client_exceptions(_service_model(service))
+
+
+@functools.cache
+def _service_model(service: str) -> ServiceModel:
+    return ServiceModel(botocore.loaders.Loader().load_service_model(service, "service-2"), service)
+
+
+def validate_input(service: str, operation: str, **request: Any) -> None:
+    """Check a request's members and their types as boto3 does. Raises ParamValidationError."""
+    report = ParamValidator().validate(request, _service_model(service).operation_model(operation).input_shape)
+    if report.has_errors():
+        raise ParamValidationError(report=report.generate_report())
 
 
 def invalid(operation: str, message: str) -> ClientError:

@@ -14,7 +14,7 @@ from botocore.exceptions import ClientError
 from botocore.response import StreamingBody
 
 from fastmaker.local.containers import Container
-from fastmaker.local.errors import modeled_exceptions
+from fastmaker.local.errors import modeled_exceptions, validate_input
 from fastmaker.local.names import ACCOUNT
 from fastmaker.local.serving import connections, endpoints, instances
 from fastmaker.local.store import DamagedRecord, default_home
@@ -27,6 +27,13 @@ PAUSE_SECONDS = 0.1
 LOST_REQUESTS = 2  # that a server which lives may cut off, as TorchServe does with one that is too large
 WORKER_DEATHS = 2  # that one request may see: it may be what kills them
 WORKER_DIED = b"Worker died."
+HEADERS = {
+    "ContentType": "Content-Type",
+    "Accept": "Accept",
+    "CustomAttributes": "X-Amzn-SageMaker-Custom-Attributes",
+    "TargetModel": "X-Amzn-SageMaker-Target-Model",
+    "InferenceId": "X-Amzn-SageMaker-Inference-Id",
+}
 
 
 class SageMakerRuntime:
@@ -44,14 +51,18 @@ class SageMakerRuntime:
         return modeled_exceptions("sagemaker-runtime")
 
     def invoke_endpoint(
-        self, EndpointName: str, Body: bytes | str = b"", TargetVariant: str | None = None, **request: Any
+        self, EndpointName: str, Body: Any = b"", TargetVariant: str | None = None, **request: Any
     ) -> dict[str, Any]:
         """Send a request to a model, as boto3's invoke_endpoint does.
 
-        An answer of 4xx or 5xx raises ModelError, with the status and the body.
+        An answer of 4xx or 5xx raises ModelError, with the status and the body. Raises ParamValidationError for what
+        boto3 does not take, and ClientError for what SageMaker does not.
         """
-        body = Body.encode("utf-8") if isinstance(Body, str) else Body
-        headers = _headers(request)
+        variant = {} if TargetVariant is None else {"TargetVariant": TargetVariant}
+        validate_input(
+            "sagemaker-runtime", "InvokeEndpoint", EndpointName=EndpointName, Body=Body, **variant, **request
+        )
+        body, headers = _bytes_of(Body), self._headers(request)
         failures = _Failures()
         while True:
             server = self._pick_server(EndpointName, TargetVariant, failures.avoid)
@@ -104,6 +115,16 @@ class SageMakerRuntime:
         except (LookupError, DamagedRecord) as error:
             raise self._invalid(str(error)) from None
 
+    def _headers(self, request: dict[str, Any]) -> dict[str, str]:
+        """Return the headers that SageMaker sends a container for the members of an InvokeEndpoint request."""
+        if others := sorted(request.keys() - HEADERS.keys()):
+            raise self._invalid(f"{others[0]} needs AWS")
+        given = {"ContentType": "application/octet-stream", "Accept": "*/*"} | {k: v for k, v in request.items() if v}
+        for name, value in given.items():
+            if not (value.isprintable() and value.isascii()):
+                raise self._invalid(f"{name} is {value!r}; expected printable ASCII")
+        return {HEADERS[name]: value for name, value in given.items()}
+
     def _invalid(self, message: str) -> ClientError:
         error = {"Error": {"Code": "ValidationError", "Message": message}}
         invalid: ClientError = self.exceptions.from_code("ValidationError")(error, "InvokeEndpoint")
@@ -148,16 +169,10 @@ class _Failures:
         return self._lost >= LOST_REQUESTS or time.monotonic() > self._deadline
 
 
-def _headers(request: dict[str, Any]) -> dict[str, str]:
-    """Return the headers that SageMaker sends a container for the members of an InvokeEndpoint request."""
-    headers = {
-        "Content-Type": request.get("ContentType") or "application/octet-stream",
-        "Accept": request.get("Accept") or "*/*",
-        "X-Amzn-SageMaker-Custom-Attributes": request.get("CustomAttributes"),
-        "X-Amzn-SageMaker-Target-Model": request.get("TargetModel"),
-        "X-Amzn-SageMaker-Inference-Id": request.get("InferenceId"),
-    }
-    return {name: value for name, value in headers.items() if value is not None}
+def _bytes_of(body: Any) -> bytes:
+    """Return the bytes of a body: text, bytes or an open file, as boto3 takes them."""
+    content = body.read() if hasattr(body, "read") else body
+    return content.encode("utf-8") if isinstance(content, str) else bytes(content)
 
 
 def _result(answer: urllib3.BaseHTTPResponse, variant: str) -> dict[str, Any]:
