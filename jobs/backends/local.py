@@ -1,5 +1,8 @@
 """The backend of instance types local and local_gpu: this machine. Data stay where they are, and nothing costs."""
 
+import contextlib
+from collections.abc import Iterator
+from datetime import datetime
 from functools import partial
 
 from fastmaker.jobs import instance_types, storage
@@ -7,7 +10,7 @@ from fastmaker.jobs.backends import pytorch, versions
 from fastmaker.jobs.backends.requests import EndpointRequest, Request, TrainingRequest, TransformRequest
 from fastmaker.jobs.backends.resources import Resource, SageMakerResources
 from fastmaker.jobs.backends.sdk import without_iri_grammar
-from fastmaker.local.store import Store, default_home
+from fastmaker.local.store import DamagedRecord, Store, default_home
 
 # What only AWS's endpoints have: of an EndpointRequest, and of fastmaker deploy.
 AWS_ONLY = {
@@ -79,11 +82,7 @@ class Local:
         return self.session.sagemaker_runtime_client
 
     def resources(self, only: list[str] | None = None) -> list[Resource]:
-        packed = packed_models()
-        archives = [
-            Resource("packed-model", name, "-", packed.read(name)["CreationTime"], "", partial(packed.delete, name))
-            for name in packed.names()
-        ]
+        archives = list(_archives(packed_models()))
         found = [*self._resources.listed(only), *archives]
         return [resource for resource in found if only is None or resource.label in only]
 
@@ -97,7 +96,18 @@ class Local:
 
 def packed_models() -> Store:
     """Return the archives that were made of model directories, to be deployed."""
-    return Store(default_home(), "packed-models")
+    return Store(default_home(), "packed-models", {"CreationTime": datetime})
+
+
+def _archives(packed: Store) -> Iterator[Resource]:
+    """Yield the archives of a store, also those whose record is damaged."""
+    for name in packed.names():
+        with contextlib.suppress(KeyError):  # deleted meanwhile
+            try:
+                created = packed.read(name)["CreationTime"]
+            except DamagedRecord:
+                created = packed.changed(name)
+            yield Resource("packed-model", name, "-", created, "", partial(packed.delete, name))
 
 
 def session(kind: str = "process"):

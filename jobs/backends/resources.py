@@ -72,7 +72,7 @@ class SageMakerResources:
         if not self._is_ours(endpoint["EndpointArn"]):
             raise Failure(f"endpoint {name} was not made by fastmaker: it lacks its tag")
         self._end_endpoint(name)
-        config_name = endpoint["EndpointConfigName"]
+        config_name = endpoint.get("EndpointConfigName")  # none is known where the record is damaged
         if config_name in self._ours_among("endpoint-config", {config_name}):
             config = client.describe_endpoint_config(EndpointConfigName=config_name)
             client.delete_endpoint_config(EndpointConfigName=config_name)

@@ -4,9 +4,11 @@ It has boto3's methods, answers and errors:
 https://docs.aws.amazon.com/sagemaker/latest/APIReference/API_Operations.html
 """
 
+import contextlib
 import os
 import re
 from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +18,19 @@ from fastmaker.local.batch import transform_jobs
 from fastmaker.local.batch.validation import validation_error as transform_job_error
 from fastmaker.local.errors import in_use, invalid, modeled_exceptions, must_exist
 from fastmaker.local.serving import endpoints
-from fastmaker.local.store import Store, default_home, now
+from fastmaker.local.store import DamagedRecord, Store, default_home, now
 from fastmaker.local.training import training_jobs
 from fastmaker.local.training.validation import validation_error as training_job_error
 
 UNSUPPORTED = ("processing", "pipeline", "tuning", "auto_ml", "compilation", "labeling", "monitoring", "optimization")
 MAX_PAGE = 100
+MODEL_SHAPE = {"ModelName": str, "PrimaryContainer": dict, "CreationTime": datetime, "ModelArn": str}
+CONFIG_SHAPE = {
+    "EndpointConfigName": str,
+    "EndpointConfigArn": str,
+    "ProductionVariants": [{"VariantName": str, "ModelName": str, "InstanceType": str}],
+    "CreationTime": datetime,
+}
 
 
 class SageMaker:
@@ -43,11 +52,11 @@ class SageMaker:
         self._s3_client = s3_client  # for what is fetched by this process; jobs have their environment
         self._job_environment = job_environment
         home = home or default_home()
-        self.training_jobs = Store(home, training_jobs.KIND)
-        self.models = Store(home, "models")
-        self.endpoint_configs = Store(home, "endpoint-configs")
-        self.endpoints = Store(home, endpoints.KIND)
-        self.transform_jobs = Store(home, transform_jobs.KIND)
+        self.training_jobs = training_jobs.store_below(home)
+        self.models = Store(home, "models", MODEL_SHAPE)
+        self.endpoint_configs = Store(home, "endpoint-configs", CONFIG_SHAPE)
+        self.endpoints = endpoints.store_below(home)
+        self.transform_jobs = transform_jobs.store_below(home)
 
     @property
     def exceptions(self) -> Any:
@@ -80,7 +89,7 @@ class SageMaker:
 
     def describe_training_job(self, TrainingJobName: str) -> dict[str, Any]:
         with must_exist("DescribeTrainingJob", "training job", TrainingJobName):
-            return training_jobs.describe(self.training_jobs, TrainingJobName)
+            return self._describe(self.training_jobs, "TrainingJob", TrainingJobName, training_jobs.describe)
 
     def stop_training_job(self, TrainingJobName: str) -> None:
         with must_exist("StopTrainingJob", "training job", TrainingJobName):
@@ -88,13 +97,17 @@ class SageMaker:
 
     def delete_training_job(self, TrainingJobName: str) -> None:
         """Delete a job that has ended, as on AWS, and what it left on this machine."""
-        status = self.describe_training_job(TrainingJobName)["TrainingJobStatus"]
-        if status not in supervisor.FINAL:
-            raise invalid("DeleteTrainingJob", f"training job {TrainingJobName} is {status}; stop it first")
-        self.training_jobs.delete(TrainingJobName)
+        operation, name = "DeleteTrainingJob", TrainingJobName
+        with must_exist(operation, "training job", name):
+            status = self._describe(self.training_jobs, "TrainingJob", name, training_jobs.describe)[
+                "TrainingJobStatus"
+            ]
+            if status not in supervisor.FINAL:
+                raise invalid(operation, f"training job {name} is {status}; stop it first")
+            self.training_jobs.delete(name)
 
     def list_training_jobs(self, **request: Any) -> dict[str, Any]:
-        jobs = _list(self.training_jobs, self.describe_training_job, "TrainingJobStatus", request)
+        jobs = self._list(self.training_jobs, "TrainingJob", request, training_jobs.describe)
         keys = ("TrainingJobName", "TrainingJobArn", "CreationTime", "TrainingEndTime", "LastModifiedTime")
         return _page("TrainingJobSummaries", jobs, (*keys, "TrainingJobStatus", "SecondaryStatus"), request)
 
@@ -130,11 +143,11 @@ class SageMaker:
             return self.models.read(ModelName)
 
     def delete_model(self, ModelName: str) -> None:
-        self.describe_model(ModelName)
-        self.models.delete(ModelName)
+        with must_exist("DeleteModel", "model", ModelName):
+            self.models.delete(ModelName)
 
     def list_models(self, **request: Any) -> dict[str, Any]:
-        models = _list(self.models, self.describe_model, None, request)
+        models = self._list(self.models, "Model", request)
         return _page("Models", models, ("ModelName", "ModelArn", "CreationTime"), request)
 
     # Endpoint configs
@@ -162,11 +175,11 @@ class SageMaker:
             return self.endpoint_configs.read(EndpointConfigName)
 
     def delete_endpoint_config(self, EndpointConfigName: str) -> None:
-        self.describe_endpoint_config(EndpointConfigName)
-        self.endpoint_configs.delete(EndpointConfigName)
+        with must_exist("DeleteEndpointConfig", "endpoint configuration", EndpointConfigName):
+            self.endpoint_configs.delete(EndpointConfigName)
 
     def list_endpoint_configs(self, **request: Any) -> dict[str, Any]:
-        configs = _list(self.endpoint_configs, self.describe_endpoint_config, None, request)
+        configs = self._list(self.endpoint_configs, "EndpointConfig", request)
         keys = ("EndpointConfigName", "EndpointConfigArn", "CreationTime")
         return _page("EndpointConfigs", configs, keys, request)
 
@@ -192,21 +205,23 @@ class SageMaker:
             message = f'Cannot update endpoint "{EndpointName}" in status {description["EndpointStatus"]}.'
             raise invalid("UpdateEndpoint", message)
         models = self._models_of("UpdateEndpoint", config)
-        endpoints.update(self.endpoints, EndpointName, config, models, self._s3_client)
+        with must_exist("UpdateEndpoint", "endpoint", EndpointName):
+            if not endpoints.update(self.endpoints, EndpointName, config, models, self._s3_client):
+                raise invalid("UpdateEndpoint", f'Cannot update endpoint "{EndpointName}" in status Updating.')
         return {"EndpointArn": description["EndpointArn"]}
 
     def describe_endpoint(self, EndpointName: str) -> dict[str, Any]:
         with must_exist("DescribeEndpoint", "endpoint", EndpointName):
-            return endpoints.describe(self.endpoints, EndpointName)
+            return self._describe(self.endpoints, "Endpoint", EndpointName, endpoints.describe)
 
     def delete_endpoint(self, EndpointName: str) -> None:
         with must_exist("DeleteEndpoint", "endpoint", EndpointName):
-            endpoints.delete(self.endpoints, EndpointName)
+            self.endpoints.delete(EndpointName)
 
     def list_endpoints(self, **request: Any) -> dict[str, Any]:
-        endpoints = _list(self.endpoints, self.describe_endpoint, "EndpointStatus", request)
+        found = self._list(self.endpoints, "Endpoint", request, endpoints.describe)
         keys = ("EndpointName", "EndpointArn", "CreationTime", "LastModifiedTime", "EndpointStatus")
-        return _page("Endpoints", endpoints, keys, request)
+        return _page("Endpoints", found, keys, request)
 
     # Transform jobs
 
@@ -228,7 +243,7 @@ class SageMaker:
 
     def describe_transform_job(self, TransformJobName: str) -> dict[str, Any]:
         with must_exist("DescribeTransformJob", "transform job", TransformJobName):
-            return transform_jobs.describe(self.transform_jobs, TransformJobName)
+            return self._describe(self.transform_jobs, "TransformJob", TransformJobName, transform_jobs.describe)
 
     def stop_transform_job(self, TransformJobName: str) -> None:
         with must_exist("StopTransformJob", "transform job", TransformJobName):
@@ -236,13 +251,17 @@ class SageMaker:
 
     def delete_transform_job(self, TransformJobName: str) -> None:
         """Delete a job that has ended, but not its outputs. AWS has no such operation."""
-        status = self.describe_transform_job(TransformJobName)["TransformJobStatus"]
-        if status not in supervisor.FINAL:
-            raise invalid("DeleteTransformJob", f"transform job {TransformJobName} is {status}; stop it first")
-        self.transform_jobs.delete(TransformJobName)
+        operation, name = "DeleteTransformJob", TransformJobName
+        with must_exist(operation, "transform job", name):
+            status = self._describe(self.transform_jobs, "TransformJob", name, transform_jobs.describe)[
+                "TransformJobStatus"
+            ]
+            if status not in supervisor.FINAL:
+                raise invalid(operation, f"transform job {name} is {status}; stop it first")
+            self.transform_jobs.delete(name)
 
     def list_transform_jobs(self, **request: Any) -> dict[str, Any]:
-        jobs = _list(self.transform_jobs, self.describe_transform_job, "TransformJobStatus", request)
+        jobs = self._list(self.transform_jobs, "TransformJob", request, transform_jobs.describe)
         keys = ("TransformJobName", "TransformJobArn", "CreationTime", "TransformEndTime", "TransformJobStatus")
         return _page("TransformJobSummaries", jobs, (*keys, "FailureReason"), request)
 
@@ -276,19 +295,41 @@ class SageMaker:
         except FileExistsError:
             raise invalid(operation, f"Cannot create already existing {kind} {name!r}.") from None
 
+    def _list(
+        self,
+        store: Store,
+        kind: str,
+        request: dict[str, Any],
+        describe: Callable[[Store, str], dict[str, Any]] = Store.read,
+    ) -> list[dict[str, Any]]:
+        """Return the descriptions that a List request asks for, the newest first as AWS lists them.
+
+        A record that is damaged is one of them, as Failed; what is deleted meanwhile is none.
+        """
+        found = []
+        for name in (name for name in store.names() if request.get("NameContains", "") in name):
+            with contextlib.suppress(KeyError):
+                found.append(self._describe(store, kind, name, describe))
+        if wanted := request.get("StatusEquals"):
+            found = [description for description in found if description.get(f"{kind}Status") == wanted]
+        descending = request.get("SortOrder", "Descending") == "Descending"
+        return sorted(found, key=lambda description: description["CreationTime"], reverse=descending)
+
+    def _describe(
+        self, store: Store, kind: str, name: str, describe: Callable[[Store, str], dict[str, Any]]
+    ) -> dict[str, Any]:
+        """Return what `describe` returns, or that the record is damaged, as of what has failed. Raises KeyError."""
+        try:
+            return describe(store, name)
+        except DamagedRecord as error:
+            arn = self._arn(re.sub("(?<!^)(?=[A-Z])", "-", kind).lower(), name)
+            changed = store.changed(name)
+            times = {"CreationTime": changed, "LastModifiedTime": changed}
+            status = {f"{kind}Status": "Failed", "FailureReason": str(error)}
+            return {f"{kind}Name": name, f"{kind}Arn": arn, **times, **status}
+
     def _arn(self, kind: str, name: str) -> str:
         return names.arn(self.region, kind, name)
-
-
-def _list(
-    store: Store, describe: Callable[[str], dict[str, Any]], status_key: str | None, request: dict[str, Any]
-) -> list[dict[str, Any]]:
-    """Return the descriptions that a List request asks for, the newest first as AWS lists them."""
-    found = [describe(name) for name in store.names() if request.get("NameContains", "") in name]
-    if status_key and (wanted := request.get("StatusEquals")):
-        found = [description for description in found if description[status_key] == wanted]
-    descending = request.get("SortOrder", "Descending") == "Descending"
-    return sorted(found, key=lambda description: description["CreationTime"], reverse=descending)
 
 
 def _page(

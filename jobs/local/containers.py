@@ -1,22 +1,20 @@
 """One container as processes, or one of Docker's: its /opt/ml tree, environment, toolkit process, log and stop.
 
-The toolkits take SAGEMAKER_BASE_DIR in place of /opt/ml. All processes of a container share a process session, by
-which any process of the same user finds and ends them.
+The toolkits take SAGEMAKER_BASE_DIR in place of /opt/ml. Any process of the same user finds and ends the processes of a
+container: see `processes`.
 """
 
 import contextlib
 import fnmatch
-import json
 import os
 import random
+import secrets
 import shutil
-import signal
 import socket
 import subprocess
 import sys
 import tarfile
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -24,7 +22,7 @@ import psutil
 
 from fastmaker import files
 from fastmaker.jobs.runtime.requirements import met
-from fastmaker.local import docker
+from fastmaker.local import docker, processes
 
 # What a container sees of the caller's environment: how to reach programs and hosts, never what to compute.
 FORWARDED = (
@@ -34,6 +32,7 @@ FORWARDED = (
 )
 # Below the ports that the kernel gives to outgoing connections, so that none is taken between choice and use.
 PORTS = range(20000, 32000)
+TOKEN_FILE = ".fastmaker-container"  # in the container's root and in its temporary folder, with the same content
 # Popen objects of containers that outlive their Container, kept so that they are reaped.
 _started: list[subprocess.Popen[bytes]] = []
 
@@ -49,13 +48,25 @@ class Container:
         self.root = root
         self.log = root / "container.log"
         self.tmp = root / "tmp"
-        self._process_file = root / "process.json"
+        self._started = processes.Started(root)
+        self._server: psutil.Process | None = None  # that was found to accept connections
 
     def create(self) -> None:
         """Make the tree that the SageMaker platform makes before it starts a container."""
         for folder in ("input/config", "input/data", "model", "output/data"):
             (self.root / folder).mkdir(parents=True, exist_ok=True)
-        self.tmp.symlink_to(tempfile.mkdtemp(prefix="fastmaker-", dir=_short_temporary_folder()))
+        self.renew_temporary()
+
+    def renew_temporary(self) -> None:
+        """Make an empty temporary folder, in place of the one that there was."""
+        self._remove_temporary()
+        self.tmp.unlink(missing_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix="fastmaker-", dir=_short_temporary_folder()))
+        token = secrets.token_hex(16)
+        for folder in (temporary, self.root):
+            (folder / TOKEN_FILE).unlink(missing_ok=True)  # a script may have made it a link
+            (folder / TOKEN_FILE).write_text(token)
+        self.tmp.symlink_to(temporary)
 
     def environment(self, extra: dict[str, str]) -> dict[str, str]:
         """Return the processes' environment: `extra` over what is forwarded from the caller."""
@@ -91,34 +102,37 @@ class Container:
 
     def start(self, command: list[str], env: dict[str, str]) -> subprocess.Popen[bytes]:
         """Start `command` in a process session of its own, its output going to the log."""
+        token = self._started.begin()
         with open(self.log, "ab") as log:
             process = subprocess.Popen(
                 command,
                 cwd=self.root,
-                env=env,
+                env=env | token,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
         _started.append(process)
-        created = psutil.Process(process.pid).create_time()
-        files.write_text(self._process_file, json.dumps({"pid": process.pid, "created": created}))
+        self._started.record(process.pid)
         return process
 
     def processes(self) -> list[psutil.Process]:
         """Return the container's processes that are alive, the one that `start` started first."""
-        try:
-            first = json.loads(self._process_file.read_text())
-        except FileNotFoundError:
-            return []
-        return session_processes(first["pid"], first["created"])
+        return self._started.processes()
 
     def alive(self) -> bool:
-        """Return whether the process that `start` started is alive; its children may outlive it."""
-        running = self.processes()
-        first = json.loads(self._process_file.read_text()) if running else {}
-        return any(process.pid == first["pid"] for process in running[:1])
+        """Return whether what `start` starts is alive, or about to be; its children may outlive it."""
+        return self._started.alive()
+
+    def accepts(self, port: int) -> bool:
+        """Return whether it is this container that accepts connections at `port`, rather than a program of others."""
+        if docker.runs(self.root):  # Docker has the port for the container, or does not start it
+            return self.alive()
+        if self._server and self._server.is_running() and processes.listens([self._server], port):
+            return True
+        self._server = processes.listens(self.processes(), port)
+        return self._server is not None
 
     def stop(self, grace_seconds: float) -> None:
         """Send SIGTERM, then SIGKILL to what is left after `grace_seconds`; return when nothing runs."""
@@ -128,7 +142,30 @@ class Container:
     def close(self, grace_seconds: float = 0) -> None:
         """Stop the processes and remove the temporary files; logs and results stay."""
         self.stop(grace_seconds)
-        shutil.rmtree(os.path.realpath(self.tmp), ignore_errors=True)
+        self._remove_temporary()
+
+    def _remove_temporary(self) -> None:
+        with contextlib.suppress(OSError):
+            if self.tmp.is_symlink() and (temporary := self._own_temporary()):
+                shutil.rmtree(temporary, ignore_errors=True)
+
+    def _own_temporary(self) -> Path | None:
+        """Return the temporary folder that `create` made, None if the link leads elsewhere: a script can change it."""
+        temporary = Path(os.readlink(self.tmp))
+        if not temporary.is_absolute() or temporary.is_symlink() or not temporary.name.startswith("fastmaker-"):
+            return None
+        tokens = {_small_file(folder / TOKEN_FILE) for folder in (temporary, self.root)}
+        return temporary if len(tokens) == 1 and tokens != {b""} else None
+
+    def set_log_aside(self) -> None:
+        """Keep the log as container.1.log, in place of an earlier one; what is started next has a new log."""
+        with contextlib.suppress(FileNotFoundError):
+            self.log.replace(self.log.with_name("container.1.log"))
+
+    def note(self, line: str) -> None:
+        """Add a line to the log, if there is space for it."""
+        with contextlib.suppress(OSError), open(self.log, "a", encoding="utf-8") as log:
+            log.write(line + "\n")
 
     def last_line(self) -> str:
         """Return the last line of the log that is not blank."""
@@ -143,34 +180,22 @@ class Container:
             return ""
 
 
-def session_processes(pid: int, created: float) -> list[psutil.Process]:
-    """Return the living processes of the process session that `pid`, started at `created`, opened."""
-    found = []
-    for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error, ProcessLookupError, PermissionError):
-            if os.getsid(process.pid) != pid or process.status() == psutil.STATUS_ZOMBIE:
-                continue
-            # A pid is given again once its session has ended: then the times differ.
-            if process.pid == pid and abs(process.create_time() - created) > 1:
-                return []
-            if process.create_time() >= created - 1:
-                found.append(process)
-    return sorted(found, key=lambda process: process.pid != pid)
+def end_below(directory: Path, depth: int = 1) -> None:
+    """End what runs in a directory, then the containers that lie `depth` folders down in it.
+
+    Deeper lie the files of users.
+    """
+    for level in (0, depth):
+        for folder in sorted(directory.glob("*/" * level)) if level else [directory]:
+            above = [folder, *folder.parents][:level]
+            signs = (folder / name for name in (processes.PROCESS_FILE, TOKEN_FILE))
+            if not any(path.is_symlink() for path in above) and any(map(os.path.lexists, signs)):
+                Container(folder).close()
 
 
 def stop_processes(find: Callable[[], list[psutil.Process]], grace_seconds: float) -> None:
     """End the processes that `find` returns until it returns none: by SIGTERM, after `grace_seconds` by SIGKILL."""
-    deadline = time.monotonic() + grace_seconds
-    number = signal.SIGTERM
-    for process in find():
-        _send(process, number)
-    while running := find():
-        if number == signal.SIGTERM and time.monotonic() > deadline:
-            number = signal.SIGKILL
-        if number == signal.SIGKILL:
-            for process in running:
-                _send(process, number)
-        time.sleep(0.05)
+    processes.stop(find, grace_seconds)
     for started in _started:
         started.poll()
 
@@ -220,8 +245,16 @@ def free_ports(count: int) -> list[int]:
 
 
 def copy_tree(source: Path, target: Path) -> None:
-    """Copy a source directory without compiled files, version control and virtual environments."""
-    shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__", ".git", ".venv"), dirs_exist_ok=True)
+    """Copy a source directory without compiled files, version control and virtual environments.
+
+    Raises ContainerError.
+    """
+    ignore = shutil.ignore_patterns("__pycache__", ".git", ".venv")
+    try:
+        shutil.copytree(source, target, ignore=ignore, dirs_exist_ok=True)
+    except shutil.Error as error:  # of several files; a pipe, a socket, a link that leads nowhere
+        path, _, reason = error.args[0][0]
+        raise ContainerError(f"{path} cannot be copied: {reason}") from None
 
 
 def _short_temporary_folder() -> str:
@@ -230,6 +263,10 @@ def _short_temporary_folder() -> str:
     return folder if len(folder) <= 60 else "/tmp"
 
 
-def _send(process: psutil.Process, number: int) -> None:
-    with contextlib.suppress(psutil.Error):
-        process.send_signal(number)
+def _small_file(file: Path) -> bytes:
+    """Return the first bytes of a regular file, none of anything else."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        with open(descriptor, "rb") as stream:
+            return stream.read(100)
+    return b""

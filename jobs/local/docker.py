@@ -74,6 +74,11 @@ def environment(env: dict[str, str]) -> dict[str, str]:
     return os.environ | env
 
 
+def runs(root: Path) -> bool:
+    """Return whether it is a container of Docker that belongs to `root`."""
+    return (root / NAME_FILE).exists()
+
+
 def remove(root: Path) -> None:
     """End the container of `root`, if there is one, and make the caller the owner of what it wrote."""
     try:

@@ -6,15 +6,29 @@ from typing import Any, Literal
 
 import botocore.loaders
 from botocore.errorfactory import ClientExceptionsFactory
-from botocore.exceptions import ClientError
+from botocore.exceptions import ClientError, ParamValidationError
 from botocore.model import ServiceModel
+from botocore.validate import ParamValidator
+
+from fastmaker.local.store import DamagedRecord
 
 
 @functools.cache
 def modeled_exceptions(service: str) -> Any:
     """Return the exception classes of a boto3 client, such as ``client.exceptions.ModelError``."""
-    model = ServiceModel(botocore.loaders.Loader().load_service_model(service, "service-2"), service)
-    return ClientExceptionsFactory().create_client_exceptions(model)
+    return ClientExceptionsFactory().create_client_exceptions(_service_model(service))
+
+
+@functools.cache
+def _service_model(service: str) -> ServiceModel:
+    return ServiceModel(botocore.loaders.Loader().load_service_model(service, "service-2"), service)
+
+
+def validate_input(service: str, operation: str, **request: Any) -> None:
+    """Check a request's members and their types as boto3 does. Raises ParamValidationError."""
+    report = ParamValidator().validate(request, _service_model(service).operation_model(operation).input_shape)
+    if report.has_errors():
+        raise ParamValidationError(report=report.generate_report())
 
 
 def invalid(operation: str, message: str) -> ClientError:
@@ -32,7 +46,10 @@ def in_use(operation: str, kind: str, name: str) -> ClientError:
 
 
 class must_exist:
-    """Turn a store's KeyError for `name` into the ClientError that AWS answers for a resource that does not exist."""
+    """Turn a store's KeyError for `name` into the ClientError that AWS answers for a resource that does not exist.
+
+    A record that is damaged is a ClientError as well, which names its file.
+    """
 
     def __init__(self, operation: str, kind: str, name: str) -> None:
         self.operation, self.kind, self.name = operation, kind, name
@@ -45,4 +62,6 @@ class must_exist:
     ) -> Literal[False]:
         if isinstance(error, KeyError) and error.args == (self.name,):
             raise invalid(self.operation, f'Could not find {self.kind} "{self.name}".') from None
+        if isinstance(error, DamagedRecord):
+            raise invalid(self.operation, f"{error}; the {self.kind} can be deleted, and nothing else") from None
         return False

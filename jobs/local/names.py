@@ -19,3 +19,8 @@ def arn(region: str, kind: str, name: str) -> str:
 def is_valid(name: object) -> bool:
     """Return whether `name` is one that AWS takes for a resource."""
     return isinstance(name, str) and _NAME.fullmatch(name) is not None
+
+
+def is_file_name(name: object) -> bool:
+    """Return whether `name` is an entry of a folder itself. The engine's own entries begin with a dot."""
+    return isinstance(name, str) and name != "" and not name.startswith(".") and not set("/\0") & set(name)

@@ -4,6 +4,8 @@ https://docs.aws.amazon.com/sagemaker/latest/APIReference/API_runtime_InvokeEndp
 """
 
 import io
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -11,22 +13,36 @@ import urllib3
 from botocore.exceptions import ClientError
 from botocore.response import StreamingBody
 
-from fastmaker.local.errors import modeled_exceptions
+from fastmaker.local.containers import Container
+from fastmaker.local.errors import modeled_exceptions, validate_input
 from fastmaker.local.names import ACCOUNT
-from fastmaker.local.serving import endpoints
-from fastmaker.local.store import Store, default_home
+from fastmaker.local.serving import connections, endpoints, instances
+from fastmaker.local.store import DamagedRecord, default_home
 
 CONNECT_SECONDS = 5
-CONNECTIONS = 32  # kept open, of all threads
+CONNECTIONS = 32  # kept open to one server, of all threads
+SERVERS = 32
+ANSWER_SECONDS = 60  # in which a request that met a dead server must have come to another; AWS's limit of an answer
+PAUSE_SECONDS = 0.1
+LOST_REQUESTS = 2  # that a server which lives may cut off, as TorchServe does with one that is too large
+WORKER_DEATHS = 2  # that one request may see: it may be what kills them
+WORKER_DIED = b"Worker died."
+HEADERS = {
+    "ContentType": "Content-Type",
+    "Accept": "Accept",
+    "CustomAttributes": "X-Amzn-SageMaker-Custom-Attributes",
+    "TargetModel": "X-Amzn-SageMaker-Target-Model",
+    "InferenceId": "X-Amzn-SageMaker-Inference-Id",
+}
 
 
 class SageMakerRuntime:
     """Invoke the endpoints under `home`."""
 
     def __init__(self, home: Path | None = None) -> None:
-        self._endpoints = Store(home or default_home(), endpoints.KIND)
-        timeout = urllib3.Timeout(connect=CONNECT_SECONDS, read=None)
-        self._http = urllib3.PoolManager(retries=False, maxsize=CONNECTIONS, timeout=timeout)
+        self._endpoints = endpoints.store_below(home or default_home())
+        self._pools: dict[tuple[Path, int], urllib3.HTTPConnectionPool] = {}
+        self._lock = threading.Lock()
         self.config: Any = None  # the SDK sets it
 
     @property
@@ -35,39 +51,88 @@ class SageMakerRuntime:
         return modeled_exceptions("sagemaker-runtime")
 
     def invoke_endpoint(
-        self, EndpointName: str, Body: bytes | str = b"", TargetVariant: str | None = None, **request: Any
+        self, EndpointName: str, Body: Any = b"", TargetVariant: str | None = None, **request: Any
     ) -> dict[str, Any]:
         """Send a request to a model, as boto3's invoke_endpoint does.
 
-        An answer of 4xx or 5xx raises ModelError, with the status and the body.
+        An answer of 4xx or 5xx raises ModelError, with the status and the body. Raises ParamValidationError for what
+        boto3 does not take, and ClientError for what SageMaker does not.
         """
-        server = self._pick_server(EndpointName, TargetVariant)
-        body = Body.encode("utf-8") if isinstance(Body, str) else Body
-        url = f"http://127.0.0.1:{server['port']}/invocations"
-        try:
-            answer = self._http.request("POST", url, body=body, headers=_headers(request))
-        except urllib3.exceptions.HTTPError as error:
-            raise self._model_error(server, 500, f"the server did not answer: {error}") from None
-        if answer.status >= 400:
-            raise self._model_error(server, answer.status, answer.data.decode("utf-8", "replace"))
-        return _result(answer, server["variant"])
+        variant = {} if TargetVariant is None else {"TargetVariant": TargetVariant}
+        validate_input(
+            "sagemaker-runtime", "InvokeEndpoint", EndpointName=EndpointName, Body=Body, **variant, **request
+        )
+        body, headers = _bytes_of(Body), self._headers(request)
+        failures = _Failures()
+        while True:
+            server = self._pick_server(EndpointName, TargetVariant, failures.avoid)
+            if failures.are_final():
+                raise self._model_error(failures.variant, 500, f"the server did not answer: {failures.reason}")
+            if server is None:  # each was asked, or none is up: one that died is being started again
+                failures.avoid.clear()
+                time.sleep(PAUSE_SECONDS)
+                continue
+            try:
+                answer = self._ask(EndpointName, server, body, headers)
+            except urllib3.exceptions.HTTPError as error:
+                time.sleep(PAUSE_SECONDS)  # a process that was killed takes a moment to be gone
+                failures.add(server, error, endpoints.is_up(self._endpoints, EndpointName, server))
+                continue
+            if answer is None or (WORKER_DIED in answer.data and failures.add_dead_worker(server, answer.status)):
+                continue
+            if answer.status >= 400:
+                raise self._model_error(server["variant"], answer.status, answer.data.decode("utf-8", "replace"))
+            return _result(answer, server["variant"])
 
-    def _pick_server(self, endpoint: str, variant: str | None) -> dict[str, Any]:
+    def _ask(
+        self, endpoint: str, server: dict[str, Any], body: bytes, headers: dict[str, str]
+    ) -> urllib3.BaseHTTPResponse | None:
+        """Return a server's answer, None if it takes no request any more. Raises urllib3's HTTPError."""
+        container = instances.container_of(self._endpoints, endpoint, server)
+        with instances.request(container) as held:
+            if not (held and endpoints.holds(self._endpoints, endpoint, server)):
+                return None
+            return self._pool(container, server["port"]).request("POST", "/invocations", body=body, headers=headers)
+
+    def _pool(self, container: Container, port: int) -> urllib3.HTTPConnectionPool:
+        """Return the connections to a server, those of the last SERVERS servers being kept."""
+        key = (container.root, port)
+        with self._lock:
+            pool = self._pools.pop(key, None)
+            if pool is None:
+                timeout = urllib3.Timeout(connect=CONNECT_SECONDS, read=None)
+                pool = connections.pool_of(container, port, maxsize=CONNECTIONS, timeout=timeout)
+            self._pools[key] = pool
+            for old in list(self._pools)[:-SERVERS]:
+                self._pools.pop(old).close()
+        return pool
+
+    def _pick_server(self, endpoint: str, variant: str | None, avoid: list[dict[str, Any]]) -> dict[str, Any] | None:
         try:
-            return endpoints.pick_server(self._endpoints, endpoint, variant)
+            return endpoints.pick_server(self._endpoints, endpoint, variant, avoid)
         except KeyError:
             raise self._invalid(f"Endpoint {endpoint} of account {ACCOUNT} not found.") from None
-        except LookupError as error:
+        except (LookupError, DamagedRecord) as error:
             raise self._invalid(str(error)) from None
+
+    def _headers(self, request: dict[str, Any]) -> dict[str, str]:
+        """Return the headers that SageMaker sends a container for the members of an InvokeEndpoint request."""
+        if others := sorted(request.keys() - HEADERS.keys()):
+            raise self._invalid(f"{others[0]} needs AWS")
+        given = {"ContentType": "application/octet-stream", "Accept": "*/*"} | {k: v for k, v in request.items() if v}
+        for name, value in given.items():
+            if not (value.isprintable() and value.isascii()):
+                raise self._invalid(f"{name} is {value!r}; expected printable ASCII")
+        return {HEADERS[name]: value for name, value in given.items()}
 
     def _invalid(self, message: str) -> ClientError:
         error = {"Error": {"Code": "ValidationError", "Message": message}}
         invalid: ClientError = self.exceptions.from_code("ValidationError")(error, "InvokeEndpoint")
         return invalid
 
-    def _model_error(self, server: dict[str, Any], status: int, text: str) -> ClientError:
+    def _model_error(self, variant: str, status: int, text: str) -> ClientError:
         kind = "client" if status < 500 else "server"
-        message = f'Received {kind} error ({status}) from {server["variant"]} with message "{text}".'
+        message = f'Received {kind} error ({status}) from {variant} with message "{text}".'
         error = {
             "Error": {"Code": "ModelError", "Message": message},
             "OriginalStatusCode": status,
@@ -78,16 +143,36 @@ class SageMakerRuntime:
         return model_error
 
 
-def _headers(request: dict[str, Any]) -> dict[str, str]:
-    """Return the headers that SageMaker sends a container for the members of an InvokeEndpoint request."""
-    headers = {
-        "Content-Type": request.get("ContentType") or "application/octet-stream",
-        "Accept": request.get("Accept") or "*/*",
-        "X-Amzn-SageMaker-Custom-Attributes": request.get("CustomAttributes"),
-        "X-Amzn-SageMaker-Target-Model": request.get("TargetModel"),
-        "X-Amzn-SageMaker-Inference-Id": request.get("InferenceId"),
-    }
-    return {name: value for name, value in headers.items() if value is not None}
+class _Failures:
+    """What has happened to one request. InvokeEndpoint may be sent again: it changes nothing."""
+
+    def __init__(self) -> None:
+        self.avoid: list[dict[str, Any]] = []  # servers not to ask for now
+        self.variant, self.reason = "the endpoint", "no server of it is up"
+        self._deadline = time.monotonic() + ANSWER_SECONDS
+        self._lost = self._dead_workers = 0
+
+    def add(self, server: dict[str, Any], error: urllib3.exceptions.HTTPError, is_up: bool) -> None:
+        """Note a request that got no answer from a server; one that never left counts for nothing."""
+        self.avoid.append(server)
+        self.variant, self.reason = server["variant"], str(error)
+        self._lost += is_up and not isinstance(error, urllib3.exceptions.NewConnectionError)
+
+    def add_dead_worker(self, server: dict[str, Any], status: int) -> bool:
+        """Note that the worker died that had the request; return whether to send it again."""
+        self.avoid.append(server)
+        self._dead_workers += 1
+        return status >= 500 and self._dead_workers <= WORKER_DEATHS
+
+    def are_final(self) -> bool:
+        """Return whether the request is given up."""
+        return self._lost >= LOST_REQUESTS or time.monotonic() > self._deadline
+
+
+def _bytes_of(body: Any) -> bytes:
+    """Return the bytes of a body: text, bytes or an open file, as boto3 takes them."""
+    content = body.read() if hasattr(body, "read") else body
+    return content.encode("utf-8") if isinstance(content, str) else bytes(content)
 
 
 def _result(answer: urllib3.BaseHTTPResponse, variant: str) -> dict[str, Any]:

@@ -211,6 +211,8 @@ def _print_new_lines(containers: Callable[[], list[Container]]) -> Callable[[], 
         found = [container for container in containers() if container.log.exists()]
         for container in found:
             with open(container.log, "rb") as log:
+                if positions.get(container.log, 0) > os.fstat(log.fileno()).st_size:  # it was set aside
+                    positions[container.log] = 0
                 log.seek(positions.get(container.log, 0))
                 new = log.read()
             if len(found) > 1:

@@ -114,7 +114,7 @@ def _archive_of_job(name: str, sagemaker_session) -> str:
 
 def _packed(folder: Path) -> Path:
     """Return the folder's archive in FASTMAKER_HOME, packed anew; what lies beside the folder is the user's own."""
-    name = f"{folder.name}-{hashlib.sha256(os.fsencode(folder)).hexdigest()[:8]}"
+    name = f"{folder.name.lstrip('.')}-{hashlib.sha256(os.fsencode(folder)).hexdigest()[:8]}"
     packed = backends.packed_models()
     with contextlib.suppress(FileExistsError):
         packed.create(name, {"Folder": str(folder), "CreationTime": now()})

@@ -173,7 +173,7 @@ def sizes(prefix: str, names: Iterable[str]) -> Iterator[tuple[str, int | None]]
 def _list_folder(folder: Path) -> Iterator[tuple[str, int]]:
     """Yield (name, bytes) of the files below a folder; links are followed.
 
-    Raises StorageError for a link that leads nowhere, or back to a folder that it lies in.
+    Raises StorageError for a link that leads nowhere, or back to a folder that it lies in, and for a pipe or a device.
     """
     waiting = [("", frozenset([os.path.realpath(folder)]))]  # folders, each with those that it lies in
     while waiting:
@@ -189,6 +189,8 @@ def _list_folder(folder: Path) -> Iterator[tuple[str, int]]:
                     yield below + entry.name, entry.stat().st_size
                 elif entry.is_symlink():
                     raise StorageError(f"file://{entry.path}: a link that leads nowhere")
+                else:
+                    raise StorageError(f"file://{entry.path}: a pipe, a socket or a device")
 
 
 def _file_size(uri: str) -> int | None:

@@ -48,10 +48,14 @@ def check_scheme(uri: str) -> None:
 
 
 def check(uri: str) -> None:
-    """Check that `uri` is an S3 URI or names a file that exists. Raises StorageError."""
+    """Check that `uri` is an S3 URI or names a file or folder that exists. Raises StorageError."""
     check_scheme(uri)
-    if scheme(uri) == "file" and not os.path.exists(local_path(uri)):
-        raise MissingError(f"{uri}: no such file or directory")
+    if scheme(uri) == "file":
+        path = local_path(uri)
+        if not os.path.exists(path):
+            raise MissingError(f"{uri}: no such file or directory")
+        if not (path.is_file() or path.is_dir()):  # a pipe would be waited for, a device read without end
+            raise StorageError(f"{uri}: neither a file nor a directory, but a pipe, a socket or a device")
 
 
 def bucket_and_key(uri: str) -> tuple[str, str]:

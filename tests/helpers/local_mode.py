@@ -1,13 +1,10 @@
-"""What the tests of local mode share: models and estimators of a session, and a look at what is left running."""
+"""What the tests of local mode share: models and estimators of a session."""
 
 import os
-import time
 from contextlib import contextmanager
 from pathlib import Path
 
-import psutil
-
-from helpers import PATIENCE
+from helpers.waiting import nothing_runs_below, running_below, wait_until  # noqa: F401  found here by whoever has a session
 
 os.environ.setdefault("SAGEMAKER_SUPPRESS_V2_WARNING", "1")
 
@@ -59,34 +56,3 @@ def workers_of(session, name):
     """The pids of the serving workers, as TorchServe gives them."""
     servers = session.sagemaker_client.endpoints.read(name)["servers"]
     return [pid for server in servers for pid in torchserve.ready_workers(server["port"])]
-
-
-def running_below(home: Path, word: str = "") -> list[psutil.Process]:
-    """Processes that were started for something under `home`, with `word` in their commands."""
-    found = []
-    for process in psutil.process_iter():
-        try:
-            command = process.cmdline()
-            places = [*command, process.environ().get("SAGEMAKER_BASE_DIR", "")]
-            if process.status() == psutil.STATUS_ZOMBIE or not any(str(home) in place for place in places):
-                continue
-            if any(word in part for part in command):
-                found.append(process)
-        except psutil.Error:
-            continue
-    return [process for process in found if process.pid != os.getpid()]
-
-
-def nothing_runs_below(home: Path) -> bool:
-    """Whether all is over; a job's own process ends a moment after it has written how the job ended."""
-    return wait_until(lambda: not running_below(home))
-
-
-def wait_until(condition, seconds: float = PATIENCE):
-    """Returns condition()'s first true value; fails after `seconds`."""
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if value := condition():
-            return value
-        time.sleep(0.1)
-    raise AssertionError(f"not within {seconds} s")

@@ -18,7 +18,7 @@ from fastmaker.local.batch import records
 from fastmaker.local.batch.data_processing import ProcessingError
 from fastmaker.local.batch.validation import MAX_PAYLOAD_MB, RETRIES, TIMEOUT_SECONDS
 from fastmaker.local.containers import Container, ContainerError, free_ports
-from fastmaker.local.serving import torchserve
+from fastmaker.local.serving import connections, torchserve
 
 if TYPE_CHECKING:
     from fastmaker.local.batch.transform_jobs import Job
@@ -208,7 +208,7 @@ class Instance:
                     raise Halted
                 if self.starts > starts:
                     return True
-                if torchserve.all_workers_ready(self.port):
+                if self._is_ready():
                     return False
                 if not (self.container and self.container.alive()):
                     self._start_server()
@@ -222,20 +222,36 @@ class Instance:
         self.close()
         container = Container(self.job.directory / f"instance-{self.number + 1}-{self.starts + 1}")
         self.container = container
-        (self.port,) = free_ports(1)
         env = {**self.job.model.get("Environment", {}), **self._environment()}
-        instance_type = self.job.request["TransformResources"]["InstanceType"]
-        torchserve.start(container, {**self.job.model, "Environment": env}, instance_type, self.port)
-        while not torchserve.all_workers_ready(self.port):
+        model = {**self.job.model, "Environment": env}
+        torchserve.prepare(container, model)
+        self._start_process(container, model)
+        attempts = 1
+        while not self._is_ready():
             if self.job.halted.is_set():
                 raise Halted
-            if reason := torchserve.why_not_starting(container):
+            if torchserve.clashed(container) and attempts < SERVER_STARTS:
+                attempts += 1
+                container.stop(0)
+                container.renew_temporary()
+                container.set_log_aside()
+                self._start_process(container, model)
+            elif reason := torchserve.why_not_starting(container):
                 raise JobFailure("\n".join([reason, container.log_tail(15)]))
             time.sleep(0.1)
-        self._http = urllib3.HTTPConnectionPool(
-            "127.0.0.1", self.port, maxsize=self.concurrency, retries=False, timeout=self.timeout
-        )
+        self._http = connections.pool_of(container, self.port, maxsize=self.concurrency, timeout=self.timeout)
         self.starts += 1
+
+    def _start_process(self, container: Container, model: dict[str, Any]) -> None:
+        """Start the server of a container at a free port."""
+        (self.port,) = free_ports(1)
+        torchserve.start(container, model, self.job.request["TransformResources"]["InstanceType"], self.port)
+
+    def _is_ready(self) -> bool:
+        """Return whether the server has loaded its model, and it is this server that answers at its port."""
+        return (
+            torchserve.all_workers_ready(self.port) and self.container is not None and self.container.accepts(self.port)
+        )
 
     def _environment(self) -> dict[str, str]:
         """Return the container's variables: those that tell of the job, and the job's Environment.

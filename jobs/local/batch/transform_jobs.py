@@ -6,11 +6,11 @@ Rules, defaults and limits: https://docs.aws.amazon.com/sagemaker/latest/APIRefe
 """
 
 import json
-import signal
 import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -24,11 +24,13 @@ from fastmaker.jobs.storage.manifests import ManifestError
 from fastmaker.local import supervisor
 from fastmaker.local.batch.instance import Halted, Instance, ObjectError, output_uri
 from fastmaker.local.batch.validation import data_processing
-from fastmaker.local.containers import Container
+from fastmaker.local.containers import Container, end_below
 from fastmaker.local.store import Store, now
 from fastmaker.local.supervisor import FINAL, MAX_REASON
 
+MODULE = "fastmaker.local.batch.transform_jobs"
 KIND = "transform-jobs"
+SHAPE = {"description": {"TransformJobName": str, "TransformJobStatus": str, "CreationTime": datetime}}
 FAILURES_FILE = "failures.jsonl"  # key, URI and error of each object that failed
 PROGRESS_FILE = "progress.json"
 
@@ -47,31 +49,23 @@ def start(store: Store, request: dict[str, Any], arn: str, model: dict[str, Any]
         "CreationTime": now(),
     }
     record = {"description": description, "model": model, "tags": request.get("Tags", [])}
-    supervisor.start(store, request["TransformJobName"], record, "fastmaker.local.batch.transform_jobs", env)
+    supervisor.start(store, request["TransformJobName"], record, MODULE, env)
 
 
 def describe(store: Store, name: str) -> dict[str, Any]:
     """Return the job as DescribeTransformJob does; a job whose processes have died is Failed. Raises KeyError."""
-    record = store.read(name)
-    if record["description"]["TransformJobStatus"] not in FINAL and not supervisor.running(record):
-        with store.changing(name) as record:
-            if record["description"]["TransformJobStatus"] not in FINAL:  # it may have ended while we looked
-                stopping = record["description"]["TransformJobStatus"] == "Stopping"
-                reason = None if stopping else "InternalServerError: the process that ran the job has died"
-                _finish(record["description"], "Stopped" if stopping else "Failed", reason)
-        for container in containers(store, name):
-            container.close()
+    record = supervisor.settle(store, name, _settle)
     description: dict[str, Any] = record["description"]
     return description
 
 
 def stop(store: Store, name: str) -> None:
     """Ask the job to stop: requests under way are dropped, answers that were written stay. Raises KeyError."""
-    with store.changing(name) as record:
-        if record["description"]["TransformJobStatus"] in FINAL:
-            return
+
+    def enter(record: dict[str, Any]) -> None:
         record["description"]["TransformJobStatus"] = "Stopping"
-    supervisor.ask_to_stop(record)
+
+    supervisor.stop(store, name, enter)
 
 
 def containers(store: Store, name: str) -> list[Container]:
@@ -88,13 +82,18 @@ def progress(store: Store, name: str) -> dict[str, int]:
     return counts
 
 
+def store_below(home: Path) -> Store:
+    """Return the records of transform jobs in FASTMAKER_HOME."""
+    return Store(home, KIND, SHAPE, end_below)
+
+
 class Job:
     """Run a transform job, from its record to its last object."""
 
     def __init__(self, directory: Path) -> None:
         self.name = directory.name
         self.directory = directory
-        self.store = Store(directory.parent.parent, KIND)
+        self.store = store_below(directory.parent.parent)
         record = self.store.read(self.name)
         self.request, self.model = record["description"], record["model"]
         self.processing = data_processing(self.request)
@@ -112,7 +111,9 @@ class Job:
 
     def run(self) -> None:
         """Run the job from the list of its objects to a final status; an error becomes the FailureReason."""
-        signal.signal(signal.SIGTERM, self._request_stop)
+        if self.stop_requested:  # before there was a process to ask
+            self.finish("Stopped")
+            return
         try:
             self._read_inputs()
             with self.store.changing(self.name) as record:
@@ -129,7 +130,8 @@ class Job:
         self._write_progress()
         self.inputs.close()
         with self.store.changing(self.name) as record:
-            _finish(record["description"], status, reason)
+            if record["description"]["TransformJobStatus"] not in FINAL:
+                _finish(record["description"], status, reason)
 
     def record_answer(self) -> None:
         """Count an object whose answer was written."""
@@ -201,7 +203,8 @@ class Job:
             files.write_text(self.directory / PROGRESS_FILE, json.dumps(counts))
             self._written_progress = counts
 
-    def _request_stop(self, number: int, frame: FrameType | None) -> None:
+    def request_stop(self, number: int, frame: FrameType | None) -> None:
+        """Take SIGTERM: the job stops."""
         self.stop_requested = True
         self.halted.set()
         if self._reading:
@@ -214,5 +217,9 @@ def _finish(description: dict[str, Any], status: str, reason: str | None) -> Non
     description.update(TransformJobStatus=status, TransformEndTime=now())
 
 
+def _settle(record: dict[str, Any], status: str, reason: str | None) -> None:
+    _finish(record["description"], status, reason)
+
+
 if __name__ == "__main__":
-    supervisor.run(Job(Path(sys.argv[1])))
+    supervisor.main(MODULE, Job, lambda directory: describe(store_below(directory.parent.parent), directory.name))

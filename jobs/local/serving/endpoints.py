@@ -3,17 +3,34 @@
 No process watches an endpoint: whoever describes or invokes it looks at its servers and updates its status.
 """
 
+import contextlib
 import random
+import shutil
+from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from fastmaker.jobs import storage
-from fastmaker.local.containers import Container, ContainerError, free_ports
-from fastmaker.local.serving import torchserve
-from fastmaker.local.store import Store, now
+from fastmaker.local import processes
+from fastmaker.local.containers import ContainerError, end_below
+from fastmaker.local.serving import changes, instances, torchserve
+from fastmaker.local.serving.changes import Record
+from fastmaker.local.serving.instances import Server, container_of
+from fastmaker.local.store import RECORD_FILE, Store, now
 
 KIND = "endpoints"
-DRAIN_SECONDS = 5  # for requests under way when other servers take over; a deleted endpoint waits for none
+SERVER = {"folder": str, "variant": str, "weight": (int, float), "port": int, "ready": bool}
+SHAPE = {
+    "description": {"EndpointName": str, "EndpointArn": str, "EndpointStatus": str, "CreationTime": datetime},
+    "servers": [SERVER],
+    "next_servers": [SERVER],
+}
+
+
+def store_below(home: Path) -> Store:
+    """Return the records of endpoints in FASTMAKER_HOME."""
+    return Store(home, KIND, SHAPE, partial(end_below, depth=2))
 
 
 def create(
@@ -34,182 +51,172 @@ def create(
         "EndpointName": name,
         "EndpointArn": arn,
         "EndpointConfigName": config["EndpointConfigName"],
-        "ProductionVariants": _summaries(config),
+        "ProductionVariants": changes.summaries(config),
         "EndpointStatus": "Creating",
         "CreationTime": created,
         "LastModifiedTime": created,
     }
-    store.create(name, {"description": description, "tags": tags, "servers": [], "next_servers": [], "launching": True})
-    _launch(store, name, config, models, s3)
+    servers = instances.planned(config, models, 1)
+    record = {"description": description, "tags": tags, "servers": [], "next_servers": servers}
+    store.create(name, {**record, "launcher": processes.identity()})
+    _launch(store, name, servers, s3)
 
 
-def update(store: Store, name: str, config: dict[str, Any], models: dict[str, dict[str, Any]], s3: Any) -> None:
-    """Start the servers of `config`; they take over once they are ready (see `describe`). Raises KeyError."""
+def update(store: Store, name: str, config: dict[str, Any], models: dict[str, dict[str, Any]], s3: Any) -> bool:
+    """Start the servers of `config`; they take over once they are ready (see `describe`). Raises KeyError.
+
+    Returns False, and does nothing, if the endpoint is not in service, or is being updated by another process.
+    """
+    generation = 1 + max((_generation(path) for path in store.directory(name).glob("[0-9]*")), default=0)
+    servers = instances.planned(config, models, generation)
     with store.changing(name) as record:
+        if record["description"]["EndpointStatus"] != "InService":
+            return False
         record["description"].update(EndpointStatus="Updating", LastModifiedTime=now())
-        record["next_config"] = config
-    _launch(store, name, config, models, s3)
+        record.update(next_config=config, next_servers=servers, launcher=processes.identity())
+    _launch(store, name, servers, s3)
+    return True
 
 
 def describe(store: Store, name: str) -> dict[str, Any]:
     """Return the endpoint as DescribeEndpoint does, after a look at its servers. Raises KeyError."""
-    description: dict[str, Any] = _refresh(store, name)["description"]
+    description: dict[str, Any] = changes.refresh(store, name)["description"]
     return description
 
 
-def delete(store: Store, name: str) -> None:
-    """Stop the servers and delete the endpoint. Raises KeyError."""
-    record = store.read(name)
-    _stop(store, name, record["servers"] + record["next_servers"])
-    store.delete(name)
+def pick_server(store: Store, name: str, variant: str | None, avoid: list[Server]) -> Server | None:
+    """Return a server to send a request to: one of `variant`, or of any by the variants' weights, and none of `avoid`.
 
-
-def pick_server(store: Store, name: str, variant: str | None) -> dict[str, Any]:
-    """Return a server to send a request to: one of `variant`, or of any by the variants' weights.
-
-    Raises KeyError for an unknown endpoint, LookupError with the reason if it has no such server in service.
+    Returns None if there is none at the moment. Raises KeyError for an unknown endpoint, LookupError with the reason if
+    it has no such server in service.
     """
     record = store.read(name)
-    if record["description"]["EndpointStatus"] != "InService":
-        record = _refresh(store, name)
+    if record["description"]["EndpointStatus"] != "InService" or not all(s["ready"] for s in record["servers"]):
+        record = changes.refresh(store, name)
     status = record["description"]["EndpointStatus"]
     if status not in ("InService", "Updating"):
         raise LookupError(f"Endpoint {name} is not in service: its status is {status}")
-    servers: list[dict[str, Any]] = [s for s in record["servers"] if variant in (None, s["variant"])]
+    servers: list[Server] = [s for s in record["servers"] if variant in (None, s["variant"])]
     if not servers:
         names = sorted({server["variant"] for server in record["servers"]})
         raise LookupError(f"Endpoint {name} has no variant {variant}; its variants are {', '.join(names)}")
-    return random.choices(servers, [server["weight"] for server in servers])[0]
+    free = [s for s in servers if s["ready"] and instances.entry(avoid, s) is None]
+    return random.choices(free, [server["weight"] for server in free])[0] if free else None
+
+
+def holds(store: Store, name: str, server: Server) -> bool:
+    """Return whether a server that was picked still takes requests."""
+    with contextlib.suppress(KeyError):
+        return instances.entry(store.read(name)["servers"], server) is not None
+    return False
+
+
+def is_up(store: Store, name: str, server: Server) -> bool:
+    """Return whether a server is up, after one that is not was started again if it may be."""
+    with contextlib.suppress(KeyError):
+        record = changes.refresh(store, name)
+        found = instances.entry(record["servers"], server)
+        return (
+            found is not None
+            and bool(found["ready"])
+            and not instances.is_dead(container_of(store, name, found), found)
+        )
+    return False
 
 
 def interrupt(store: Store, name: str) -> None:
     """End servers that were starting when the user pressed Ctrl-C: the endpoint is Failed, or what it was before."""
-    record = store.read(name)
-    if record["description"]["EndpointStatus"] == "Updating":
-        _roll_back(store, name, "the update was interrupted")
-    elif record["description"]["EndpointStatus"] == "Creating":
-        _fail(store, name, "the deployment was interrupted")
+    with contextlib.suppress(KeyError):
+        changes.change(store, name, lambda record: True, partial(changes.give_up_starting, reason="it was interrupted"))
 
 
-def _launch(store: Store, name: str, config: dict[str, Any], models: dict[str, dict[str, Any]], s3: Any) -> None:
-    """Start a server for each instance of each variant, as the record's next_servers."""
-    directory = store.directory(name)
-    generation = 1 + max((int(path.name) for path in directory.glob("[0-9]*")), default=0)
+def _launch(store: Store, name: str, servers: list[Server], s3: Any) -> None:
+    """Start servers that the record has as next_servers, with this process as its launcher."""
     try:
+        for server in servers:
+            container = container_of(store, name, server)
+            _make_folder(container.root.parent)
+            torchserve.prepare(container, server["model"], s3)
+            instances.choose_port(server)
+            with store.changing(name) as record:
+                _planned_entry(record, server)["port"] = server["port"]
+            with store.changing(name) as record:  # whoever deletes the endpoint waits for this, or comes first
+                _planned_entry(record, server)
+                instances.start(container, server)
         with store.changing(name) as record:
-            record["launching"] = True  # until all servers are listed, a ready one is not taken for all of them
-        for variant in config["ProductionVariants"]:
-            for instance in range(variant.get("InitialInstanceCount", 1)):
-                folder = f"{generation}/{variant['VariantName']}-{instance + 1}"
-                (port,) = free_ports(1)
-                with store.changing(name) as record:
-                    record["next_servers"].append(
-                        {
-                            "folder": folder,
-                            "variant": variant["VariantName"],
-                            "weight": variant.get("InitialVariantWeight", 1.0) or 1e-9,
-                            "port": port,
-                            "ready": False,
-                        }
-                    )
-                container = Container(directory / folder)
-                torchserve.start(container, models[variant["ModelName"]], variant["InstanceType"], port, s3)
-        with store.changing(name) as record:
-            record["launching"] = False
+            _planned_entry(record, servers[0])
+            record["launcher"] = None
     except (ContainerError, storage.StorageError) as error:
-        _fail_start(store, name, str(error))
-    except BaseException:
-        interrupt(store, name)
+        _after_failed_launch(store, name, servers, str(error))
+    except (changes.Superseded, KeyError):
+        _end_superseded(store, name, servers)
+    except BaseException as error:
+        if isinstance(error, FileNotFoundError) and not _launches(store, name, servers):
+            _end_superseded(store, name, servers)
+            return
+        interrupted = isinstance(error, KeyboardInterrupt)
+        reason = "it was interrupted" if interrupted else f"{type(error).__name__}: {error}"
+        _after_failed_launch(store, name, servers, reason)
         raise
 
 
-def _refresh(store: Store, name: str) -> dict[str, Any]:
-    """Return the record, after its status was brought up to date with the servers."""
-    record = store.read(name)
-    status = record["description"]["EndpointStatus"]
-    if status in ("Creating", "Updating"):
-        _check_new_servers(store, name, record)
+def _make_folder(folder: Path) -> None:
+    """Make a folder in the endpoint's directory. Raises FileNotFoundError if that was deleted."""
+    with contextlib.suppress(FileExistsError):
+        folder.mkdir()
+
+
+def _planned_entry(record: Record, server: Server) -> Server:
+    """Return the entry of a server that this process is to start. Raises changes.Superseded if it is not any more."""
+    found: Server | None = next((s for s in record["next_servers"] if s["folder"] == server["folder"]), None)
+    if found is None or record.get("launcher") != processes.identity():
+        raise changes.Superseded
+    return found
+
+
+def _after_failed_launch(store: Store, name: str, servers: list[Server], reason: str) -> None:
+    """Enter that servers could not be started; what they take on the disk is freed first."""
+    for server in servers:
+        with contextlib.suppress(KeyError):
+            instances.end(container_of(store, name, server))
+    if _launches(store, name, servers):
+        with contextlib.suppress(KeyError):
+            changes.change(
+                store, name, partial(_plans, servers=servers), partial(changes.give_up_starting, reason=reason)
+            )
+
+
+def _launches(store: Store, name: str, servers: list[Server]) -> bool:
+    """Return whether the record still has this process start the servers."""
+    with contextlib.suppress(KeyError):
         record = store.read(name)
-    for server in record["servers"] if status in ("InService", "Updating") else ():
-        # A server that was replaced since the record was read was stopped on purpose.
-        if not _container(store, name, server).alive() and server in store.read(name)["servers"]:
-            _fail(store, name, f"the server of {Path(server['folder']).name} has died")
-            break
-    return store.read(name)
+        return _plans(record, servers) and record.get("launcher") == processes.identity()
+    return False
 
 
-def _check_new_servers(store: Store, name: str, record: dict[str, Any]) -> None:
-    servers = record["next_servers"]
+def _end_superseded(store: Store, name: str, servers: list[Server]) -> None:
+    """End what this process has started for an endpoint that another has deleted, failed or rolled back."""
     for server in servers:
-        container = _container(store, name, server)
-        if not server["ready"]:
-            server["ready"] = torchserve.all_workers_ready(server["port"])
-        if not server["ready"] and (reason := torchserve.why_not_starting(container)):
-            _fail_start(store, name, reason)
-            return
-    if not record["launching"] and all(server["ready"] for server in servers):
-        _take_over(store, name, servers)
+        container = container_of(store, name, server)
+        instances.end(container)
+        if not _is_planned(store, name, servers):
+            shutil.rmtree(container.root.parent, ignore_errors=True)
+    with contextlib.suppress(OSError):  # this process may have made the directory anew
+        if not (store.directory(name) / RECORD_FILE).exists():
+            store.directory(name).rmdir()
 
 
-def _take_over(store: Store, name: str, servers: list[dict[str, Any]]) -> None:
-    with store.changing(name) as record:
-        if not servers or record["next_servers"] != [{**server, "ready": False} for server in servers]:
-            return  # another process has done it
-        old = record["servers"]
-        record.update(servers=servers, next_servers=[])
-        description = record["description"]
-        description.update(EndpointStatus="InService", LastModifiedTime=now())
-        description.pop("FailureReason", None)
-        if config := record.pop("next_config", None):
-            description["EndpointConfigName"] = config["EndpointConfigName"]
-            description["ProductionVariants"] = _summaries(config)
-    _stop(store, name, old, DRAIN_SECONDS)
+def _is_planned(store: Store, name: str, servers: list[Server]) -> bool:
+    with contextlib.suppress(KeyError):
+        return _plans(store.read(name), servers)
+    return False
 
 
-def _fail_start(store: Store, name: str, reason: str) -> None:
-    if store.read(name)["description"]["EndpointStatus"] == "Updating":
-        _roll_back(store, name, reason)
-    else:
-        _fail(store, name, reason)
+def _plans(record: Record, servers: list[Server]) -> bool:
+    folders = {server["folder"] for server in record["next_servers"]}
+    return all(server["folder"] in folders for server in servers)
 
 
-def _fail(store: Store, name: str, reason: str) -> None:
-    with store.changing(name) as record:
-        servers = record["servers"] + record["next_servers"]
-        tails = [_container(store, name, server).log_tail(15) for server in servers[:1]]
-        reason = "\n".join([reason, *tails])[:1024]
-        record["description"].update(EndpointStatus="Failed", FailureReason=reason, LastModifiedTime=now())
-    _stop(store, name, servers)
-
-
-def _roll_back(store: Store, name: str, reason: str) -> None:
-    """Keep the servers that are in service, as AWS does when an update fails."""
-    with store.changing(name) as record:
-        new = record["next_servers"]
-        record.update(next_servers=[])
-        record.pop("next_config", None)
-        reason = f"The update failed and was rolled back: {reason}"[:1024]
-        record["description"].update(EndpointStatus="InService", FailureReason=reason, LastModifiedTime=now())
-    _stop(store, name, new)
-
-
-def _stop(store: Store, name: str, servers: list[dict[str, Any]], grace_seconds: float = 0) -> None:
-    for server in servers:
-        _container(store, name, server).close(grace_seconds)
-
-
-def _container(store: Store, name: str, server: dict[str, Any]) -> Container:
-    return Container(store.directory(name) / server["folder"])
-
-
-def _summaries(config: dict[str, Any]) -> list[dict[str, Any]]:
-    return [
-        {
-            "VariantName": variant["VariantName"],
-            "CurrentWeight": variant.get("InitialVariantWeight", 1.0),
-            "DesiredWeight": variant.get("InitialVariantWeight", 1.0),
-            "CurrentInstanceCount": variant.get("InitialInstanceCount", 1),
-            "DesiredInstanceCount": variant.get("InitialInstanceCount", 1),
-        }
-        for variant in config["ProductionVariants"]
-    ]
+def _generation(folder: Path) -> int:
+    number = folder.name.partition("-")[0]
+    return int(number) if number.isdecimal() else 0

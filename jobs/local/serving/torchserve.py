@@ -20,36 +20,46 @@ JAVA_OPTIONS = "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC"
 LAUNCHER = Path(runtime.__file__).with_name("torchserve_launcher.py")
 # What a worker prints: "2026-01-31T12:00:00,000 [INFO ] W-9000-model_1.0-stdout MODEL_LOG - text".
 WORKER_LINE = re.compile(r"\S+ \[\w+ *\] (?P<worker>\S+) MODEL_LOG - (?P<text>.*)")
+# What TorchServe logs when another program has one of its ports.
+CLASH = ("Address already in use", "BindException")
 # What TorchServe logs when a worker could not load the model.
 LOAD_FAILED = ("Load model failed", "Backend worker process died")
 
 
-def start(container: Container, model: dict[str, Any], instance_type: str, port: int, s3: Any = None) -> None:
-    """Unpack the model (a ContainerDefinition) into the container and start the serving toolkit on it, at `port`.
+def prepare(container: Container, model: dict[str, Any], s3: Any = None) -> None:
+    """Unpack the model (a ContainerDefinition) into the container, with what its code requires.
 
-    With `DockerImage` in the model, that image runs it, else processes of this environment do.
     A model in S3 is fetched by the client `s3`, or by one of the environment. Raises ContainerError or StorageError.
     """
     container.create()
-    root, model_dir = container.root, container.root / "model"
+    model_dir = container.root / "model"
     if uri := model_uri(model):
         source = storage.fetch(uri, container.tmp / "model.tar.gz", s3)
         copy_tree(source, model_dir) if source.is_dir() else unpack(source, model_dir)
-    env = dict(model.get("Environment", {}))
-    if program := env.get("SAGEMAKER_PROGRAM"):
-        env["SAGEMAKER_PROGRAM"] = Path(program).name  # local mode leaves its path, as it was on the user's machine
+    env = model.get("Environment", {})
     submitted = env.get("SAGEMAKER_SUBMIT_DIRECTORY", "")
     if submitted.startswith("file://") and not (model_dir / "code").exists():
         copy_tree(storage.local_path(submitted), model_dir / "code")
+    if not model.get("DockerImage") and (model_dir / "code").is_dir():
+        container.install_requirements(model_dir / "code", container.environment(env))
+
+
+def start(container: Container, model: dict[str, Any], instance_type: str, port: int) -> None:
+    """Start the serving toolkit on the model that was prepared in the container, at `port`.
+
+    With `DockerImage` in the model, that image runs it, else processes of this environment do. Raises ContainerError.
+    """
+    env = dict(model.get("Environment", {}))
+    if program := env.get("SAGEMAKER_PROGRAM"):
+        env["SAGEMAKER_PROGRAM"] = Path(program).name  # local mode leaves its path, as it was on the user's machine
     if instance_type == instance_types.LOCAL:
         env["CUDA_VISIBLE_DEVICES"] = ""
     if image := model.get("DockerImage"):
         env = docker.serving_environment(env)
-        container.start(docker.serving_command(root, image, instance_type, port, env), docker.environment(env))
+        command = docker.serving_command(container.root, image, instance_type, port, env)
+        container.start(command, docker.environment(env))
         return
-    if (model_dir / "code").is_dir():
-        container.install_requirements(model_dir / "code", container.environment(env))
-    (root / "logs").mkdir()
+    (container.root / "logs").mkdir(exist_ok=True)
     container.start(
         [sys.executable, str(LAUNCHER)],
         container.environment({**_server_environment(container, port), "SAGEMAKER_BIND_TO_PORT": str(port), **env}),
@@ -111,6 +121,11 @@ def why_not_starting(container: Container) -> str | None:
     if not container.alive():
         return "the server ended before the model was loaded: " + (_exception_in(log) or container.last_line())
     return None
+
+
+def clashed(container: Container) -> bool:
+    """Return whether the server ended because another program had one of its ports."""
+    return not container.alive() and any(sign in container.log_tail(200) for sign in CLASH)
 
 
 def model_uri(model: dict[str, Any]) -> str | None:

@@ -7,8 +7,6 @@ of events and the places of files are those of a training job on AWS
 
 import json
 import re
-import signal
-import sys
 import time
 from datetime import datetime
 from pathlib import Path
@@ -17,14 +15,23 @@ from typing import Any
 
 from fastmaker.jobs import storage
 from fastmaker.local import supervisor
-from fastmaker.local.containers import Container, ContainerError, free_ports, pack, stop_processes
+from fastmaker.local.containers import Container, ContainerError, end_below, free_ports, pack, stop_processes
 from fastmaker.local.store import Store, now
 from fastmaker.local.supervisor import FINAL, MAX_REASON
 from fastmaker.local.training.checkpoints import Checkpoints
 from fastmaker.local.training.host import PEER_GONE, Host
 from fastmaker.local.training.validation import channel_uri
 
+MODULE = "fastmaker.local.training.training_jobs"
 KIND = "training-jobs"
+SHAPE = {
+    "description": {
+        "TrainingJobName": str,
+        "TrainingJobStatus": str,
+        "SecondaryStatusTransitions": [dict],
+        "CreationTime": datetime,
+    }
+}
 STOP_GRACE_SECONDS = 120  # https://docs.aws.amazon.com/sagemaker/latest/APIReference/API_StopTrainingJob.html
 FAILED_GRACE_SECONDS = 20  # for processes that still run when a host has failed, or the script has ended
 REPORT_SECONDS = 5  # for other hosts to report why they ended too, when one has failed
@@ -56,34 +63,23 @@ def start(store: Store, request: dict[str, Any], arn: str, env: dict[str, str], 
         "LastModifiedTime": created,
     }
     record = {"description": description, "tags": request.get("Tags", []), "image": image}
-    supervisor.start(store, name, record, "fastmaker.local.training.training_jobs", env)
+    supervisor.start(store, name, record, MODULE, env)
 
 
 def describe(store: Store, name: str) -> dict[str, Any]:
     """Return the job as DescribeTrainingJob does; a job whose processes have died is Failed. Raises KeyError."""
-    record = store.read(name)
-    if record["description"]["TrainingJobStatus"] not in FINAL and not supervisor.running(record):
-        record = store.read(name)  # it may have ended while we looked
-        if record["description"]["TrainingJobStatus"] not in FINAL:
-            for container in containers(store, name):
-                container.close()
-            with store.changing(name) as record:
-                if record["description"]["TrainingJobStatus"] == "Stopping":  # before it could take the signal
-                    _finish(record["description"], "Stopped")
-                else:
-                    reason = "InternalServerError: the process that ran the job has died"
-                    _finish(record["description"], "Failed", reason)
+    record = supervisor.settle(store, name, _settle)
     description: dict[str, Any] = record["description"]
     return description
 
 
 def stop(store: Store, name: str) -> None:
     """Ask the job to stop: its processes get SIGTERM, and SIGKILL after STOP_GRACE_SECONDS. Raises KeyError."""
-    with store.changing(name) as record:
-        if record["description"]["TrainingJobStatus"] in FINAL:
-            return
+
+    def enter(record: dict[str, Any]) -> None:
         _enter(record["description"], "Stopping", "Stopping the training job", status="Stopping")
-    supervisor.ask_to_stop(record)
+
+    supervisor.stop(store, name, enter)
 
 
 def containers(store: Store, name: str) -> list[Container]:
@@ -95,6 +91,11 @@ def _number_of_host(path: Path) -> int:
     return int(path.name.rpartition("-")[2])
 
 
+def store_below(home: Path) -> Store:
+    """Return the records of training jobs in FASTMAKER_HOME."""
+    return Store(home, KIND, SHAPE, end_below)
+
+
 class Stopped(Exception):
     """The job was asked to stop, or ran too long; the argument is the SecondaryStatus."""
 
@@ -104,7 +105,7 @@ class Job:
 
     def __init__(self, directory: Path) -> None:
         self.name = directory.name
-        self.store = Store(directory.parent.parent, KIND)
+        self.store = store_below(directory.parent.parent)
         record = self.store.read(self.name)
         self.request = record["description"]
         # The toolkit resolves the names of hosts; loopback addresses need no set-up.
@@ -116,7 +117,15 @@ class Job:
 
     def run(self) -> None:
         """Run the job from Downloading to a final status; an error becomes the FailureReason."""
-        signal.signal(signal.SIGTERM, self._request_stop)
+        try:
+            outcome = self._run()
+        finally:
+            for host in self.hosts:
+                host.container.close()
+        self.finish(*outcome)
+
+    def _run(self) -> tuple[str, str | None, str | None]:
+        """Return the final status, the FailureReason and the SecondaryStatus."""
         try:
             for host in self.hosts:  # first: a job that is stopped later uploads what its trees hold
                 host.container.create()
@@ -126,17 +135,14 @@ class Job:
             self._train()
             self._enter("Uploading", "Uploading the model")
             self._upload()
-            self.finish("Completed")
         except Stopped as stopped:
             self._upload()
-            self.finish("Stopped", secondary=str(stopped))
+            return "Stopped", None, str(stopped)
         except (ContainerError, storage.StorageError) as error:
-            self.finish("Failed", f"ClientError: {error}")
+            return "Failed", f"ClientError: {error}", None
         except AlgorithmError as error:
-            self.finish("Failed", f"AlgorithmError: {error}")
-        finally:
-            for host in self.hosts:
-                host.container.close()
+            return "Failed", f"AlgorithmError: {error}", None
+        return "Completed", None, None
 
     def _stage(self) -> None:
         """Prepare the trees of all hosts. Raises Stopped, ContainerError and StorageError."""
@@ -230,10 +236,13 @@ class Job:
         """Record the final status and, if the job failed, why."""
         metrics = self._metrics()
         with self.store.changing(self.name) as record:
+            if record["description"]["TrainingJobStatus"] in FINAL:
+                return
             record["description"]["FinalMetricDataList"] = metrics
             _finish(record["description"], status, reason, secondary)
 
-    def _request_stop(self, number: int, frame: FrameType | None) -> None:
+    def request_stop(self, number: int, frame: FrameType | None) -> None:
+        """Take SIGTERM: the job stops."""
         self.stop_requested = True
 
     def _raise_if_stopped(self) -> None:
@@ -273,6 +282,10 @@ def _finish(description: dict[str, Any], status: str, reason: str | None = None,
     description.update(TrainingEndTime=ended, TrainingTimeInSeconds=seconds, BillableTimeInSeconds=seconds)
 
 
+def _settle(record: dict[str, Any], status: str, reason: str | None) -> None:
+    _finish(record["description"], status, reason)
+
+
 def _transition(status: str, message: str, moment: datetime) -> dict[str, Any]:
     return {"Status": status, "StartTime": moment, "StatusMessage": message}
 
@@ -298,4 +311,4 @@ def _with_absolute_source(hyperparameters: dict[str, Any]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    supervisor.run(Job(Path(sys.argv[1])))
+    supervisor.main(MODULE, Job, lambda directory: describe(store_below(directory.parent.parent), directory.name))

@@ -400,3 +400,12 @@ def test_a_folder_without_permission_to_write_is_an_error(tmp_path):
 )
 def test_names_are_cut_at_the_folder_of_a_prefix(prefix, all_below, expected):
     assert storage.folder_of(prefix, all_below) == expected
+
+
+def test_a_pipe_is_refused_rather_than_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for uri in (f"file://{tmp_path}/pipe", "file:///dev/zero"):
+        with pytest.raises(StorageError, match="neither a file nor a directory"):
+            storage.check(uri)
+    with pytest.raises(StorageError, match="/pipe: a pipe"):
+        listed(f"file://{tmp_path}")

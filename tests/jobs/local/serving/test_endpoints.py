@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import time
 
 import numpy as np
 import psutil
@@ -21,7 +22,7 @@ from sagemaker.predictor import Predictor
 from fastmaker import preprocess
 from fastmaker.local import ProcessSession
 from fastmaker.local.containers import pack
-from fastmaker.local.serving import endpoints
+from fastmaker.local.serving import instances
 from fastmaker.serving import models
 
 
@@ -36,7 +37,7 @@ def invoke(session, name, body, content_type="application/x-image", accept="appl
 
 def containers_of(session, name):
     store = session.sagemaker_client.endpoints
-    return [endpoints._container(store, name, server) for server in store.read(name)["servers"]]
+    return [instances.container_of(store, name, server) for server in store.read(name)["servers"]]
 
 
 @pytest.fixture(scope="session")
@@ -210,18 +211,27 @@ def test_an_archive_that_is_none_fails_the_endpoint(session, tmp_path):
 
 
 @pytest.mark.containers
-def test_a_server_that_died_shows_as_failed(session, model_archive):
+def test_a_server_that_died_is_started_again_and_the_endpoint_fails_where_it_cannot_be(session, model_archive):
     archive = model_archive(ECHO.format(name="mortal"))
+    client = session.sagemaker_client
     with deployed(session, archive, env={"SAGEMAKER_PROGRAM": "inference.py"}) as predictor:
-        for process in containers_of(session, predictor.endpoint_name)[0].processes():
+        name = predictor.endpoint_name
+        (container,) = containers_of(session, name)
+        for process in container.processes():
             process.kill()
-        container = containers_of(session, predictor.endpoint_name)[0]
-        wait_until(lambda: not container.processes())
-        description = session.sagemaker_client.describe_endpoint(EndpointName=predictor.endpoint_name)
+        wait_until(lambda: not container.alive())
+        assert client.describe_endpoint(EndpointName=name)["EndpointStatus"] == "InService"
+        assert invoke(session, name, b"x")["Body"] == b"mortal:x"
+        with client.endpoints.changing(name) as record:
+            record["servers"][0]["restarts"] = [time.time()] * instances.RESTARTS
+        for process in container.processes():
+            process.kill()
+        wait_until(lambda: not container.alive())
+        description = client.describe_endpoint(EndpointName=name)
         assert description["EndpointStatus"] == "Failed"
         assert "has died" in description["FailureReason"]
         with pytest.raises(ClientError, match="not in service"):
-            invoke(session, predictor.endpoint_name, b"x")
+            invoke(session, name, b"x")
 
 
 @pytest.mark.containers

@@ -1,0 +1,65 @@
+"""Processes that are killed at a step that a test chooses, without a word of it in what is tested."""
+
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+
+from helpers import REPOSITORY
+
+WATCHED = tuple(str(REPOSITORY / path) for path in ("jobs/local/", "source/fastmaker/files.py"))
+
+
+def killed_at(step: int, operation: Callable[[], object]) -> bool:
+    """Run `operation` in a process of its own that is killed before the `step`-th line of the engine's code.
+
+    Returns whether it was killed, rather than done before. An error of the operation fails the test.
+    """
+    pid = os.fork()
+    if not pid:
+        status = 1
+        try:
+            _kill_self_at(step)
+            operation()
+            status = 0
+        finally:
+            os._exit(status)
+    status = os.waitpid(pid, 0)[1]
+    assert os.WIFSIGNALED(status) or os.WEXITSTATUS(status) == 0, "the operation raised an error"
+    return os.WIFSIGNALED(status)
+
+
+def every_kill(operation: Callable[[], object], stride: int = 1, first: int = 1):
+    """Yield after each of the kills at steps `first`, `first` + `stride`, ... until the operation is done before."""
+    step = first
+    while killed_at(step, operation):
+        yield step
+        step += stride
+
+
+def in_a_process(operation: Callable[[], object]) -> None:
+    """Run `operation` in a process of its own, whose error fails the test."""
+    assert not killed_at(sys.maxsize, operation)
+
+
+def _kill_self_at(step: int) -> None:
+    left = step
+
+    def trace(frame: FrameType, event: str, argument: object):
+        nonlocal left
+        if not frame.f_code.co_filename.startswith(WATCHED):
+            return None
+        if event == "line":
+            left -= 1
+            if left <= 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+        return trace
+
+    sys.settrace(trace)
+
+
+def leftovers(folder: Path) -> list[str]:
+    """The names of what is half made or half removed in a store's folder."""
+    return [name for name in os.listdir(folder) if name.startswith(".")] if folder.is_dir() else []

@@ -1,0 +1,374 @@
+"""Kills of every process of every kind of job, at every step: no name blocked, no process left, no state that stays.
+
+`make test-kills` has more of each kind; every test prints what it saw.
+"""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+
+import psutil
+import pytest
+from helpers import PATIENCE
+from helpers.kills import killed_at
+from helpers.waiting import nothing_runs_below, wait_until
+
+from fastmaker.local.batch import transform_jobs
+from fastmaker.local.client import SageMaker
+from fastmaker.local.errors import ClientError
+from fastmaker.local.runtime_client import SageMakerRuntime
+from fastmaker.local.serving import instances, torchserve
+from fastmaker.local.supervisor import FINAL
+
+pytestmark = pytest.mark.slow
+ECHO = """
+def model_fn(model_dir): return {name!r}
+def input_fn(body, content_type): return bytes(body)
+def predict_fn(body, model): return model.encode() + b":" + body
+def output_fn(answer, accept): return answer, accept
+"""
+KILLS = int(os.environ.get("FASTMAKER_KILLS", "3"))  # of each kind
+IMAGE = {"Image": "x", "Environment": {"SAGEMAKER_PROGRAM": "inference.py", "SAGEMAKER_MODEL_SERVER_WORKERS": "1"}}
+
+
+@pytest.fixture
+def client(tmp_path):
+    client = SageMaker("us-west-2", tmp_path / "home")
+    yield client
+    assert nothing_runs_below(tmp_path / "home")
+
+
+@pytest.fixture
+def runtime(tmp_path):
+    return SageMakerRuntime(tmp_path / "home")
+
+
+def make_model(client, archive, name, count=1):
+    """A model, and a configuration of the same name."""
+    client.create_model(ModelName=name, PrimaryContainer={**IMAGE, "ModelDataUrl": f"file://{archive}"})
+    variant = {"VariantName": "v", "ModelName": name, "InstanceType": "local", "InitialInstanceCount": count}
+    client.create_endpoint_config(EndpointConfigName=name, ProductionVariants=[variant])
+
+
+def settled(client, name="e"):
+    """The endpoint's status once it is none that a process has to end; None if there is no endpoint."""
+
+    def status():
+        try:
+            found = client.describe_endpoint(name)["EndpointStatus"]
+        except ClientError:
+            return "none"
+        return found if found in ("InService", "Failed") else None
+
+    return wait_until(status)
+
+
+def ask(runtime, body=b"x", name="e"):
+    return runtime.invoke_endpoint(EndpointName=name, Body=body, ContentType="text/x")["Body"].read()
+
+
+def training_request(name, source, output):
+    return {
+        "TrainingJobName": name,
+        "AlgorithmSpecification": {"TrainingImage": "x", "TrainingInputMode": "File"},
+        "RoleArn": "r",
+        "OutputDataConfig": {"S3OutputPath": f"file://{output}"},
+        "ResourceConfig": {"InstanceType": "local", "InstanceCount": 1, "VolumeSizeInGB": 1},
+        "HyperParameters": {
+            "sagemaker_program": '"train.py"',
+            "sagemaker_submit_directory": f'"file://{source}"',
+        },
+        "StoppingCondition": {"MaxRuntimeInSeconds": 600},
+    }
+
+
+def transform_request(name, model, source, output):
+    return {
+        "TransformJobName": name,
+        "ModelName": model,
+        "TransformInput": {
+            "DataSource": {"S3DataSource": {"S3DataType": "S3Prefix", "S3Uri": f"file://{source}"}},
+            "ContentType": "text/x",
+        },
+        "TransformOutput": {"S3OutputPath": f"file://{output}"},
+        "TransformResources": {"InstanceType": "local", "InstanceCount": 1},
+    }
+
+
+def test_who_creates_an_endpoint_is_killed_at_any_step(client, runtime, model_archive, tmp_path):
+    make_model(client, model_archive(ECHO.format(name="m")), "m")
+    seen = Counter()
+    for step in random.Random(1).sample(range(1, 900), KILLS):
+        killed = killed_at(step, lambda: client.create_endpoint(EndpointName="e", EndpointConfigName="m"))
+        status = settled(client)
+        seen[status, killed] += 1
+        if status == "InService":
+            assert ask(runtime) == b"m:x"
+        if status != "none":
+            client.delete_endpoint("e")
+        assert nothing_runs_below(tmp_path / "home")
+        assert client.endpoints.names() == []
+    print(f"{KILLS} kills: {dict(seen)}")
+
+
+def test_who_updates_or_describes_an_endpoint_is_killed_at_any_step(client, runtime, model_archive):
+    for name in ("a", "b"):
+        make_model(client, model_archive(ECHO.format(name=name), name), name)
+    client.create_endpoint(EndpointName="e", EndpointConfigName="a")
+    assert settled(client) == "InService"
+
+    def update():
+        client.update_endpoint("e", "b" if ask(runtime) == b"a:x" else "a")
+        settled(client)
+
+    for step in random.Random(2).sample(range(1, 3000), KILLS):
+        killed_at(step, update)
+        assert settled(client) == "InService"
+        assert ask(runtime) in (b"a:x", b"b:x")
+    client.delete_endpoint("e")
+
+
+def test_who_deletes_an_endpoint_is_killed_at_any_step(client, model_archive, tmp_path):
+    make_model(client, model_archive(ECHO.format(name="m")), "m")
+    for step in random.Random(3).sample(range(1, 400), KILLS):
+        client.create_endpoint(EndpointName="e", EndpointConfigName="m")
+        killed_at(step, lambda: client.delete_endpoint("e"))
+        if settled(client) != "none":
+            client.delete_endpoint("e")
+        assert nothing_runs_below(tmp_path / "home")
+
+
+def test_an_endpoint_that_is_deleted_while_it_is_deployed_leaves_nothing(client, model_archive, tmp_path):
+    make_model(client, model_archive(ECHO.format(name="m")), "m", 2)
+    for number in range(KILLS):
+        program = (
+            "import sys; from pathlib import Path; from fastmaker.local.client import SageMaker;"
+            f"SageMaker('us-west-2', Path({str(tmp_path / 'home')!r})).create_endpoint('e', 'm')"
+        )
+        deploy = subprocess.Popen([sys.executable, "-c", program], stderr=subprocess.PIPE)
+        wait_until(lambda: "e" in client.endpoints.names())
+        time.sleep(number / KILLS)
+        client.delete_endpoint("e")
+        assert deploy.communicate(timeout=PATIENCE)[1] == b""
+        assert nothing_runs_below(tmp_path / "home")
+        assert os.listdir(tmp_path / "home" / "endpoints") == []
+
+
+def test_looks_do_not_fail_a_deployment(client, runtime, model_archive, tmp_path):
+    make_model(client, model_archive(ECHO.format(name="m")), "m", 2)
+    program = (
+        "import time; from pathlib import Path; from fastmaker.local.client import SageMaker\n"
+        f"client = SageMaker('us-west-2', Path({str(tmp_path / 'home')!r}))\n"
+        "while True: client.list_endpoints(); time.sleep(0.01)"
+    )
+    looking = subprocess.Popen([sys.executable, "-c", program])
+    try:
+        for _ in range(KILLS // 2):
+            client.create_endpoint(EndpointName="e", EndpointConfigName="m")
+            assert settled(client) == "InService"
+            assert ask(runtime) == b"m:x"
+            client.delete_endpoint("e")
+        assert looking.poll() is None
+    finally:
+        looking.kill()
+        looking.wait()
+
+
+@pytest.mark.parametrize("whose", ["creator", "supervisor", "host"])
+def test_a_process_of_a_training_job_is_killed_at_any_moment(client, write_script, tmp_path, whose):
+    source = write_script("import time; time.sleep(1)")
+    seen = Counter()
+    for number in range(KILLS):
+        request = training_request(f"job-{number}", source, tmp_path / "output")
+        if whose == "creator":
+            killed_at(random.randint(1, 500), lambda request=request: client.create_training_job(**request))
+        else:
+            client.create_training_job(**request)
+            time.sleep(random.random() * 4)
+            _kill_one(client.training_jobs, f"job-{number}", whose)
+        seen[_end_of(client, "TrainingJob", f"job-{number}")] += 1
+    assert nothing_runs_below(tmp_path / "home")
+    print(f"{KILLS} kills of the {whose}: {dict(seen)}")
+
+
+@pytest.mark.parametrize("whose", ["creator", "supervisor", "server"])
+def test_a_process_of_a_batch_job_is_killed_at_any_moment(client, model_archive, tmp_path, whose):
+    make_model(client, model_archive(ECHO.format(name="m")), "m")
+    source, output = tmp_path / "source", tmp_path / "output"
+    source.mkdir()
+    for number in range(30):
+        (source / f"{number}").write_text(f"{number}")
+    seen = Counter()
+    for number in range(KILLS):
+        request = transform_request(f"job-{number}", "m", source, output / f"{number}")
+        if whose == "creator":
+            killed_at(random.randint(1, 500), lambda request=request: client.create_transform_job(**request))
+        else:
+            client.create_transform_job(**request)
+            time.sleep(random.random() * 6)
+            _kill_one(client.transform_jobs, f"job-{number}", whose)
+        status = _end_of(client, "TransformJob", f"job-{number}")
+        seen[status] += 1
+        answers = {path.name: path.read_text() for path in (output / f"{number}").glob("*.out")}
+        assert all(text == f"m:{name.removesuffix('.out')}" for name, text in answers.items())
+        if status == "Completed" or (whose == "server" and status != "none"):
+            assert (status, len(answers)) == ("Completed", 30)
+    assert nothing_runs_below(tmp_path / "home")
+    print(f"{KILLS} kills of the {whose}: {dict(seen)}")
+
+
+def _kill_one(store, name, whose):
+    """Kill the process that runs a job, or one of those that it has started, if there is any yet."""
+    if whose == "supervisor":
+        if supervisor := store.read(name).get("supervisor"):
+            os.kill(supervisor["pid"], signal.SIGKILL)
+        return
+    found = [process for container in _containers(store, name) for process in container.processes()]
+    if found:
+        random.choice(found).send_signal(signal.SIGKILL)
+
+
+def _containers(store, name):
+    return transform_jobs.containers(store, name) if store.kind == transform_jobs.KIND else _hosts(store, name)
+
+
+def _hosts(store, name):
+    from fastmaker.local.training import training_jobs
+
+    return training_jobs.containers(store, name)
+
+
+def _end_of(client, kind, name):
+    """The final status of a job, "none" if it was never recorded."""
+    snake = {"TrainingJob": "training_job", "TransformJob": "transform_job"}[kind]
+
+    def status():
+        try:
+            found = getattr(client, f"describe_{snake}")(**{f"{kind}Name": name})[f"{kind}Status"]
+        except ClientError:
+            return "none"
+        return found if found in FINAL else None
+
+    return wait_until(status)
+
+
+def test_a_training_job_whose_supervisor_is_killed_ends_though_nobody_looks(client, write_script, tmp_path):
+    source = write_script("import time; print('asleep', flush=True); time.sleep(3600)")
+    client.create_training_job(**training_request("job", source, tmp_path / "output"))
+    log = client.training_jobs.directory("job") / "algo-1" / "container.log"
+    wait_until(lambda: log.exists() and "asleep" in log.read_text())
+    os.kill(client.training_jobs.read("job")["supervisor"]["pid"], signal.SIGKILL)
+    assert nothing_runs_below(tmp_path / "home")
+    assert client.training_jobs.read("job")["description"]["TrainingJobStatus"] == "Failed"
+
+
+class Load:
+    """Requests of eight threads while the context lasts; none may be lost, and each gets an answer of its own."""
+
+    def __init__(self, runtime):
+        self.runtime, self.answers, self.stopped = runtime, Counter(), threading.Event()
+        self.threads = [threading.Thread(target=self._run, args=(number,)) for number in range(8)]
+
+    def _run(self, thread):
+        number = 0
+        while not self.stopped.is_set():
+            body, number = f"{thread}-{number}".encode(), number + 1
+            try:
+                name, _, answered = ask(self.runtime, body).partition(b":")
+                self.answers[name if answered == body else b"another's"] += 1
+            except Exception as error:
+                self.answers[repr(error)] += 1
+
+    def __enter__(self):
+        for thread in self.threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_):
+        self.stopped.set()
+        for thread in self.threads:
+            thread.join()
+
+
+def test_one_of_two_instances_is_killed_under_load_and_no_request_is_lost(client, runtime, model_archive):
+    make_model(client, model_archive(ECHO.format(name="m")), "m", 2)
+    client.create_endpoint(EndpointName="e", EndpointConfigName="m")
+    assert settled(client) == "InService"
+    with Load(runtime) as load:
+        for number in range(3):
+            server = client.endpoints.read("e")["servers"][number % 2]
+            for process in instances.container_of(client.endpoints, "e", server).processes():
+                process.kill()
+            wait_until(lambda: len([s for s in client.endpoints.read("e")["servers"] if s["ready"]]) == 2)
+            time.sleep(1)
+            wait_until(lambda: all(s["ready"] for s in client.endpoints.read("e")["servers"]))
+    assert set(load.answers) == {b"m"}
+    client.delete_endpoint("e")
+    print(load.answers)
+
+
+def test_workers_are_killed_under_load_and_no_request_is_lost(client, runtime, model_archive):
+    make_model(client, model_archive(ECHO.format(name="m")), "m", 2)
+    client.create_endpoint(EndpointName="e", EndpointConfigName="m")
+    assert settled(client) == "InService"
+    with Load(runtime) as load:
+        for number in range(KILLS):
+            port = client.endpoints.read("e")["servers"][number % 2]["port"]
+            for pid in torchserve.ready_workers(port):
+                psutil.Process(pid).kill()
+            time.sleep(5)
+    assert set(load.answers) == {b"m"}
+    client.delete_endpoint("e")
+    print(load.answers)
+
+
+def test_updates_under_load_lose_no_request(client, runtime, model_archive):
+    for name in ("a", "b"):
+        make_model(client, model_archive(ECHO.format(name=name), name), name)
+    client.create_endpoint(EndpointName="e", EndpointConfigName="a")
+    assert settled(client) == "InService"
+    with Load(runtime) as load:
+        for number in range(KILLS):
+            client.update_endpoint("e", "ba"[number % 2])
+            assert settled(client) == "InService"
+    assert set(load.answers) <= {b"a", b"b"}
+    client.delete_endpoint("e")
+    print(load.answers)
+
+
+def test_processes_that_use_the_same_names_at_once_see_no_unexpected_error(client, model_archive, tmp_path):
+    make_model(client, model_archive(ECHO.format(name="m")), "m")
+    program = f"""
+import random, sys, time
+from pathlib import Path
+from botocore.exceptions import ClientError
+from fastmaker.local.client import SageMaker
+client = SageMaker("us-west-2", Path({str(tmp_path / "home")!r}))
+end, random = time.monotonic() + {KILLS * 6}, random.Random(int(sys.argv[1]))
+config = {{"EndpointConfigName": "m"}}
+while time.monotonic() < end:
+    name = random.choice(("e", "f"))
+    calls = [
+        lambda: client.create_endpoint(EndpointName=name, **config),
+        lambda: client.describe_endpoint(EndpointName=name),
+        lambda: client.update_endpoint(EndpointName=name, **config),
+        lambda: client.delete_endpoint(EndpointName=name),
+        client.list_endpoints, client.list_models, lambda: client.describe_model(ModelName=name),
+        lambda: client.create_model(ModelName=name, PrimaryContainer={{"Image": "x"}}),
+        lambda: client.delete_model(ModelName=name),
+    ]
+    try:
+        random.choices(calls, [1, 8, 1, 1, 8, 8, 8, 8, 8])[0]()
+    except ClientError as error:
+        if error.response["Error"]["Code"] != "ValidationException":
+            raise
+"""
+    users = [subprocess.Popen([sys.executable, "-c", program, str(number)]) for number in range(8)]
+    assert [user.wait(PATIENCE * 4) for user in users] == [0] * 8
+    for name in client.endpoints.names():
+        client.delete_endpoint(name)
