@@ -1,8 +1,8 @@
 # make quickstart   train, deploy and predict on real digits, on this machine (about a minute after the install)
 # make digits       write scikit-learn's digits as images into digits/, one folder a class
 # make test         the test suite, on 2 cores; make test-slow adds the checks that take minutes
-# make test-fast    the tests that need no server and no training, in two minutes
-# make test-kills  kill every process of every kind of job at random steps, KILLS times each (40), for hours
+# make test-fast    the tests that need no server and no real Learner, in two minutes
+# make test-kills   kill every process of every kind of job at random steps, KILLS times each (40), for hours
 # make test-docker  build the images and test their containers, where there is a Docker engine
 # make test-triton  install a Triton server without Docker and test what it makes of our model repositories
 # make test-versions test source/ under torch 2.6 and the newest one; TORCH_PAIRS names others (tests/test_versions.py)
@@ -27,9 +27,10 @@ quickstart: $(INSTALLED)
 digits: $(INSTALLED)
 	$(BIN)/python -c "from pathlib import Path; from fastmaker.jobs.digits import write_digits; write_digits(Path('digits'))"
 
-# In the order of the folders: few long tests first, many short ones last, so that both processes end together.
+# In the order of the folders: few long tests first, many short ones last, so that the processes end together. One more
+# than there are cores: the tests of servers and jobs often wait.
 test: $(INSTALLED)
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder
 
 test-fast: $(INSTALLED)
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile -m fast

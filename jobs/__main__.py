@@ -19,6 +19,7 @@ COMMANDS = {
     "predict": ("fastmaker.jobs.predict", "ask an endpoint or a Triton server about images"),
     "transform": ("fastmaker.jobs.transform", "run a batch transform job over a folder, an S3 prefix or a manifest"),
     "manifest": ("fastmaker.jobs.manifest", "build and check manifests of batch transform"),
+    "convert": ("fastmaker.jobs.convert", "make a bundle of a Learner that learn.export() wrote"),
     "package": ("fastmaker.jobs.package", "make a TorchServe archive, an ONNX file or a Triton repository of a model"),
     "verify": ("fastmaker.jobs.verify", "compare the answers of every path with fastai's"),
     "image": ("fastmaker.jobs.image", "build images, and push them to Amazon ECR"),

@@ -96,7 +96,8 @@ def _inputs(names: list[str]) -> Iterator[tuple[str, bytes]]:
 
 def _table(rows: list[dict]) -> str:
     cells = [[row["image"], *_cells(row), row.get("error", "")] for row in rows]
-    header = ["image", "label", "probability", "error"]
+    without_labels = any("values" in row or "points" in row for row in rows)
+    header = ["image", "answer" if without_labels else "label", "probability", "error"]
     columns = 4 if any("error" in row for row in rows) else 3
     return tables.table(header[:columns], [row[:columns] for row in cells])
 
@@ -112,7 +113,8 @@ def _save(folder: Path, inputs: list[tuple[str, bytes]], rows: list[dict], mask_
     for number, ((name, data), row) in enumerate(zip(inputs, rows, strict=True)):
         if "error" in row:
             continue
-        cards = [pictures.captioned(Image.open(io.BytesIO(data)), " ".join(_cells(row)).removesuffix(" -"), 320)]
+        image = pictures.with_points(Image.open(io.BytesIO(data)), row.get("points", []))
+        cards = [pictures.captioned(image, " ".join(_cells(row)).removesuffix(" -"), 320)]
         if "base64_prediction" in row:
             cards.append(pictures.captioned(Image.open(io.BytesIO(mask_png(data))), "", 320))
         pictures.contact_sheet(cards, len(cards)).save(folder / f"{number:04}-{Path(name).stem}.png")

@@ -1,6 +1,6 @@
 """Compare the predictions of every way to serve a model with fastai's: ``fastmaker verify MODEL IMAGES``.
 
-    fastai       learn.predict of a Learner with the bundle's weights: the reference
+    fastai       learn.predict of a Learner with the bundle's weights, or of --learner FILE: the reference
     torch        the bundle, in this process
     endpoint     an endpoint of local mode
     torchserve   a TorchServe archive
@@ -8,10 +8,12 @@
     triton       a Triton server that has the model, at --triton
     bf16, int8   the bundle in bfloat16, the ONNX file quantised on these images; with a tolerance for them
 
-A path fails if one of its probabilities differs by more than the tolerance, or if it gives another label (of a mask: a
-pixel another class) where fastai's two highest probabilities are further apart than twice that. Without fastai, the
-first path is the reference; if that is a server of masks, which returns no probabilities, each pixel counts. A path
-that this machine cannot run is listed as not run. One image is sent at a time, to servers with one worker.
+A path fails if one of its numbers differs by more than the tolerance (of a number above 1: that share of it), or if it
+gives another label (of a mask: a pixel another class) where fastai's two highest probabilities are further apart than
+twice that; of several labels, where the probability is further from the threshold than the tolerance. Without fastai,
+the first path is the reference; if that is a server of masks, which returns no probabilities, each pixel counts. A path
+that this machine cannot run is listed as not run; the gate fails if fewer than two can. One image is sent at a time, to
+servers with one worker.
 """
 
 import argparse
@@ -26,7 +28,7 @@ from PIL import Image
 from fastmaker.jobs import backends
 from fastmaker.jobs.cli import errors, pictures, tables
 from fastmaker.jobs.clients import images
-from fastmaker.jobs.packaging import models
+from fastmaker.jobs.packaging import exported, models
 from fastmaker.jobs.verification import comparison, routes
 
 PICTURED = 24  # images in --picture, at most
@@ -45,25 +47,34 @@ def get_parser() -> argparse.ArgumentParser:
         "--paths", type=_paths, default=routes.NAMES, help=f"some of {','.join(routes.NAMES)} (default: all)"
     )
     parser.add_argument(
-        "--tolerance", type=_tolerance, default=1e-4, help="largest difference of a probability (default: %(default)s)"
+        "--tolerance", type=_tolerance, default=1e-4, help="largest difference of a number (default: %(default)s)"
     )
     parser.add_argument("--bf16", type=_tolerance, metavar="TOLERANCE", help="also compare bfloat16")
     parser.add_argument("--int8", type=_tolerance, metavar="TOLERANCE", help="also compare the quantised ONNX file")
     parser.add_argument("--triton", metavar="URL", help="grpc://HOST:PORT or http://HOST:PORT of a Triton server")
     parser.add_argument("--triton-model", metavar="NAME", help="(default: the only one that is ready there)")
+    parser.add_argument("--learner", type=Path, metavar="FILE", help="a file of learn.export(), as fastai's side")
+    exported.add_arguments(parser)
     parser.add_argument("--picture", type=Path, metavar="PNG", help="draw the images that differ")
     return parser
 
 
 def parse_args(argv=None) -> argparse.Namespace:
     """Return the arguments."""
-    return get_parser().parse_args(argv)
+    parser = get_parser()
+    args = parser.parse_args(argv)
+    if args.learner and "fastai" not in args.paths:
+        parser.error("--learner is fastai's side: --paths leaves out fastai")
+    if not args.learner and (args.trust or args.imports or args.ignored):
+        parser.error("--trust, --import and --ignore go with --learner FILE")
+    return args
 
 
 def main(args) -> int:
     """Compare all paths, and print the table; return 1 if one that ran disagrees. Raises ValueError."""
     from fastmaker import bundle
 
+    export = _export(args)
     files = [file for name in args.images for file in images.image_files(name)]
     with ExitStack() as stack:
         model_dir = stack.enter_context(models.model_directory(args.model, backends.session))
@@ -77,6 +88,7 @@ def main(args) -> int:
             int8=args.int8,
             triton_url=args.triton,
             triton_model=args.triton_model,
+            export=export,
         )
         first = comparison.read_image(files[0])
         for route in compared:
@@ -88,7 +100,18 @@ def main(args) -> int:
     if args.picture and differences:
         _draw(differences, info.labels, args.picture)
         print(f"\npicture: {args.picture}")
-    return int(any(route.failure for route in compared))
+    failed = any(route.failure for route in compared)
+    if not failed and sum(bool(route.images) for route in compared) < 2:
+        raise errors.Failure("nothing is compared: fewer than two paths can run here")
+    return int(failed)
+
+
+def _export(args) -> routes.Export | None:
+    """Return the exported Learner of the arguments, None without one. Raises ValueError."""
+    if not args.learner:
+        return None
+    exported.check(args.learner, args.trust)
+    return routes.Export(args.learner, args.imports, args.ignored)
 
 
 def _draw(differences: list[comparison.Difference], labels: tuple[str, ...], file: Path) -> None:
@@ -101,6 +124,9 @@ def _card(difference: comparison.Difference, labels: tuple[str, ...]) -> Image.I
     """Return the image with both labels below, or with the pixels that differ in red."""
     picture = Image.open(io.BytesIO(difference.image)).convert("RGB")
     found, expected = difference.found.classes, difference.expected.classes
+    if found.dtype == bool:
+        given = [", ".join(np.asarray(labels)[of]) or "no label" for of in (found, expected)]
+        return pictures.captioned(picture, f"{difference.route}: {given[0]}, not {given[1]}")
     if found.ndim == 0:
         return pictures.captioned(picture, f"{difference.route}: {labels[found]}, not {labels[expected]}")
     differs = found != expected

@@ -35,7 +35,7 @@ os.environ |= {
 }
 
 # `make test-fast` leaves out tests with these markers, of which two are given by fixtures that a test uses.
-SLOWER = {"docker", "server", "slow", "training", "triton", "versions"}
+SLOWER = {"docker", "learner", "server", "slow", "training", "triton", "versions"}
 BY_FIXTURE = {
     "server": {
         "aws",
@@ -45,6 +45,7 @@ BY_FIXTURE = {
         "home",
         "package",
         "run",
+        "s3_url",
         "scenes_server",
         "session",
     },

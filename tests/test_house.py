@@ -5,7 +5,7 @@ import configparser
 import functools
 import re
 import sys
-from importlib.metadata import packages_distributions
+from importlib import metadata
 from pathlib import Path
 
 from helpers import REPOSITORY
@@ -62,6 +62,8 @@ NOT_IMPORTED = {
 }
 # Modules that are imported though no distribution is declared, with the reason.
 NOT_DECLARED = {
+    "fasttransform": "fastai brings it",
+    "plum": "fasttransform brings it",
     "google": "protobuf: onnx and tritonclient bring it",
     "triton_python_backend_utils": "Triton's server has it",
 }
@@ -194,8 +196,19 @@ def imported() -> dict[str, set[str]]:
         for _, name in imports(file)
     }
     others = names - sys.stdlib_module_names - {"fastmaker", *NOT_DECLARED}
-    distributions = packages_distributions()
-    return {name: set(map(spelled, distributions.get(name, ()))) for name in others}
+    return {name: distributions().get(name, set()) for name in others}
+
+
+@functools.cache
+def distributions() -> dict[str, set[str]]:
+    """The installed distributions by the top-level modules that they have (Python 3.10 has no such function)."""
+    found: dict[str, set[str]] = {}
+    for distribution in metadata.distributions():
+        files = (str(file) for file in distribution.files or ())
+        of_files = {re.split(r"[/.]", file)[0] for file in files if file.endswith((".py", ".so"))}
+        for name in (distribution.read_text("top_level.txt") or "").split() or of_files:
+            found.setdefault(name, set()).add(spelled(distribution.metadata["Name"]))
+    return found
 
 
 def test_what_is_imported_is_declared():

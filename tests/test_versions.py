@@ -17,7 +17,11 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
-from helpers import environments
+import torch
+from helpers import environments, kinds
+
+from fastmaker import bundle
+from fastmaker.training import capture
 
 pytestmark = pytest.mark.versions
 
@@ -113,7 +117,7 @@ for file in files:
     answer = json.loads(body)
     is_mask = "base64_prediction" in answer
     answers.append(list(base64.b64decode(answer["base64_prediction"])) if is_mask else [answer["index"]])
-    [found] = model.probabilities(model.to_tensor(request.images[0])[None]).numpy()
+    [found] = model.numbers(model.to_tensor(request.images[0])[None]).numpy()
     probabilities.append(found.reshape(len(found), -1))
 np.savez(output, classes=answers, probabilities=probabilities)
 """
@@ -155,3 +159,69 @@ def test_a_bundle_is_served_alike_by_the_version_that_trained_it_and_by_another(
     clear = best - second > 2 * TOLERANCE  # where rounding cannot exchange them
     assert clear.mean() > 0.99
     assert np.array_equal(classes[clear], expected_classes[clear])
+
+
+# Networks that are kept as graphs: of what torch may compute otherwise in another version.
+KEPT = {
+    name: kinds.SMALL[name]
+    for name in (
+        "parametrized weight norm", "orthogonal", "GeM", "MishJit", "ICNR, spectral and blurred", "self attention",
+        "attention", "encoder", "LSTM", "spatial transformer", "ensemble", "positions", "upsampled", "transposed",
+        "group norm", "instance norm", "circular padding", "activations",
+    )
+} | {"U-Net": kinds.UNETS[str({"norm_type": kinds.NormType.Weight})], "xresnet": kinds.XRESNETS["{}"]}  # fmt: skip
+GRAPH_TOLERANCE = 1e-6
+
+# Answers arrays from bundles' own code, where what made them cannot be imported.
+GRAPH_ANSWER = """
+import sys
+import numpy as np
+for name in ("fastai", "timm", "pandas", "spacy"):
+    sys.modules[name] = None
+output, images, *folders = sys.argv[1:]
+sys.path.insert(0, folders[0] + "/code")
+import torch
+from fastmaker import load_bundle
+
+batch = torch.from_numpy(np.load(images))
+np.savez(output, *[load_bundle(folder).probabilities(batch).numpy() for folder in folders])
+"""
+
+
+def save_graphs(folder):
+    """Save a bundle of each of KEPT in `folder`; returns their paths."""
+    for number, (name, build) in enumerate(KEPT.items()):
+        torch.manual_seed(0)
+        network = capture.capture(kinds.randomized(build()), torch.rand(2, 3, kinds.SIZE, kinds.SIZE))
+        segments = name == "U-Net"
+        info = bundle.ModelInfo(
+            task="segmentation" if segments else "classification",
+            architecture=bundle.GRAPH,
+            labels=("a", "b", "c"),
+            image_mode="RGB",
+            image_size=(kinds.SIZE, kinds.SIZE),
+            resize_method="squish",
+            mean=(0.5,) * 3,
+            std=(0.25,) * 3,
+        )
+        bundle.save(folder / str(number), network, info)
+    return [folder / str(number) for number in range(len(KEPT))]
+
+
+def graph_answers(python, folders, folder):
+    """The probabilities of each bundle for four random images, float32 (N, n_labels, ...)."""
+    images = folder / "images.npy"
+    size = (4, 3, kinds.SIZE, kinds.SIZE)
+    np.save(images, np.random.default_rng(5).integers(0, 256, size, dtype=np.uint8))
+    command = [python, "-I", "-c", GRAPH_ANSWER, folder / "answers.npz", images, *folders]
+    subprocess.run(command, env=environments.variables(), check=True)
+    with np.load(folder / "answers.npz") as found:
+        return dict(zip(KEPT, found.values(), strict=True))
+
+
+def test_a_graph_is_answered_alike_by_another_version(other, tmp_path):
+    folders = save_graphs(tmp_path)
+    expected = graph_answers(sys.executable, folders, tmp_path)
+    for name, found in graph_answers(other.python, folders, tmp_path).items():
+        assert np.ptp(expected[name], axis=0).max() > 100 * GRAPH_TOLERANCE, name
+        assert np.abs(found - expected[name]).max() <= GRAPH_TOLERANCE, name

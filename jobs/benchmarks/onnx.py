@@ -42,10 +42,10 @@ def _beside_torch(model_dir: Path, n: int, threads: int, seconds: float) -> tupl
         onnx_file.to_onnx(model_dir, model_dir / bundle.ONNX_FILE)
     in_torch, in_onnx = (models.load(model_dir, precision="float32", engine=engine) for engine in models.ENGINES)
     batch = torch.stack([in_torch.to_tensor(Image.open(io.BytesIO(photo))) for photo in common.generated_photos(n)])
-    difference = (in_torch.probabilities(batch) - in_onnx.probabilities(batch)).abs().max().item()
+    difference = (in_torch.numbers(batch) - in_onnx.numbers(batch)).abs().max().item()
     latencies = common.alternate(
-        lambda: common.median_latency(in_torch.probabilities, [batch], seconds),
-        lambda: common.median_latency(in_onnx.probabilities, [batch], seconds),
+        lambda: common.median_latency(in_torch.numbers, [batch], seconds),
+        lambda: common.median_latency(in_onnx.numbers, [batch], seconds),
     )
     rates = [round(n / latency, 1) for latency in latencies]
     return *rates, round(latencies[0] / latencies[1], 2), f"{difference:.0e}"

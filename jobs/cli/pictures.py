@@ -21,6 +21,16 @@ def captioned(image: Image.Image, caption: str, size: int = 224) -> Image.Image:
     return card
 
 
+def with_points(image: Image.Image, points: Sequence[Sequence[float]]) -> Image.Image:
+    """Return an RGB copy of the image with a red circle around each point, (x, y) in its pixels."""
+    marked = image.convert("RGB")
+    draw, radius = ImageDraw.Draw(marked), max(2, min(image.size) / 50)
+    for x, y in points:
+        box = (x - radius, y - radius, x + radius, y + radius)
+        draw.ellipse(box, outline="red", width=max(1, round(radius / 3)))
+    return marked
+
+
 def contact_sheet(cards: Sequence[Image.Image], columns: int) -> Image.Image:
     """Return a picture of the cards, all of one size, row by row."""
     width, height = cards[0].size

@@ -4,6 +4,7 @@ import json
 from collections.abc import Sequence
 
 SHOWN_CLASSES = 3  # of a mask
+SHOWN_NUMBERS = 4  # of a regression; and points
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
@@ -20,7 +21,18 @@ def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
 
 
 def summarize(answer: dict) -> tuple[str, float | None]:
-    """Return the label and probability of an endpoint's JSON answer for one image; of a mask the largest classes."""
+    """Return the label and probability of an endpoint's JSON answer for one image.
+
+    Of a mask these are the largest classes, of several labels each with its probability, else the first numbers or
+    points; and None.
+    """
+    if "labels" in answer:
+        given = [f"{label} {answer['probabilities'][label]:.3f}" for label in answer["labels"]]
+        return ", ".join(given) or "no label", None
+    for name, shown in (("values", "{:.4g}".format), ("points", lambda point: "({:.1f}, {:.1f})".format(*point))):
+        if name in answer:
+            some = [shown(item) for item in answer[name][:SHOWN_NUMBERS]]
+            return ", ".join(some + ["..."] * (len(answer[name]) > SHOWN_NUMBERS)), None
     if "classes" not in answer:
         return answer.get("label", "-"), answer.get("probability")
     most = sorted(answer["classes"], key=lambda found: -found["pixels"])[:SHOWN_CLASSES]

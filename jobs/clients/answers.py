@@ -20,6 +20,7 @@ SHOWN = 20  # answers in the contact sheet
 READERS = 16  # answers that are read at once
 CHUNK = 1000  # answers that are held at once
 BINARY = ("image/png", "application/x-npy")  # content types of answers that are no text and cannot be collected
+PROBABILITY = "probability_"  # begins the CSV's columns of several labels
 PIXELS = "pixels_"  # begins the CSV's columns of the classes of masks
 
 
@@ -34,8 +35,9 @@ def check_collectable(accept: str) -> None:
 def collect(inputs: Inputs, output: str, file: Path) -> None:
     """Write every object's key with its answer, or with an `error` where it has none, as JSON lines or CSV.
 
-    JSON lines hold the answers as they are. CSV has a row for each image, of several in one object with the same key,
-    and holds a mask as the pixels of each class, ``pixels_<class>``.
+    JSON lines hold the answers as they are. CSV has a row for each image, of several in one object with the same key.
+    It holds a mask as the pixels of each class, ``pixels_<class>``; several labels joined by ";", with the probability
+    of each, ``probability_<label>``; numbers as ``value_1`` and so on; points as ``x_1``, ``y_1`` and so on.
     """
     rows = _rows(inputs, output)
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -64,10 +66,17 @@ def _by_image(row: dict) -> list[dict]:
 
 
 def _cells(row: dict) -> dict:
-    """Return what a table shows of an image's row: of a mask the pixels of each class, else what is no list."""
+    """Return what a table shows of an image's row: lists of the answer as a column for each item, see `collect`."""
     if {"base64_prediction", "classes"} <= row.keys():
         return {"key": row["key"]} | {PIXELS + found["label"]: found["pixels"] for found in row["classes"]}
-    return {name: value for name, value in row.items() if not isinstance(value, list | dict)}
+    cells = {name: value for name, value in row.items() if not isinstance(value, list | dict)}
+    if isinstance(row.get("probabilities"), dict):
+        cells["labels"] = ";".join(row["labels"])
+        cells |= {PROBABILITY + label: probability for label, probability in row["probabilities"].items()}
+    cells |= {f"value_{number}": value for number, value in enumerate(row.get("values", []), 1)}
+    for number, (x, y) in enumerate(row.get("points", []), 1):
+        cells |= {f"x_{number}": x, f"y_{number}": y}
+    return cells
 
 
 def _with_zeros(cells: dict, columns: list[str]) -> dict:
@@ -82,17 +91,21 @@ def save_picture(inputs: Inputs, output: str, file: Path) -> None:
     cards = []
     for name in itertools.islice(names, SHOWN):
         row = _row(output, name)
-        label, probability = tables.summarize(row)
-        caption = row.get("error") or (label if probability is None else f"{label}  ({probability:.3f})")
         with storage.open_object(inputs.prefix + name) as stream:
             try:
-                image = Image.open(io.BytesIO(stream.read()))
-                cards.append(pictures.captioned(image, caption, 112))
+                cards.append(_card(Image.open(io.BytesIO(stream.read())), row))
             except (UnidentifiedImageError, OSError):
                 continue
     if cards:
         file.parent.mkdir(parents=True, exist_ok=True)
         pictures.contact_sheet(cards, columns=min(5, len(cards))).save(file)
+
+
+def _card(image: Image.Image, row: dict) -> Image.Image:
+    """Return the image with its points, if the answer has any, and the answer below."""
+    label, probability = tables.summarize(row)
+    caption = row.get("error") or (label if probability is None else f"{label}  ({probability:.3f})")
+    return pictures.captioned(pictures.with_points(image, row.get("points", [])), caption, 112)
 
 
 def _rows(inputs: Inputs, output: str) -> Iterator[dict]:

@@ -4,6 +4,8 @@ import http.client
 import json
 import re
 import threading
+from types import SimpleNamespace
+from typing import Any
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -11,6 +13,7 @@ import numpy as np
 from fastmaker.jobs.packaging.triton import INFO, import_tritonclient
 
 DEFAULT_PORTS = {"grpc": 8001, "http": 8000, "grpcs": 8001, "https": 8000}  # grpcs and https use TLS
+OUTPUTS = {"segmentation": "mask", "regression": "values", "points": "points"}  # of other tasks: probabilities
 TIMEOUT = 60  # seconds for one response
 # Statuses of gRPC and HTTP for a request that the server rejects, and for a server that cannot be reached.
 INVALID_REQUEST = ("StatusCode.INVALID_ARGUMENT", "400")
@@ -44,44 +47,30 @@ class Model:
         (self._input,) = (tensor["name"] for tensor in config["input"])
 
     def answer(self, data: bytes, mask_size: str | None = None):
-        """Return the answer for an encoded image, a Prediction or a Mask; `mask_size` is one of masks.SIZES.
+        """Return the answer for an encoded image, one of `fastmaker.answers`; `mask_size` is one of masks.SIZES.
 
         Raises InvalidRequest for an image that cannot be predicted, TritonError if the server fails.
         """
-        from fastmaker import preprocess
+        from fastmaker import answers, masks, preprocess
 
-        output_name = "probabilities" if self.info["task"] == "classification" else "mask"
+        info: Any = SimpleNamespace(**{"steps": ()} | self.info)  # as a ModelInfo, which needs torch
+        name = OUTPUTS.get(info.task, "probabilities")
         try:
-            output = self._server.infer(self.name, self._input, self._tensor(data), output_name)[0]
-            return self._mask(output, data, mask_size) if output_name == "mask" else self._prediction(output)
+            output = self._server.infer(self.name, self._input, self._tensor(data), name)[0]
+            size = preprocess.decode(data).size
+            if name == "mask" and (mask_size or info.mask_size) == "original":
+                output = masks.resize_to_original(output, size, info.resize_method, info.void_code, info.steps)
+            return answers.of(output, size, info)
         except preprocess.ImageError as error:
             raise InvalidRequest(str(error)) from None
 
-    def _prediction(self, probabilities: np.ndarray):
-        from fastmaker.answers import Prediction
-
-        return Prediction(probabilities, self.info["labels"])
-
-    def _mask(self, mask: np.ndarray, data: bytes, size: str | None):
-        from fastmaker import masks, preprocess
-        from fastmaker.answers import Mask
-
-        info = self.info
-        if (size or info["mask_size"]) == "original":
-            mask = masks.resize_to_original(
-                mask, preprocess.decode(data).size, info["resize_method"], info["void_code"]
-            )
-        return Mask(mask, info["labels"], info["void_code"])
-
     def _tensor(self, data: bytes) -> np.ndarray:
         """Return the model's input, of one image: its bytes, or its pixels if the model has no preprocessing."""
-        from fastmaker import preprocess
+        from fastmaker import image_steps, preprocess
 
         if self._input == "image_bytes":
             return np.array([[data]], dtype=object)
-        info = self.info
-        image = preprocess.decode(data)
-        return preprocess.to_array(image, info["image_mode"], tuple(info["image_size"]), info["resize_method"])[None]
+        return image_steps.to_array(preprocess.decode(data), self.info)[None]
 
     def _only_model(self) -> str:
         """Return the name of the only model that is ready, ignoring the models of ensembles. Raises ValueError."""

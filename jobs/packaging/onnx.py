@@ -19,16 +19,19 @@ def make_file(
     """
     from fastmaker import bundle
     from fastmaker.export import onnx_file
+    from fastmaker.serving import onnx_engine
 
     with tempfile.TemporaryDirectory() as scratch:
         info = bundle.load_info(model_dir)
         images = onnx_file.calibration_images(calibration_folder, info, image_input) if calibration_folder else []
         float_file = Path(scratch, "float32.onnx") if calibration_folder else file
         difference = onnx_file.to_onnx(model_dir, float_file, image_input)
-        print(f"float32:    {_megabytes(float_file)}, probabilities within {difference:.1e} of torch's")
+        print(
+            f"float32:    {_megabytes(float_file)}, {onnx_engine.output_name(info)} within {difference:.1e} of torch's"
+        )
         if calibration_folder:
             same, total = onnx_file.to_int8(float_file, file, images)
-            unit = "pixels" if info.task == "segmentation" else "labels"
+            unit = {"segmentation": "pixels", "regression": "values", "points": "coordinates"}.get(info.task, "labels")
             print(f"int8:       {_megabytes(file)}, {same} of {total} {unit} as in float32 on {len(images)} images")
 
 

@@ -1,6 +1,6 @@
 """Triton model repositories made from a bundle (https://docs.nvidia.com/deeplearning/triton-inference-server/user-guide).
 
-    REPOSITORY/NAME/config.pbtxt          the network: image -> probabilities, for segmentation mask as well
+    REPOSITORY/NAME/config.pbtxt          the network: image -> probabilities, values or points; of masks mask, too
     REPOSITORY/NAME/labels.txt            of classifiers
     REPOSITORY/NAME/1/model.onnx
 
@@ -101,13 +101,11 @@ def _build(model_dir: Path, name: str, built: Path, options: Options) -> None:
     from fastmaker.export import onnx_file
 
     info = bundle.load_info(model_dir)
-    if info.steps:
-        raise ValueError(f"{model_dir}: its images go through several steps; a Triton repository knows one resize")
     network = built / (name + NETWORK if options.preprocessing else name)
     version = network / VERSION
     version.mkdir(parents=True)
     onnx_file.to_onnx(model_dir, version / bundle.ONNX_FILE)
-    labels = info.labels if info.task == "classification" else None
+    labels = info.labels if info.task in ("classification", "multilabel") else None
     if labels:
         _write_labels(network / LABELS_FILE, labels)
     if options.backend == "python":
@@ -182,7 +180,7 @@ def _write_preprocess(folder: Path, network, options: Options) -> None:
     _write_config(folder, _scheduled(config, pb.ModelInstanceGroup.KIND_CPU, options))
     package = folder / VERSION / "fastmaker"  # the Python backend puts the version's folder on the path
     package.mkdir(parents=True)
-    for name in ("__init__.py", "preprocess.py"):
+    for name in ("__init__.py", "preprocess.py", "image_steps.py"):
         shutil.copy2(_source(name), package)
     shutil.copy2(_source("export/triton_preprocess.py"), folder / VERSION / "model.py")
 

@@ -1,8 +1,9 @@
 """How the predictions of routes compare with those of a reference, image by image.
 
-A route is a way to a prediction: an engine in this process, or a server. It disagrees if a probability differs by more
-than its tolerance, or if it gives another label (of a mask: a pixel another class) where the reference's two highest
-probabilities are further apart than twice the tolerance.
+A route is a way to a prediction: an engine in this process, or a server. It disagrees if a number differs by more than
+its tolerance (above 1, by that share of it), or if it gives another label (of a mask: a pixel another class) where the
+reference's two highest probabilities are further apart than twice the tolerance; of several labels, if one is given
+whose probability is further from the threshold than the tolerance.
 """
 
 import time
@@ -10,24 +11,45 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from tqdm import tqdm
+
+from fastmaker import tasks
+
+if TYPE_CHECKING:
+    from fastmaker.bundle import ModelInfo
 
 
 @dataclass(frozen=True)
 class Answer:
     """A route's prediction for one image."""
 
-    classes: np.ndarray  # int () of a classifier, (H, W) of a U-Net
-    probabilities: np.ndarray | None  # float32 (n_labels,) or (n_labels, H, W); None from servers of masks
+    classes: np.ndarray  # int () of a classifier, bool (n_labels,) of several labels, int (H, W) of a U-Net; else empty
+    numbers: np.ndarray | None  # float32 as in ModelInfo.shape; None from servers of masks
+    threshold: tasks.Threshold = None  # of several labels
 
     def margin(self) -> np.ndarray:
-        """Return the difference of the two highest probabilities, as `classes`; inf where they are unknown."""
-        if self.probabilities is None:
+        """Return the difference of the two highest probabilities, as `classes`; inf where they are unknown.
+
+        Of several labels it is twice the distance of each from the threshold.
+        """
+        if self.numbers is None or not self.classes.size:
             return np.full(self.classes.shape, np.inf)
-        second, first = np.partition(self.probabilities, -2, axis=0)[-2:]
+        if self.classes.dtype == bool:
+            return 2 * np.abs(self.numbers - np.asarray(1 if self.threshold is None else self.threshold))
+        second, first = np.partition(self.numbers, -2, axis=0)[-2:]
         return first - second
+
+
+def answer(numbers: np.ndarray, info: "ModelInfo") -> Answer:
+    """Return what the numbers of one image stand for."""
+    if info.task == "multilabel":
+        return Answer(tasks.is_over(numbers, info.threshold), numbers, info.threshold)
+    if info.task in tasks.LABELLED:
+        return Answer(numbers.argmax(axis=0), numbers)
+    return Answer(np.empty(0, int), numbers)
 
 
 @dataclass(frozen=True)
@@ -93,8 +115,9 @@ class Route:
         self.equal += int((~differs).sum())
         if (differs & (expected.margin() > 2 * self.tolerance)).any():
             self.failure = self.failure or f"{file}: another answer"
-        if found.probabilities is not None and expected.probabilities is not None:
-            difference = float(np.abs(found.probabilities - expected.probabilities).max())
+        if found.numbers is not None and expected.numbers is not None:
+            relative = np.abs(found.numbers - expected.numbers) / np.maximum(1, np.abs(expected.numbers))
+            difference = float(relative.max())
             self.largest = max(self.largest or 0.0, difference)
             if not difference <= self.tolerance:  # true for nan
                 self.failure = self.failure or f"{file}: off by {difference:.1e}, more than {self.tolerance:g}"
@@ -106,7 +129,8 @@ class Route:
             return [self.name, "-", "-", "-", "-", "-", self._result()]
         largest = "-" if self.largest is None else f"{self.largest:.1e}"
         rate, start = round(self.images / self.seconds, 1), round(self.start_seconds, 1)
-        return [self.name, self.equal, self.total, largest, rate, start, self._result()]
+        counts = [self.equal, self.total] if self.total else ["-", "-"]  # numbers and points have no labels
+        return [self.name, *counts, largest, rate, start, self._result()]
 
     def _result(self) -> str:
         if self.unavailable:

@@ -5,21 +5,33 @@ import functools
 import io
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import urllib3
 
 from fastmaker.jobs.clients import triton
-from fastmaker.jobs.packaging import endpoint, torchserve
-from fastmaker.jobs.verification.comparison import Answer, Route, Unavailable
+from fastmaker.jobs.packaging import endpoint, exported, torchserve
+from fastmaker.jobs.verification.comparison import Answer, Route, Unavailable, answer
 from fastmaker.local.containers import free_ports, pack
 
 NAMES = ("fastai", "torch", "endpoint", "torchserve", "onnxruntime", "triton")
 CALIBRATION_IMAGES = 100  # at most, for the ranges of int8
 TYPE, ACCEPT = "application/x-image", "application/x-npy"
 ATTRIBUTES = "mask_size=model"  # ignored by classifiers
+
+
+@dataclass(frozen=True)
+class Export:
+    """A file of learn.export() that may be loaded, and what that takes (`packaging.exported`)."""
+
+    file: Path
+    imports: Sequence[str] = ()
+    ignored: Sequence[str] = ()
 
 
 def make_routes(
@@ -32,13 +44,15 @@ def make_routes(
     int8: float | None = None,
     triton_url: str | None = None,
     triton_model: str | None = None,
+    export: Export | None = None,
 ) -> list[Route]:
     """Return the routes of `names`, and those of bfloat16 and int8 if a tolerance for them is given.
 
-    The first is the reference. int8 is calibrated on the first of the image `files`.
+    The first is the reference. int8 is calibrated on the first of the image `files`. fastai's side is `export`, or
+    rebuilt of the bundle.
     """
     float32 = {
-        "fastai": functools.partial(_fastai, model_dir),
+        "fastai": functools.partial(_exported, export, model_dir) if export else functools.partial(_fastai, model_dir),
         "torch": functools.partial(_bundle, model_dir),
         "endpoint": functools.partial(_endpoint, model_dir),
         "torchserve": functools.partial(_torchserve, model_dir),
@@ -56,16 +70,41 @@ def make_routes(
 @contextlib.contextmanager
 def _fastai(model_dir: Path) -> Iterator[Callable]:
     """Yield learn.predict of a Learner with the bundle's weights."""
+    from fastmaker import bundle
     from fastmaker.export import reference
 
-    learn = reference.learner(model_dir)
+    learn, info = reference.learner(model_dir), bundle.load_info(model_dir)
 
     def predict(image: bytes) -> Answer:
         with learn.no_bar(), learn.no_logging():
-            *_, classes, probabilities = learn.predict(image)
-        return Answer(np.asarray(classes), np.asarray(probabilities))
+            *_, classes, numbers = learn.predict(image)
+        return _decoded(np.asarray(numbers), np.asarray(classes), info)
 
     yield predict
+
+
+def _decoded(numbers: np.ndarray, classes: np.ndarray, info: Any) -> Answer:
+    """Return an answer of fastai's, with the classes that it decoded if these are classes."""
+    found = answer(numbers, info)
+    return replace(found, classes=classes) if info.task in ("classification", "segmentation") else found
+
+
+@contextlib.contextmanager
+def _exported(export: Export, model_dir: Path) -> Iterator[Callable]:
+    """Yield learn.predict of the exported Learner, in a process of its own."""
+    from fastmaker import bundle
+
+    info = bundle.load_info(model_dir)
+    with exported.answering(export.file, imports=export.imports, ignored=export.ignored) as ask:
+
+        def predict(image: bytes) -> Answer:
+            given = ask(image)
+            if info.task == "classification" and info.labels[int(given["classes"])] != str(given["decoded"]):
+                label = info.labels[int(given["classes"])]
+                raise ValueError(f"the Learner's label is {str(given['decoded'])!r} where the bundle's is {label!r}")
+            return _decoded(given["array"], given["classes"], info)
+
+        yield predict
 
 
 @contextlib.contextmanager
@@ -78,8 +117,7 @@ def _bundle(model_dir: Path, **options) -> Iterator[Callable]:
 
     def predict(image: bytes) -> Answer:
         tensor = model.to_tensor(preprocess.decode(image))
-        [probabilities] = model.probabilities(tensor[None]).numpy()
-        return Answer(probabilities.argmax(axis=0), probabilities)
+        return answer(model.numbers(tensor[None])[0].numpy(), model.info)
 
     yield predict
 
@@ -93,7 +131,7 @@ def _endpoint(model_dir: Path) -> Iterator[Callable]:
         with endpoint.running(archive, {"SAGEMAKER_MODEL_SERVER_WORKERS": "1"}) as (session, name):
             invoke = session.sagemaker_runtime_client.invoke_endpoint
             fixed = {"EndpointName": name, "ContentType": TYPE, "Accept": ACCEPT, "CustomAttributes": ATTRIBUTES}
-            yield lambda image: _from_npy(invoke(Body=image, **fixed)["Body"].read())
+            yield lambda image: _from_npy(invoke(Body=image, **fixed)["Body"].read(), model_dir)
 
 
 @contextlib.contextmanager
@@ -106,10 +144,10 @@ def _torchserve(model_dir: Path) -> Iterator[Callable]:
         torchserve.make_archive(model_dir, archive, model_name="model", workers=1)
 
         def predict(image: bytes) -> Answer:
-            answer = pool.request("POST", url, body=image, headers=headers)
-            if answer.status != 200:
-                raise ValueError(f"{answer.status}: {answer.data.decode()}")
-            return _from_npy(answer.data)
+            response = pool.request("POST", url, body=image, headers=headers)
+            if response.status != 200:
+                raise ValueError(f"{response.status}: {response.data.decode()}")
+            return _from_npy(response.data, model_dir)
 
         with torchserve.running(archive, "model", port) as (_, url):
             yield predict
@@ -162,16 +200,16 @@ def _triton(url: str | None, name: str | None) -> Iterator[Callable]:
     model = triton.Model(url, name)
 
     def predict(image: bytes) -> Answer:
-        answer = model.answer(image, "model")
-        probabilities = getattr(answer, "probabilities", None)
-        if probabilities is None:
-            return Answer(answer.array, None)
-        return Answer(probabilities.argmax(), probabilities)
+        array = model.answer(image, "model").array
+        info: Any = SimpleNamespace(**model.info)
+        return Answer(array, None) if info.task == "segmentation" else answer(array, info)
 
     yield predict
 
 
-def _from_npy(data: bytes) -> Answer:
-    """Return a server's answer: a classifier's probabilities (n_labels,), or a mask (H, W)."""
-    array = np.load(io.BytesIO(data), allow_pickle=False)
-    return Answer(array, None) if array.ndim == 2 else Answer(array.argmax(), array)
+def _from_npy(data: bytes, model_dir: Path) -> Answer:
+    """Return the answer of a server of the bundle: its numbers, or a mask (H, W)."""
+    from fastmaker import bundle
+
+    info, array = bundle.load_info(model_dir), np.load(io.BytesIO(data), allow_pickle=False)
+    return Answer(array, None) if info.task == "segmentation" else answer(array, info)

@@ -4,7 +4,7 @@
 
     save_bundle(learn, "model")    # a fastai Learner -> a model directory that serves without fastai
     model = load_bundle("model")   # a `fastmaker.serving.models.Model`
-    model.predict([image])         # Pillow images -> `fastmaker.answers.Prediction` or `Mask`
+    model.predict([image])         # Pillow images -> the classes of `fastmaker.answers`
 
 Imports go one way: ``training -> bundle`` to train, ``serving -> bundle`` to serve, ``export -> bundle`` for other
 servers. Only `fastmaker.training` and `fastmaker.export.reference` import fastai: serving needs torch, torchvision,
@@ -20,6 +20,7 @@ The exceptions, which can be imported from here, too::
         └── serving.errors.InternalError            500: a fault of the server
     ValueError
     ├── bundle.BundleError                      a model directory that cannot be used, or a Learner that cannot be saved
+    │   └── training.stand_ins.MissingError         an object that answers depend on is missing where a pickle is loaded
     ├── preprocess.ImageError                   bytes that are not an image, or an image that is too large
     ├── export.onnx_file.ExportError            a network that cannot be exported, or a missing package
     ├── graph.GraphError                        a document or tensors that are no network
@@ -54,6 +55,7 @@ if TYPE_CHECKING:
     from fastmaker.training.from_learner import save_bundle
     from fastmaker.training.layouts import DataError
     from fastmaker.training.learner import WeightsError
+    from fastmaker.training.stand_ins import MissingError
 
 __version__ = "0.2.0"
 __all__ = [
@@ -66,6 +68,7 @@ __all__ = [
     "GraphError",
     "ImageError",
     "InternalError",
+    "MissingError",
     "NotAcceptable",
     "OperatorError",
     "ProcessGroupError",
@@ -90,6 +93,7 @@ _LAZY = {
     "GraphError": "graph.GraphError",
     "ImageError": "preprocess.ImageError",
     "InternalError": "serving.errors.InternalError",
+    "MissingError": "training.stand_ins.MissingError",
     "NotAcceptable": "serving.errors.NotAcceptable",
     "OperatorError": "graph_operators.OperatorError",
     "ProcessGroupError": "training.distributed.ProcessGroupError",

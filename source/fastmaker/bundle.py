@@ -16,7 +16,6 @@ import math
 import os
 import platform
 import shutil
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,7 @@ import torch
 import torchvision
 from torch import nn
 
-from fastmaker import __version__, files, graph, masks, networks, pipeline, preprocess, unet
+from fastmaker import __version__, files, graph, graph_sizes, masks, networks, pipeline, preprocess, tasks, unet
 
 STATE_FILE = "model.pth"
 INFO_FILE = "model.json"
@@ -34,7 +33,7 @@ ONNX_FILE = "model.onnx"
 CODE_DIR = "code"
 FORMAT = 2  # the newest that is read
 PLAIN_FORMAT = 1  # of a pipeline without steps, which older versions of this package read, too
-ARCHITECTURES = {"classification": networks.ARCHITECTURES, "segmentation": unet.ARCHITECTURES}  # by task
+ARCHITECTURES = dict.fromkeys(tasks.TASKS, networks.ARCHITECTURES) | {"segmentation": unet.ARCHITECTURES}  # by task
 GRAPH = "graph"  # the architecture of a network that is kept in GRAPH_FILE
 MAX_GRAPH_BYTES = 16_000_000  # of GRAPH_FILE; the largest of the usual networks need one
 
@@ -52,9 +51,9 @@ class ModelInfo:
 
     task: str  # one of ARCHITECTURES
     architecture: str  # one of ARCHITECTURES[task], of a U-Net its encoder; or GRAPH
-    labels: tuple[str, ...]  # in the order of the network's outputs
+    labels: tuple[str, ...]  # in the order of the network's outputs; () of a task without labels
     image_mode: str  # one of preprocess.IMAGE_MODES: what each image is converted to
-    image_size: tuple[int, int]  # (height, width) in pixels
+    image_size: tuple[int, int]  # (height, width) in pixels; with the step any_size one of them
     resize_method: str  # one of preprocess.RESIZE_METHODS, or NO_RESIZE, or STEPS
     mean: tuple[float, ...]  # one for each channel, for pixels scaled to 0..1
     std: tuple[float, ...]
@@ -63,6 +62,9 @@ class ModelInfo:
     resampled: bool = False
     # Of a pipeline that resize_method and resampled cannot express: what an image goes through, see `pipeline`.
     steps: tuple[dict[str, Any], ...] = ()
+    activation: str = "softmax"  # one of tasks.ACTIVATIONS: what makes numbers of the network's output
+    threshold: tasks.Threshold = None  # several labels only: those whose number is above it, see tasks.is_over
+    output_shape: tuple[int, ...] | None = None  # of the network's output for one image, if there are no labels
     # Segmentation only.
     options: dict[str, bool] = field(default_factory=dict)  # of unet.OPTIONS
     void_code: int | None = None  # the index of the class that is ignored in loss and metrics
@@ -76,7 +78,14 @@ class ModelInfo:
     @property
     def channels(self) -> int:
         """How many channels the network's input has."""
-        return 3 if self.image_mode == "RGB" else 1
+        return preprocess.CHANNELS[self.image_mode]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of the network's output for one image."""
+        if self.output_shape is not None:
+            return self.output_shape
+        return len(self.labels), *(self.image_size if self.task == "segmentation" else ())
 
 
 def save(model_dir: str | os.PathLike, network: nn.Module, info: ModelInfo) -> ModelInfo:
@@ -140,10 +149,11 @@ def _load_graph(path: Path, info: ModelInfo, tensors: dict[str, torch.Tensor]) -
 def _build_graph(document: Any, tensors: dict[str, torch.Tensor], info: ModelInfo, path: Path) -> nn.Module:
     try:
         network = graph.build(document, tensors)
+        graph_sizes.check(network, info.channels, info.image_size)
         result = graph.try_out(network, info.channels, info.image_size)
     except graph.GraphError as error:
         raise BundleError(f"{path}: {error}") from None
-    expected = (1, len(info.labels), *(info.image_size if info.task == "segmentation" else ()))
+    expected = (1, *info.shape)
     if result.shape != expected:
         raise BundleError(
             f"{path}: 'output' has the shape {list(result.shape)} for one image; expected {list(expected)}, as"
@@ -219,6 +229,7 @@ def _parse_info(values: dict[str, Any], path: Path) -> ModelInfo:
             " reads; use a newer fastmaker"
         )
     _check_choices(values, check)
+    tasks.check(values, check)
     _check_lists(values, check)
     _check_steps(values, check)
     if values["task"] == "segmentation":
@@ -232,11 +243,8 @@ def _parse_info(values: dict[str, Any], path: Path) -> ModelInfo:
     return ModelInfo(**known)
 
 
-Check = Callable[[str, bool, str], None]  # (key, whether its value is good, what is expected); raises BundleError
-
-
-def _check_choices(values: dict[str, Any], check: Check) -> None:
-    check("task", values.get("task") in tuple(ARCHITECTURES), f"one of {', '.join(ARCHITECTURES)}")
+def _check_choices(values: dict[str, Any], check: tasks.Check) -> None:
+    check("task", values.get("task") in tasks.TASKS, f"one of {', '.join(tasks.TASKS)}")
     for key, allowed in {
         "architecture": (*ARCHITECTURES[values["task"]], GRAPH),
         "image_mode": preprocess.IMAGE_MODES,
@@ -245,22 +253,21 @@ def _check_choices(values: dict[str, Any], check: Check) -> None:
         check(key, values.get(key) in allowed, f"one of {', '.join(allowed)}")
 
 
-def _check_steps(values: dict[str, Any], check: Check) -> None:
+def _check_steps(values: dict[str, Any], check: tasks.Check) -> None:
     steps: Any = values.get("steps", [])
     with_steps = values["resize_method"] == preprocess.STEPS
     check("steps", bool(steps) == with_steps, f"steps if, and only if, 'resize_method' is {preprocess.STEPS}")
     if with_steps:
-        problem = pipeline.problem(steps)
+        problem = pipeline.problem(steps, preprocess.CHANNELS[values["image_mode"]])
         check("steps", problem is None, f"the steps of this package: {problem}")
-        size = list(pipeline.output_size(steps) or ())
-        check("image_size", values["image_size"] == size, f"{size}, the size after the steps")
+        size = pipeline.output_size(steps)
+        check("image_size", size in (None, tuple(values["image_size"])), f"{size}, the size after the steps")
 
 
-def _check_lists(values: dict[str, Any], check: Check) -> None:
-    channels = 3 if values["image_mode"] == "RGB" else 1
-    fields: list[Any] = [values.get(key) for key in ("labels", "image_size", "mean", "std")]
-    labels, size, mean, std = fields
-    check("labels", _is_list(labels, str) and len(labels) > 1, "a list of two or more strings")
+def _check_lists(values: dict[str, Any], check: tasks.Check) -> None:
+    channels = preprocess.CHANNELS[values["image_mode"]]
+    fields: list[Any] = [values.get(key) for key in ("image_size", "mean", "std")]
+    size, mean, std = fields
     check("image_size", _is_list(size, int, 2) and min(size) > 0, "[height, width]")
     finite = _is_list(mean, (int, float), channels) and all(map(math.isfinite, mean))
     check("mean", finite, f"a list of {channels} numbers")
@@ -276,7 +283,7 @@ def _is_list(value: Any, kind: type | tuple[type, ...], length: int | None = Non
     )
 
 
-def _check_segmentation(values: dict[str, Any], check: Check) -> None:
+def _check_segmentation(values: dict[str, Any], check: tasks.Check) -> None:
     labels, void_code = values["labels"], values.get("void_code")
     options: Any = values.get("options")
     unique = len(set(labels)) == len(labels) <= masks.MAX_CLASSES
@@ -312,7 +319,7 @@ def _read_state(path: Path) -> dict[str, torch.Tensor]:
 def _empty_network(info: ModelInfo) -> nn.Module:
     if info.task == "segmentation":
         return unet.empty_unet(info.architecture, len(info.labels), info.image_size, info.channels, **info.options)
-    return networks.empty_classifier(info.architecture, len(info.labels), info.channels)
+    return networks.empty_classifier(info.architecture, math.prod(info.shape), info.channels)
 
 
 def _load_state(network: nn.Module, state: dict[str, torch.Tensor], path: Path) -> None:

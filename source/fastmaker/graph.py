@@ -64,13 +64,21 @@ class GraphNetwork(nn.Module):
         for size, expected in zip(image.shape[1:], self.shape, strict=True):
             if expected is not None and size != expected:
                 raise ValueError(f"the network takes images of {self.shape}, not {tuple(image.shape[1:])}")
-        values: Values = [image, *self._buffers.values(), *[None] * len(self.program)]
+        return self.compute([image, *self._buffers.values()])
+
+    def compute(self, values: Values, watch: Any = None) -> Any:
+        """Return the result for `values`, images and the tensors. `watch` is a `graph_sizes._Watch`."""
+        values += [None] * len(self.program)
         for function, args, fills, kwargs, target, unused in self.program:
             if fills:
                 args = args.copy()
                 for position, fill in fills:
                     args[position] = values[fill] if type(fill) is int else fill(values)
+            if watch:
+                watch.before(args, kwargs)
             values[target] = function(*args, **kwargs)
+            if watch:
+                watch.after(values[target], target, unused)
             for register in unused:
                 values[register] = None
         return values[self.output]

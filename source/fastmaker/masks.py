@@ -5,11 +5,13 @@ A mask is a uint8 array (H, W); each pixel holds the index of its class, so ther
 
 import colorsys
 import os
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from fastmaker import preprocess
+from fastmaker import mask_geometry, preprocess
 
 MAX_CLASSES = 256
 SIZES = ("model", "original")  # of a served mask: the network's input size, or that of the request's image
@@ -44,19 +46,26 @@ def palette(n: int, void_code: int | None = None) -> np.ndarray:
     return colours
 
 
-def can_resize_to_original(method: str, void_code: int | None) -> bool:
+def can_resize_to_original(method: str, void_code: int | None, steps: Sequence[dict[str, Any]] = ()) -> bool:
     """Return whether masks can have the original size of any image: nothing is cropped, or there is a void class."""
-    return method != preprocess.STEPS and (method != "crop" or void_code is not None)
+    crops = method == "crop" or any(mask_geometry.crops(step) for step in steps)
+    return void_code is not None or not crops
 
 
-def resize_to_original(mask: np.ndarray, image_size: tuple[int, int], method: str, void_code: int | None) -> np.ndarray:
+def resize_to_original(
+    mask: np.ndarray,
+    image_size: tuple[int, int],
+    method: str,
+    void_code: int | None,
+    steps: Sequence[dict[str, Any]] = (),
+) -> np.ndarray:
     """Return the model's `mask`, uint8 (H, W), resized to the size of the image by nearest neighbour.
 
-    `image_size` is (width, height) in pixels, `method` the resize method of the model. What it cropped is void. Raises
-    preprocess.ImageError if it cropped something and there is no void class.
+    `image_size` is (width, height) in pixels, `method` the resize method of the model, `steps` its steps. What they
+    cropped is void. Raises preprocess.ImageError if they cropped something and there is no void class.
     """
     if method == preprocess.STEPS:
-        raise preprocess.ImageError("the model prepares images in several steps; ask for mask_size=model")
+        return _back_through(steps, mask, image_size, void_code)
     left, top, right, bottom = preprocess.window(image_size, mask.shape, method)
     if method == "pad":  # by rounding, the window may end a pixel inside the image
         left, top, right, bottom = min(left, 0), min(top, 0), max(right, image_size[0]), max(bottom, image_size[1])
@@ -70,3 +79,17 @@ def resize_to_original(mask: np.ndarray, image_size: tuple[int, int], method: st
     seen = Image.fromarray(mask).resize((right - left, bottom - top), Image.Resampling.NEAREST)
     canvas.paste(seen, (left, top))
     return np.asarray(canvas)
+
+
+def _back_through(
+    steps: Sequence[dict[str, Any]], mask: np.ndarray, image_size: tuple[int, int], void_code: int | None
+) -> np.ndarray:
+    """Return for each pixel of the image the class of the mask's nearest one, or void where the steps cut it off."""
+    (columns, across), (rows, down) = mask_geometry.pixels_of_mask(steps, image_size, mask.shape)
+    seen = down[:, None] & across[None, :]
+    if void_code is None and not seen.all():
+        raise preprocess.ImageError(
+            f"the model sees {across.sum()}x{down.sum()} of the image's {image_size[0]}x{image_size[1]} pixels, and"
+            " has no void class for the rest; ask for mask_size=model"
+        )
+    return np.where(seen, mask[rows[:, None], columns[None, :]], np.uint8(void_code or 0))

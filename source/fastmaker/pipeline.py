@@ -2,28 +2,29 @@
 
     {"step": "resize", "size": [224, 224], "method": "pad", "pad_mode": "zeros", "resample": "bilinear"}
 
-Steps of an image run on the Pillow image, those of a batch on its pixels in 0..1. Normalisation follows. Each repeats
-the arithmetic of a transform of ``fastai.vision.augment`` as it acts on validation images. Sizes are [height, width].
+Steps of an image run on the Pillow image (`image_steps`), those of a batch on its pixels in 0..1: they are divided by
+255 first, unless a step says by what. The mean and std of model.json follow. Each step repeats the arithmetic of a
+transform of fastai as it acts on validation images. Sizes are [height, width].
 """
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from PIL import Image
-from torch.nn import functional
+from torch import nn
 
-from fastmaker import preprocess
+from fastmaker import geometry, image_steps, preprocess
+from fastmaker.image_steps import RESAMPLES
 
 if TYPE_CHECKING:
     from fastmaker.bundle import ModelInfo
 
 Step = dict[str, Any]
-RESAMPLES = {"nearest": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3, "box": 4, "hamming": 5}  # Pillow's numbers
 PAD_MODES = ("reflection", "border", "zeros")
 GRID_MODES = ("bilinear", "nearest", "bicubic")
 # The values of each step, by name: how to tell a good one, and what to expect.
@@ -43,6 +44,10 @@ def _is_number(value: Any) -> bool:
     return type(value) in (int, float) and 0 < value < math.inf
 
 
+def _are_numbers(value: Any) -> bool:
+    return isinstance(value, list) and all(type(n) in (int, float) and math.isfinite(n) for n in value)
+
+
 _SIZE = (_is_size, "[height, width]")
 _FLAG = ((lambda value: isinstance(value, bool)), "true or false")
 OF_IMAGES |= {
@@ -55,6 +60,15 @@ OF_IMAGES |= {
     },
     # CropPad and RandomCrop: the middle of the image, padded where it is smaller
     "crop_pad": {"size": _SIZE, "pad_mode": _one_of(*PAD_MODES)},
+    # RatioResize: the longer side, in pixels
+    "ratio_resize": {
+        "longest": ((lambda value: type(value) is int and 0 < value < 100_000), "pixels"),
+        "resample": _one_of(*RESAMPLES),
+    },
+    # images that were all alike: those of another size are no images for the model
+    "check_size": {"size": _SIZE},
+    # images that were not resized and had several sizes, for a network that takes any
+    "any_size": {},
 }
 OF_BATCHES |= {
     # AffineCoordTfm, of which aug_transforms is made: no rotation, but a size, or the identity if it is null
@@ -74,12 +88,19 @@ OF_BATCHES |= {
         "scale": (_is_number, "a number above 0"),
         "mode": _one_of(*GRID_MODES),
     },
+    # IntToFloatTensor with a divisor of its own, or after another step
+    "divide": {"by": (_is_number, "a number above 0")},
+    # a Normalize that is not the last step
+    "normalize": {
+        "mean": (_are_numbers, "a number for each channel"),
+        "std": ((lambda value: _are_numbers(value) and all(n > 0 for n in value)), "numbers above 0, one a channel"),
+    },
 }
 KNOWN = OF_IMAGES | OF_BATCHES
 
 
-def problem(steps: Any) -> str | None:
-    """Return what is wrong with the `steps` of a model.json, or None."""
+def problem(steps: Any, channels: int) -> str | None:
+    """Return what is wrong with the `steps` of a model.json whose images have `channels`, or None."""
     if not isinstance(steps, list) or not all(isinstance(step, dict) for step in steps):
         return "expected a list of objects"
     names = [step.get("step") for step in steps]
@@ -91,59 +112,68 @@ def problem(steps: Any) -> str | None:
         for key, (good, expected) in KNOWN[name].items():
             if not good(step[key]):
                 return f"{key!r} of step {name!r} is {str(step[key])[:80]}; expected {expected}"
+        if name == "normalize" and not len(step["mean"]) == len(step["std"]) == channels:
+            return f"step {name!r} has {len(step['mean'])} and {len(step['std'])} numbers; expected {channels}"
     of_batches = [name in OF_BATCHES for name in names]
     return None if of_batches == sorted(of_batches) else "a step of images follows a step of batches"
 
 
 def output_size(steps: Sequence[Step]) -> tuple[int, int] | None:
     """Return the size (height, width) that each image has after the steps; None if it depends on the image."""
-    sizes = [step["size"] for step in steps if step["size"] is not None]
-    return (sizes[-1][0], sizes[-1][1]) if sizes else None
+    size = None
+    for step in steps:
+        if step["step"] == "ratio_resize":
+            size = None
+        elif step.get("size"):
+            size = step["size"][0], step["size"][1]
+    return size
 
 
-def resizes_batches(steps: Sequence[Step]) -> bool:
-    """Return whether some steps need more than a resized image."""
+def input_size(info: ModelInfo) -> tuple[int, int] | None:
+    """Return the size (height, width) of all tensors of `to_tensor`; None if it depends on the image."""
+    if not info.steps:
+        return info.image_size
+    return output_size([step for step in info.steps if step["step"] in OF_IMAGES])
+
+
+def takes_any_size(info: ModelInfo) -> bool:
+    """Return whether the network's input has the size of the image."""
+    return bool(info.steps) and output_size(info.steps) is None
+
+
+def changes_batches(steps: Sequence[Step]) -> bool:
+    """Return whether some steps are of batches."""
     return any(step["step"] in OF_BATCHES for step in steps)
 
 
 def to_tensor(image: Image.Image, info: ModelInfo) -> torch.Tensor:
     """Return a Pillow image after the steps of images, uint8 (C, H, W). Raises preprocess.ImageError."""
-    if not info.steps:
-        return preprocess.to_tensor(image, info.image_mode, info.image_size, info.resize_method)
-    of_images = [step for step in info.steps if step["step"] in OF_IMAGES]
-    try:
-        converted = image.convert(info.image_mode)
-        for step in of_images:
-            converted = _apply_to_image(converted, step)
-    except (ValueError, OSError, OverflowError, SystemError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise preprocess.ImageError(
-            f"a {image.mode} image of {image.width}x{image.height} cannot be prepared for the model: {reason}"
-        ) from None
-    pixels = np.asarray(converted)
-    pixels = pixels[:, :, None] if pixels.ndim == 2 else pixels
-    return torch.from_numpy(pixels.transpose(2, 0, 1).copy())
+    return torch.from_numpy(image_steps.to_array(image, vars(info)))
 
 
 def to_pixels(batch: torch.Tensor, steps: Sequence[Step]) -> torch.Tensor:
-    """Return uint8 images (N, C, H, W) of `to_tensor` as float32 in 0..1, after the steps of batches."""
-    pixels = batch.float() / 255.0
+    """Return uint8 images (N, C, H, W) of `to_tensor` as float32, by default in 0..1, after the steps of batches."""
+    pixels = batch.float()
+    if all(step["step"] != "divide" for step in steps):
+        pixels = pixels / 255.0
     for step in steps:
-        if step["step"] == "grid_sample":
-            pixels = grid_sample(pixels, step["size"], step["mode"], step["pad_mode"], step["align_corners"])
-        elif step["step"] == "crop_and_grid_sample":
-            pixels = _crop(pixels, step["ratio"], step["scale"])
-            pixels = grid_sample(pixels, step["size"], step["mode"], "reflection", True)
+        pixels = _apply_to_batch(pixels, step)
     return pixels
 
 
-def _apply_to_image(image: Image.Image, step: Step) -> Image.Image:
-    height, width = step["size"]
-    if step["step"] == "crop_pad":
-        left, top = (image.width - width) // 2, (image.height - height) // 2
-        return preprocess.cut(image, (left, top, left + width, top + height), step["pad_mode"])
-    resample = Image.Resampling(RESAMPLES[step["resample"]])
-    return preprocess.resize(image, (height, width), step["method"], step["pad_mode"], resample)
+def _apply_to_batch(pixels: torch.Tensor, step: Step) -> torch.Tensor:
+    """Return the pixels after a step of batches, and unchanged after one of images."""
+    if step["step"] == "grid_sample":
+        return grid_sample(pixels, step["size"], step["mode"], step["pad_mode"], step["align_corners"])
+    if step["step"] == "crop_and_grid_sample":
+        pixels = _crop(pixels, step["ratio"], step["scale"])
+        return grid_sample(pixels, step["size"], step["mode"], "reflection", True)
+    if step["step"] == "divide":
+        return pixels / step["by"]
+    if step["step"] == "normalize":
+        mean, std = (torch.tensor(step[key], device=pixels.device).view(1, -1, 1, 1) for key in ("mean", "std"))
+        return (pixels - mean) / std
+    return pixels
 
 
 def grid_sample(
@@ -152,25 +182,25 @@ def grid_sample(
     """Return images (N, C, H, W) resampled to `size` as fastai's ``affine_coord`` does without a rotation."""
     target = tuple(size or pixels.shape[-2:])
     identity = torch.eye(2, 3, device=pixels.device).expand(pixels.shape[0], 2, 3)
-    grid = functional.affine_grid(identity, [*pixels.shape[:2], *target], align_corners=align_corners)
-    if (
-        mode == "bilinear"
-    ):  # of a much larger image fastai takes means first; it compares its size with the grid's shape
-        zoom = 1 / (grid.max() - grid.min()).item() * 2
+    grid = nn.functional.affine_grid(identity, [pixels.shape[0], pixels.shape[1], *target], align_corners=align_corners)
+    if mode == "bilinear":  # of a much larger image fastai takes means first; it compares its size with the grid's
+        zoom = _zoom(target, align_corners)
         shrink = min(pixels.shape[-2] / grid.shape[-2], pixels.shape[-1] / grid.shape[-1]) / 2
         if shrink > 1 and shrink > zoom:
-            pixels = functional.interpolate(pixels, scale_factor=1 / shrink, mode="area", recompute_scale_factor=True)
-    return functional.grid_sample(pixels, grid, mode=mode, padding_mode=pad_mode, align_corners=align_corners)
+            pixels = nn.functional.interpolate(
+                pixels, scale_factor=1 / shrink, mode="area", recompute_scale_factor=True
+            )
+    return nn.functional.grid_sample(pixels, grid, mode=mode, padding_mode=pad_mode, align_corners=align_corners)
+
+
+@functools.lru_cache(1024)  # torch.export cannot follow it, but takes its value
+def _zoom(size: tuple[int, int], align_corners: bool) -> float:
+    """Return how much fastai takes a grid of this size to enlarge an image."""
+    grid = nn.functional.affine_grid(torch.eye(2, 3)[None], [1, 1, *size], align_corners=align_corners)
+    return 1 / (grid.max() - grid.min()).item() * 2
 
 
 def _crop(pixels: torch.Tensor, ratio: Sequence[float], scale: float) -> torch.Tensor:
     height, width = pixels.shape[-2:]
-    if width / height < ratio[0]:
-        size = int(width / ratio[0]), width
-    elif width / height > ratio[1]:
-        size = height, int(height * ratio[1])
-    else:
-        size = height, width
-    rows, columns = int(size[0] * scale), int(size[1] * scale)
-    top, left = (height - rows) // 2, (width - columns) // 2
-    return pixels[..., top : top + rows, left : left + columns]
+    left, top, right, bottom = geometry.crop_window((width, height), ratio, scale)
+    return pixels[..., top:bottom, left:right]

@@ -16,12 +16,14 @@ import warnings
 from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 if TYPE_CHECKING:
     import torch
 
-IMAGE_MODES = ("RGB", "L")
+# Pillow's modes of 8 bits, and how many channels an image in each has. (Of mode 1 the pixels are 0 and 1.)
+CHANNELS = {"RGB": 3, "L": 1, "RGBA": 4, "LA": 2, "CMYK": 4, "HSV": 3, "YCbCr": 3, "LAB": 3, "1": 1}
+IMAGE_MODES = tuple(CHANNELS)
 RESIZE_METHODS = ("crop", "pad", "squish")
 NO_RESIZE = "none"  # the method of a model that takes images of one size, unchanged
 STEPS = "steps"  # the method of a model whose images go through the steps of model.json (fastmaker.pipeline)
@@ -88,7 +90,7 @@ def to_tensor(image: Image.Image, mode: str, size: tuple[int, int], method: str)
 def to_array(image: Image.Image, mode: str, size: tuple[int, int], method: str) -> np.ndarray:
     """Return a Pillow image, converted to `mode` and resized, as uint8 (C, H, W).
 
-    C is 3 for mode RGB and 1 for L; (H, W) is `size` in pixels; `method` is that of `resize`. Raises ImageError.
+    C is that of CHANNELS; (H, W) is `size` in pixels; `method` is that of `resize`. Raises ImageError.
     """
     try:
         image = resize(image.convert(mode), size, method)
@@ -97,7 +99,12 @@ def to_array(image: Image.Image, mode: str, size: tuple[int, int], method: str) 
             f"a {image.mode} image of {image.width}x{image.height} cannot be made {mode} {size[1]}x{size[0]}:"
             f" {_first_line(error)}"
         ) from None
-    pixels = np.asarray(image)
+    return pixels_of(image)
+
+
+def pixels_of(image: Image.Image) -> np.ndarray:
+    """Return the pixels of an image in one of IMAGE_MODES, uint8 (C, H, W)."""
+    pixels = np.asarray(image).astype(np.uint8, copy=False)
     if pixels.ndim == 2:
         pixels = pixels[:, :, None]
     return pixels.transpose(2, 0, 1).copy()
@@ -140,7 +147,13 @@ def cut(image: Image.Image, box: tuple[int, int, int, int], pad_mode: str) -> Im
 
 
 def _pad(image: Image.Image, pad_mode: str, left: int, top: int, right: int, bottom: int) -> Image.Image:
-    """Return the image padded; the margins are in pixels."""
+    """Return the image padded; the margins are in pixels.
+
+    As in ``torchvision.transforms.functional.pad``, only zeros keep the mode of an image that is neither gray nor RGB.
+    """
+    if pad_mode == "zeros":
+        bands = len(image.getbands())
+        return ImageOps.expand(image, (left, top, right, bottom), (0,) * bands if bands > 1 else 0)
     pixels = np.asarray(image)
     margins = [(top, bottom), (left, right), (0, 0)][: pixels.ndim]
     return Image.fromarray(np.pad(pixels, margins, mode=PADDING[pad_mode]))  # type: ignore[call-overload]
@@ -162,11 +175,6 @@ def window(image_size: tuple[int, int], size: tuple[int, int], method: str) -> t
     window_width, window_height = int(scale * width), int(scale * height)
     left, top = int(0.5 * (image_width - window_width)), int(0.5 * (image_height - window_height))
     return left, top, left + window_width, top + window_height
-
-
-def normalise(batch: torch.Tensor, mean: torch.Tensor, std: torch.Tensor, resampled: bool = False) -> torch.Tensor:
-    """Return uint8 images (N, C, H, W) scaled to 0..1 and standardised, float32 (N, C, H, W)."""
-    return standardise(batch.float() / 255.0, mean, std, resampled)
 
 
 def standardise(pixels: torch.Tensor, mean: torch.Tensor, std: torch.Tensor, resampled: bool = False) -> torch.Tensor:

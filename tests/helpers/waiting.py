@@ -9,13 +9,16 @@ import psutil
 from helpers import PATIENCE
 
 
-def running_below(home: Path) -> list[psutil.Process]:
-    """Processes that were started for something under `home`."""
+def running_below(home: Path, word: str = "") -> list[psutil.Process]:
+    """Processes that were started for something under `home`, with `word` in their commands."""
     found = []
     for process in psutil.process_iter():
         try:
-            words = [*process.cmdline(), process.environ().get("SAGEMAKER_BASE_DIR", "")]
-            if process.status() != psutil.STATUS_ZOMBIE and any(str(home) in word for word in words):
+            command = process.cmdline()
+            places = [*command, process.environ().get("SAGEMAKER_BASE_DIR", "")]
+            if process.status() == psutil.STATUS_ZOMBIE or not any(str(home) in place for place in places):
+                continue
+            if any(word in part for part in command):
                 found.append(process)
         except psutil.Error:
             continue

@@ -8,13 +8,16 @@ import sys
 
 import numpy as np
 import pytest
-from helpers import PATIENCE, REPOSITORY
+import torch
+from helpers import PATIENCE, REPOSITORY, exports, task_bundles
 from helpers.commands import one_line
 from helpers.local_mode import nothing_runs_below, running_below, wait_until
 from PIL import Image
 
+from fastmaker import bundle
 from fastmaker.jobs import verify
 from fastmaker.jobs.cli import errors
+from fastmaker.jobs.packaging import exported
 from fastmaker.jobs.verification.comparison import Answer, Route
 from fastmaker.jobs.verification.routes import NAMES
 
@@ -53,6 +56,20 @@ def test_every_path_of_a_classifier_agrees(gate, digits_bundle, digits, tmp_path
     assert {cells[-1] for cells in found.values()} == {"agrees"}
     for path in ("fastai", "torch", "endpoint", "torchserve", "onnxruntime"):
         assert found[path][:2] == [str(len(images))] * 2
+        assert float(found[path][2]) < 1e-5
+
+
+@pytest.mark.parametrize("task", ["multilabel", "points", pytest.param("regression", marks=pytest.mark.slow)])
+def test_every_path_of_every_task_agrees(gate, tmp_path, photos, task):
+    files = sorted(photos.rglob("*.jpg"))[::12]
+    folder = task_bundles.save(tmp_path / "bundle", task)
+    status, printed, _ = gate(folder, *files, "--bf16", 0.5, "--int8", 2)
+    assert status == 0, printed
+    found = rows(printed)
+    assert found.pop("triton")[-1].startswith("not run: --triton names a server")
+    assert {cells[-1] for cells in found.values()} == {"agrees"}
+    for path in ("fastai", "torch", "endpoint", "torchserve", "onnxruntime"):
+        assert found[path][:2] == ([str(len(files) * 3)] * 2 if task == "multilabel" else ["-", "-"])
         assert float(found[path][2]) < 1e-5
 
 
@@ -98,6 +115,43 @@ def test_another_answer_fails_the_gate_and_is_drawn(gate, digits_bundle, digits,
     Image.open(tmp_path / "pictures" / "differing.png").verify()
 
 
+@pytest.fixture(scope="module")
+def export(photos, tmp_path_factory):
+    """A notebook's export, and its bundle, which has steps."""
+    folder = exports.make(photos, tmp_path_factory.mktemp("exports") / "notebook", "steps")
+    exported.convert(folder / "steps.pkl", folder / "model")
+    return folder / "steps.pkl", folder / "model"
+
+
+def test_an_exported_learner_is_fastais_side(gate, export, photos):
+    file, model = export
+    assert bundle.load_info(model).steps
+    images = sorted(photos.rglob("*.jpg"))[::12]
+    status, printed, said = gate(model, *images, "--paths", "fastai,torch", "--learner", file, "--trust")
+    assert status == 0, printed + said
+    assert rows(printed)["fastai"][-1] == rows(printed)["torch"][-1] == "agrees"
+    assert float(rows(printed)["torch"][2]) < 1e-6
+
+
+@pytest.mark.slow
+def test_a_bundle_that_is_not_the_exported_learners_fails_the_gate(gate, export, digits_bundle, photos, tmp_path):
+    file, model = export
+    network, info = bundle.load(model)
+    with torch.no_grad():
+        next(network.parameters()).mul_(-1)
+    bundle.save(tmp_path / "other", network, info)
+    image = next(photos.rglob("*.jpg"))
+    for other in (tmp_path / "other", digits_bundle):
+        status, _, _ = gate(other, image, "--paths", "fastai,torch", "--learner", file, "--trust")
+        assert status == 1
+
+
+def test_paths_of_which_only_one_can_run_are_no_pass(gate, digits_bundle, digits):
+    status, _, said = gate(digits_bundle, next(digits.rglob("*.png")), "--paths", "torch,triton")
+    assert status == 1
+    assert one_line(said) == "error: nothing is compared: fewer than two paths can run here"
+
+
 def test_masks_without_probabilities_are_compared_by_their_pixels_alone():
     """As servers give them, where the reference is one of these."""
     mask = np.arange(12).reshape(3, 4) % 3
@@ -138,11 +192,10 @@ def test_a_gate_that_is_terminated_leaves_nothing_running(digits_bundle, digits,
     ]
     process = subprocess.Popen(command, env=env, cwd=REPOSITORY, stderr=subprocess.PIPE, text=True)
     try:
-        wait_until(lambda: any("ts.model_server" in p.cmdline() for p in running_below(tmp_path)))
+        wait_until(lambda: running_below(tmp_path, "ts.model_server"))
+    finally:
         process.terminate()
         assert process.wait(PATIENCE) == 130
-    finally:
-        process.kill()
     assert process.stderr.read() == "error: interrupted\n"
     assert nothing_runs_below(tmp_path)
 
@@ -155,6 +208,9 @@ def test_a_gate_that_is_terminated_leaves_nothing_running(digits_bundle, digits,
         ("{model} {model}/model.json", "model.json: the "),
         ("{empty} {digit}", "is no bundle: it lacks"),
         ("{model} {digit} --tolerance 0", "argument --tolerance: 0: expected more than 0"),
+        ("{model} {digit} --learner {digit}", "if you trust it, add --trust"),
+        ("{model} {digit} --trust", "--trust, --import and --ignore go with --learner FILE"),
+        ("{model} {digit} --learner {digit} --trust --paths torch", "--paths leaves out fastai"),
         ("{model} {digit} --paths torch,fast", "'fast': expected some of fastai,torch,endpoint"),
     ],
 )

@@ -16,7 +16,7 @@ CAMVID = NOTEBOOKS / "03_camvid_unet_torchserve.ipynb"
 STOPS = ["bundle", "TorchServe, JSON", "endpoint, JSON", "endpoint, PNG, enlarged"]
 
 
-pytestmark = pytest.mark.slow  # the other notebooks run in the suite
+pytestmark = pytest.mark.slow  # the pets notebook runs in the suite
 
 
 def run(environment, temporary: Path, **values):

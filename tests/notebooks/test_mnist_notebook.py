@@ -30,7 +30,7 @@ TEST_IMAGES = 297
 DIGITS = 60
 
 
-pytestmark = pytest.mark.slow  # the other notebooks run in the suite
+pytestmark = pytest.mark.slow  # the pets notebook runs in the suite
 
 
 @pytest.fixture(scope="module")

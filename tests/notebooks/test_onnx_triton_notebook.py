@@ -22,6 +22,7 @@ from fastmaker.jobs import verify
 from fastmaker.jobs.verification.routes import NAMES
 from fastmaker.local import ProcessSession
 
+pytestmark = pytest.mark.slow  # the pets notebook runs in the suite
 CELL_SECONDS = 900
 ONNX_TRITON = NOTEBOOKS / "04_onnx_triton.ipynb"
 WITHOUT_SERVERS = "fastai,torch,onnxruntime"

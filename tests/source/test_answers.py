@@ -3,12 +3,13 @@
 import csv
 import io
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from fastmaker import preprocess
-from fastmaker.answers import Mask, Prediction
+from fastmaker.answers import LabelSet, Mask, Points, Prediction, Values
 from fastmaker.serving import errors, wire
 
 LABELS = ("cat", "dog", "Zürich, 東京", "owl", "fox", "bee")
@@ -90,6 +91,57 @@ def test_npy_holds_the_probabilities_as_float32(answer, shape):
     assert array.dtype == np.float32
     assert array.shape == shape
     assert np.array_equal(array.reshape(-1, 6), [p.probabilities for p in answer.predictions])
+
+
+SEVERAL = LabelSet(np.float32([0.75, 0.5, 0.625, 0.2]), ("cat", "dog", "Zürich", "owl"), 0.5)
+VALUES = Values(np.float32([1.5, -2.25, 0]))
+POINTS = Points(np.float32([-0.5, 0.25, 1.5, 0]), np.float64([[25.0, 62.5], [125.0, 50.0]]))
+FORMS = [
+    (
+        SEVERAL,
+        {
+            "labels": ["cat", "Zürich"],
+            "probabilities": {"cat": 0.75, "dog": 0.5, "Zürich": 0.625, "owl": float(np.float32(0.2))},
+        },
+        ["cat;Zürich", "0.75", "0.5", "0.625", repr(float(np.float32(0.2)))],
+    ),
+    (VALUES, {"values": [1.5, -2.25, 0.0]}, ["1.5", "-2.25", "0.0"]),
+    (POINTS, {"points": [[25.0, 62.5], [125.0, 50.0]]}, ["25.0", "62.5", "125.0", "50.0"]),
+]
+
+
+@pytest.mark.parametrize(("found", "as_object", "row"), FORMS, ids=["labels", "values", "points"])
+def test_an_answer_of_every_task_has_every_form(found, as_object, row):
+    one, two = wire.Answer([found], single=True), wire.Answer([found] * 2, single=False)
+    assert json.loads(wire.encode(one, None)[0]) == as_object
+    assert json.loads(wire.encode(two, "application/json")[0]) == [as_object] * 2
+    lines = wire.encode(two, "application/jsonlines")[0].decode().splitlines()
+    assert list(map(json.loads, lines)) == [as_object] * 2
+    assert list(csv.reader(io.StringIO(wire.encode(two, "text/csv")[0].decode()))) == [row] * 2
+    array = np.load(io.BytesIO(wire.encode(two, "application/x-npy")[0]))
+    assert array.dtype == np.float32
+    assert np.array_equal(array, [found.array] * 2)
+    with pytest.raises(errors.NotAcceptable):
+        wire.encode(one, "image/png")
+
+
+@pytest.mark.parametrize(
+    ("threshold", "labels"), [(0.2, ["cat", "dog", "Zürich"]), (None, []), ((0.8, 0.4, 0.7, 0), ["dog", "owl"])]
+)
+def test_labels_are_those_above_the_threshold(threshold, labels):
+    assert replace(SEVERAL, threshold=threshold).labels == labels
+
+
+def test_a_single_number_is_a_list_of_one():
+    assert Values(np.float32(2.5)).as_object() == {"values": [2.5]}
+
+
+@pytest.mark.parametrize(
+    "found", [replace(SEVERAL, probabilities=np.float32([np.nan] * 4)), Values(np.float32([np.inf]))]
+)
+def test_numbers_that_json_cannot_hold_are_a_fault(found):
+    with pytest.raises(errors.InternalError, match="numbers are not finite"):
+        wire.encode(wire.Answer([found], single=True), None)
 
 
 def test_two_labels_are_answered_with_both():

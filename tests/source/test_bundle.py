@@ -206,7 +206,7 @@ def test_a_model_json_that_is_no_object_is_refused(folder, text, kind):
     [
         ("format", "1"),
         ("format", 1.5),
-        ("task", "regression"),
+        ("task", "detection"),
         ("task", 7),
         ("architecture", "resnet19"),
         ("architecture", ["resnet18"]),
@@ -214,7 +214,7 @@ def test_a_model_json_that_is_no_object_is_refused(folder, text, kind):
         ("labels", ["one"]),
         ("labels", ["a", 2]),
         ("labels", "cats"),
-        ("image_mode", "RGBA"),
+        ("image_mode", "BGR"),
         ("image_size", [0, 28]),
         ("image_size", [28, -1]),
         ("image_size", [28.0, 28]),
@@ -233,10 +233,59 @@ def test_a_model_json_that_is_no_object_is_refused(folder, text, kind):
         ("std", [float("nan")]),
         ("std", [float("inf")]),
         ("state_sha256", 5),
+        ("activation", "relu"),
+        ("activation", ["softmax"]),
+        ("threshold", 0.5),
+        ("output_shape", [10]),
     ],
 )
 def test_a_wrong_value_in_model_json_is_named_with_what_was_expected(folder, key, value):
     edit(folder, **{key: value})
+    assert_refused(folder, "model.json: ", repr(key), "expected", load=bundle.load_info)
+
+
+MULTILABEL = {"task": "multilabel", "activation": "sigmoid", "threshold": 0.5, "format": 2}
+WITHOUT_LABELS = {"labels": [], "activation": "none", "format": 2}
+REGRESSION = WITHOUT_LABELS | {"task": "regression", "output_shape": [3]}
+POINTS = WITHOUT_LABELS | {"task": "points", "output_shape": [4]}
+
+
+@pytest.mark.parametrize("values", [MULTILABEL, REGRESSION, POINTS], ids=lambda values: values["task"])
+def test_a_task_has_the_keys_that_it_needs(folder, values):
+    edit(folder, **values)
+    info = bundle.load_info(folder)
+    assert (info.task, info.activation, info.threshold) == (
+        values["task"],
+        values["activation"],
+        values.get("threshold"),
+    )
+    assert info.shape == tuple(values.get("output_shape", [10]))
+
+
+@pytest.mark.parametrize(
+    ("values", "key", "value"),
+    [
+        (MULTILABEL, "labels", ["a", "b", "b"]),
+        (MULTILABEL, "labels", []),
+        (MULTILABEL, "labels", [["a"]]),
+        (MULTILABEL, "threshold", "0.5"),
+        (MULTILABEL, "threshold", float("nan")),
+        (MULTILABEL, "threshold", [0.5, 0.5]),
+        (MULTILABEL, "threshold", True),
+        (MULTILABEL, "output_shape", [10]),
+        (REGRESSION, "labels", ["a", "b", "c"]),
+        (REGRESSION, "output_shape", None),
+        (REGRESSION, "output_shape", [3, 2]),
+        (REGRESSION, "output_shape", [0]),
+        (REGRESSION, "output_shape", 3),
+        (POINTS, "output_shape", [3]),
+        (POINTS, "output_shape", [2, 3]),
+        (POINTS, "output_shape", []),
+        (POINTS, "threshold", 0.5),
+    ],
+)
+def test_a_wrong_value_for_a_task_is_named_with_what_was_expected(folder, values, key, value):
+    edit(folder, **values | {key: value})
     assert_refused(folder, "model.json: ", repr(key), "expected", load=bundle.load_info)
 
 

@@ -5,14 +5,16 @@ import subprocess
 import sys
 
 import numpy as np
+import PIL
 import pytest
 import torch
 from fastai.vision.all import PILImage, PILImageBW, Pipeline, Resize, ToTensor
 from PIL import Image
 
-from fastmaker import preprocess
+from fastmaker import pipeline, preprocess
 
 METHODS = preprocess.RESIZE_METHODS
+MODES = ("RGB", "L")  # of PILImage and PILImageBW; those of other classes: test_pipeline.py
 # Each mode in a file format that can hold it: (mode made, file format, mode that Pillow opens it in).
 STORED_MODES = [
     ("1", "PNG", "1"),
@@ -83,7 +85,7 @@ def fastai_tensor(data, mode, size, method):
     return torch.Tensor(Pipeline([Resize(size, method=method), ToTensor()], split_idx=1)(create(data)))
 
 
-def assert_same_as_fastai(data, size, method, modes=preprocess.IMAGE_MODES):
+def assert_same_as_fastai(data, size, method, modes=MODES):
     for mode in modes:
         tensor = preprocess.to_tensor(preprocess.decode(data), mode, size, method)
         assert tensor.dtype == torch.uint8
@@ -95,9 +97,13 @@ def assert_same_as_fastai(data, size, method, modes=preprocess.IMAGE_MODES):
 @pytest.mark.parametrize(("mode", "file_format", "opened_as"), STORED_MODES)
 def test_every_image_mode_gives_fastais_tensor(mode, file_format, opened_as, method):
     data = encoded(picture(mode), file_format)
+    try:
+        Image.open(io.BytesIO(data)).load()
+    except OSError as error:  # Pillow 12.3, the last one for Python 3.10, with YCbCr
+        pytest.skip(f"Pillow {PIL.__version__} does not read the {mode} {file_format} that it wrote: {error}")
     assert preprocess.decode(data).mode == opened_as
     # Pillow, and so fastai, cannot make LAB gray.
-    assert_same_as_fastai(data, (24, 40), method, modes=("RGB",) if mode == "LAB" else preprocess.IMAGE_MODES)
+    assert_same_as_fastai(data, (24, 40), method, modes=("RGB",) if mode == "LAB" else MODES)
 
 
 @pytest.mark.parametrize("transparency", [3, bytes(range(256))], ids=["one colour", "a table"])
@@ -291,7 +297,7 @@ def test_an_array_that_is_no_image_is_refused(array, reason):
 def test_normalise_scales_to_one_then_takes_off_the_mean_and_divides():
     batch = torch.tensor([0, 51, 255], dtype=torch.uint8).view(1, 3, 1, 1)
     mean, std = torch.tensor([0.5, 0.1, 0.0]).view(1, 3, 1, 1), torch.tensor([0.5, 0.2, 2.0]).view(1, 3, 1, 1)
-    result = preprocess.normalise(batch, mean, std)
+    result = preprocess.standardise(pipeline.to_pixels(batch, []), mean, std)
     assert result.dtype == torch.float32
     assert torch.allclose(result.flatten(), torch.tensor([-1.0, 0.5, 0.5]))
     assert batch.flatten().tolist() == [0, 51, 255]  # the caller's tensor stays as it is

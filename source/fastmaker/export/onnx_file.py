@@ -1,13 +1,16 @@
-"""A bundle -> one ONNX file that includes normalisation and softmax.
+"""A bundle -> one ONNX file that includes normalisation and the activation of its loss.
 
     onnx_file.to_onnx("model", "model.onnx")
 
     image          input: uint8 (N, C, H, W) from preprocess.to_tensor, or float32, the same divided by 255
     probabilities  output: float32 (N, n_labels), for segmentation (N, n_labels, H, W)
+    values         output in its place, for regression: float32 (N, n)
+    points         output in its place, for points: float32 (N, 2n), -1..1 of the network's input (`geometry`)
     mask           output, only for segmentation: uint8 (N, H, W), the class of each pixel
 
-N is dynamic; C, H and W are the bundle's. The metadata holds the text of model.json, the labels and the version of this
-package. Each file is run in ONNX Runtime and compared with torch before it appears. `to_int8` quantises such a file.
+N is dynamic; C, H and W are those of images after their own steps. The metadata holds the text of model.json, the
+labels and the version of this package. Each file is run in ONNX Runtime and compared with torch before it appears.
+`to_int8` quantises such a file.
 """
 
 import importlib.util
@@ -17,15 +20,15 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import nn
 
-from fastmaker import __version__, bundle, files, graph, graph_rewrites, networks, pipeline, preprocess
+from fastmaker import __version__, bundle, files, graph, graph_rewrites, networks, pipeline, preprocess, tasks
 from fastmaker.serving import onnx_engine
-from fastmaker.serving.onnx_engine import IMAGE, MASK, MODEL_JSON, PROBABILITIES
+from fastmaker.serving.onnx_engine import IMAGE, MASK, MODEL_JSON, output_name
 from fastmaker.training import layouts
 
 if TYPE_CHECKING:
@@ -35,8 +38,9 @@ INPUTS = ("uint8", "float")
 PACKAGES = ("onnx", "onnxruntime", "onnxscript")
 OPSET = 18
 CHECKED_BATCHES = (1, 3, 8)
-# Rounding changes a probability by a few millionths, a wrong layer by far more than this.
+# Rounding changes a probability by a few millionths, a wrong layer by far more than this. Relative above 1.
 TOLERANCE = 1e-4
+CLOSE = 0.02  # of int8 to float32, where numbers stand for no label; relative above 1
 
 
 class ExportError(ValueError):
@@ -44,7 +48,7 @@ class ExportError(ValueError):
 
 
 class Exported(nn.Module):
-    """A bundle's network with normalisation and softmax: images (N, C, H, W) -> the outputs above."""
+    """A bundle's network with normalisation and activation: images (N, C, H, W) -> the outputs above."""
 
     channel_mean: torch.Tensor
     channel_std: torch.Tensor
@@ -56,12 +60,15 @@ class Exported(nn.Module):
         self.register_buffer("channel_std", torch.tensor(info.std).view(1, -1, 1, 1))
 
     def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        prepare = preprocess.normalise if self.image_input == "uint8" else preprocess.standardise
-        image = prepare(image, self.channel_mean, self.channel_std, self.info.resampled)
-        probabilities = self.network(image).softmax(dim=1)
+        if self.image_input == "float" and pipeline.changes_batches(self.info.steps):
+            image = image * 255.0
+        if self.image_input == "uint8" or pipeline.changes_batches(self.info.steps):
+            image = pipeline.to_pixels(image, self.info.steps)
+        image = preprocess.standardise(image, self.channel_mean, self.channel_std, self.info.resampled)
+        numbers = tasks.ACTIVATIONS[self.info.activation](self.network(image))
         if self.info.task == "segmentation":
-            return probabilities, probabilities.argmax(dim=1).to(torch.uint8)
-        return (probabilities,)
+            return numbers, numbers.argmax(dim=1).to(torch.uint8)
+        return (numbers,)
 
 
 class Maximum(nn.Module):
@@ -74,15 +81,17 @@ class Maximum(nn.Module):
 def to_onnx(model_dir: str | os.PathLike, file: str | os.PathLike, image_input: str = "uint8") -> float:
     """Write the bundle in `model_dir` as the ONNX model `file`, and return the largest difference from torch.
 
-    `image_input` is one of INPUTS. The difference is that of a probability, over random images. `file` appears complete
+    `image_input` is one of INPUTS. The difference is that of a number, over random images. `file` appears complete
     or not at all. Raises bundle.BundleError or ExportError.
     """
     check_packages()
     if image_input not in INPUTS:
         raise ExportError(f"the input is {image_input!r}; expected one of {', '.join(INPUTS)}")
     network, info = bundle.load(model_dir)
-    if pipeline.resizes_batches(info.steps):
-        raise ExportError(f"{model_dir}: its model resizes batches, by fastai's batch transforms; an ONNX file cannot")
+    if pipeline.input_size(info) is None:
+        raise ExportError(
+            f"{model_dir}: the Learner resized images of any size in batches; an ONNX file takes images of one size"
+        )
     model = Exported(network, info, image_input).eval().requires_grad_(False)
     proto = _export(model)
     _set_metadata(proto, Path(model_dir, bundle.INFO_FILE).read_text("utf-8"), info)
@@ -96,8 +105,8 @@ def to_int8(float_file: str | os.PathLike, file: str | os.PathLike, images: Sequ
     """Quantise the convolutions and linear layers of `float_file`, from `to_onnx`, to int8 and write them as `file`.
 
     Each of `images` is an input (1, C, H, W) of `float_file`; they calibrate the ranges of the activations. Returns on
-    how many of their labels (for segmentation, pixels) both files agree, and how many there are. `file` appears
-    complete or not at all. Raises ExportError.
+    how many of their labels (for segmentation, pixels; for regression and points, numbers) both files agree, and how
+    many there are. `file` appears complete or not at all. Raises ExportError.
     """
     check_packages()
     import onnx
@@ -161,9 +170,11 @@ def _export(model: Exported) -> "onnx.ModelProto":
     for module in model.modules():
         if isinstance(module, networks.AdaptiveConcatPool2d):
             module.mp = Maximum()  # type: ignore[assignment]
-    outputs = [PROBABILITIES, MASK] if model.info.task == "segmentation" else [PROBABILITIES]
+    outputs = [output_name(model.info)] + [MASK] * (model.info.task == "segmentation")
     # Two images: the exporter would take a batch size of 1 for a constant.
     example = _images(2, model.info, model.image_input)
+    with torch.inference_mode():
+        model(example)  # computes what `pipeline` caches
     try:
         with _quiet("torch.onnx"):  # it warns about torchvision operators that are not used here
             program = torch.onnx.export(
@@ -205,32 +216,45 @@ def _save(proto: "onnx.ModelProto", file: Path) -> None:
 
 
 def _compare(file: Path, model: Exported) -> float:
-    """Return the largest difference of a probability from torch's. Raises ExportError above TOLERANCE."""
+    """Return the largest difference of a number from torch's. Raises ExportError above TOLERANCE."""
     session = onnx_engine.session(file, torch.get_num_threads())
     largest = 0.0
     for n in CHECKED_BATCHES:
         images = _images(n, model.info, model.image_input)
         with torch.inference_mode():
             expected = model(images)[0].numpy()
-        probabilities, *masks = session.run(None, {IMAGE: images.numpy()})
-        difference = float(np.abs(probabilities - expected).max())
+        numbers, *masks = session.run(None, {IMAGE: images.numpy()})
+        difference = float((np.abs(numbers - expected) / np.maximum(1, np.abs(expected))).max())
         if not difference <= TOLERANCE:  # also for nan
-            raise ExportError(f"ONNX Runtime's probabilities of {n} images are off torch's by up to {difference:.1e}")
-        if any((mask != probabilities.argmax(axis=1)).any() for mask in masks):
+            name = output_name(model.info)
+            raise ExportError(f"ONNX Runtime's {name} of {n} images are off torch's by up to {difference:.1e}")
+        if any((mask != numbers.argmax(axis=1)).any() for mask in masks):
             raise ExportError(f"ONNX Runtime's masks of {n} images are not the classes of the highest probabilities")
         largest = max(largest, difference)
     return largest
 
 
 def _agreement(float_file: Path, int8_file: Path, images: Sequence[np.ndarray]) -> tuple[int, int]:
-    """Return on how many labels (for segmentation, pixels) the files agree, and how many there are."""
+    """Return on how many labels (for segmentation, pixels; else numbers) the files agree, and how many there are."""
     sessions = [onnx_engine.session(file, torch.get_num_threads()) for file in (float_file, int8_file)]
+    values = onnx_engine.onnx_metadata(sessions[0])
     same = total = 0
     for image in images:
-        one, other = (session.run([PROBABILITIES], {IMAGE: image})[0].argmax(axis=1) for session in sessions)
-        same += int((one == other).sum())
-        total += one.size
+        one, other = (session.run(None, {IMAGE: image})[0] for session in sessions)
+        agree = _agree(one, other, values)
+        same += int(agree.sum())
+        total += agree.size
     return same, total
+
+
+def _agree(one: np.ndarray, other: np.ndarray, values: dict[str, Any]) -> np.ndarray:
+    """Return for each label, pixel or number of two outputs whether they agree. `values` are those of model.json."""
+    if values["task"] == "multilabel":
+        threshold = values["threshold"]
+        return tasks.is_over(one, threshold) == tasks.is_over(other, threshold)
+    if values["task"] in tasks.LABELLED:
+        return one.argmax(axis=1) == other.argmax(axis=1)
+    return np.abs(one - other) <= CLOSE * np.maximum(1, np.abs(one))
 
 
 class _Reader:
@@ -247,7 +271,7 @@ class _Reader:
 def _images(n: int, info: bundle.ModelInfo, image_input: str) -> torch.Tensor:
     """Return `n` random images of soft coloured spots; on plain noise a network is more certain than on photos."""
     spots = torch.rand((n, info.channels, 6, 6), generator=torch.Generator().manual_seed(n))
-    images = nn.functional.interpolate(spots, info.image_size, mode="bilinear").mul(255).to(torch.uint8)
+    images = nn.functional.interpolate(spots, pipeline.input_size(info), mode="bilinear").mul(255).to(torch.uint8)
     return _as_input(images, image_input)
 
 

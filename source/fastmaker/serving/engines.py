@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from fastmaker import bundle, graph, graph_rewrites, pipeline, preprocess
+from fastmaker import bundle, graph, graph_rewrites, pipeline, preprocess, tasks
 
 PRECISIONS = ("float32", "bf16")
 
@@ -29,15 +29,16 @@ class TorchEngine:
             torch.tensor(values, device=self.device).view(1, -1, 1, 1) for values in (info.mean, info.std)
         )
         self.resampled, self.steps = info.resampled, info.steps
+        self.activation = tasks.ACTIVATIONS[info.activation]
 
     @torch.inference_mode()
-    def probabilities(self, batch: torch.Tensor) -> torch.Tensor:
-        """Return the probabilities of images, uint8 (N, C, H, W): float32 (N, n_labels) on the engine's device.
+    def numbers(self, batch: torch.Tensor) -> torch.Tensor:
+        """Return the numbers of images, uint8 (N, C, H, W): float32 (N, ...) on the engine's device.
 
-        For segmentation they are (N, n_labels, H, W).
+        They are the network's output after the activation of its loss, of the shape `ModelInfo.shape` for each image.
         """
         batch = self.prepare(batch).to(self.dtype, memory_format=self.memory_format)
-        return self.network(batch).float().softmax(dim=1)
+        return self.activation(self.network(batch).float())
 
     def prepare(self, batch: torch.Tensor) -> torch.Tensor:
         """Return images of `pipeline.to_tensor`, uint8 (N, C, H, W), as the network's input.

@@ -16,8 +16,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from fastmaker import bundle, masks, pipeline, preprocess
-from fastmaker.answers import Mask, Prediction
+from fastmaker import answers, bundle, masks, pipeline, preprocess
 from fastmaker.serving.engines import PRECISIONS, TorchEngine
 from fastmaker.serving.onnx_engine import OnnxEngine
 
@@ -27,7 +26,7 @@ MAX_BATCH = 16
 
 
 class Model:
-    """A bundle's `ModelInfo` and the engine that computes its probabilities."""
+    """A bundle's `ModelInfo` and the engine that computes its numbers."""
 
     def __init__(self, engine: TorchEngine | OnnxEngine, info: bundle.ModelInfo):
         self.engine, self.info = engine, info
@@ -36,15 +35,15 @@ class Model:
         """Return a Pillow image as the engine's input, uint8 (C, H, W). Raises preprocess.ImageError."""
         return pipeline.to_tensor(image, self.info)
 
-    def probabilities(self, batch: torch.Tensor) -> torch.Tensor:
-        """Return the probabilities of images, uint8 (N, C, H, W): float32 (N, n_labels).
+    def numbers(self, batch: torch.Tensor) -> torch.Tensor:
+        """Return the numbers of images, uint8 (N, C, H, W): float32 (N, ...), of `ModelInfo.shape` for each image.
 
-        For segmentation they are (N, n_labels, H, W).
+        They are those of the third value of ``learn.predict``: the probabilities of labels, or what the task asks for.
         """
-        return self.engine.probabilities(batch)
+        return self.engine.numbers(batch)
 
-    def predict(self, images: list[Image.Image], mask_size: str | None = None) -> list[Prediction | Mask]:
-        """Return one answer for each Pillow image, in order: `Prediction`s, for segmentation `Mask`s.
+    def predict(self, images: list[Image.Image], mask_size: str | None = None) -> list[answers.Answer]:
+        """Return one answer for each Pillow image, in order. Its class depends on the task, see `answers`.
 
         Images may have any mode and size; `preprocess.decode` reads them from bytes. `mask_size` is one of masks.SIZES,
         by default the bundle's. Raises preprocess.ImageError for an image that cannot be resized, or whose mask has no
@@ -56,25 +55,33 @@ class Model:
     def outputs(self, tensors: Iterable[torch.Tensor]) -> Iterator[np.ndarray]:
         """Yield the output for each tensor of `to_tensor`.
 
-        It is the probabilities, float32 (n_labels,), or the mask, uint8 (H, W), as large as the tensor. Rounding
+        It is the numbers, float32 of `ModelInfo.shape`, or the mask, uint8 (H, W), as large as the tensor. Rounding
         differs between an image in a batch and one alone, by about 1e-7 in a probability.
         """
         batch_size = 1 if self.info.task == "segmentation" else MAX_BATCH  # one image keeps a U-Net busy
         for batch in _batches(tensors, batch_size):
-            outputs = self.probabilities(torch.stack(batch))
+            outputs = self._computed(torch.stack(batch))
             if self.info.task == "segmentation":
                 # As in fastai, of the probabilities, not the logits: rounding may have made two of them equal.
                 outputs = outputs.argmax(dim=1).to(torch.uint8)
             yield from outputs.cpu().numpy()
 
-    def answer(self, output: np.ndarray, image: Image.Image, mask_size: str | None = None) -> Prediction | Mask:
+    def _computed(self, batch: torch.Tensor) -> torch.Tensor:
+        try:
+            return self.numbers(batch)
+        except (RuntimeError, ValueError) as error:
+            if not pipeline.takes_any_size(self.info):
+                raise
+            raise preprocess.ImageError(  # too small, for instance
+                f"the model takes no image of {batch.shape[-1]}x{batch.shape[-2]}: {' '.join(str(error).split())[:200]}"
+            ) from None
+
+    def answer(self, output: np.ndarray, image: Image.Image, mask_size: str | None = None) -> answers.Answer:
         """Return the answer for `image`, of which `output` is one of `outputs`. Raises preprocess.ImageError."""
         info = self.info
-        if info.task == "classification":
-            return Prediction(output, info.labels)
-        if (mask_size or info.mask_size) == "original":
-            output = masks.resize_to_original(output, image.size, info.resize_method, info.void_code)
-        return Mask(output, info.labels, info.void_code)
+        if info.task == "segmentation" and (mask_size or info.mask_size) == "original":
+            output = masks.resize_to_original(output, image.size, info.resize_method, info.void_code, info.steps)
+        return answers.of(output, image.size, info)
 
 
 def _batches(tensors: Iterable[torch.Tensor], size: int) -> Iterator[list[torch.Tensor]]:

@@ -5,7 +5,9 @@ fastmaker.export.onnx_file writes the file. Serving needs onnxruntime, but neith
 
 import importlib.util
 import json
+import mmap
 import os
+import re
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,7 +18,12 @@ from fastmaker import bundle
 if TYPE_CHECKING:
     import onnxruntime
 
-IMAGE, PROBABILITIES, MASK = "image", "probabilities", "mask"  # names of the input and the outputs
+IMAGE, MASK = "image", "mask"  # names of the input, and of the output with a mask's classes
+# Names of the output with the numbers; it has the first one for tasks with labels.
+PROBABILITIES, VALUES, POINTS = "probabilities", "values", "points"
+LOCATION = b"location"
+# What is before a key of that length in protobuf's encoding: field 1, 8 bytes. Either number may be padded with zeros.
+KEY = re.compile(rb"(\x0a|\x8a\x80*\x00)(\x08|\x88\x80*\x00)\Z")
 MODEL_JSON = "model.json"  # metadata key whose value is the text of the bundle's model.json
 
 
@@ -43,29 +50,49 @@ class OnnxEngine:
             )
         if (found := input_dtype(self.session)) != np.uint8:
             raise bundle.BundleError(f"{path}: takes {found} images; the engine serves models that take uint8")
+        self.output = output_name(info)
 
-    def probabilities(self, batch: torch.Tensor) -> torch.Tensor:
-        """Return the probabilities of images, uint8 (N, C, H, W): float32 (N, n_labels).
-
-        For segmentation they are (N, n_labels, H, W).
-        """
-        (outputs,) = self.session.run([PROBABILITIES], {IMAGE: batch.numpy()})
+    def numbers(self, batch: torch.Tensor) -> torch.Tensor:
+        """Return the numbers of images, uint8 (N, C, H, W): float32 (N, ...), of `ModelInfo.shape` for each image."""
+        (outputs,) = self.session.run([self.output], {IMAGE: batch.numpy()})
         return torch.from_numpy(outputs)
 
 
 def session(path: str | os.PathLike, threads: int) -> "onnxruntime.InferenceSession":
-    """Return an onnxruntime.InferenceSession on the CPU, with `threads` threads."""
+    """Return an onnxruntime.InferenceSession on the CPU, with `threads` threads.
+
+    Raises ValueError for a model that takes tensors from other files: ONNX Runtime would read any.
+    """
     import onnxruntime
 
+    if _names_other_files(path):
+        raise ValueError("it takes tensors from other files; expected all of them in this one")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3  # errors only: its warnings are about graph optimisations
     return onnxruntime.InferenceSession(os.fspath(path), options, providers=["CPUExecutionProvider"])
 
 
+def output_name(info: bundle.ModelInfo) -> str:
+    """Return the name of an ONNX file's output that holds the numbers."""
+    return {"regression": VALUES, "points": POINTS}.get(info.task, PROBABILITIES)
+
+
+def _names_other_files(path: str | os.PathLike) -> bool:
+    """Return whether a tensor has the key "location", under which an ONNX file names another."""
+    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        position = data.find(LOCATION)
+        while position >= 0:
+            if KEY.search(data[max(0, position - 20) : position]):
+                return True
+            position = data.find(LOCATION, position + 1)
+    return False
+
+
 def baked_in_fields(info: bundle.ModelInfo) -> dict[str, Any]:
     """Return the fields of model.json that an ONNX file contains as constants, as JSON values."""
-    values = {"resampled": info.resampled, "state_sha256": info.state_sha256, "image_mode": info.image_mode}
+    values: dict[str, Any] = {"resampled": info.resampled, "activation": info.activation}
+    values |= {"state_sha256": info.state_sha256, "image_mode": info.image_mode}
     if info.steps:
         values["steps"] = list(info.steps)
     if info.network_sha256:
@@ -79,7 +106,7 @@ def onnx_metadata(session: "onnxruntime.InferenceSession") -> dict[str, Any]:
         values = json.loads(session.get_modelmeta().custom_metadata_map[MODEL_JSON])
     except (KeyError, ValueError):
         return {}
-    return {"resampled": False, **values} if isinstance(values, dict) else {}
+    return {"resampled": False, "activation": "softmax", **values} if isinstance(values, dict) else {}
 
 
 def input_dtype(session: "onnxruntime.InferenceSession") -> np.dtype:

@@ -19,7 +19,8 @@ import numpy as np
 from PIL import Image
 
 from fastmaker import masks, preprocess
-from fastmaker.answers import Mask, Prediction
+from fastmaker.answers import Answer as ImageAnswer
+from fastmaker.answers import Mask
 from fastmaker.serving.errors import BadRequest, InternalError, NotAcceptable, UnsupportedContentType
 
 CUSTOM_ATTRIBUTES = "x-amzn-sagemaker-custom-attributes"  # InvokeEndpoint's CustomAttributes
@@ -39,7 +40,7 @@ class Images:
 class Answer:
     """The answers for the images of a request, all of the same class."""
 
-    predictions: Sequence[Prediction | Mask]
+    predictions: Sequence[ImageAnswer]
     single: bool  # whether to answer with one object rather than with a list
 
 
@@ -68,7 +69,7 @@ def encode(answer: Answer, accept: str | None) -> tuple[bytes, str]:
     """Return the answer's bytes in the most wanted media type of the Accept header that can hold it, and that type.
 
     Quality values are honoured; ``*/*`` or no header gives application/json. Raises NotAcceptable, with the reason of
-    the most wanted type that is known; InternalError for probabilities that JSON cannot hold.
+    the most wanted type that is known; InternalError for numbers that JSON cannot hold.
     """
     encoders = MASK_ENCODERS if isinstance(answer.predictions[0], Mask) else ENCODERS
     first_error = None
@@ -227,11 +228,11 @@ def _json(value: Any) -> bytes:
     try:
         return json.dumps(value, ensure_ascii=False, allow_nan=False).encode("utf-8")
     except ValueError:  # JSON has no NaN
-        raise InternalError("the model's probabilities are not finite; did its training diverge?") from None
+        raise InternalError("the model's numbers are not finite; did its training diverge?") from None
 
 
 def _encode_csv(answer: Answer) -> bytes:
-    """Return a line for each image, without a header: label,index,probability, or the pixel count of each class."""
+    """Return a line for each image, without a header: the `as_row` of its answer."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerows(prediction.as_row() for prediction in answer.predictions)
@@ -239,7 +240,7 @@ def _encode_csv(answer: Answer) -> bytes:
 
 
 def _encode_npy(answer: Answer) -> bytes:
-    """Return probabilities, float32 (n_labels,), or a mask, uint8 (H, W); for a list of images with a first axis N."""
+    """Return the `array` of the answer, float32, of a mask uint8 (H, W); for a list of images with a first axis N."""
     arrays = [prediction.array for prediction in answer.predictions]
     if len({array.shape for array in arrays}) > 1:
         raise NotAcceptable("the masks have different sizes, which one array cannot hold; accept application/json")

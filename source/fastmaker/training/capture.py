@@ -5,19 +5,25 @@
 Needed where a bundle is written. A bundle is served without it.
 """
 
+import contextlib
 import copy
 import operator
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.utils import parametrize
+from torch.nn.utils.prune import BasePruningMethod
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
 
 from fastmaker import graph, graph_operators
 
 CHECKED_BATCHES = (1, 2, 3, 8)
 PASSED_ON = ("aten.detach_.default", "aten.detach.default", "aten.lift_fresh.default")  # their result is their argument
+COMPUTED = {WeightNorm: "name", SpectralNorm: "name", BasePruningMethod: "_tensor_name"}  # hooks, and who knows what
 INTEGERS = {getattr(operator, name): name for name in ("add", "sub", "mul", "floordiv", "mod", "neg", "getitem")}
 
 
@@ -32,21 +38,42 @@ def capture(model: nn.Module, example: torch.Tensor, any_size: bool = False) -> 
     network does. `model` is left as it was. The graph gives the same bits as the model on batches of CHECKED_BATCHES.
     Raises CaptureError.
     """
-    # Two copies: what a network keeps from one call for the next, torch.export would fill with tensors without values.
+    if scripted := next((m for m in model.named_modules() if isinstance(m[1], torch.jit.ScriptModule)), None):
+        raise CaptureError(f"{_words(*scripted)} is scripted; use the module that it was made of")
+    # Copies: what a network keeps from one call for the next, torch.export would fill with tensors without values.
     try:
-        network, traced = _copy(model), _without_casts(_copy(model))
+        network, traced = _copy(unwrapped(model)), _without_casts(_copy(unwrapped(model)))
+        computed = _with_plain_weights(_copy(traced))
     except Exception as error:
         raise CaptureError(f"it cannot be copied: {_one_line(error)}") from None
+    if computed is not None:
+        with contextlib.suppress(CaptureError):  # a network of its own may use what its weights are computed of
+            return _captured(network, computed, example, any_size)
+    return _captured(network, traced, example, any_size)
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """Return the network within ``DataParallel``, ``DistributedDataParallel`` and ``torch.compile``."""
+    while hasattr(model, "_orig_mod") or isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+        model = model._orig_mod if hasattr(model, "_orig_mod") else model.module  # type: ignore[assignment]
+    return model
+
+
+def _captured(network: nn.Module, traced: nn.Module, example: torch.Tensor, any_size: bool) -> graph.GraphNetwork:
+    """Return `traced`, a copy of `network`, as a graph with the bits of `network`. Raises CaptureError."""
     program = _export(traced, example, any_size)
     captured = _to_graph(program, example, any_size)
     _check_bits(network, captured, example)
     if any_size and not _takes_other_sizes(network, captured, example):
-        return capture(model, example)
+        return capture(network, example)
     return captured
 
 
 def _copy(model: nn.Module) -> nn.Module:
-    plain: Any = copy.deepcopy(model).cpu().eval().requires_grad_(False)
+    # Weights that a layer computed in its last call, as weight norm does, cannot be copied with their history.
+    computed = [value for m in model.modules() for value in vars(m).values() if isinstance(value, torch.Tensor)]
+    memo = {id(tensor): tensor.detach().clone() for tensor in computed if not tensor.is_leaf}
+    plain: Any = copy.deepcopy(model, memo).cpu().eval().requires_grad_(False)
     return plain.to(memory_format=torch.contiguous_format)
 
 
@@ -59,12 +86,52 @@ def _without_casts(network: nn.Module) -> nn.Module:
     return network
 
 
+def _with_plain_weights(network: nn.Module) -> nn.Module | None:
+    """Return `network` with tensors in place of the weights that its layers compute of others at each call.
+
+    Weight norm, spectral norm, pruning and ``torch.nn.utils.parametrize`` do; a network that predicts computes the
+    same ones each time. None if there are no such weights.
+    """
+    found = False
+    for module in list(network.modules()):
+        names = _compute(module)
+        for name in names:
+            tensor = getattr(module, name).detach().clone()
+            delattr(module, name)
+            module.register_buffer(name, tensor)
+        parametrized = parametrize.is_parametrized(module)
+        if parametrized:
+            _remove_parametrizations(module)
+        found |= parametrized or bool(names)
+    return network if found else None
+
+
+def _compute(module: nn.Module) -> set[str]:
+    """Let the hooks of `module` compute its weights a last time, and return the names of these."""
+    names = set()
+    for key, hook in list(module._forward_pre_hooks.items()):
+        if kind := next((kind for kind in COMPUTED if isinstance(hook, kind)), None):
+            hook(module, None)  # type: ignore[operator]
+            names.add(getattr(hook, COMPUTED[kind]))
+            del module._forward_pre_hooks[key]
+    return names
+
+
+def _remove_parametrizations(module: nn.Module) -> None:
+    tensors = {name: getattr(module, name).detach().clone() for name in module.parametrizations}  # type: ignore
+    # torch's own function would also change the class of the network that this is a copy of.
+    del module.parametrizations
+    module.__class__ = type(module).__bases__[0]
+    for name, tensor in tensors.items():
+        module.register_buffer(name, tensor)
+
+
 def _export(network: nn.Module, example: torch.Tensor, any_size: bool) -> Any:
     """Return torch's ExportedProgram. Raises CaptureError, which names the layer."""
     from torch.export import Dim, export
 
     sizes = {2: Dim.AUTO, 3: Dim.AUTO} if any_size else {}
-    entered, remove = _follow(network)
+    entered, remove = follow(network)
     try:
         with torch.no_grad():
             return export(network, (example,), dynamic_shapes=({0: Dim.DYNAMIC, **sizes},), strict=False)
@@ -76,13 +143,13 @@ def _export(network: nn.Module, example: torch.Tensor, any_size: bool) -> Any:
         remove()
 
 
-def _follow(network: nn.Module) -> tuple[list[str], Callable[[], None]]:
+def follow(network: nn.Module) -> tuple[list[str], Callable[[], None]]:
     """Return a list that always holds the layers that are being computed, and a function that ends that."""
     entered: list[str] = []
     handles = []
     for name, module in network.named_modules():
-        if name:
-            words = f"{name} ({type(module).__name__})"
+        if name and not isinstance(module, torch.jit.ScriptModule):  # which takes no hooks
+            words = _words(name, module)
             handles.append(module.register_forward_pre_hook(lambda *_, words=words: entered.append(words)))
             handles.append(module.register_forward_hook(lambda *_: entered.pop() and None))
 
@@ -91,6 +158,10 @@ def _follow(network: nn.Module) -> tuple[list[str], Callable[[], None]]:
             handle.remove()
 
     return entered, remove
+
+
+def _words(name: str, module: nn.Module) -> str:
+    return f"{name} ({type(module).__name__})" if name else f"it, a {type(module).__name__},"
 
 
 def _layer_with_fixed_batch(network: nn.Module, example: torch.Tensor) -> str | None:
@@ -235,12 +306,26 @@ def _takes_other_sizes(network: nn.Module, captured: graph.GraphNetwork, example
         return False
 
 
+@contextlib.contextmanager
+def _written_attention() -> Iterator[None]:
+    """Let torch's attention layers compute what their Python code says, which torch.export follows, within the block.
+
+    Their fast path without gradients gives other low bits; that the answers agree is checked with it (`parity`).
+    """
+    enabled = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(enabled)
+
+
 def _images(count: int, shape: Any) -> torch.Tensor:
     return torch.rand((count, *shape), generator=torch.Generator().manual_seed(count)) * 4 - 2
 
 
 def _equal(network: nn.Module, captured: graph.GraphNetwork, images: torch.Tensor) -> bool:
-    with torch.no_grad():
+    with torch.no_grad(), _written_attention():
         expected = network(images.clone())
         found = captured(images)
     return isinstance(expected, torch.Tensor) and torch.equal(found.nan_to_num(), torch.Tensor(expected).nan_to_num())

@@ -13,21 +13,16 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from fastai.vision.all import (
-    AddMaskCodes,
-    CrossEntropyLossFlat,
-    DynamicUnet,
-    LabelSmoothingCrossEntropyFlat,
-    Learner,
-    Normalize,
-    PILImage,
-    PILImageBW,
-)
+from fastai.vision.all import Learner
 
 from fastmaker import bundle, masks, pipeline, preprocess, unet
-from fastmaker.training import capture, learner_steps, parity
+from fastmaker.training import capture, image_classes, learner_checks, learner_steps, parity, targets
 
-PLAIN_RESIZE = {"step": "resize", "pad_mode": "reflection", "resample": "bilinear"}  # what format 1 knows
+# What format 1 knows; of its tasks the activation is softmax.
+PLAIN_RESIZE = {"step": "resize", "pad_mode": "reflection", "resample": "bilinear"}
+PLAIN_MODES = ("RGB", "L")
+PLAIN_TASKS = ("classification", "segmentation")
+EXAMPLE_SIZE = (224, 224)  # of a Learner that resizes no image and holds none
 
 
 def save_bundle(
@@ -41,18 +36,27 @@ def save_bundle(
     unless a request names one. Raises BundleError, before anything is written, if the Learner has a network, a
     transform or a loss that the bundle cannot reproduce; OSError if `model_dir` cannot be written.
     """
+    network, info = checked(learn, metrics, mask_size)
+    return bundle.save(model_dir, network, info)
+
+
+def checked(
+    learn: Learner, metrics: dict[str, float] | None = None, mask_size: str = "model"
+) -> tuple[torch.nn.Module, bundle.ModelInfo]:
+    """Return what `save_bundle` writes, once it has been compared with `learn`: network and `ModelInfo`."""
+    learner_checks.check(learn)
     with parity.predicting(learn):
         info = dataclasses.replace(describe(learn, metrics), mask_size=mask_size)
         _check_mask_size(info)
         network, info = _network(learn, info)
         parity.check(learn, network, info)
-    return bundle.save(model_dir, network, info)
+    return network, info
 
 
 def _check_mask_size(info: bundle.ModelInfo) -> None:
-    if info.mask_size == "original" and info.steps:
-        raise bundle.BundleError("mask_size is original, but the Learner resizes images in several steps")
-    if info.mask_size == "original" and not masks.can_resize_to_original(info.resize_method, info.void_code):
+    if info.mask_size == "original" and not masks.can_resize_to_original(
+        info.resize_method, info.void_code, info.steps
+    ):
         raise bundle.BundleError(
             "mask_size is original, but the Learner's Resize crops images and no class is void for what it cuts off"
         )
@@ -60,28 +64,23 @@ def _check_mask_size(info: bundle.ModelInfo) -> None:
 
 def describe(learn: Learner, metrics: dict[str, float] | None = None) -> bundle.ModelInfo:
     """Return what ``learn.predict`` does to an image, as a `ModelInfo`. Raises BundleError."""
-    has_masks = isinstance(learn.model, DynamicUnet) or _find(learn.dls.valid.after_item.fs, AddMaskCodes)
-    task = "segmentation" if has_masks else "classification"
+    task = targets.task(learn)
     architecture, known = _architecture(learn), bundle.ARCHITECTURES[task]
     if architecture not in known:
         architecture = bundle.GRAPH
-    _check_loss(learn.loss_func, task)
-    resizing = _pipeline_fields(learn)
-    mode = _image_mode(learn)
-    channels = 3 if mode == "RGB" else 1
-    normalize = _find(learn.dls.valid.after_batch.fs, Normalize)
-    mean, std = (normalize.mean, normalize.std) if normalize else (torch.zeros(channels), torch.ones(channels))
+    prepared = _pipeline_fields(learn)
+    channels = preprocess.CHANNELS[prepared["image_mode"]]
+    outputs = targets.fields(learn, task, (channels, *prepared["image_size"]))
+    plain = not prepared.get("steps") and task in PLAIN_TASKS and outputs["activation"] == "softmax"
     return bundle.ModelInfo(
         task=task,
         architecture=architecture,
-        labels=_labels(learn),
-        image_mode=mode,
-        mean=tuple(mean.flatten().tolist()),
-        std=tuple(std.flatten().tolist()),
         metrics=metrics or {},
         versions={"fastai": sys.modules["fastai"].__version__},
-        **resizing,
-        **(_segmentation_fields(learn) if task == "segmentation" else {}),
+        format=bundle.PLAIN_FORMAT if plain else bundle.FORMAT,
+        **prepared,
+        **outputs,
+        **(_segmentation_fields(learn, outputs["labels"]) if task == "segmentation" else {}),
     )
 
 
@@ -89,60 +88,46 @@ def _architecture(learn: Learner) -> str:
     return getattr(getattr(learn, "arch", None), "__name__", type(learn.model).__name__)
 
 
-def _check_loss(loss: Any, task: str) -> None:
-    if not isinstance(loss, (CrossEntropyLossFlat, LabelSmoothingCrossEntropyFlat)):
-        expected = "a cross entropy over one label " + ("a pixel" if task == "segmentation" else "an image")
-        raise bundle.BundleError(f"the Learner's loss is {type(loss).__name__}; expected {expected}")
-    if task == "segmentation" and loss.axis != 1:
-        raise bundle.BundleError(f"the Learner's loss has the class axis {loss.axis}; expected axis=1")
-
-
 def _pipeline_fields(learn: Learner) -> dict[str, Any]:
-    """Return the fields of `ModelInfo` that say how images are resized: one resize if that is all, else the steps."""
-    steps, resampled = learner_steps.read(learn)
-    if not steps:
-        if not len(learn.dls.valid_ds):
-            raise bundle.BundleError("the Learner has no Resize and no data: the size of its images is not known")
-        size, method = tuple(learn.dls.valid_ds[0][0].shape), preprocess.NO_RESIZE
-    elif len(steps) == 1 and steps[0].items() >= PLAIN_RESIZE.items():
-        size, method = tuple(steps[0]["size"]), steps[0]["method"]
-    else:
-        return _fields_of_steps(steps) | {"resampled": resampled}
-    return {"image_size": size, "resize_method": method, "resampled": resampled}
+    """Return the fields of `ModelInfo` that say how images are prepared: one resize if that is all, else the steps."""
+    mode = image_classes.mode_of(parity.image_of(learn))
+    validation = learner_steps.read(learn, preprocess.CHANNELS[mode])
+    parity.check_ratio_resize(learn, validation.steps)
+    fields: dict[str, Any] = {
+        "image_mode": mode,
+        "mean": tuple(validation.mean),
+        "std": tuple(validation.std),
+    }
+    steps, size = validation.steps, pipeline.output_size(validation.steps)
+    sizes = parity.sizes_of_images(learn) if size is None else [size]
+    if len(sizes) == 1:
+        size = sizes[0]
+        steps, fields["resampled"] = learner_steps.split_identity(steps, size)
+    if mode in PLAIN_MODES and len(steps) == 1 and steps[0].items() >= PLAIN_RESIZE.items():
+        return fields | {"image_size": size, "resize_method": steps[0]["method"]}
+    if mode in PLAIN_MODES and not steps and len(sizes) == 1:
+        return fields | {"image_size": size, "resize_method": preprocess.NO_RESIZE}
+    if pipeline.output_size(steps) is None:
+        size = sizes[0] if sizes else EXAMPLE_SIZE
+        of_images = [step for step in steps if step["step"] in pipeline.OF_IMAGES]
+        alike = {"step": "check_size", "size": list(size)} if len(sizes) == 1 else {"step": "any_size"}
+        steps = [*of_images, alike, *steps[len(of_images) :]]
+    return fields | {
+        "image_size": size,
+        "resize_method": preprocess.STEPS,
+        "steps": tuple(steps),
+    }
 
 
-def _fields_of_steps(steps: list[pipeline.Step]) -> dict[str, Any]:
-    size = pipeline.output_size(steps)
-    if size is None:
-        raise bundle.BundleError("the Learner has no Resize, but resamples its batches: their size is not known")
-    return {"format": bundle.FORMAT, "image_size": size, "resize_method": preprocess.STEPS, "steps": tuple(steps)}
-
-
-def _image_mode(learn: Learner) -> str:
-    """Return the mode of the images that the Learner opens. It may hold no data, as after ``load_learner``."""
-    image = parity.image_of(learn)
-    if type(image) not in (PILImage, PILImageBW):
-        raise bundle.BundleError(f"the Learner's images are {type(image).__name__}; expected PILImage or PILImageBW")
-    return image.mode
-
-
-def _labels(learn: Learner) -> tuple[str, ...]:
-    codes = _find(learn.dls.valid.after_item.fs, AddMaskCodes)
-    vocab = codes.codes if codes else learn.dls.vocab
-    if vocab is None:
-        raise bundle.BundleError("the Learner's masks have no class names; expected MaskBlock(codes=...)")
-    return tuple(map(str, vocab))
-
-
-def _segmentation_fields(learn: Learner) -> dict[str, Any]:
+def _segmentation_fields(learn: Learner, labels: tuple[str, ...]) -> dict[str, Any]:
     """Return the fields of `ModelInfo` for segmentation. The void class is the loss's ignore_index."""
-    ignored = getattr(learn.loss_func.func, "ignore_index", -1)
+    ignored = getattr(getattr(learn.loss_func, "func", learn.loss_func), "ignore_index", -1)
     known = _architecture(learn) in bundle.ARCHITECTURES["segmentation"]
     return {
         "options": {}
         if not known
         else {name: bool(getattr(learn, name, default)) for name, default in unet.OPTIONS.items()},
-        "void_code": ignored if 0 <= ignored < len(_labels(learn)) else None,
+        "void_code": ignored if 0 <= ignored < len(labels) else None,
     }
 
 
@@ -152,12 +137,19 @@ def _network(learn: Learner, info: bundle.ModelInfo) -> tuple[torch.nn.Module, b
         try:
             _check_layers(learn.model, info)
             return learn.model, info
-        except bundle.BundleError:  # it has other layers than the architecture: a head of one's own, say
+        except Exception:  # it has other layers than the architecture: a head of one's own, say, or none with weights
             info = dataclasses.replace(info, architecture=bundle.GRAPH, options={})
+    any_size = pipeline.takes_any_size(info)
     try:
-        return capture.capture(learn.model, torch.rand(2, info.channels, *info.image_size)), info
+        network = capture.capture(learn.model, torch.rand(2, info.channels, *info.image_size), any_size)
     except capture.CaptureError as error:
         raise bundle.BundleError(f"the Learner's network cannot be kept in a bundle: {error}") from None
+    if any_size and None not in network.document["input"]:
+        raise bundle.BundleError(
+            "the Learner resizes no image, and its images do not all have one size; its network cannot be kept for"
+            " images of any size"
+        )
+    return network, info
 
 
 def _check_layers(model: torch.nn.Module, info: bundle.ModelInfo) -> None:

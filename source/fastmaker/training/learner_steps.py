@@ -2,8 +2,10 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
+import torch
 from fastai.vision.all import (
     AddMaskCodes,
     AffineCoordTfm,
@@ -11,9 +13,11 @@ from fastai.vision.all import (
     IntToFloatTensor,
     Learner,
     Normalize,
+    PointScaler,
     RandomCrop,
     RandomResizedCrop,
     RandomResizedCropGPU,
+    RatioResize,
     Resize,
     ToTensor,
 )
@@ -22,57 +26,102 @@ from fastmaker import bundle, pipeline
 from fastmaker.pipeline import Step
 
 IDENTITY = {"step": "grid_sample", "size": None, "mode": "bilinear", "pad_mode": "reflection", "align_corners": True}
+BY_255 = {"step": "divide", "by": 255.0}
+OWN_METHODS = ("before_call", "encodes")  # of a transform, if they are attributes of the one object
 
 
-def read(learn: Learner) -> tuple[list[Step], bool]:
-    """Return the steps, and whether images pass through grid_sample at the end (`ModelInfo.resampled`).
+@dataclass(frozen=True)
+class Validation:
+    """What validation images go through."""
+
+    steps: list[Step]
+    mean: list[float]  # of a Normalize that comes last; 0 and 1 without one
+    std: list[float]
+
+
+def read(learn: Learner, channels: int) -> Validation:
+    """Return the steps that images of so many `channels` go through.
 
     Raises BundleError, naming the transform, for one that is no step.
     """
-    steps = _of_images(learn) + _of_batches(learn)
-    of_batches = [step for step in steps if step["step"] in pipeline.OF_BATCHES]
-    if resampled := of_batches == [IDENTITY]:
-        steps.pop()
-    if found := pipeline.problem(steps):
+    _check_other_transforms(learn)
+    steps, of_batches = _of_images(learn), _of_batches(learn, channels)
+    last = of_batches.pop() if of_batches and of_batches[-1]["step"] == "normalize" else None
+    divisions = [step for step in of_batches if step["step"] == "divide"]
+    if of_batches[:1] == divisions == [BY_255]:
+        of_batches.pop(0)  # as `pipeline.to_pixels` does unless a step says otherwise
+    elif not divisions:
+        of_batches.insert(0, BY_255 | {"by": 1.0})
+    steps += of_batches
+    if found := pipeline.problem(steps, channels):
         raise bundle.BundleError(f"the Learner's validation transforms cannot be kept in a bundle: {found}")
-    return steps, resampled
+    statistics = last or {"mean": [0.0] * channels, "std": [1.0] * channels}
+    return Validation(steps, statistics["mean"], statistics["std"])
+
+
+def split_identity(steps: list[Step], size: tuple[int, int]) -> tuple[list[Step], bool]:
+    """Return the steps and `ModelInfo.resampled` for a network that gets images of `size`, (height, width).
+
+    The identity transform of aug_transforms, if it is the only step of batches, is `resampled`, but for images that are
+    tall: of these fastai takes means first, which only the step does.
+    """
+    of_batches = [step for step in steps if step["step"] in pipeline.OF_BATCHES]
+    if of_batches == [IDENTITY] and size[0] <= 2 * size[1]:
+        return [step for step in steps if step not in of_batches], True
+    return steps, False
+
+
+def _check_other_transforms(learn: Learner) -> None:
+    """Raise BundleError for a transform at a place where only a user's own ones are."""
+    for transform in learn.dls.valid.before_batch.fs:
+        if not _is_training_only(transform):
+            raise bundle.BundleError(f"the Learner's {_name(transform)} changes validation batches; a bundle cannot")
 
 
 def _of_images(learn: Learner) -> list[Step]:
     steps: list[Step] = []
     for transform in learn.dls.valid.after_item.fs:
-        if type(transform) in _ITEM_STEPS:
-            steps += _ITEM_STEPS[type(transform)](transform)
-        elif not _is_training_only(transform) and type(transform) not in (ToTensor, AddMaskCodes):
+        if _is_training_only(transform) or type(transform) in (ToTensor, AddMaskCodes, PointScaler):
+            continue
+        if type(transform) not in _ITEM_STEPS or _is_altered(transform):
             raise bundle.BundleError(f"the Learner's {_name(transform)} changes validation images; a bundle cannot")
+        steps += _ITEM_STEPS[type(transform)](transform)
     return steps
 
 
-def _of_batches(learn: Learner) -> list[Step]:
-    steps: list[Step] = []
-    normalised = False
-    for transform in learn.dls.valid.after_batch.fs:
-        step = _batch_step(transform)
-        if step and normalised:
+def _of_batches(learn: Learner, channels: int) -> list[Step]:
+    return [
+        _batch_step(transform, channels)
+        for transform in learn.dls.valid.after_batch.fs
+        if not _is_training_only(transform) or isinstance(transform, AffineCoordTfm)  # which sets its own split_idx
+    ]
+
+
+def _batch_step(transform: Any, channels: int) -> Step:
+    """Return the step of a batch transform."""
+    if not _is_altered(transform):
+        if type(transform) is IntToFloatTensor:
+            return {"step": "divide", "by": float(transform.div or 0)}
+        if type(transform) is Normalize:
+            return _normalize(transform, channels)
+        if _is_fastais(transform) and isinstance(transform, AffineCoordTfm):
+            return _grid_sample(transform)
+        if type(transform) is RandomResizedCropGPU:
+            return _crop_and_grid_sample(transform)
+    raise bundle.BundleError(f"the Learner's {_name(transform)} changes validation batches; a bundle cannot")
+
+
+def _normalize(transform: Normalize, channels: int) -> Step:
+    step: Step = {"step": "normalize"}
+    for name in ("mean", "std"):
+        values = torch.as_tensor(getattr(transform, name), dtype=torch.float32).cpu()
+        if values.numel() != 1 and list(values.shape[-3:]) != [channels, 1, 1]:
             raise bundle.BundleError(
-                f"the Learner's {_name(transform)} comes after Normalize; a bundle normalises last"
+                f"the Learner's Normalize has a {name} of the shape {list(values.shape)}; expected one number for each"
+                f" of {channels} channels"
             )
-        steps += [step] if step else []
-        normalised = normalised or type(transform) is Normalize
-    return steps
-
-
-def _batch_step(transform: Any) -> Step | None:
-    """Return the step of a batch transform; None for one that only trains, or that other fields describe."""
-    if isinstance(transform, IntToFloatTensor) and transform.div != 255.0:
-        raise bundle.BundleError(f"the Learner divides pixels by {transform.div}; expected 255")
-    if _is_fastais(transform) and isinstance(transform, AffineCoordTfm):
-        return _grid_sample(transform)
-    if type(transform) is RandomResizedCropGPU:
-        return _crop_and_grid_sample(transform)
-    if not _is_training_only(transform) and type(transform) not in (IntToFloatTensor, Normalize):
-        raise bundle.BundleError(f"the Learner's {_name(transform)} changes validation batches; a bundle cannot")
-    return None
+        step[name] = values.flatten().expand(channels).tolist() if values.numel() == 1 else values.flatten().tolist()
+    return step
 
 
 def _resize(transform: Resize) -> list[Step]:
@@ -100,11 +149,17 @@ def _random_resized_crop(transform: RandomResizedCrop) -> list[Step]:
     return [squish, *_random_crop(transform)] if extra else [squish]
 
 
+def _ratio_resize(transform: RatioResize) -> list[Step]:
+    resample = _resized((1, 1), "crop", "reflection", transform.resamples[0])["resample"]
+    return [{"step": "ratio_resize", "longest": transform.max_sz, "resample": resample}]
+
+
 _ITEM_STEPS: dict[type, Callable[[Any], list[Step]]] = {
     Resize: _resize,
     CropPad: _crop_pad,
     RandomCrop: _random_crop,
     RandomResizedCrop: _random_resized_crop,
+    RatioResize: _ratio_resize,
 }
 
 
@@ -140,6 +195,11 @@ def _is_fastais(transform: Any) -> bool:
 
 def _is_training_only(transform: Any) -> bool:
     return getattr(transform, "split_idx", None) == 0
+
+
+def _is_altered(transform: Any) -> bool:
+    """Return whether the object does something else than its class."""
+    return any(name in vars(transform) for name in OWN_METHODS)
 
 
 def _name(transform: Any) -> str:

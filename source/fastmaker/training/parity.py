@@ -19,13 +19,14 @@ import torch
 from fastai.vision.all import AttrGetter, ColReader, DataLoader, Datasets, ItemGetter, L, Learner
 from PIL import Image
 
-from fastmaker import bundle, preprocess
+from fastmaker import bundle, image_steps, pipeline, preprocess
 from fastmaker.serving import engines, models
-from fastmaker.training import pictures
+from fastmaker.training import answer_parity, capture, pictures
 
 VALIDATION_IMAGES = 4  # of the Learner's validation set, spread over it
+SIZED_IMAGES = 24  # of which the size is looked at, where the Learner resizes none
 ANSWERED = 3  # generated images whose whole answers are compared; of all of them, the network's input is
-TOLERANCE = 1e-6  # of a probability and of the network's input; equal bits are usual
+TOLERANCE = 1e-6  # of the network's input; equal bits are usual
 SAME_ITEM = (ItemGetter, AttrGetter, ColReader)  # fastai's getters, which do not change what they get
 
 
@@ -34,8 +35,8 @@ class Answer:
     """What a Learner says about one image."""
 
     batch: torch.Tensor  # the network's input (1, C, H, W)
-    decoded: Any  # the first value of learn.predict: a label or a mask
-    numbers: np.ndarray  # the third: probabilities
+    decoded: Any  # the first value of learn.predict: a label, labels, numbers, points or a mask
+    numbers: np.ndarray  # the third: probabilities, or what the network returns
 
 
 def check(learn: Learner, network: torch.nn.Module, info: bundle.ModelInfo) -> None:
@@ -55,26 +56,60 @@ def check(learn: Learner, network: torch.nn.Module, info: bundle.ModelInfo) -> N
             _check_validation_image(learn, model, index)
 
 
+def sizes_of_images(learn: Learner) -> list[tuple[int, int]]:
+    """Return the different sizes (height, width) that some validation images have before they are stacked."""
+    dl = learn.dls.valid.new(bs=1, shuffle=False, drop_last=False, num_workers=0)
+    try:
+        items = [dl.do_item(index)[0] for index in _spread(len(learn.dls.valid_ds), SIZED_IMAGES)]
+    except Exception as error:  # a reader of the user's own may raise anything
+        raise bundle.BundleError(f"the Learner's validation images cannot be read: {_line(error)}") from None
+    return list(dict.fromkeys((int(item.shape[-2]), int(item.shape[-1])) for item in items))
+
+
+def check_ratio_resize(learn: Learner, steps: list[pipeline.Step]) -> None:
+    """Raise BundleError if the first step is a RatioResize that is random for some validation images."""
+    if not steps or steps[0]["step"] != "ratio_resize":
+        return
+    for index in _spread(len(learn.dls.valid_ds), SIZED_IMAGES):
+        try:
+            image_steps.ratio_size(_source(learn, index).size, steps[0]["longest"])
+        except ValueError as error:
+            raise bundle.BundleError(f"the Learner's validation images cannot be prepared: {error}") from None
+
+
 def image_of(learn: Learner) -> Image.Image:
     """Return what the Learner opens a generated image file as, before its item transforms. Raises BundleError."""
     with tempfile.TemporaryDirectory() as folder:
-        item = _accepted_item(learn, _saved(pictures.plain((401, 307)), Path(folder), "image"))
+        item = accepted_item(learn, _saved(pictures.plain((401, 307)), Path(folder), "image"))
         return learn.dls.test_dl([item], num_workers=0).dataset[0][0]
 
 
 def _check_generated(learn: Learner, model: models.Model, folder: Path) -> None:
     """Compare on generated images: the first few with their answers, all with the network's input."""
-    fixed = model.info.resize_method == preprocess.NO_RESIZE
     accepted, compared = None, 0
-    for name, data in pictures.generate(model.info.image_size if fixed else None):
+    for name, data in pictures.generate(_size_taken(learn, model.info)):
         file = _saved(data, folder, name)
         if accepted is None:  # an image that every Learner takes, or the reason why not
-            accepted = _accepted_item(learn, file)
+            accepted = accepted_item(learn, file)
             _check_repeats(learn, accepted)
         item = next(item for item in _forms(file) if isinstance(item, type(accepted)))
         compared += _compare_generated(learn, model, item, (name, data), whole=compared < ANSWERED)
     if not compared:
         raise bundle.BundleError("the bundle cannot be compared with the Learner: the bundle takes no generated image")
+
+
+def _size_taken(learn: Learner, info: bundle.ModelInfo) -> tuple[int, int] | None:
+    """Return the size (height, width) of the only images that the bundle takes; None if it takes any."""
+    names = [step["step"] for step in info.steps if step["step"] in pipeline.OF_IMAGES]
+    if info.resize_method == preprocess.NO_RESIZE:
+        return info.image_size
+    if names[:1] == ["check_size"]:
+        height, width = info.steps[0]["size"]
+        return height, width
+    if "ratio_resize" in names and len(learn.dls.valid_ds):
+        image = _source(learn, 0)
+        return image.height, image.width
+    return None
 
 
 def _check_repeats(learn: Learner, item: Any) -> None:
@@ -119,7 +154,7 @@ def _check_validation_image(learn: Learner, model: models.Model, index: int) -> 
     try:
         tensor = model.to_tensor(image)
     except preprocess.ImageError as error:
-        if model.info.resize_method == preprocess.NO_RESIZE:
+        if _size_taken(learn, model.info) not in (None, (image.height, image.width)):
             return  # of another size than the first
         raise bundle.BundleError(f"the bundle does not take the Learner's {name}: {error}") from None
     _compare_input(_input(model, tensor), expected.batch, name)
@@ -159,7 +194,7 @@ def _name(transform: Any) -> str:
     )
 
 
-def _accepted_item(learn: Learner, file: Path) -> Any:
+def accepted_item(learn: Learner, file: Path) -> Any:
     """Return `file` in the first of `_forms` that the Learner takes. Raises BundleError."""
     reason = ""
     for item in _forms(file):
@@ -215,6 +250,8 @@ def _compare_input(given: torch.Tensor, expected: torch.Tensor, name: str) -> No
     expected = torch.Tensor(expected).cpu()
     if given.shape != expected.shape:
         what = f"the network gets {_size(expected)} pixels, in the bundle {_size(given)}"
+    elif given.dtype != expected.dtype:
+        what = f"the network gets {expected.dtype}, in the bundle {given.dtype}"
     elif not torch.allclose(given, expected, rtol=TOLERANCE, atol=TOLERANCE, equal_nan=True):
         what = f"by up to {float((given - expected).abs().max()):.1e} in the network's input"
     else:
@@ -226,22 +263,9 @@ def _compare_input(given: torch.Tensor, expected: torch.Tensor, name: str) -> No
 
 def _compare_answer(model: models.Model, image: Image.Image, expected: Answer, name: str) -> None:
     """Compare the whole answer that serving gives. Raises BundleError."""
-    given: Any = model.predict([image], mask_size="model")[0]
-    if model.info.task == "segmentation":
-        off = int((given.array != np.asarray(expected.decoded)).sum())
-        if off:
-            raise bundle.BundleError(f"the bundle's mask would differ from the Learner's in {off} pixels ({name})")
-        return
-    numbers = expected.numbers
-    if given.probabilities.shape != numbers.shape:
-        raise bundle.BundleError(f"the Learner answers with {numbers.size} numbers; expected one for each label")
-    if not np.allclose(given.probabilities, numbers, rtol=0, atol=TOLERANCE, equal_nan=True):
-        off_by = float(np.abs(given.probabilities - numbers).max())
-        raise bundle.BundleError(f"the bundle's probabilities would differ from the Learner's by {off_by:.1e} ({name})")
-    if given.label != str(expected.decoded):
-        raise bundle.BundleError(
-            f"the bundle's label would be {given.label!r} where the Learner's is {str(expected.decoded)!r} ({name})"
-        )
+    [given] = model.predict([image], mask_size="model")
+    height, width = expected.batch.shape[-2:]
+    answer_parity.compare(given, expected.decoded, expected.numbers, (width, height), name)
 
 
 @contextlib.contextmanager
@@ -251,7 +275,7 @@ def predicting(learn: Learner) -> Iterator[None]:
     Callbacks of this package belong to a training job and may wait for its other processes.
     """
     ours = [callback for callback in learn.cbs if type(callback).__module__.startswith("fastmaker.")]
-    device, model_device = learn.dls.device, next(learn.model.parameters()).device
+    device, model_device, model = learn.dls.device, next(learn.model.parameters()).device, learn.model
     modes = {module: module.training for module in learn.model.modules()}
     python, numpy, generator = random.getstate(), np.random.get_state(), torch.get_rng_state()
     recorder = getattr(learn, "recorder", None)
@@ -259,11 +283,11 @@ def predicting(learn: Learner) -> Iterator[None]:
     with learn.no_bar(), learn.no_logging(), learn.removed_cbs(ours):
         try:
             learn.dls.to(torch.device("cpu"))
-            learn.model.cpu()
+            learn.model = capture.unwrapped(model.cpu())  # several GPUs, or a compiler, are for training
             yield
         finally:
             learn.dls.to(device)
-            learn.model.to(model_device)
+            learn.model = model.to(model_device)
             if recorder:
                 vars(recorder).update(recorded)  # to predict empties the history of the training
             for module, training in modes.items():

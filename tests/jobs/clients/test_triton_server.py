@@ -143,7 +143,7 @@ def test_the_probabilities_of_each_pixel_can_be_asked_for(server, scenes_bundle,
     tensor = grpc.InferInput("image", list(pixels.shape), "UINT8")
     tensor.set_data_from_numpy(pixels.numpy())
     answer = server.client.infer("scenes-array", [tensor])
-    assert np.allclose(answer.as_numpy("probabilities"), loaded.probabilities(pixels), **CLOSE)
+    assert np.allclose(answer.as_numpy("probabilities"), loaded.numbers(pixels), **CLOSE)
 
 
 def test_a_mask_is_as_large_as_the_bundle_says(server, repository, scenes_bundle, tmp_path):

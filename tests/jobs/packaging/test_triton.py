@@ -5,18 +5,21 @@ import json
 import re
 import shlex
 import shutil
+import subprocess
+import sys
 import tarfile
 
+import numpy as np
 import pytest
 from google.protobuf import text_format
 from helpers.commands import exit_status, one_line
 from tritonclient.grpc import model_config_pb2
 
-from fastmaker import bundle
+from fastmaker import bundle, preprocess, save_bundle
 from fastmaker.jobs import package, predict
 from fastmaker.jobs.packaging import triton
 from fastmaker.local.containers import free_ports
-from fastmaker.serving import onnx_engine
+from fastmaker.serving import models, onnx_engine
 
 
 def packaged(*words):
@@ -88,6 +91,35 @@ def test_preprocessing_makes_an_ensemble_whose_tensors_fit_together(ensemble, sc
     assert tensors(found.output).items() <= have.items()
     assert {folder.name for folder in ensemble.iterdir()} == {"scenes", "scenes_preprocess", "scenes_network"}
     assert all(any((model / "1").iterdir()) for model in ensemble.iterdir())  # S3 keeps no empty folders
+
+
+PREPARE = """
+import json, sys
+import numpy as np
+sys.modules["torch"] = None
+sys.path.insert(0, sys.argv[1])
+from fastmaker import image_steps, preprocess
+info = json.load(open(sys.argv[2]))
+np.save(sys.argv[4], image_steps.to_array(preprocess.decode(open(sys.argv[3], "rb").read()), info))
+"""
+
+
+def test_the_preprocessing_of_steps_needs_no_torch_and_gives_the_same_pixels(photos, tmp_path):
+    from fastai.vision.all import ImageDataLoaders, Learner, RandomResizedCrop, aug_transforms
+    from helpers import random_networks
+
+    dls = ImageDataLoaders.from_folder(
+        photos, valid_pct=0.3, item_tfms=RandomResizedCrop(64), batch_tfms=aug_transforms(size=40), bs=8, num_workers=0
+    )
+    save_bundle(Learner(dls, random_networks.Tiny(3, 3)), tmp_path / "model")
+    packaged(tmp_path / "model", "--output", tmp_path / "repository", "--preprocessing")
+    assert tensors(config(tmp_path / "repository" / "model_network").input)["image"][1] == [3, 64, 64]
+    file = next(photos.rglob("*.jpg"))
+    copied = tmp_path / "repository" / "model_preprocess" / "1"
+    words = [copied, tmp_path / "model" / "model.json", file, tmp_path / "pixels.npy"]
+    subprocess.run([sys.executable, "-I", "-c", PREPARE, *map(str, words)], check=True)
+    expected = models.load(tmp_path / "model").to_tensor(preprocess.decode(file.read_bytes()))
+    assert np.array_equal(np.load(tmp_path / "pixels.npy"), expected)
 
 
 def test_without_batches_no_request_waits(ensemble):

@@ -10,6 +10,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from helpers import task_bundles
 from PIL import Image
 
 from fastmaker import __version__, bundle, networks, unet
@@ -18,6 +19,7 @@ from fastmaker.serving import models
 from fastmaker.training import data
 
 MEAN, STD = data.STATISTICS["RGB"]
+pytestmark = pytest.mark.learner
 LABELS = ("ground", "box", "disc", "Void")
 
 
@@ -94,9 +96,36 @@ def test_onnx_runtime_answers_as_torch_does(both, images):
         key = "label" if "label" in expected.as_object() else "base64_prediction"
         assert found.as_object()[key] == expected.as_object()[key]
         tensor = torchs.to_tensor(image)[None]
-        probabilities = [model.probabilities(tensor) for model in (torchs, onnxs)]
+        probabilities = [model.numbers(tensor) for model in (torchs, onnxs)]
         assert torch.allclose(*probabilities, rtol=0, atol=1e-5)
         assert probabilities[0].std() > 0
+
+
+NUMBERS = {"multilabel": "probabilities", "regression": "values", "points": "points"}
+
+
+@pytest.mark.parametrize("task", ["points", *(pytest.param(task, marks=pytest.mark.slow) for task in NUMBERS)])
+def test_a_file_of_every_task_has_its_numbers(tmp_path, images, task):
+    folder = task_bundles.save(tmp_path / "model", task)
+    onnx_file.to_onnx(folder, folder / "model.onnx")
+    (output,) = onnxruntime.InferenceSession(folder / "model.onnx").get_outputs()
+    assert (output.name, output.shape) == (NUMBERS[task], ["batch", *bundle.load_info(folder).shape])
+    torchs, onnxs = (models.load(folder, engine=engine) for engine in models.ENGINES)
+    for expected, found in zip(torchs.predict(images), onnxs.predict(images), strict=True):
+        assert type(found) is type(expected)
+        assert np.allclose(found.array, expected.array, rtol=1e-5, atol=1e-5)
+    images[0].save(folder / "0.png")
+    files = onnx_file.inputs([folder / "0.png"], torchs.info)
+    same, total = onnx_file.to_int8(folder / "model.onnx", folder / "int8.onnx", files)
+    assert 0 <= same <= total == len(files) * expected.array.size
+
+
+def test_a_file_of_a_bundle_with_another_activation_is_refused(tmp_path):
+    folder = task_bundles.save(tmp_path / "model", "multilabel")
+    onnx_file.to_onnx(folder, folder / "model.onnx")
+    task_bundles.save(folder, "multilabel", activation="none")
+    with pytest.raises(bundle.BundleError, match="its activation is not that of model"):
+        models.load(folder, engine="onnxruntime")
 
 
 def test_a_batch_of_any_size_has_the_answers_of_its_images(both, images):

@@ -20,6 +20,8 @@ from fastai.vision.all import (
 from fastmaker import bundle, save_bundle
 from fastmaker.export import reference
 
+pytestmark = pytest.mark.learner
+
 
 def assert_predicts_the_same(learn, model_dir, files):
     again = reference.learner(model_dir)

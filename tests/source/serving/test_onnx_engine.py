@@ -106,7 +106,7 @@ def test_a_file_that_does_not_say_what_it_was_made_of_is_refused(model_dir, meta
     del model.metadata_props[:]
     onnx.helper.set_model_props(model, metadata)
     onnx.save(model, model_dir / "model.onnx")
-    with pytest.raises(bundle.BundleError, match="made of another bundle: its resampled, state_sha256"):
+    with pytest.raises(bundle.BundleError, match="made of another bundle: its resampled, activation, state_sha256"):
         models.load(model_dir)
 
 
@@ -120,3 +120,30 @@ def test_a_bundle_that_is_none_is_refused_first(model_dir):
     (model_dir / "model.json").write_text(json.dumps({"format": 99}))
     with pytest.raises(bundle.BundleError, match="newer than"):
         models.load(model_dir)
+
+
+@pytest.mark.parametrize("location", ["other.bin", "../other.bin", "link.bin", "/absolute"])
+def test_a_file_whose_tensors_are_in_another_is_refused(model_dir, tmp_path, location):
+    """ONNX Runtime itself reads any file of the machine that a model names."""
+    import onnx
+
+    model = onnx.load(model_dir / "model.onnx")
+    tensor = next(tensor for tensor in model.graph.initializer if tensor.raw_data)
+    outside = tmp_path / "other.bin"
+    for file in (outside, model_dir / "other.bin"):
+        file.write_bytes(tensor.raw_data)
+    (model_dir / "link.bin").symlink_to(outside)
+    tensor.ClearField("raw_data")
+    tensor.data_location = onnx.TensorProto.EXTERNAL
+    tensor.external_data.add(key="location", value=str(outside) if location == "/absolute" else location)
+    (model_dir / "model.onnx").write_bytes(model.SerializeToString())
+    with pytest.raises(bundle.BundleError, match=r"model\.onnx: not a model .*: it takes tensors from other files"):
+        models.load(model_dir)
+
+
+@pytest.mark.parametrize("key", [b"\x0a\x08", b"\x0a\x88\x00", b"\x8a\x00\x08", b"\x8a\x80\x00\x88\x80\x80\x00"])
+def test_a_key_that_names_another_file_is_found_however_its_length_is_written(tmp_path, key):
+    file = tmp_path / "model.onnx"
+    file.write_bytes(b"a location, and more" + bytes(3000) + key + b"location\x12\x05other")
+    with pytest.raises(ValueError, match="takes tensors from other files"):
+        onnx_engine.session(file, 1)

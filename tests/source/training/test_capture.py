@@ -13,6 +13,7 @@ from fastai.vision.all import (
     Learner,
     Mish,
     Normalize,
+    NormType,
     Resize,
     SegmentationDataLoaders,
     create_vision_model,
@@ -30,6 +31,7 @@ from fastmaker import load_bundle, preprocess, save_bundle
 from fastmaker.export import reference
 from fastmaker.training import capture
 
+pytestmark = pytest.mark.learner
 needs_timm = pytest.mark.skipif(importlib.util.find_spec("timm") is None, reason="timm is not installed")
 
 
@@ -211,8 +213,9 @@ def test_a_learner_on_any_network_is_answered_as_in_fastai(photos, tmp_path, nam
         {"act_cls": Mish, "self_attention": True},
         {"y_range": (0, 1)},
         {"arch": models.vgg11_bn},
+        {"norm_type": NormType.Weight, "blur": True},
     ],
-    ids=["mish", "y_range", "vgg"],
+    ids=["mish", "y_range", "vgg", "weight norm"],
 )
 def test_any_unet_is_answered_as_in_fastai(scenes, tmp_path, options):
     set_seed(4)

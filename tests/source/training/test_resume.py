@@ -12,6 +12,7 @@ def names(folder):
     return sorted(file.name for file in folder.iterdir())
 
 
+pytestmark = pytest.mark.training
 EPOCHS = 3
 
 

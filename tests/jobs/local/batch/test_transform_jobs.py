@@ -454,7 +454,7 @@ def test_a_server_or_worker_that_is_killed_loses_nothing_and_nothing_is_written_
     arguments = {"model_client_config": {"InvocationsMaxRetries": 0 if "Server" in victim else 3}}
     transformer.transform(data, content_type="text/plain", wait=False, **arguments)
     wait_until(lambda: s3.list_objects_v2(Bucket=bucket, Prefix="out/")["KeyCount"] > 10)
-    found = [p for p in running_below(directory_of(transformer)) if any(victim in word for word in p.cmdline())]
+    found = running_below(directory_of(transformer), victim)
     found[0].send_signal(signal.SIGKILL)
     transformer.wait(logs=False)
     assert description_of(transformer)["TransformJobStatus"] == "Completed"

@@ -150,7 +150,7 @@ def test_a_host_that_hangs_at_its_start_is_named_after_the_timeout(session, digi
 def test_all_hosts_of_a_job_that_is_stopped_end(session, write_script):
     job = estimator(session, write_script(ONE_HOST.format("time.sleep(3600)", 3600)), instance_count=3)
     job.fit(wait=False)
-    wait_until(lambda: len([p for p in running_below(directory_of(session, job)) if "train.py" in p.cmdline()]) == 3)
+    wait_until(lambda: len(running_below(directory_of(session, job), "train.py")) == 3)
     session.stop_training_job(job.latest_training_job.name)
     session.wait_for_job(job.latest_training_job.name)
     assert job.latest_training_job.describe()["TrainingJobStatus"] == "Stopped"

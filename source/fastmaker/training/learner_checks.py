@@ -1,0 +1,55 @@
+"""Refuses what is no Learner, or has no weights to predict with, before anything is read from it."""
+
+import itertools
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from fastai.vision.all import Learner, TfmdDL
+from torch import nn
+from torch.nn.parameter import is_lazy
+
+from fastmaker import bundle
+
+
+def check(learn: Any) -> None:
+    """Raise BundleError unless `learn` is a Learner with fastai's data loaders and a network of finite weights."""
+    if not isinstance(learn, Learner):
+        hint = "; a network alone does not say what becomes of an image" if isinstance(learn, nn.Module) else ""
+        raise bundle.BundleError(f"expected a fastai Learner, found {type(learn).__name__}{hint}")
+    try:
+        loader = learn.dls.valid
+    except Exception:  # there are no DataLoaders, or those of training alone
+        raise bundle.BundleError("the Learner has no validation DataLoader; a DataBlock makes one") from None
+    if not isinstance(loader, TfmdDL):
+        raise bundle.BundleError(
+            f"the Learner's validation data is in a {type(loader).__module__}.{type(loader).__name__}; expected a"
+            " DataLoader of fastai, as a DataBlock makes"
+        )
+    if next(learn.model.parameters(), None) is None:
+        raise bundle.BundleError("the Learner's network cannot predict: it has no weights, which learn.predict needs")
+    for name, tensor in _weights(learn.model):
+        if problem := _problem(tensor):
+            raise bundle.BundleError(f"the Learner's network cannot predict: its {name} {problem}")
+
+
+def _weights(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    return itertools.chain(model.named_parameters(), model.named_buffers())
+
+
+def _problem(tensor: torch.Tensor) -> str | None:
+    """Return what is wrong with a parameter or a buffer, None if nothing is."""
+    if is_lazy(tensor):
+        return "is not initialized; ask the network for an answer once"
+    if tensor.is_meta:
+        return "has no values: it is on the meta device"
+    if tensor.dtype in (torch.float16, torch.bfloat16):
+        kind = str(tensor.dtype).removeprefix("torch.")
+        return f"is {kind}, and a Learner's images are float32; learn.model.float() makes it float32"
+    if not tensor.is_floating_point() or tensor.layout is not torch.strided:
+        return None
+    if tensor.isnan().any():
+        return "holds NaN"
+    if isinstance(tensor, nn.Parameter) and tensor.isinf().any():  # a buffer may be a mask
+        return "holds infinite numbers"
+    return None
