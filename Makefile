@@ -76,5 +76,5 @@ $(INSTALLED): setup.cfg constraints.txt pyproject.toml
 	touch $@
 
 clean:
-	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache site *.egg-info
+	rm -rf .venv .mypy_cache .pytest_cache .hypothesis .ruff_cache site *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
