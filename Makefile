@@ -2,7 +2,7 @@
 # make digits       write scikit-learn's digits as images into digits/, one folder a class
 # make test         the test suite, on 2 cores; make test-slow adds the checks that take minutes
 # make test-fast    the tests that need no server and no real Learner, in two minutes
-# make test-kills  kill every process of every kind of job at random steps, KILLS times each (40), for hours
+# make test-kills   kill every process of every kind of job at random steps, KILLS times each (40), for hours
 # make test-docker  build the images and test their containers, where there is a Docker engine
 # make test-triton  install a Triton server without Docker and test what it makes of our model repositories
 # make test-versions test source/ under torch 2.6 and the newest one; TORCH_PAIRS names others (tests/test_versions.py)
@@ -76,5 +76,5 @@ $(INSTALLED): setup.cfg constraints.txt pyproject.toml
 	touch $@
 
 clean:
-	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache site *.egg-info
+	rm -rf .venv .mypy_cache .pytest_cache .hypothesis .ruff_cache site *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -18,7 +18,7 @@ def running_below(home: Path, word: str = "") -> list[psutil.Process]:
             places = [*command, process.environ().get("SAGEMAKER_BASE_DIR", "")]
             if process.status() == psutil.STATUS_ZOMBIE or not any(str(home) in place for place in places):
                 continue
-            if not word or any(word in part for part in command):
+            if any(word in part for part in command):
                 found.append(process)
         except psutil.Error:
             continue
