@@ -96,15 +96,23 @@ def _exported(export: Export, model_dir: Path) -> Iterator[Callable]:
 
     info = bundle.load_info(model_dir)
     with exported.answering(export.file, imports=export.imports, ignored=export.ignored) as ask:
+        yield lambda image: of_export(ask(image), info)
 
-        def predict(image: bytes) -> Answer:
-            given = ask(image)
-            if info.task == "classification" and info.labels[int(given["classes"])] != str(given["decoded"]):
-                label = info.labels[int(given["classes"])]
-                raise ValueError(f"the Learner's label is {str(given['decoded'])!r} where the bundle's is {label!r}")
-            return _decoded(given["array"], given["classes"], info)
 
-        yield predict
+def of_export(given: dict[str, np.ndarray], info: Any) -> Answer:
+    """Return the answer of an exported Learner, with the classes that it decoded itself, not those of its numbers.
+
+    Raises ValueError if its names for these are not the bundle's.
+    """
+    found = _decoded(given["array"], given["classes"], info)
+    if info.task == "multilabel":
+        found = replace(found, classes=given["classes"].astype(bool))
+    if info.task in ("classification", "multilabel"):
+        chosen = np.atleast_1d(np.asarray(info.labels)[found.classes]).tolist()
+        theirs = np.atleast_1d(given["decoded"]).tolist()
+        if chosen != theirs:
+            raise ValueError(f"the Learner's label is {', '.join(theirs)} where the bundle's is {', '.join(chosen)}")
+    return found
 
 
 @contextlib.contextmanager

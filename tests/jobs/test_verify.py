@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,7 +19,8 @@ from fastmaker import bundle
 from fastmaker.jobs import verify
 from fastmaker.jobs.cli import errors
 from fastmaker.jobs.packaging import exported
-from fastmaker.jobs.verification.comparison import Answer, Route
+from fastmaker.jobs.verification import routes
+from fastmaker.jobs.verification.comparison import Answer, Route, answer
 from fastmaker.jobs.verification.routes import NAMES
 
 
@@ -144,6 +146,24 @@ def test_a_bundle_that_is_not_the_exported_learners_fails_the_gate(gate, export,
     for other in (tmp_path / "other", digits_bundle):
         status, _, _ = gate(other, image, "--paths", "fastai,torch", "--learner", file, "--trust")
         assert status == 1
+
+
+def test_an_exported_learners_own_labels_are_compared():
+    """Not those that the bundle would give its numbers."""
+    numbers = np.array([0.3, 0.9], np.float32)
+    several = SimpleNamespace(task="multilabel", labels=("cat", "dog"), threshold=0.5)
+    given = {"array": numbers, "classes": np.array([True, True]), "decoded": np.array(["cat", "dog"])}
+    found = routes.of_export(given, several)
+    assert found.classes.tolist() == [True, True]
+    route = Route("torch", 1e-4, None)
+    assert not route.compare("image.png", answer(numbers, several), found)
+    assert route.failure == "image.png: another answer"
+    one = SimpleNamespace(task="classification", labels=("cat", "dog"))
+    given = {"array": numbers, "classes": np.array(1), "decoded": np.array("dog")}
+    assert routes.of_export(given, one).classes == 1
+    for changed in ({"decoded": np.array("cat")}, {"classes": np.array(0)}):
+        with pytest.raises(ValueError, match="the Learner's label is"):
+            routes.of_export(given | changed, one)
 
 
 def test_paths_of_which_only_one_can_run_are_no_pass(gate, digits_bundle, digits):

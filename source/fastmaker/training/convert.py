@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from fastai.vision.all import L
 
 from fastmaker import bundle
 from fastmaker.training import exported, parity
@@ -68,7 +69,7 @@ def answer(loaded: exported.Exported, file: Path) -> dict[str, np.ndarray]:
     """Return what ``learn.predict`` gives for an image file: `decoded`, text or numbers, `classes` and `array`."""
     item = parity.accepted_item(loaded.learn, file)
     decoded, classes, array = loaded.learn.predict(item)
-    if isinstance(decoded, (list, tuple)):  # several labels
+    if isinstance(decoded, L):  # several labels
         decoded = np.array(list(map(str, decoded)), dtype=np.str_)
     elif not hasattr(decoded, "shape"):
         decoded = np.array(str(decoded))
