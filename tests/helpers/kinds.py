@@ -24,6 +24,9 @@ from torch.nn.utils import parametrizations, parametrize, prune, spectral_norm, 
 from torchvision import models
 from torchvision.ops import FrozenBatchNorm2d, StochasticDepth
 
+from fastmaker import bundle
+from fastmaker.training import capture
+
 SIZE = 64
 CLASSES = 3
 
@@ -182,6 +185,22 @@ class Positions(nn.Module):
         return x + self.rows(torch.arange(x.shape[2], device=x.device)).T[None, :, :, None]
 
 
+def save(build, folder, segments: bool = False) -> None:
+    """Save what `build` builds in `folder` as a bundle with a graph."""
+    torch.manual_seed(0)
+    info = bundle.ModelInfo(
+        task="segmentation" if segments else "classification",
+        architecture=bundle.GRAPH,
+        labels=("a", "b", "c"),
+        image_mode="RGB",
+        image_size=(SIZE, SIZE),
+        resize_method="squish",
+        mean=(0.5,) * 3,
+        std=(0.25,) * 3,
+    )
+    bundle.save(folder, capture.capture(randomized(build()), torch.rand(2, 3, SIZE, SIZE)), info)
+
+
 SMALL = {
     "weight norm": lambda: small(weight_norm(conv())),
     "weight norm of a whole tensor": lambda: small(weight_norm(conv(), dim=None)),
@@ -223,7 +242,7 @@ SMALL = {
     "frozen batch norm": lambda: small(FrozenBatchNorm2d(8)),
     "circular padding": lambda: small(nn.Conv2d(8, 8, 3, padding=1, padding_mode="circular")),
     "stochastic depth": lambda: small(Residual(StochasticDepth(0.5, "row"))),
-    "activations": lambda: small(nn.PReLU(8), nn.Hardswish(), nn.CELU(), nn.GELU("tanh"), nn.RReLU(), nn.Softplus()),
+    "activations": lambda: small(nn.PReLU(8), nn.Hardswish(), nn.CELU(), nn.GELU("tanh"), nn.Softplus()),
 }
 HEADS = {
     str(options): functools.partial(on, "resnet18", **options)

@@ -4,6 +4,7 @@ import pytest
 import torch
 from helpers import kinds
 
+from fastmaker import graph_sizes
 from fastmaker.training import capture
 
 WITH_A_FAST_PATH = (
@@ -28,6 +29,7 @@ def assert_same_bits(name, build, size):
         assert (found.softmax(1) - expected.softmax(1)).abs().max() <= 1e-6
     else:
         assert torch.equal(found, expected)
+    graph_sizes.check(captured, channels, (size, size))
     assert "aten._weight_norm" not in str(captured.document)
 
 
