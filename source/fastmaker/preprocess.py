@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import torch
 
 # Pillow's modes of 8 bits, and how many channels an image in each has. (Of mode 1 the pixels are 0 and 1.)
-CHANNELS = {"RGB": 3, "L": 1, "RGBA": 4, "LA": 2, "CMYK": 4, "HSV": 3, "YCbCr": 3, "LAB": 3, "1": 1}
+CHANNELS = {"RGB": 3, "L": 1, "RGBA": 4, "LA": 2, "HSV": 3, "YCbCr": 3, "LAB": 3, "1": 1}
 IMAGE_MODES = tuple(CHANNELS)
 RESIZE_METHODS = ("crop", "pad", "squish")
 NO_RESIZE = "none"  # the method of a model that takes images of one size, unchanged
