@@ -204,9 +204,11 @@ def distributions() -> dict[str, set[str]]:
     """The installed distributions by the top-level modules that they have (Python 3.10 has no such function)."""
     found: dict[str, set[str]] = {}
     for distribution in metadata.distributions():
-        files = (str(file) for file in distribution.files or ())
-        of_files = {re.split(r"[/.]", file)[0] for file in files if file.endswith((".py", ".so"))}
-        for name in (distribution.read_text("top_level.txt") or "").split() or of_files:
+        names = (distribution.read_text("top_level.txt") or "").split()
+        if not names:
+            files = map(str, distribution.files or ())
+            names = list({re.split(r"[/.]", file)[0] for file in files if file.endswith((".py", ".so"))})
+        for name in names:
             found.setdefault(name, set()).add(spelled(distribution.metadata["Name"]))
     return found
 
