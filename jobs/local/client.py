@@ -97,14 +97,7 @@ class SageMaker:
 
     def delete_training_job(self, TrainingJobName: str) -> None:
         """Delete a job that has ended, as on AWS, and what it left on this machine."""
-        operation, name = "DeleteTrainingJob", TrainingJobName
-        with must_exist(operation, "training job", name):
-            status = self._describe(self.training_jobs, "TrainingJob", name, training_jobs.describe)[
-                "TrainingJobStatus"
-            ]
-            if status not in supervisor.FINAL:
-                raise invalid(operation, f"training job {name} is {status}; stop it first")
-            self.training_jobs.delete(name)
+        self._delete_job(self.training_jobs, "TrainingJob", TrainingJobName, training_jobs.describe)
 
     def list_training_jobs(self, **request: Any) -> dict[str, Any]:
         jobs = self._list(self.training_jobs, "TrainingJob", request, training_jobs.describe)
@@ -251,14 +244,7 @@ class SageMaker:
 
     def delete_transform_job(self, TransformJobName: str) -> None:
         """Delete a job that has ended, but not its outputs. AWS has no such operation."""
-        operation, name = "DeleteTransformJob", TransformJobName
-        with must_exist(operation, "transform job", name):
-            status = self._describe(self.transform_jobs, "TransformJob", name, transform_jobs.describe)[
-                "TransformJobStatus"
-            ]
-            if status not in supervisor.FINAL:
-                raise invalid(operation, f"transform job {name} is {status}; stop it first")
-            self.transform_jobs.delete(name)
+        self._delete_job(self.transform_jobs, "TransformJob", TransformJobName, transform_jobs.describe)
 
     def list_transform_jobs(self, **request: Any) -> dict[str, Any]:
         jobs = self._list(self.transform_jobs, "TransformJob", request, transform_jobs.describe)
@@ -322,14 +308,28 @@ class SageMaker:
         try:
             return describe(store, name)
         except DamagedRecord as error:
-            arn = self._arn(re.sub("(?<!^)(?=[A-Z])", "-", kind).lower(), name)
+            arn = self._arn(_spelled(kind, "-"), name)
             changed = store.changed(name)
             times = {"CreationTime": changed, "LastModifiedTime": changed}
             status = {f"{kind}Status": "Failed", "FailureReason": str(error)}
             return {f"{kind}Name": name, f"{kind}Arn": arn, **times, **status}
 
+    def _delete_job(self, store: Store, kind: str, name: str, describe: Callable[[Store, str], dict[str, Any]]) -> None:
+        """Delete a job that has ended. Raises ClientError for another."""
+        operation, words = f"Delete{kind}", _spelled(kind, " ")
+        with must_exist(operation, words, name):
+            status = self._describe(store, kind, name, describe)[f"{kind}Status"]
+            if status not in supervisor.FINAL:
+                raise invalid(operation, f"{words} {name} is {status}; stop it first")
+            store.delete(name)
+
     def _arn(self, kind: str, name: str) -> str:
         return names.arn(self.region, kind, name)
+
+
+def _spelled(kind: str, between: str) -> str:
+    """Return the words of a kind, such as TrainingJob, in lower case."""
+    return re.sub("(?<!^)(?=[A-Z])", between, kind).lower()
 
 
 def _page(

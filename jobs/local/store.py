@@ -95,7 +95,7 @@ class Store:
             shutil.rmtree(new, ignore_errors=True)
             raise
         with contextlib.suppress(OSError):  # a file system that cannot sync folders
-            _sync(self.folder)
+            files.sync(self.folder)
         return directory
 
     def read(self, name: str) -> dict[str, Any]:
@@ -246,14 +246,6 @@ def _remove_tree(path: Path) -> None:
             with contextlib.suppress(OSError):
                 os.chmod(folder, stat.S_IRWXU)
         shutil.rmtree(path, ignore_errors=True)
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _open_lock(directory: Path) -> int:

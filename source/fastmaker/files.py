@@ -19,14 +19,14 @@ def atomic(path: str | os.PathLike) -> Iterator[Path]:
     partial = path.with_name(f".fastmaker-{secrets.token_hex(8)}.partial")  # fits where the name of `path` does
     try:
         yield partial
-        _sync(partial)
+        sync(partial)
         partial.replace(path)
     except BaseException:
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)
         raise
     with contextlib.suppress(OSError):  # a folder that may not be read, or whose file system cannot sync folders
-        _sync(path.parent)  # a crash of the machine could undo the rename otherwise
+        sync(path.parent)  # a crash of the machine could undo the rename otherwise
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:
@@ -35,8 +35,8 @@ def write_text(path: str | os.PathLike, text: str) -> None:
         partial.write_text(text, "utf-8")
 
 
-def _sync(path: Path) -> None:
-    """Wait until the file or folder at `path` is on the disk."""
+def sync(path: str | os.PathLike) -> None:
+    """Wait until the file or folder at `path` is on the disk. Raises OSError."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -55,19 +55,28 @@ def apply(image: Image.Image, step: Mapping[str, Any]) -> Image.Image:
     return preprocess.resize(image, (height, width), step["method"], step["pad_mode"], resample)
 
 
+def output_size(steps: Sequence[Mapping[str, Any]]) -> tuple[int, int] | None:
+    """Return the size (height, width) that each image has after the steps; None if it depends on the image."""
+    size = None
+    for step in steps:
+        if step["step"] == "ratio_resize":
+            size = None
+        elif step.get("size"):
+            size = step["size"][0], step["size"][1]
+    return size
+
+
 def largest_height(info: Mapping[str, Any]) -> int | None:
     """Return the height up to which an ONNX file resizes images of any size as fastai does.
 
     Of a higher image fastai takes means first, which the file lacks; it compares the height with the width of the grid.
     None if all images have one size before grid_sample, or if no such step follows.
     """
-    alike = not info.get("steps")
-    for step in info.get("steps") or ():
-        if step["step"] in NAMES:
-            alike = step["step"] != "ratio_resize" and (alike or step["step"] != "any_size")
-        elif step.get("size"):
-            return None if alike or step["step"] != "grid_sample" else 2 * step["size"][1]
-    return None
+    steps = info.get("steps") or ()
+    if not steps or output_size([step for step in steps if step["step"] in NAMES]):
+        return None
+    first = next((step for step in steps if step["step"] not in NAMES and step.get("size")), None)
+    return 2 * first["size"][1] if first and first["step"] == "grid_sample" else None
 
 
 def check_for_onnx(size: Sequence[int], info: Mapping[str, Any]) -> None:

@@ -19,7 +19,7 @@ from PIL import Image
 from torch import nn
 
 from fastmaker import geometry, image_steps, preprocess
-from fastmaker.image_steps import RESAMPLES
+from fastmaker.image_steps import RESAMPLES, output_size
 
 if TYPE_CHECKING:
     from fastmaker.bundle import ModelInfo
@@ -116,17 +116,6 @@ def problem(steps: Any, channels: int) -> str | None:
             return f"step {name!r} has {len(step['mean'])} and {len(step['std'])} numbers; expected {channels}"
     of_batches = [name in OF_BATCHES for name in names]
     return None if of_batches == sorted(of_batches) else "a step of images follows a step of batches"
-
-
-def output_size(steps: Sequence[Step]) -> tuple[int, int] | None:
-    """Return the size (height, width) that each image has after the steps; None if it depends on the image."""
-    size = None
-    for step in steps:
-        if step["step"] == "ratio_resize":
-            size = None
-        elif step.get("size"):
-            size = step["size"][0], step["size"][1]
-    return size
 
 
 def input_size(info: ModelInfo) -> tuple[int, int] | None:
