@@ -72,7 +72,7 @@ docs: $(INSTALLED)
 $(INSTALLED): setup.cfg constraints.txt pyproject.toml
 	@test -x $(BIN)/python || $(or $(PYTHON),false) -c '$(SUITABLE)' 2>/dev/null || { echo "$(NEEDED)" >&2; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test,notebooks]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test]'
 	touch $@
 
 clean:

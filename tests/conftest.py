@@ -73,7 +73,10 @@ def pytest_make_parametrize_id(val, argname):
 
 @pytest.hookimpl(tryfirst=True)  # before tests are chosen by their markers
 def pytest_collection_modifyitems(items):
-    """Refuse ids that differ from run to run, or that no terminal or report can hold; mark the tests that are fast."""
+    """Refuse ids that differ from run to run, or that no terminal or report can hold; mark the tests that are fast.
+
+    Files of fast tests alone come last, so that the processes of a run end together.
+    """
     for item in items:
         name = item.nodeid.partition("::")[2]
         if not name.isascii() or not name.isprintable() or len(name.partition("[")[2]) > ID_LENGTH:
@@ -84,6 +87,8 @@ def pytest_collection_modifyitems(items):
                 item.add_marker(marker)
         if not SLOWER & {mark.name for mark in item.iter_markers()}:
             item.add_marker("fast")
+    slower = {item.path for item in items if not item.get_closest_marker("fast")}
+    items.sort(key=lambda item: item.path not in slower)
 
 
 def pytest_collection_finish(session):

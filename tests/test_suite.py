@@ -15,7 +15,7 @@ ENVIRONMENTS = (
 )
 
 
-@pytest.mark.server  # two processes that import everything
+@pytest.mark.slow  # pytest-xdist's processes compare their collections in every run
 def test_two_collections_in_different_seconds_name_the_same_tests(tmp_path):
     """pytest-xdist refuses to run what its workers have not named alike."""
     collections = []

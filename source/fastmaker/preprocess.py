@@ -22,8 +22,9 @@ if TYPE_CHECKING:
     import torch
 
 # Pillow's modes of 8 bits, and how many channels an image in each has. (Of mode 1 the pixels are 0 and 1.)
-CHANNELS = {"RGB": 3, "L": 1, "RGBA": 4, "LA": 2, "HSV": 3, "YCbCr": 3, "LAB": 3, "1": 1}
+CHANNELS = {"RGB": 3, "L": 1, "RGBA": 4, "LA": 2, "CMYK": 4, "HSV": 3, "YCbCr": 3, "LAB": 3, "1": 1}
 IMAGE_MODES = tuple(CHANNELS)
+KEPT = ("RGB", "L", "RGBA", "LA", "1")  # modes that an image keeps as a NumPy array
 RESIZE_METHODS = ("crop", "pad", "squish")
 NO_RESIZE = "none"  # the method of a model that takes images of one size, unchanged
 STEPS = "steps"  # the method of a model whose images go through the steps of model.json (fastmaker.pipeline)
@@ -126,7 +127,7 @@ def resize(
     height, width = size
     if method == NO_RESIZE and image.size != (width, height):
         raise ValueError(f"the model was trained without Resize and takes images of {width}x{height}")
-    if method not in ("squish", NO_RESIZE):
+    if method != NO_RESIZE:
         image = cut(image, window(image.size, size, method), pad_mode)
     return image.resize((width, height), resample)
 
@@ -142,14 +143,19 @@ def cut(image: Image.Image, box: tuple[int, int, int, int], pad_mode: str) -> Im
     image_width, image_height = image.size
     inside = max(left, 0), max(top, 0), min(right, image_width), min(bottom, image_height)
     margins = [max(-left, 0), max(-top, 0), max(right - image_width, 0), max(bottom - image_height, 0)]
-    image = image.crop(inside)
-    return _pad(image, pad_mode, *margins) if any(margins) else image
+    if inside != (0, 0, image_width, image_height):
+        image = image.crop(inside)
+    # Where the box only reaches an edge fastai pads by nothing, which may change the mode all the same.
+    reaches = left < 0 or top < 0 or right >= image_width or bottom >= image_height
+    padded = any(margins) or (reaches and image.mode not in KEPT)
+    return _pad(image, pad_mode, *margins) if padded else image
 
 
 def _pad(image: Image.Image, pad_mode: str, left: int, top: int, right: int, bottom: int) -> Image.Image:
     """Return the image padded; the margins are in pixels.
 
-    As in ``torchvision.transforms.functional.pad``, only zeros keep the mode of an image that is neither gray nor RGB.
+    As in ``torchvision.transforms.functional.pad``, only zeros keep a mode that is not one of KEPT. CMYK becomes RGBA,
+    whose pixels are resized by the weight of their fourth channel, and LAB, whose numbers Pillow holds signed, RGB.
     """
     if pad_mode == "zeros":
         bands = len(image.getbands())

@@ -155,12 +155,22 @@ def test_each_of_two_normalize_gives_fastais_tensor():
     assert_same_as_fastai(dls, sizes=SIZES[:2])
 
 
-@pytest.mark.parametrize("mode", ["RGBA", "LA", "HSV", "YCbCr", "LAB", "1"])
+RESIZES = [
+    *(Resize((40, 31), method, mode) for method in ("crop", "pad", "squish") for mode in PAD_MODES),
+    *([CropPad(64, pad_mode=mode), ordered(Resize(57, "pad", "zeros"), 2)] for mode in PAD_MODES),
+    [CropPad(20, pad_mode="border"), ordered(Resize(31), 2)],
+    RandomResizedCrop(40),
+    RandomCrop(30),
+]
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "CMYK", "HSV", "YCbCr", "LAB", "1"])
 def test_an_image_in_any_mode_gives_fastais_tensor(mode):
+    """Above all where an image is padded by nothing, since it fits: of CMYK images that changes the mode."""
     image = type("Own", (PILImage,), {"_open_args": {"mode": mode}})
     assert image_classes.mode_of(image(Image.new(mode, (4, 3)))) == mode
-    for pad_mode in PAD_MODES:
-        assert_same_as_fastai(dataloaders(Resize((40, 31), "pad", pad_mode), image=image), mode, SIZES[:3])
+    for resize in RESIZES:
+        assert_same_as_fastai(dataloaders(resize, image=image), mode, [*SIZES[:3], (62, 80)])
 
 
 @pytest.mark.parametrize(
