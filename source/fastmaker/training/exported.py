@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from fastai.vision.all import DataLoaders, L, Learner
+from fastai.vision.all import CastToTensor, DataLoaders, L, Learner
 
 from fastmaker import bundle
 from fastmaker.training import from_learner, stand_ins, unpickling
@@ -155,6 +155,8 @@ def _prepare(learn: Learner, ignored: Sequence[str]) -> None:
     for callback in list(learn.cbs):
         if isinstance(callback, stand_ins.StandIn):
             _leave_out(learn, callback, ignored)
+    if not any(isinstance(callback, CastToTensor) for callback in learn.cbs):
+        learn.add_cb(CastToTensor())  # fastai before 2.7 had none: numbers would be decoded as the pixels of an image
     for loader in learn.dls.loaders:
         for pipeline in (loader.after_item, loader.before_batch, loader.after_batch):
             pipeline.fs = L(transform for transform in pipeline.fs if not _only_trains(transform))

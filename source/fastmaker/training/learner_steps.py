@@ -1,6 +1,7 @@
 """Reads from a Learner what its validation images go through, as the steps of model.json (`fastmaker.pipeline`)."""
 
 import math
+import types
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -198,9 +199,13 @@ def _is_training_only(transform: Any) -> bool:
 
 
 def _is_altered(transform: Any) -> bool:
-    """Return whether the object does something else than its class."""
-    return any(name in vars(transform) for name in OWN_METHODS)
+    """Return whether the object does something else than its class. fastai before 2.7 gave it a method of its class."""
+    own = vars(transform)
+    return any(
+        name in own and own[name] != types.MethodType(getattr(type(transform), name), transform) for name in OWN_METHODS
+    )
 
 
 def _name(transform: Any) -> str:
-    return getattr(transform, "name", type(transform).__name__).split(" -- ")[0]
+    # Its `name` may have all its arguments in it.
+    return getattr(transform, "_name", type(transform).__name__)

@@ -7,9 +7,19 @@ import sys
 import numpy as np
 import pytest
 import torch
+from fastai.vision.all import (
+    CastToTensor,
+    DataBlock,
+    ImageBlock,
+    Learner,
+    MSELossFlat,
+    RegressionBlock,
+    Resize,
+    get_image_files,
+)
 from helpers import exports
 
-from fastmaker import bundle, preprocess
+from fastmaker import bundle, networks, preprocess
 from fastmaker.serving import models
 from fastmaker.training import exported, old_fastai, stand_ins, unpickling
 
@@ -22,6 +32,10 @@ NAMES = (
     "of_another_python", "network_of_another_python",
 )  # fmt: skip
 OF_FUNCTIONS = ["__main__.is_striped", "__main__.my_metric", "__main__.my_splitter"]
+
+
+def number(file):
+    return float(file.stem)
 
 
 @pytest.fixture(scope="module")
@@ -148,6 +162,23 @@ def test_a_transform_of_an_older_fastcore_dispatches_as_it_did():
     assert [transform(value) for value in ("a", -3, 2.5, True)] == ["A", 3, 2.5, None]
     assert transform.decode(("b", -1)) == ("B", 1)
     assert dispatch(2.5) == 2.5
+
+
+def test_an_export_as_fastai_before_2_7_made_it_answers_with_numbers(photos, tmp_path):
+    """It had no CastToTensor, without which numbers are decoded as pixels; each transform held its own before_call."""
+    blocks = DataBlock((ImageBlock, RegressionBlock), get_items=get_image_files, get_y=number, item_tfms=Resize(32))
+    dls = blocks.dataloaders(photos, bs=4, num_workers=0)
+    learn = Learner(dls, networks.convnet(1, 3), loss_func=MSELossFlat())
+    file = min(photos.rglob("*.jpg"))
+    with learn.no_bar(), learn.no_logging():
+        expected = learn.predict(file)[2].numpy()
+    learn.remove_cb(CastToTensor)
+    [resize] = [transform for transform in dls.valid.after_item.fs if isinstance(transform, Resize)]
+    resize.before_call = resize.before_call
+    learn.export(tmp_path / "export.pkl")
+    converted(tmp_path / "export.pkl", tmp_path / "model")
+    [found] = models.load(tmp_path / "model", precision="float32").predict([preprocess.decode(file.read_bytes())])
+    assert np.allclose(found.array, expected, rtol=0, atol=1e-6)
 
 
 def test_a_name_that_another_version_of_fastai_had_is_told_by_the_versions(files, tmp_path):
