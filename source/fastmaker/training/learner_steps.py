@@ -200,10 +200,11 @@ def _is_training_only(transform: Any) -> bool:
 
 def _is_altered(transform: Any) -> bool:
     """Return whether the object does something else than its class. fastai before 2.7 gave it a method of its class."""
-    own = vars(transform)
-    return any(
-        name in own and own[name] != types.MethodType(getattr(type(transform), name), transform) for name in OWN_METHODS
-    )
+    for name in OWN_METHODS:
+        of_class = getattr(type(transform), name, None)
+        if name in vars(transform) and (not of_class or vars(transform)[name] != types.MethodType(of_class, transform)):
+            return True
+    return False
 
 
 def _name(transform: Any) -> str:
