@@ -16,7 +16,7 @@ import torch
 from fastai.vision.all import Learner
 
 from fastmaker import bundle, masks, pipeline, preprocess, unet
-from fastmaker.training import capture, image_classes, learner_checks, learner_steps, parity, targets
+from fastmaker.training import capture, image_classes, layers, learner_checks, learner_steps, parity, targets
 
 # What format 1 knows; of its tasks the activation is softmax.
 PLAIN_RESIZE = {"step": "resize", "pad_mode": "reflection", "resample": "bilinear"}
@@ -153,19 +153,22 @@ def _network(learn: Learner, info: bundle.ModelInfo) -> tuple[torch.nn.Module, b
 
 
 def _check_layers(model: torch.nn.Module, info: bundle.ModelInfo) -> None:
-    """Raise BundleError unless `model` computes the same logits, bit by bit, as the network of `info`.
+    """Raise BundleError unless `model` has the layers of the network of `info`, and the same logits, bit by bit.
 
-    Layers without weights, such as a replaced activation, do not show in the state_dict's keys.
+    Layers without weights, such as a replaced activation, do not show in the state_dict's keys, and one that cuts off
+    large numbers not in every logit.
     """
     device, training = next(model.parameters()).device, model.training
     strided = all(parameter.is_contiguous() for parameter in model.parameters())
     layout = torch.contiguous_format if strided else torch.channels_last
     batch = torch.rand(2, info.channels, *info.image_size).to(memory_format=layout)
+    rebuilt = bundle.rebuild(model, info).to(memory_format=layout)  # type: ignore[call-overload]
     with torch.no_grad():
-        given = bundle.rebuild(model, info).to(memory_format=layout)(batch)  # type: ignore[call-overload]
+        given = rebuilt(batch)
         expected = model.cpu().eval()(batch)
     model.to(device).train(training)
-    if not torch.equal(given.nan_to_num(), torch.Tensor(expected).nan_to_num()):
+    same_layers = layers.same(model, rebuilt, info.task == "segmentation")
+    if not same_layers or not torch.equal(given.nan_to_num(), torch.Tensor(expected).nan_to_num()):
         raise bundle.BundleError(f"the Learner's network has other layers than {info.architecture}")
 
 

@@ -5,11 +5,17 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from fastai.vision.all import Learner, TfmdDL
+from fastai.vision.all import Callback, Learner, TfmdDL
 from torch import nn
 from torch.nn.parameter import is_lazy
 
 from fastmaker import bundle
+
+# What Learner.predict calls, and the events during which a callback could change an answer.
+PREDICTS = ("predict", "get_preds", "validation_context", "_do_epoch_validate", "all_batches", "one_batch", "_split")
+PREDICTS += ("_do_one_batch", "_with_events", "__call__")
+EVENTS = ("before_validate", "before_batch", "after_pred", "after_batch")
+TRUSTED = ("fastai.", "fastmaker.")  # packages of callbacks whose effect shows on any image
 
 
 def check(learn: Any) -> None:
@@ -28,9 +34,36 @@ def check(learn: Any) -> None:
         )
     if next(learn.model.parameters(), None) is None:
         raise bundle.BundleError("the Learner's network cannot predict: it has no weights, which learn.predict needs")
+    _check_code(learn)
     for name, tensor in _weights(learn.model):
         if problem := _problem(tensor):
             raise bundle.BundleError(f"the Learner's network cannot predict: its {name} {problem}")
+
+
+def _check_code(learn: Learner) -> None:
+    """Raise BundleError if code of the user's own runs whenever the Learner predicts.
+
+    It may do to some images what it does not to those that are compared.
+    """
+    for name in PREDICTS:
+        if name in vars(learn) or getattr(type(learn), name, None) is not getattr(Learner, name, None):
+            raise bundle.BundleError(f"the Learner's {name} is not fastai's; a bundle answers as Learner.predict does")
+    for callback in learn.cbs:
+        kind = type(callback)
+        events = [event for event in EVENTS if _is_own(callback, event)]
+        if events and (callback.run_valid or "before_validate" in events):
+            raise bundle.BundleError(
+                f"the Learner's callback {kind.__name__} also runs when the Learner predicts ({', '.join(events)});"
+                f" learn.remove_cb({kind.__name__}) takes it out if no answer depends on it"
+            )
+
+
+def _is_own(callback: Callback, event: str) -> bool:
+    """Return whether code of neither fastai nor this package runs at an event."""
+    if event in vars(callback):
+        return True
+    owner = next((kind for kind in type(callback).__mro__ if event in vars(kind)), None)
+    return owner is not None and not owner.__module__.startswith(TRUSTED)
 
 
 def _weights(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:

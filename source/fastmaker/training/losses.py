@@ -27,7 +27,7 @@ EXPECTED = {
     "regression": "keeps the numbers",
     "points": "keeps the numbers",
 }
-IMAGES = 6
+SCALES = (1.0, 5.0, 40.0, 0.0, 0.1, 0.1, 1e3, 1e6, 1e12, 1e30)  # of the logits of each generated image
 LARGEST = float(np.finfo(np.float32).max)
 
 
@@ -91,11 +91,10 @@ def _equal(found: Any, expected: torch.Tensor) -> bool:
 
 
 def _generate(shape: tuple[int, ...]) -> torch.Tensor:
-    """Return logits of a few images: usual ones, large ones, equal ones, and some around 0 and 1."""
+    """Return logits of a few images: usual ones, equal ones, some around 0 and 1, and large ones, which may be cut."""
     generator = torch.Generator().manual_seed(1)
-    logits = torch.randn((IMAGES, *shape), generator=generator) * torch.tensor([1.0, 5, 40, 0, 0.1, 0.1]).view(
-        -1, *[1] * len(shape)
-    )
+    logits = torch.randn((len(SCALES), *shape), generator=generator)
+    logits *= torch.tensor(SCALES).view(-1, *[1] * len(shape))
     logits[5] += 1
     return logits
 

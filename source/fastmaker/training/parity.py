@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from fastai.vision.all import AttrGetter, ColReader, DataLoader, Datasets, ItemGetter, L, Learner
+from fastai.vision.all import AttrGetter, ColReader, DataLoader, Datasets, ItemGetter, L, Learner, PILBase
 from PIL import Image
 
 from fastmaker import bundle, image_steps, pipeline, preprocess
@@ -91,6 +91,7 @@ def _check_generated(learn: Learner, model: models.Model, folder: Path) -> None:
         file = _saved(data, folder, name)
         if accepted is None:  # an image that every Learner takes, or the reason why not
             accepted = accepted_item(learn, file)
+            _check_opened(learn, accepted)
             _check_repeats(learn, accepted)
         item = next(item for item in _forms(file) if isinstance(item, type(accepted)))
         compared += _compare_generated(learn, model, item, (name, data), whole=compared < ANSWERED)
@@ -110,6 +111,32 @@ def _size_taken(learn: Learner, info: bundle.ModelInfo) -> tuple[int, int] | Non
         image = _source(learn, 0)
         return image.height, image.width
     return None
+
+
+def _check_opened(learn: Learner, value: Any) -> None:
+    """Raise BundleError if something else than an image class of fastai makes the image of what `predict` gets.
+
+    A function of the user's own may do to some images what it does not to those that are compared.
+    """
+    for transform in learn.dls.test_dl([value], num_workers=0).dataset.tls[0].tfms.fs:
+        value = transform(value, split_idx=1) if _takes_split(transform) else transform(value)
+        if not isinstance(value, (str, Path, bytes)) and not _is_create(transform):
+            raise bundle.BundleError(
+                f"the Learner's {_name(transform)} makes or changes images before its item transforms; a bundle opens"
+                " files as PILImage.create does"
+            )
+
+
+def _is_create(transform: Any) -> bool:
+    """Return whether a transform opens images by ``PILBase.create`` (a pickle has a copy of it) or as our jobs do."""
+    methods = getattr(getattr(transform, "encodes", None), "methods", ())
+    names = [_where(getattr(method, "implementation", method)) for method in methods]
+    fastais = (PILBase.__module__, PILBase.create.__qualname__)
+    return bool(names) and all(module.startswith("fastmaker.") or (module, name) == fastais for module, name in names)
+
+
+def _where(function: Any) -> tuple[str, str]:
+    return str(getattr(function, "__module__", "")), str(getattr(function, "__qualname__", ""))
 
 
 def _check_repeats(learn: Learner, item: Any) -> None:
@@ -144,7 +171,10 @@ def _check_validation_image(learn: Learner, model: models.Model, index: int) -> 
     try:
         image = _source(learn, index)
         dl = learn.dls.valid.new(bs=1, shuffle=False, drop_last=False, num_workers=0, get_idxs=lambda: [index])
-        expected = _answer_of(learn, dl)
+        try:
+            expected = _answer_of(learn, dl)
+        except Exception:  # of a label, perhaps, that training lacks; to predict reads none
+            expected = _answer(learn, L(learn.dls.valid_ds.tls[0].items, use_list=None)[index])
     except bundle.BundleError:
         raise
     except Exception as error:  # a reader of the user's own may raise anything

@@ -1,9 +1,12 @@
 """A Learner in any state becomes a bundle that answers as it does, or is refused in a line, and nothing is written."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
 from fastai.vision.all import (
+    Callback,
     CrossEntropyLossFlat,
     DataLoaders,
     ImageDataLoaders,
@@ -150,6 +153,59 @@ def test_a_network_that_cannot_predict_is_refused(learn, tmp_path, name):
     make, reason = NETWORKS[name]
     learn.model = make(learn.model)
     assert_refused(learn, tmp_path, reason)
+
+
+class Brighter(Callback):
+    def before_batch(self):
+        if self.xb[0].mean() < -1:  # of an image that is all but black
+            self.learn.xb = tuple(batch + 1 for batch in self.xb)
+
+
+class InTraining(Brighter):
+    run_valid = False
+
+
+class Cut(Callback):
+    def after_pred(self):
+        self.learn.pred = self.pred.clamp(-1000, 255)
+
+
+class Counted(Callback):
+    def after_epoch(self):
+        self.epochs = getattr(self, "epochs", 0) + 1
+
+
+class Unsure(Learner):
+    def predict(self, item, **options):
+        label, index, numbers = super().predict(item, **options)
+        return ("unsure" if numbers.max() < 0.2 else label), index, numbers
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (
+            lambda learn: learn.add_cb(Brighter()),
+            "Brighter also runs when the Learner predicts (before_batch)",
+        ),
+        (lambda learn: learn.add_cb(Cut()), r"learn.remove_cb(Cut) takes it out if no answer depends on it"),
+        (lambda learn: learn.add_cb(Callback(after_pred=lambda learn: None)), "callback Callback also runs"),
+        (lambda learn: setattr(learn, "__class__", Unsure), "the Learner's predict is not fastai's"),
+        (lambda learn: setattr(learn, "get_preds", lambda **options: None), "the Learner's get_preds is not fastai's"),
+    ],
+    ids=["before_batch", "after_pred", "a callback of functions", "a class of its own", "a method of its own"],
+)
+def test_code_of_ones_own_that_predicts_as_well_is_refused(learn, tmp_path, change, reason):
+    """It may do to rare images what it does not to those that are compared."""
+    change(learn)
+    with pytest.raises(BundleError, match=re.escape(reason)):
+        save_bundle(learn, tmp_path / "model")
+
+
+@pytest.mark.parametrize("callback", [InTraining, Counted])
+def test_a_callback_of_ones_own_that_only_trains_is_free(learn, tmp_path, callback):
+    learn.add_cb(callback())
+    save_bundle(learn, tmp_path / "model")
 
 
 @pytest.mark.parametrize(

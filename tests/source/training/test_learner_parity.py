@@ -10,14 +10,17 @@ from fastai.vision.all import (
     ColReader,
     CrossEntropyLossFlat,
     DataBlock,
+    FuncSplitter,
     ImageBlock,
     ImageDataLoaders,
+    IntToFloatTensor,
     Normalize,
     PILImage,
     PILImageBW,
     RandomSplitter,
     Resize,
     Transform,
+    TransformBlock,
     aug_transforms,
     imagenet_stats,
     load_learner,
@@ -122,7 +125,7 @@ def test_a_transform_that_changes_pixels_is_refused_however_images_are_found(pho
     """The item transforms are those that pass; the image changes where it is opened."""
     learn = make(photos_copy, reader)
     learn.dls.valid_ds.tls[0].tfms.add(Transform(darker))
-    with pytest.raises(bundle.BundleError, match="changes the pixels of an image"):
+    with pytest.raises(bundle.BundleError, match="darker makes or changes images before its item transforms"):
         save_bundle(learn, tmp_path / "model")
     assert not (tmp_path / "model").exists()
 
@@ -148,6 +151,54 @@ def test_a_reader_that_opens_another_file_is_refused(photos_copy, tmp_path):
     ).dataloaders(photos_copy, bs=8, num_workers=0)
     with pytest.raises(bundle.BundleError, match="changes the pixels of an image"):
         save_bundle(learner(dls), tmp_path / "model")
+
+
+def cropped(file):
+    pixels = np.asarray(Image.open(file).convert("RGB"))
+    rows = pixels.max(axis=(1, 2)) > 40  # a black border, which none of these photos has
+    return pixels[rows]
+
+
+def smaller(file):
+    image = PILImage.create(file)
+    image.thumbnail((600, 600))
+    return image
+
+
+def last_frame(file):
+    image = Image.open(file)
+    image.seek(getattr(image, "n_frames", 1) - 1)
+    return np.asarray(image.convert("RGB"))
+
+
+@pytest.mark.parametrize("opens", [cropped, smaller, last_frame])
+@pytest.mark.parametrize("where", ["get_x", "type_tfms"])
+def test_a_function_of_ones_own_that_opens_images_is_refused(photos, tmp_path, opens, where):
+    """It does nothing to most images."""
+    block = TransformBlock(type_tfms=lambda file: PILImage.create(opens(file)), batch_tfms=IntToFloatTensor)
+    block = DataBlock(
+        (block if where == "type_tfms" else ImageBlock, CategoryBlock),
+        get_items=files_of,
+        get_x=opens if where == "get_x" else None,
+        get_y=parent_label,
+        splitter=RandomSplitter(seed=1),
+        item_tfms=SIZE,
+    )
+    with pytest.raises(bundle.BundleError, match="makes or changes images before its item transforms"):
+        save_bundle(learner(block.dataloaders(photos, bs=8, num_workers=0)), tmp_path / "model")
+
+
+def test_a_label_that_only_validation_has_is_no_obstacle(photos_copy, tmp_path):
+    validation = files_of(photos_copy)[::12]
+    block = DataBlock(
+        (ImageBlock, CategoryBlock),
+        get_items=files_of,
+        get_y=lambda file: "rare" if file in validation else parent_label(file),
+        splitter=FuncSplitter(lambda file: file in validation),
+        item_tfms=SIZE,
+    )
+    learn = learner(block.dataloaders(photos_copy, bs=8, num_workers=0))
+    assert_same_answers(learn, tmp_path / "model", files_of(photos_copy)[:3])
 
 
 def test_images_that_are_gone_cannot_be_checked(photos_copy, tmp_path):

@@ -99,6 +99,8 @@ def test_a_loss_is_read_from_what_it_does(loss, task, fields):
         (OfOnesOwn(lambda x: x < 0.3), "multilabel", "OfOnesOwn decodes otherwise"),
         (OfOnesOwn(lambda x: (x > 0.3) * 2), "multilabel", "OfOnesOwn decodes otherwise"),
         (OfOnesOwn(lambda x: x.round(), activation=lambda x: x), "regression", "OfOnesOwn decodes otherwise"),
+        (OfOnesOwn(lambda x: x, activation=lambda x: x.clamp(-1000, 255)), "regression", "OfOnesOwn has an activation"),
+        (OfOnesOwn(lambda x: x.clamp(-9e9, 9e9), activation=lambda x: x), "regression", "OfOnesOwn decodes otherwise"),
     ],
     **NAMES,
 )
