@@ -35,6 +35,10 @@ class ImageError(ValueError):
     """Bytes or an array that are not a usable image; the message gives the reason in one line."""
 
 
+class NotAnImage(ImageError):
+    """Bytes in no format of images."""
+
+
 def max_pixels() -> int:
     """Return the largest accepted width x height: FASTMAKER_MAX_PIXELS, by default 64,000,000. Raises ValueError."""
     return int(os.environ.get("FASTMAKER_MAX_PIXELS", DEFAULT_MAX_PIXELS))
@@ -59,7 +63,7 @@ def decode(data: bytes) -> Image.Image:
     except Image.DecompressionBombError:
         raise ImageError(f"the image has more than {limit:,} pixels") from None
     except Image.UnidentifiedImageError:
-        raise ImageError(f"the {len(data):,} bytes are not an image that Pillow can read") from None
+        raise NotAnImage(f"the {len(data):,} bytes are not an image that Pillow can read") from None
     except Exception as error:  # a damaged file makes Pillow's decoders raise almost anything
         raise ImageError(f"the image is damaged or truncated: {_first_line(error)}") from None
     if image.width * image.height > limit:
