@@ -29,14 +29,11 @@ NO_RESIZE = "none"  # the method of a model that takes images of one size, uncha
 STEPS = "steps"  # the method of a model whose images go through the steps of model.json (fastmaker.pipeline)
 PADDING = {"reflection": "reflect", "border": "edge", "zeros": "constant"}  # fastai's names and NumPy's
 DEFAULT_MAX_PIXELS = 64_000_000
+MAX_SCANS = 100  # over all pixels of the largest image; a usual JPEG has up to 15, and of few bytes it can have 50,000
 
 
 class ImageError(ValueError):
     """Bytes or an array that are not a usable image; the message gives the reason in one line."""
-
-
-class NotAnImage(ImageError):
-    """Bytes in no format of images."""
 
 
 def max_pixels() -> int:
@@ -59,16 +56,39 @@ def decode(data: bytes) -> Image.Image:
             warnings.simplefilter("ignore")
             image = Image.open(io.BytesIO(data), formats=_formats())
             if image.width * image.height <= limit:
+                _check_scans(image, data, limit)
                 image.load()
+    except ImageError:
+        raise
     except Image.DecompressionBombError:
         raise ImageError(f"the image has more than {limit:,} pixels") from None
     except Image.UnidentifiedImageError:
-        raise NotAnImage(f"the {len(data):,} bytes are not an image that Pillow can read") from None
+        raise ImageError(f"the {len(data):,} bytes are not an image that Pillow can read") from None
     except Exception as error:  # a damaged file makes Pillow's decoders raise almost anything
         raise ImageError(f"the image is damaged or truncated: {_first_line(error)}") from None
     if image.width * image.height > limit:
         raise ImageError(f"the image is {image.width}x{image.height}; at most {limit:,} pixels are accepted")
     return image
+
+
+def is_image(data: bytes) -> bool:
+    """Return whether bytes begin as those of an image do, which may be damaged or too large."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            Image.open(io.BytesIO(data), formats=_formats())
+    except Image.UnidentifiedImageError:
+        return False
+    except Exception:  # as in `decode`
+        return True
+    return True
+
+
+def _check_scans(image: Image.Image, data: bytes, limit: int) -> None:
+    """Raise ImageError for a JPEG that goes over its pixels so often that decoding it takes minutes."""
+    scans = data.count(b"\xff\xda") if image.format in ("JPEG", "MPO") else 1
+    if scans * image.width * image.height > MAX_SCANS * limit:
+        raise ImageError(f"the image is {image.width}x{image.height} in {scans:,} scans; it would take too long")
 
 
 def image_from_array(array: np.ndarray) -> Image.Image:

@@ -78,7 +78,7 @@ def decode(body: bytes | str | None, content_type: str | None, attributes: str |
     try:
         return replace((decoder or _decode_image)(bytes(body)), mask_size=mask_size)
     except preprocess.ImageError as error:
-        if media_type in UNTYPED and isinstance(error, preprocess.NotAnImage):
+        if media_type in UNTYPED and not preprocess.is_image(bytes(body)):
             raise _unsupported(media_type) from None
         raise BadRequest(str(error)) from None
 
@@ -198,7 +198,7 @@ def _decode_json(body: bytes) -> Images:
     if not isinstance(instances, list) or not instances:
         raise BadRequest('expected {"instances": [{"b64": "..."}, ...]} with at least one instance')
     limits.check_count(len(instances))
-    return _from_objects((f"instance {i}", item) for i, item in enumerate(instances))
+    return _from_objects((f"instance {i}", item) for i, item in enumerate(limits.in_time(instances)))
 
 
 def _decode_jsonlines(body: bytes) -> Images:
@@ -206,7 +206,7 @@ def _decode_jsonlines(body: bytes) -> Images:
     if not lines:
         raise BadRequest('expected one {"b64": "..."} a line, got no line')
     limits.check_count(len(lines))
-    return _from_objects((where, _parse_json(line, where)) for where, line in lines)
+    return _from_objects((where, _parse_json(line, where)) for where, line in limits.in_time(lines))
 
 
 def _from_objects(objects: Iterable[tuple[str, object]]) -> Images:

@@ -39,6 +39,12 @@ def huge_png(side, data=b""):
     return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(data)) + chunk(b"IEND", b"")
 
 
+def scanned(side, scans):
+    """A progressive JPEG whose last scan comes many times."""
+    data = encoded(Image.new("L", (side, side), 128), "JPEG", progressive=True)
+    return data[:-2] + data[data.rindex(b"\xff\xda") : -2] * scans + data[-2:]
+
+
 def b64(data):
     return {"b64": base64.b64encode(data).decode("ascii")}
 
@@ -67,6 +73,8 @@ BOMBS = {
     "pixels that unpack": (huge_png(10_000, bytes(30_010_000)), "x-image", "64,000,000 pixels"),
     "a TIFF": (encoded(Image.new("1", (9000, 9000)), "TIFF", compression="group4"), "x-image", "64,000,000 pixels"),
     "a GIF": (encoded(Image.new("P", (9000, 9000)), "GIF"), "x-image", "64,000,000 pixels"),
+    "scans of a JPEG": (scanned(2000, 2000), "x-image", "the image is 2000x2000 in 2,0"),
+    "many scans of a small one": (scanned(400, 50_000), "x-image", "the image is 400x400 in 50,0"),
     "text in a PNG": (huge_png(1)[:33] + chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(10**8))), "x-image", "damaged"),
     "nested lists": (b"[" * 1_000_000, "json", "is not JSON"),
     "nested objects": (b'{"instances":' * 100_000, "json", "is not JSON"),
@@ -88,6 +96,10 @@ def test_a_bomb_is_refused_soon(name, monkeypatch):
     assert time.monotonic() - start < SOON_SECONDS
     assert reason in error.value.message
     assert len(error.value.message.splitlines()) == 1
+
+
+def test_a_jpeg_of_many_scans_is_decoded_if_that_takes_no_time():
+    assert wire.decode(scanned(50, 200), "image/jpeg").images[0].size == (50, 50)
 
 
 def test_as_many_images_as_are_allowed_are_decoded(monkeypatch):
@@ -112,6 +124,14 @@ def test_a_request_that_takes_too_long_is_given_up(digits_bundle, entry_point, m
     alone = wire.decode(npy(PIXEL), "application/x-npy")
     assert len(entry_point.predict_fn(alone, model).predictions) == 1  # one image always has the time that it takes
     assert len(model.predict([preprocess.image_from_array(PIXEL)] * 3)) == 3  # as has who calls it without a server
+
+
+@pytest.mark.parametrize(("build", "kind"), [(instances, "json"), (lines, "jsonlines")])
+def test_images_that_take_too_long_to_decode_are_given_up(build, kind, monkeypatch):
+    monkeypatch.setenv("FASTMAKER_MAX_SECONDS", "0")
+    with pytest.raises(errors.BadRequest, match="1 of the request's 3 images took 0 s"):
+        wire.decode(build(*[DOT] * 3), f"application/{kind}")
+    assert len(wire.decode(build(DOT), f"application/{kind}").images) == 1
 
 
 @pytest.mark.parametrize("name", ["FASTMAKER_MAX_PIXELS", "FASTMAKER_MAX_IMAGES", "FASTMAKER_MAX_SECONDS"])
