@@ -8,7 +8,10 @@ from typing import TypeVar
 from fastmaker import preprocess
 
 DEFAULT_MAX_IMAGES = 10_000
-DEFAULT_MAX_SECONDS = 50  # SageMaker waits for 60, TorchServe for 120 unless it is told otherwise
+# How long the server waits for a worker, by the variables that tell it, the first that is set.
+TIMEOUTS = ("SAGEMAKER_TS_RESPONSE_TIMEOUT", "TS_DEFAULT_RESPONSE_TIMEOUT", "SAGEMAKER_MODEL_SERVER_TIMEOUT")
+DEFAULT_TIMEOUT, TOOLKIT_TIMEOUT = 120, 60
+SHARE = 5 / 12  # of that time, for decoding images, and again for computing: 50 seconds
 Item = TypeVar("Item")
 
 
@@ -18,8 +21,16 @@ def max_images() -> int:
 
 
 def max_seconds() -> int:
-    """Return how long the images of a request may take: FASTMAKER_MAX_SECONDS, by default 50. Raises ValueError."""
-    return int(os.environ.get("FASTMAKER_MAX_SECONDS", DEFAULT_MAX_SECONDS))
+    """Return how long the images of a request may take: FASTMAKER_MAX_SECONDS, or SHARE of the server's time.
+
+    Raises ValueError.
+    """
+    if given := os.environ.get("FASTMAKER_MAX_SECONDS"):
+        return int(given)
+    by_the_toolkit = any(name.startswith("SAGEMAKER_TS_") for name in os.environ)  # which then sets its own
+    default = TOOLKIT_TIMEOUT if by_the_toolkit else DEFAULT_TIMEOUT
+    timeout = next((os.environ[name] for name in TIMEOUTS if os.environ.get(name)), default)
+    return max(1, int(float(timeout) * SHARE))
 
 
 def check_count(images: int) -> None:

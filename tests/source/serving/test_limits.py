@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import os
 import struct
 import time
 import zlib
@@ -124,6 +125,25 @@ def test_a_request_that_takes_too_long_is_given_up(digits_bundle, entry_point, m
     alone = wire.decode(npy(PIXEL), "application/x-npy")
     assert len(entry_point.predict_fn(alone, model).predictions) == 1  # one image always has the time that it takes
     assert len(model.predict([preprocess.image_from_array(PIXEL)] * 3)) == 3  # as has who calls it without a server
+
+
+@pytest.mark.parametrize(
+    ("variables", "seconds"),
+    [
+        ({}, 50),
+        ({"SAGEMAKER_TS_BATCH_SIZE": "8"}, 25),
+        ({"SAGEMAKER_MODEL_SERVER_TIMEOUT": "3600"}, 1500),
+        ({"SAGEMAKER_TS_RESPONSE_TIMEOUT": "60", "SAGEMAKER_MODEL_SERVER_TIMEOUT": "3600"}, 25),
+        ({"TS_DEFAULT_RESPONSE_TIMEOUT": "1"}, 1),
+        ({"SAGEMAKER_MODEL_SERVER_TIMEOUT": "3600", "FASTMAKER_MAX_SECONDS": "7"}, 7),
+    ],
+)
+def test_a_request_has_the_more_time_the_longer_the_server_waits(monkeypatch, variables, seconds):
+    for name in [*limits.TIMEOUTS, *filter(lambda name: name.startswith("SAGEMAKER_TS_"), os.environ)]:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert limits.max_seconds() == seconds
 
 
 @pytest.mark.parametrize(("build", "kind"), [(instances, "json"), (lines, "jsonlines")])
