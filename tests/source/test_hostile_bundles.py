@@ -21,7 +21,7 @@ from PIL import Image
 from fastmaker import bundle, graph, networks, unet
 from fastmaker.serving import errors, models, wire
 
-EXAMPLES = int(os.environ.get("FASTMAKER_EXAMPLES", "60"))  # of each task
+EXAMPLES = int(os.environ.get("FASTMAKER_EXAMPLES", "40"))  # of each task
 SECONDS = 10
 SIZE = 16
 HUGE = 10**400
@@ -287,6 +287,7 @@ def test_a_key_that_stands_twice_in_a_graph_is_refused(graph_folder, tmp_path):
         bundle.load(tmp_path)
 
 
+@pytest.mark.slow
 def test_every_network_of_the_package_passes_the_check_of_its_cost():
     for architecture in networks.ARCHITECTURES:
         info = dataclasses.replace(MASKS, task="classification", architecture=architecture, image_size=(224, 224))

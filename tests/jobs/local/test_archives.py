@@ -97,7 +97,7 @@ def test_a_bad_archive_is_refused_in_one_line(name, tmp_path):
     assert not any(os.path.islink(entry) for entry in (tmp_path / "model").iterdir())
 
 
-@pytest.mark.parametrize("name", ["zeros of bzip2", "a header", "a sparse file", "text", "half of one"])
+@pytest.mark.parametrize("name", ["a header", "a sparse file", "text", "half of one"])
 def test_the_names_in_an_archive_are_read_within_the_same_limits(name, tmp_path):
     make, reason = BAD[name]
     make(tmp_path / "x")
