@@ -17,6 +17,7 @@ from fastmaker.jobs.clients.answers import check_collectable, collect, save_pict
 from fastmaker.jobs.packaging import models
 from fastmaker.jobs.storage import manifests
 from fastmaker.jobs.storage.listings import Inputs, listed
+from fastmaker.local.store import default_home
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -132,6 +133,8 @@ def _retry(args, backend: backends.Backend) -> None:
             print(f"would transform {missing} of {inputs.count} objects, those without an answer")
             return
         manifest = f"{output}-retry.json"
+        if inputs.prefix.startswith("file://") and output.startswith("s3://"):  # a manifest in S3 names no files
+            manifest = f"file://{default_home()}/{args.retry_failed}-retry.json"
         count = manifests.write(manifest, inputs.prefix, inputs.unanswered(output))
         if not count:
             print(f"all {inputs.count} objects of {args.retry_failed} have answers")

@@ -24,12 +24,12 @@ def model_fn(model_dir, context):
     """Return the bundle in `model_dir` as a `models.Model`, on this worker's GPU if it has one."""
     import torch
 
-    from fastmaker.serving import models
+    from fastmaker.serving import models, toolkit
 
     gpu = context.system_properties.get("gpu_id") if torch.cuda.is_available() else None
     torch.set_num_threads(models.threads_per_worker())
     model = models.load(model_dir, "cpu" if gpu is None else f"cuda:{gpu}")
-    _disable_text_decoding()
+    toolkit.prepare()
     return model
 
 
@@ -42,7 +42,7 @@ def input_fn(body, content_type, context=None):
 def predict_fn(request, model):
     """Return the `wire.Answer` to `wire.Images`. Raises `errors.BadRequest`."""
     try:
-        return wire.Answer(model.predict(request.images, request.mask_size), request.single)
+        return wire.Answer(model.predict_in_time(request.images, request.mask_size), request.single)
     except preprocess.ImageError as error:
         raise errors.BadRequest(str(error)) from None
 
@@ -50,13 +50,6 @@ def predict_fn(request, model):
 def output_fn(answer, accept):
     """Return the answer's bytes and their content type. Raises `errors.NotAcceptable`."""
     return wire.check_response_size(*wire.encode(answer, accept))
-
-
-def _disable_text_decoding():
-    """Let `input_fn` get bytes: the toolkit decodes text before it, and answers bytes that are not UTF-8 with 500."""
-    from sagemaker_inference import content_types
-
-    content_types.UTF8_TYPES.clear()
 
 
 if __name__ == "__main__":

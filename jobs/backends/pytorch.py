@@ -1,7 +1,6 @@
 """The SageMaker SDK's PyTorch classes for our entry point and bundles. What differs between backends they are given."""
 
 import logging
-import tarfile
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,6 +8,7 @@ from typing import TYPE_CHECKING
 from fastmaker.jobs import files, storage
 from fastmaker.jobs.backends.requests import DEFAULT_MAX_PAYLOAD, TrainingRequest, TransformRequest
 from fastmaker.jobs.cli.errors import Failure
+from fastmaker.local import archives
 
 if TYPE_CHECKING:
     from fastmaker.jobs.backends.protocol import Backend
@@ -73,8 +73,7 @@ def fetch_report(model_data: str, folder: Path, sagemaker_session) -> Path | Non
             archive = storage.local_path(uri)
         if not archive.is_file():
             return None
-        with tarfile.open(archive) as tar:
-            tar.extractall(folder, filter="data")
+        archives.unpack(archive, folder)
     return folder
 
 

@@ -22,7 +22,7 @@ import psutil
 
 from fastmaker import files
 from fastmaker.jobs.runtime.requirements import met
-from fastmaker.local import docker, processes
+from fastmaker.local import archives, docker, processes
 
 # What a container sees of the caller's environment: how to reach programs and hosts, never what to compute.
 FORWARDED = (
@@ -201,12 +201,11 @@ def stop_processes(find: Callable[[], list[psutil.Process]], grace_seconds: floa
 
 
 def unpack(archive: Path, folder: Path) -> None:
-    """Unpack a .tar.gz into `folder`; links and names that lead outside are refused. Raises ContainerError."""
+    """Unpack an archive into `folder`, as `archives.unpack` does. Raises ContainerError."""
     try:
-        with tarfile.open(archive) as tar:
-            tar.extractall(folder, filter="data")
-    except (tarfile.TarError, OSError, EOFError) as error:
-        raise ContainerError(f"{archive} cannot be unpacked: {error}") from None
+        archives.unpack(archive, folder)
+    except archives.ArchiveError as error:
+        raise ContainerError(str(error)) from None
 
 
 def pack(folder: Path | list[Path], archive: Path) -> None:

@@ -7,13 +7,13 @@ import contextlib
 import hashlib
 import os
 import shutil
-import tarfile
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from fastmaker.jobs import backends, storage
 from fastmaker.jobs.backends.resources import is_missing
+from fastmaker.local import archives
 from fastmaker.local.containers import ContainerError, pack, unpack
 from fastmaker.local.store import now
 
@@ -48,11 +48,7 @@ def locate(model: str, sagemaker_session: Callable) -> Path | str:
         if uri.startswith("s3://"):
             return uri
         path = storage.local_path(uri)
-    try:
-        with tarfile.open(path) as tar:
-            _check_files(path, {name.removeprefix("./") for name in tar.getnames()})
-    except tarfile.TarError as error:
-        raise ValueError(f"{path} is no model.tar.gz: {error}") from None
+    _check_files(path, archives.names(path))
     return path.resolve()
 
 

@@ -97,7 +97,7 @@ def running(archive: Path, model_name: str, port: int) -> Iterator[tuple[Contain
 
 
 def _await_workers(container: Container, model_name: str, port: int) -> None:
-    while not (server.all_workers_ready(port, model_name) and container.accepts(port)):
+    while not (server.all_workers_ready(container, port, model_name) and container.accepts(port)):
         if reason := server.why_not_starting(container):
             raise ContainerError(reason)
         time.sleep(0.1)

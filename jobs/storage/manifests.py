@@ -2,7 +2,8 @@
 
     [{"prefix": "s3://bucket/some/"}, "key1", "folder/key2"]
 
-https://docs.aws.amazon.com/sagemaker/latest/APIReference/API_TransformS3DataSource.html; here prefixes may be file://.
+https://docs.aws.amazon.com/sagemaker/latest/APIReference/API_TransformS3DataSource.html; the prefix of a manifest that
+is a file may be file://.
 """
 
 import json
@@ -16,6 +17,7 @@ import ijson
 
 from fastmaker.jobs import storage
 
+S3 = "s3://[^/]+/"
 FORM = 'expected one JSON array, [{"prefix": "s3://bucket/some/"}, "key1", "key2", ...]'
 
 
@@ -33,8 +35,12 @@ def read(uri: str) -> tuple[str, Iterator[str]]:
     if not isinstance(prefix, dict) or prefix.keys() != {"prefix"} or not isinstance(prefix["prefix"], str):
         raise ManifestError(f"{uri}: its first element is {_excerpt(prefix) if prefix else 'missing'}; {FORM}")
     prefix = prefix["prefix"]
-    if not re.match("s3://[^/]+/|file:///", prefix):
-        raise ManifestError(f"{uri}: the prefix is {prefix!r}; expected s3://bucket/ or file:/// and what follows it")
+    in_s3 = uri.startswith("s3://")  # whoever wrote it may not read this machine's files
+    allowed, expected = (S3, "s3://bucket/") if in_s3 else (f"{S3}|file:///", "s3://bucket/ or file:///")
+    if not re.match(allowed, prefix):
+        raise ManifestError(f"{uri}: the prefix is {prefix!r}; expected {expected} and what follows it")
+    if _leads_out(prefix):
+        raise ManifestError(f"{uri}: the prefix is {prefix!r}, which leads out of its folder")
     return prefix, _keys(uri, items)
 
 
@@ -65,7 +71,7 @@ def _keys(uri: str, items: Iterator[Any]) -> Iterator[str]:
     for number, key in enumerate(items, 1):
         if not isinstance(key, str) or not key:
             raise ManifestError(f"{uri}: element {number + 1} is {_excerpt(key)}; expected a key, a string")
-        if ".." in key.split("/"):
+        if _leads_out(key):
             raise ManifestError(f"{uri}: element {number + 1} is {key!r}, which leads out of the prefix")
         yield key
     if number == 0:
@@ -97,6 +103,10 @@ class _Rest:
             return b""
         start, self.start = self.start, b""
         return start or self.stream.read(size)
+
+
+def _leads_out(name: str) -> bool:
+    return ".." in name.split("/")
 
 
 def _excerpt(item: Any) -> str:

@@ -24,7 +24,19 @@ import torch
 import torchvision
 from torch import nn
 
-from fastmaker import __version__, files, graph, graph_sizes, masks, networks, pipeline, preprocess, tasks, unet
+from fastmaker import (
+    __version__,
+    checks,
+    files,
+    graph,
+    graph_sizes,
+    masks,
+    networks,
+    pipeline,
+    preprocess,
+    tasks,
+    unet,
+)
 
 STATE_FILE = "model.pth"
 INFO_FILE = "model.json"
@@ -34,8 +46,8 @@ CODE_DIR = "code"
 FORMAT = 2  # the newest that is read
 PLAIN_FORMAT = 1  # of a pipeline without steps, which older versions of this package read, too
 ARCHITECTURES = dict.fromkeys(tasks.TASKS, networks.ARCHITECTURES) | {"segmentation": unet.ARCHITECTURES}  # by task
+_MOST = f"{preprocess.DEFAULT_MAX_PIXELS:,}"
 GRAPH = "graph"  # the architecture of a network that is kept in GRAPH_FILE
-MAX_GRAPH_BYTES = 16_000_000  # of GRAPH_FILE; the largest of the usual networks need one
 
 
 class BundleError(ValueError):
@@ -116,7 +128,7 @@ def rebuild(network: nn.Module, info: ModelInfo) -> nn.Module:
         if not isinstance(network, graph.GraphNetwork):
             raise BundleError(f"the architecture is {GRAPH}; expected a graph, found {type(network).__name__}")
         return _build_graph(network.document, network.tensors(), info, Path(GRAPH_FILE))
-    copy = _empty_network(info)
+    copy = _empty_network(info, Path(INFO_FILE))
     _load_state(copy, _state_dict(network), Path(STATE_FILE))
     return copy.eval()
 
@@ -135,13 +147,13 @@ def _load_graph(path: Path, info: ModelInfo, tensors: dict[str, torch.Tensor]) -
     """Return the network of the document at `path` with these tensors. Raises BundleError."""
     if not path.is_file():
         raise BundleError(f"{path}: missing; a bundle whose architecture is {GRAPH} holds it")
-    if path.stat().st_size > MAX_GRAPH_BYTES:
-        raise BundleError(f"{path}: 'nodes' are too many: it has more than {MAX_GRAPH_BYTES} bytes")
+    if path.stat().st_size > checks.MAX_BYTES:
+        raise BundleError(f"{path}: 'nodes' are too many: it has more than {checks.MAX_BYTES} bytes")
     if _sha256(path) != info.network_sha256:
         raise BundleError(f"{path}: its SHA-256 is not the network_sha256 of {INFO_FILE}; it was altered or cut short")
     try:
-        document = json.loads(path.read_text("utf-8"))
-    except (ValueError, RecursionError) as error:
+        document = checks.parse(path.read_text("utf-8"))
+    except ValueError as error:
         raise BundleError(f"{path}: not JSON: {error}") from None
     return _build_graph(document, tensors, info, path)
 
@@ -192,7 +204,7 @@ def load(model_dir: str | os.PathLike) -> tuple[nn.Module, ModelInfo]:
         raise BundleError(f"{path}: its SHA-256 is not the state_sha256 of {INFO_FILE}; it was altered or cut short")
     if info.architecture == GRAPH:
         return _load_graph(Path(model_dir) / GRAPH_FILE, info, _read_state(path)), info
-    network = _empty_network(info)
+    network = _empty_network(info, Path(model_dir) / INFO_FILE)
     _load_state(network, _read_state(path), path)
     return network.eval(), info
 
@@ -201,10 +213,14 @@ def load_info(model_dir: str | os.PathLike) -> ModelInfo:
     """Return the checked content of model.json. Raises BundleError."""
     path = Path(model_dir) / INFO_FILE
     try:
-        values = json.loads(path.read_text("utf-8"))
+        if path.stat().st_size > checks.MAX_BYTES:
+            raise BundleError(f"{path}: it has more than {checks.MAX_BYTES} bytes")
+        values = checks.parse(path.read_text("utf-8"))
     except (FileNotFoundError, NotADirectoryError):
         raise BundleError(f"{path}: missing; is {model_dir} a model directory that fastmaker wrote?") from None
-    except (ValueError, RecursionError) as error:
+    except BundleError:
+        raise
+    except ValueError as error:
         raise BundleError(f"{path}: not JSON: {error}") from None
     if not isinstance(values, dict):
         raise BundleError(f"{path}: expected one JSON object, found {type(values).__name__}")
@@ -220,20 +236,21 @@ def _parse_info(values: dict[str, Any], path: Path) -> ModelInfo:
 
     def check(key: str, good: bool, expected: str) -> None:
         if not good:
-            raise BundleError(f"{path}: {key!r} is {json.dumps(values.get(key))[:80]}; expected {expected}")
+            raise BundleError(f"{path}: {key!r} is {checks.shown(values.get(key))}; expected {expected}")
 
-    check("format", isinstance(values.get("format"), int), f"a whole number, {FORMAT} or less")
+    found = values.get("format")
+    check("format", type(found) is int and found >= 0, f"a whole number, {FORMAT} or less")
     if values["format"] > FORMAT:
         raise BundleError(
-            f"{path}: 'format' is {values['format']}, newer than {FORMAT}, the newest that fastmaker {__version__}"
+            f"{path}: 'format' is {checks.shown(found)}, newer than {FORMAT}, the newest that fastmaker {__version__}"
             " reads; use a newer fastmaker"
         )
     _check_choices(values, check)
     tasks.check(values, check)
     _check_lists(values, check)
     _check_steps(values, check)
-    if values["task"] == "segmentation":
-        _check_segmentation(values, check)
+    _check_segmentation(values, check)
+    _check_notes(values, check)
     check("state_sha256", isinstance(values.get("state_sha256"), str), "a string of 64 hexadecimal digits")
     check("network_sha256", isinstance(values.get("network_sha256", ""), str), "a string of 64 hexadecimal digits")
     names = {f.name for f in dataclasses.fields(ModelInfo)}
@@ -266,26 +283,32 @@ def _check_steps(values: dict[str, Any], check: tasks.Check) -> None:
 
 def _check_lists(values: dict[str, Any], check: tasks.Check) -> None:
     channels = preprocess.CHANNELS[values["image_mode"]]
-    fields: list[Any] = [values.get(key) for key in ("image_size", "mean", "std")]
-    size, mean, std = fields
-    check("image_size", _is_list(size, int, 2) and min(size) > 0, "[height, width]")
-    finite = _is_list(mean, (int, float), channels) and all(map(math.isfinite, mean))
-    check("mean", finite, f"a list of {channels} numbers")
-    positive = _is_list(std, (int, float), channels) and all(0 < n < math.inf for n in std)
-    check("std", positive, f"{channels} numbers above 0")
+    check("image_size", checks.is_size(values.get("image_size")), f"[height, width], at most {_MOST} pixels")
+    for key, good, expected in (
+        ("mean", checks.is_number, f"a list of {channels} numbers"),
+        ("std", checks.is_positive, f"{channels} numbers above 0"),
+    ):
+        numbers: Any = values.get(key)
+        check(key, isinstance(numbers, list) and len(numbers) == channels and all(map(good, numbers)), expected)
+    check("resampled", isinstance(values.get("resampled", False), bool), "true or false")
 
 
-def _is_list(value: Any, kind: type | tuple[type, ...], length: int | None = None) -> bool:
-    return (
-        isinstance(value, list)
-        and all(isinstance(item, kind) and not isinstance(item, bool) for item in value)
-        and (length is None or len(value) == length)
-    )
+def _check_notes(values: dict[str, Any], check: tasks.Check) -> None:
+    metrics: Any = values.get("metrics", {})
+    versions: Any = values.get("versions", {})
+    numbers = isinstance(metrics, dict) and all(isinstance(n, float) or checks.is_number(n) for n in metrics.values())
+    check("metrics", numbers, "an object of numbers")
+    check("versions", isinstance(versions, dict) and checks.are_texts([*versions.values()]), "an object of strings")
 
 
 def _check_segmentation(values: dict[str, Any], check: tasks.Check) -> None:
     labels, void_code = values["labels"], values.get("void_code")
     options: Any = values.get("options")
+    check("mask_size", values.get("mask_size", "model") in masks.SIZES, f"one of {', '.join(masks.SIZES)}")
+    if values["task"] != "segmentation":
+        check("options", not options, f"{{}}, as the task is {values['task']}")
+        check("void_code", void_code is None, f"null, as the task is {values['task']}")
+        return
     unique = len(set(labels)) == len(labels) <= masks.MAX_CLASSES
     check("labels", unique, f"at most {masks.MAX_CLASSES} strings, none of them twice")
     known = isinstance(options, dict) and options.keys() == unet.OPTIONS.keys()
@@ -296,7 +319,6 @@ def _check_segmentation(values: dict[str, Any], check: tasks.Check) -> None:
         check("options", flags, f"true or false for {', '.join(unet.OPTIONS)}")
     is_index = type(void_code) is int and 0 <= void_code < len(labels)
     check("void_code", void_code is None or is_index, f"null or 0 to {len(labels) - 1}")
-    check("mask_size", values.get("mask_size") in masks.SIZES, f"one of {', '.join(masks.SIZES)}")
 
 
 def _state_dict(network: nn.Module) -> dict[str, torch.Tensor]:
@@ -316,18 +338,40 @@ def _read_state(path: Path) -> dict[str, torch.Tensor]:
     return state
 
 
-def _empty_network(info: ModelInfo) -> nn.Module:
-    if info.task == "segmentation":
-        return unet.empty_unet(info.architecture, len(info.labels), info.image_size, info.channels, **info.options)
-    return networks.empty_classifier(info.architecture, math.prod(info.shape), info.channels)
+def _empty_network(info: ModelInfo, path: Path) -> nn.Module:
+    """Return the network without its weights. Raises BundleError if no request could pay for one image."""
+    size = pipeline.input_size(info) or info.image_size
+    try:
+        network: nn.Module
+        if info.task == "segmentation":
+            network = unet.empty_unet(
+                info.architecture, len(info.labels), info.image_size, info.channels, **info.options
+            )
+        else:
+            network = networks.empty_classifier(info.architecture, math.prod(info.shape), info.channels)
+        network.eval()
+        images = torch.zeros(1, info.channels, *size, dtype=torch.uint8, device="meta")
+        graph_sizes.check_layers(network, pipeline.to_pixels(images, info.steps))
+    except Exception as error:  # wrong sizes make torch raise almost anything
+        reason = " ".join(str(error).split())[:300]
+        raise BundleError(f"{path}: 'image_size' or 'steps': no image of {size} can be computed: {reason}") from None
+    return network
 
 
 def _load_state(network: nn.Module, state: dict[str, torch.Tensor], path: Path) -> None:
+    expected = network.state_dict()
+    for name, tensor in state.items():
+        if name in expected and not _is_like(tensor, expected[name]):
+            raise BundleError(f"{path}: {name!r} is no dense tensor of {expected[name].dtype}, as the network has it")
     try:
         network.load_state_dict(state, strict=True, assign=True)
-    except (RuntimeError, AttributeError) as error:
+    except (RuntimeError, AttributeError, TypeError) as error:
         reason = " ".join(str(error).split())[:300]
         raise BundleError(f"{path}: the weights do not fit the architecture in {INFO_FILE}: {reason}") from None
+
+
+def _is_like(tensor: Any, expected: torch.Tensor) -> bool:
+    return isinstance(tensor, torch.Tensor) and (tensor.dtype, tensor.layout) == (expected.dtype, expected.layout)
 
 
 def _versions() -> dict[str, str]:

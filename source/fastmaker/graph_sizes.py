@@ -7,6 +7,7 @@ they run on the CPU, and each operator is tried on the meta device before it is 
 from typing import Any
 
 import torch
+from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 from torch.utils.flop_counter import flop_registry
@@ -27,14 +28,23 @@ LISTS = {
 }
 
 
+def check_layers(network: nn.Module, image: torch.Tensor) -> None:
+    """Raise GraphError unless one image, (1, C, H, W), takes less than the limits; all tensors are on the meta device.
+
+    What the network raises goes on.
+    """
+    with torch.no_grad(), _Watch([], on_meta=True):
+        network(image)
+
+
 def check(network: graph.GraphNetwork, channels: int, size: tuple[int, int]) -> None:
     """Raise GraphError unless one image of that size takes less than the limits of this module."""
     try:
-        _run(network, channels, size, _Watch(network, on_meta=True))
+        _run(network, channels, size, _Watch(network.document["nodes"], on_meta=True))
     except graph.GraphError:
         raise
     except Exception:  # an operator that the meta device lacks, or whose results have other strides there
-        watch = _Watch(network, on_meta=False)
+        watch = _Watch(network.document["nodes"], on_meta=False)
         try:
             _run(network, channels, size, watch)
         except graph.GraphError:
@@ -58,10 +68,10 @@ class _Watch(TorchDispatchMode):
     Where the run is not on the meta device, each operator is tried there first.
     """
 
-    def __init__(self, network: graph.GraphNetwork, on_meta: bool):
+    def __init__(self, nodes: list[dict[str, Any]], on_meta: bool):
         super().__init__()
         self.on_meta = on_meta
-        self.names = [node["op"].split(".")[1:2] for node in network.document["nodes"]]
+        self.names = [node["op"].split(".")[1:2] for node in nodes]
         self.number = 0  # of the call that is being computed
         self.alive: dict[int, int] = {}  # by register, how many numbers it holds
         self.in_use = self.computed = self.operations = 0
@@ -111,8 +121,9 @@ class _Watch(TorchDispatchMode):
 
     def _limit(self, found: int, limit: int, what: str) -> None:
         if found > limit:
+            what_takes_it = f"'nodes'[{self.number}]" if self.names else "it"
             raise graph.GraphError(
-                f"'nodes'[{self.number}] would take more memory or time than a network does:"
+                f"{what_takes_it} would take more memory or time than a network does:"
                 f" {what.format(f'{found:.1e}')}; expected at most {limit:.1e}"
             )
 

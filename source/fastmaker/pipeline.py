@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from fastmaker import geometry, image_steps, preprocess
+from fastmaker import checks, geometry, image_steps, preprocess
 from fastmaker.image_steps import RESAMPLES, output_size
 
 if TYPE_CHECKING:
@@ -27,28 +27,27 @@ if TYPE_CHECKING:
 Step = dict[str, Any]
 PAD_MODES = ("reflection", "border", "zeros")
 GRID_MODES = ("bilinear", "nearest", "bicubic")
+MAX_STEPS = 32
+QUOTE = '"'
+MAX_RATIO = 1000  # of width to height, or of height to width
 # The values of each step, by name: how to tell a good one, and what to expect.
 OF_IMAGES: dict[str, dict[str, tuple[Any, str]]] = {}
 OF_BATCHES: dict[str, dict[str, tuple[Any, str]]] = {}
-
-
-def _is_size(value: Any) -> bool:
-    return isinstance(value, list) and len(value) == 2 and all(type(n) is int and 0 < n < 100_000 for n in value)
 
 
 def _one_of(*allowed: str) -> tuple[Any, str]:
     return (lambda value: isinstance(value, str) and value in allowed), f"one of {', '.join(allowed)}"
 
 
-def _is_number(value: Any) -> bool:
-    return type(value) in (int, float) and 0 < value < math.inf
+def _are_numbers(value: Any, good: Any = checks.is_number) -> bool:
+    return isinstance(value, list) and all(map(good, value))
 
 
-def _are_numbers(value: Any) -> bool:
-    return isinstance(value, list) and all(type(n) in (int, float) and math.isfinite(n) for n in value)
+def _is_ratio(value: Any) -> bool:
+    return _are_numbers(value) and len(value) == 2 and 1 / MAX_RATIO <= value[0] <= value[1] <= MAX_RATIO
 
 
-_SIZE = (_is_size, "[height, width]")
+_SIZE = (checks.is_size, "[height, width]")
 _FLAG = ((lambda value: isinstance(value, bool)), "true or false")
 OF_IMAGES |= {
     # Resize; RandomResizedCrop is a squish to a larger size, and crop_pad
@@ -62,7 +61,7 @@ OF_IMAGES |= {
     "crop_pad": {"size": _SIZE, "pad_mode": _one_of(*PAD_MODES)},
     # RatioResize: the longer side, in pixels
     "ratio_resize": {
-        "longest": ((lambda value: type(value) is int and 0 < value < 100_000), "pixels"),
+        "longest": ((lambda value: checks.is_size([value, value])), "pixels"),
         "resample": _one_of(*RESAMPLES),
     },
     # images that were all alike: those of another size are no images for the model
@@ -73,7 +72,7 @@ OF_IMAGES |= {
 OF_BATCHES |= {
     # AffineCoordTfm, of which aug_transforms is made: no rotation, but a size, or the identity if it is null
     "grid_sample": {
-        "size": ((lambda value: value is None or _is_size(value)), "null or [height, width]"),
+        "size": ((lambda value: value is None or checks.is_size(value)), "null or [height, width]"),
         "mode": _one_of(*GRID_MODES),
         "pad_mode": _one_of(*PAD_MODES),
         "align_corners": _FLAG,
@@ -81,19 +80,16 @@ OF_BATCHES |= {
     # RandomResizedCropGPU: the middle, of at most these ratios of width to height, `scale` of it
     "crop_and_grid_sample": {
         "size": _SIZE,
-        "ratio": (
-            (lambda value: isinstance(value, list) and len(value) == 2 and all(map(_is_number, value))),
-            "[smallest, largest]",
-        ),
-        "scale": (_is_number, "a number above 0"),
+        "ratio": (_is_ratio, "[smallest, largest]"),
+        "scale": ((lambda value: checks.is_positive(value) and value <= 1), "a number above 0, at most 1"),
         "mode": _one_of(*GRID_MODES),
     },
     # IntToFloatTensor with a divisor of its own, or after another step
-    "divide": {"by": (_is_number, "a number above 0")},
+    "divide": {"by": (checks.is_positive, "a number above 0")},
     # a Normalize that is not the last step
     "normalize": {
         "mean": (_are_numbers, "a number for each channel"),
-        "std": ((lambda value: _are_numbers(value) and all(n > 0 for n in value)), "numbers above 0, one a channel"),
+        "std": ((lambda value: _are_numbers(value, checks.is_positive)), "numbers above 0, one a channel"),
     },
 }
 KNOWN = OF_IMAGES | OF_BATCHES
@@ -103,17 +99,23 @@ def problem(steps: Any, channels: int) -> str | None:
     """Return what is wrong with the `steps` of a model.json whose images have `channels`, or None."""
     if not isinstance(steps, list) or not all(isinstance(step, dict) for step in steps):
         return "expected a list of objects"
+    if len(steps) > MAX_STEPS:
+        return f"there are {len(steps)}; expected at most {MAX_STEPS}"
     names = [step.get("step") for step in steps]
     for name, step in zip(names, steps, strict=True):
         if not isinstance(name, str) or name not in KNOWN:
-            return f"step {name!r} is unknown; expected one of {', '.join(KNOWN)}"
+            found = repr(name)[:80] if isinstance(name, str) else checks.shown(name)
+            return f"step {found} is unknown; expected one of {', '.join(KNOWN)}"
         if step.keys() - {"step"} != KNOWN[name].keys():
             return f"step {name!r} has other keys than {', '.join(KNOWN[name])}"
         for key, (good, expected) in KNOWN[name].items():
             if not good(step[key]):
-                return f"{key!r} of step {name!r} is {str(step[key])[:80]}; expected {expected}"
+                return f"{key!r} of step {name!r} is {checks.shown(step[key]).strip(QUOTE)}; expected {expected}"
         if name == "normalize" and not len(step["mean"]) == len(step["std"]) == channels:
             return f"step {name!r} has {len(step['mean'])} and {len(step['std'])} numbers; expected {channels}"
+    pixels = sum(math.prod(step.get("size") or [step.get("longest", 0)] * 2) for step in steps)
+    if pixels > preprocess.DEFAULT_MAX_PIXELS:
+        return f"they make {pixels:,} pixels of an image; expected at most {preprocess.DEFAULT_MAX_PIXELS:,}"
     of_batches = [name in OF_BATCHES for name in names]
     return None if of_batches == sorted(of_batches) else "a step of images follows a step of batches"
 
@@ -194,4 +196,6 @@ def _zoom(size: tuple[int, int], align_corners: bool) -> float:
 def _crop(pixels: torch.Tensor, ratio: Sequence[float], scale: float) -> torch.Tensor:
     height, width = pixels.shape[-2:]
     left, top, right, bottom = geometry.crop_window((width, height), ratio, scale)
+    if not (left < right and top < bottom):
+        raise ValueError("the step crop_and_grid_sample leaves nothing of it")
     return pixels[..., top:bottom, left:right]

@@ -30,6 +30,7 @@ NO_RESIZE = "none"  # the method of a model that takes images of one size, uncha
 STEPS = "steps"  # the method of a model whose images go through the steps of model.json (fastmaker.pipeline)
 PADDING = {"reflection": "reflect", "border": "edge", "zeros": "constant"}  # fastai's names and NumPy's
 DEFAULT_MAX_PIXELS = 64_000_000
+MAX_SCANS = 100  # over all pixels of the largest image; a usual JPEG has up to 15, and of few bytes it can have 50,000
 
 
 class ImageError(ValueError):
@@ -56,7 +57,10 @@ def decode(data: bytes) -> Image.Image:
             warnings.simplefilter("ignore")
             image = Image.open(io.BytesIO(data), formats=_formats())
             if image.width * image.height <= limit:
+                _check_scans(image, data, limit)
                 image.load()
+    except ImageError:
+        raise
     except Image.DecompressionBombError:
         raise ImageError(f"the image has more than {limit:,} pixels") from None
     except Image.UnidentifiedImageError:
@@ -66,6 +70,26 @@ def decode(data: bytes) -> Image.Image:
     if image.width * image.height > limit:
         raise ImageError(f"the image is {image.width}x{image.height}; at most {limit:,} pixels are accepted")
     return image
+
+
+def is_image(data: bytes) -> bool:
+    """Return whether bytes begin as those of an image do, which may be damaged or too large."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            Image.open(io.BytesIO(data), formats=_formats())
+    except Image.UnidentifiedImageError:
+        return False
+    except Exception:  # as in `decode`
+        return True
+    return True
+
+
+def _check_scans(image: Image.Image, data: bytes, limit: int) -> None:
+    """Raise ImageError for a JPEG that goes over its pixels so often that decoding it takes minutes."""
+    scans = data.count(b"\xff\xda") if image.format in ("JPEG", "MPO") else 1
+    if scans * image.width * image.height > MAX_SCANS * limit:
+        raise ImageError(f"the image is {image.width}x{image.height} in {scans:,} scans; it would take too long")
 
 
 def image_from_array(array: np.ndarray) -> Image.Image:

@@ -8,11 +8,12 @@ the numbers. Both are kept as data in model.json: `activation`, and of several l
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from fastmaker import checks
 
 if TYPE_CHECKING:
     import torch
@@ -37,7 +38,7 @@ def check(values: dict[str, Any], check_key: Check) -> None:
     check_key(
         "activation", values.get("activation", "softmax") in tuple(ACTIVATIONS), f"one of {', '.join(ACTIVATIONS)}"
     )
-    strings = isinstance(labels, list) and all(isinstance(label, str) for label in labels)
+    strings = checks.are_texts(labels)
     if task not in LABELLED:
         check_key("labels", labels == [], f"[], as the task is {task}")
     elif task == "multilabel":
@@ -50,8 +51,11 @@ def check(values: dict[str, Any], check_key: Check) -> None:
         check_key("threshold", threshold is None, f"null, as the task is {task}")
     elif threshold is not None:
         each = [threshold] * len(labels) if not isinstance(threshold, list) else threshold
-        finite = all(type(number) in (int, float) and math.isfinite(number) for number in each)
-        check_key("threshold", finite and len(each) == len(labels), "null, a number, or a number for each label")
+        check_key(
+            "threshold",
+            all(map(checks.is_number, each)) and len(each) == len(labels),
+            "null, a number, or a number for each label",
+        )
 
 
 def _check_output_shape(values: dict[str, Any], check_key: Check) -> None:

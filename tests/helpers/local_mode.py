@@ -11,6 +11,7 @@ os.environ.setdefault("SAGEMAKER_SUPPRESS_V2_WARNING", "1")
 from sagemaker.pytorch import PyTorch, PyTorchModel
 
 from fastmaker.local.serving import torchserve
+from fastmaker.local.serving.instances import container_of
 
 
 @contextmanager
@@ -54,5 +55,6 @@ def log_of(session, name):
 
 def workers_of(session, name):
     """The pids of the serving workers, as TorchServe gives them."""
-    servers = session.sagemaker_client.endpoints.read(name)["servers"]
-    return [pid for server in servers for pid in torchserve.ready_workers(server["port"])]
+    endpoints = session.sagemaker_client.endpoints
+    servers = [(container_of(endpoints, name, server), server["port"]) for server in endpoints.read(name)["servers"]]
+    return [pid for container, port in servers for pid in torchserve.ready_workers(container, port)]

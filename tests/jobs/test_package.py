@@ -279,7 +279,7 @@ def damaged(digits_bundle, tmp_path, monkeypatch):
         ("nothing", "nothing: no such training job, model directory or model.tar.gz"),
         (".", "is no bundle: it lacks model.json, model.pth, code/entry_point.py"),
         ("damaged", "its SHA-256 is not the state_sha256 of model.json"),
-        ("bad.tar.gz", "is no model.tar.gz"),
+        ("bad.tar.gz", "cannot be unpacked"),
         ("a?name", "a name gives the model the name 'a name': expected letters, digits"),
         ("damaged --output my?model.mar", "my model.mar gives the model the name 'my model': expected letters"),
         ("a?name/", "give it another by --model-name NAME"),

@@ -1,5 +1,6 @@
 """The entry point in the hands of the inference toolkit's own handler, with TorchServe's own context."""
 
+import base64
 import importlib
 import io
 import json
@@ -19,30 +20,46 @@ def served_bundle(digits_bundle):
 
 
 @pytest.fixture
-def ask(served_bundle, monkeypatch):
-    """ask(body, content_type, accept) -> (status, media type, answer), through the container's HandlerService."""
+def ask_all(served_bundle, monkeypatch):
+    """ask_all((parts, headers), ...) -> [(status, media type, answer), ...] of requests that come in one list."""
     import torch
     from sagemaker_inference import content_types
+    from sagemaker_inference.transformer import Transformer
     from ts.context import Context, RequestProcessor
 
     monkeypatch.syspath_prepend(str(served_bundle / "code"))
     monkeypatch.setenv("SAGEMAKER_PROGRAM", "entry_point.py")
     monkeypatch.setenv("PYTHONPATH", "")  # the handler adds to it
     monkeypatch.setattr(content_types, "UTF8_TYPES", list(content_types.UTF8_TYPES))
+    monkeypatch.setattr(Transformer, "transform", Transformer.transform)
     threads = torch.get_num_threads()
     handler = importlib.import_module("sagemaker_pytorch_serving_container.handler_service").HandlerService()
     context = Context("model", str(served_bundle), {}, 1, None, "1.0")
 
-    def ask(body, content_type, accept=None, **headers):
-        headers |= {"Content-Type": content_type} | ({"Accept": accept} if accept else {})
-        context.request_processor = [RequestProcessor(headers)]
+    def ask_all(*requests):
+        context.request_processor = [RequestProcessor(headers) for _, headers in requests]
+        context.request_ids = {number: f"request {number}" for number in range(len(requests))}
         handler.initialize(context)
-        [answer] = handler.handle([{"body": body}], context)
-        return context.get_response_status(0)[0], context.get_response_content_type(0), answer
+        answers = handler.handle([parts for parts, _ in requests], context)
+        numbers = range(len(requests))
+        statuses = [context.get_response_status(number)[0] for number in numbers]
+        return list(zip(statuses, map(context.get_response_content_type, numbers), answers, strict=True))
 
-    yield ask
+    yield ask_all
     torch.set_num_threads(threads)
     sys.modules.pop("entry_point", None)
+
+
+@pytest.fixture
+def ask(ask_all):
+    """ask(body, content_type, accept) -> (status, media type, answer), through the container's HandlerService."""
+
+    def ask(body, content_type, accept=None, **headers):
+        headers |= {"Content-Type": content_type} | ({"Accept": accept} if accept else {})
+        [answer] = ask_all(({"body": body}, headers))
+        return answer
+
+    return ask
 
 
 @pytest.fixture(scope="module")
@@ -157,3 +174,34 @@ class TestMasks:
         stream = io.BytesIO()
         np.save(stream, np.zeros((2, 40, 56, 3), np.uint8))
         assert ask(stream.getvalue(), "application/x-npy", "image/png")[0] == 406
+
+
+def test_each_request_of_a_list_is_answered_as_if_it_had_come_alone(ask_all, png):
+    array = io.BytesIO()
+    np.save(array, np.asarray(Image.open(io.BytesIO(png))))
+    lines = json.dumps({"b64": base64.b64encode(png).decode()}).encode()
+    requests = [
+        ({"body": b"no image"}, {"Content-Type": "image/png"}),
+        ({"body": png}, {"Content-Type": "image/png"}),
+        ({"body": array.getvalue()}, {"Content-Type": "application/x-npy", "Accept": "application/x-npy"}),
+        ({"body": png}, {"Content-Type": "text/csv", "Accept": "text/csv"}),
+        ({"body": png}, {"Content-Type": "image/png", "accept": "text/csv"}),
+        ({"body": lines}, {"Content-Type": "application/jsonlines", "Accept": "application/jsonlines"}),
+        ({"body": png}, {"Content-Type": "image/png", "Accept": "image/png"}),
+        ({"data": png}, {"Content-Type": "multipart/form-data; boundary=x"}),
+        ({"a": png, "b": png}, {"Content-Type": "multipart/form-data; boundary=x"}),
+        ({"body": png}, {"Content-Length": "1"}),
+        ({}, {"Content-Type": "image/png"}),
+        ({"body": png}, {"Content-Type": "image/png", "X-Amzn-SageMaker-Custom-Attributes": "mask_size=huge"}),
+    ]
+    together = ask_all(*requests)
+    alone = [answer for request in requests for answer in ask_all(request)]
+    assert together == alone
+    assert [status for status, _, _ in together] == [400, 200, 200, 415, 200, 200, 406, 200, 400, 200, 400, 400]
+    types = [media_type for _, media_type, _ in together]
+    assert types == [
+        *(None, "application/json", "application/x-npy", None, "text/csv", "application/jsonlines"),
+        *(None, "application/json", None, "application/json", None, None),
+    ]
+    assert together[7] == together[9] == together[1]
+    assert together[8][2].startswith("the form has 2 parts; expected one, which holds an image")

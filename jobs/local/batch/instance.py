@@ -249,8 +249,11 @@ class Instance:
 
     def _is_ready(self) -> bool:
         """Return whether the server has loaded its model, and it is this server that answers at its port."""
+        container = self.container
         return (
-            torchserve.all_workers_ready(self.port) and self.container is not None and self.container.accepts(self.port)
+            container is not None
+            and torchserve.all_workers_ready(container, self.port)
+            and container.accepts(self.port)
         )
 
     def _environment(self) -> dict[str, str]:

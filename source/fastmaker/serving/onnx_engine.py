@@ -4,7 +4,6 @@ fastmaker.export.onnx_file writes the file. Serving needs onnxruntime, but neith
 """
 
 import importlib.util
-import json
 import mmap
 import os
 import re
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from fastmaker import bundle, image_steps
+from fastmaker import bundle, checks, image_steps
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -107,7 +106,7 @@ def baked_in_fields(info: bundle.ModelInfo) -> dict[str, Any]:
 def onnx_metadata(session: "onnxruntime.InferenceSession") -> dict[str, Any]:
     """Return the model.json that the session's model was made from, or {} if it has none."""
     try:
-        values = json.loads(session.get_modelmeta().custom_metadata_map[MODEL_JSON])
+        values = checks.parse(session.get_modelmeta().custom_metadata_map[MODEL_JSON])
     except (KeyError, ValueError):
         return {}
     return {"resampled": False, "activation": "softmax", **values} if isinstance(values, dict) else {}

@@ -1,8 +1,8 @@
 """The handler of a bundle in TorchServe without the serving toolkit, for `fastmaker package torchserve`.
 
 TorchServe collects up to batchSize requests within maxBatchDelay ms, and passes them as one list
-(https://pytorch.org/serve/batch_inference_with_ts.html). The images of all requests are computed in one batch; each
-request has its own answer or error, the same as from entry_point.py.
+(https://pytorch.org/serve/batch_inference_with_ts.html). The images of all requests are computed in one batch, but for
+requests of many; each request has its own answer or error, the same as from entry_point.py.
 """
 
 import logging
@@ -44,27 +44,40 @@ class Handler:
 
         def decode(item: dict[str, Any], headers: dict[str, Any]) -> wire.Images:
             attributes = wire.header(headers, wire.CUSTOM_ATTRIBUTES)
-            return wire.decode(item.get("body"), wire.header(headers, "content-type"), attributes)
+            return wire.decode(wire.body_of(item), wire.header(headers, "content-type"), attributes)
 
         return [_catch(decode, item, context.get_all_request_header(i)) for i, item in enumerate(data)]
 
     def inference(self, requests: list[wire.Images | Exception]) -> list[wire.Answer | Exception]:
-        """Return the answer to each request, computed in one batch."""
+        """Return the answer to each request. Those of up to MAX_BATCH images are computed in one batch."""
         prepared = [_catch(self._tensors, request) for request in requests]
-        tensors = [tensor for of_request in prepared if not isinstance(of_request, Exception) for tensor in of_request]
+        tensors = [tensor for of_request in prepared if isinstance(of_request, list) for tensor in of_request]
         if len(requests) > 1:
             logger.info("%d requests: %d images in one batch", len(requests), len(tensors))
-        outputs = iter(list(self.model.outputs(tensors)))
+        try:
+            outputs = iter(list(self.model.outputs(tensors)))
+        except Exception:  # it does not say whose image it is
+            return [_catch(self._alone, request) for request in requests]
         return [_catch(self._answer, *pair, outputs) for pair in zip(prepared, requests, strict=True)]
 
     def postprocess(self, answers: list[wire.Answer | Exception], context: Any) -> list[bytes | str]:
         """Return the bytes of each answer, in a type that the request accepts, or its error message."""
         return [self._respond(answer, context, i) for i, answer in enumerate(answers)]
 
-    def _tensors(self, request: wire.Images) -> list[torch.Tensor]:
+    def _tensors(self, request: wire.Images) -> list[torch.Tensor] | None:
+        """Return the tensors of a request, None for one that is computed alone."""
+        if len(request.images) > models.MAX_BATCH:
+            return None
         return [self.model.to_tensor(image) for image in request.images]
 
-    def _answer(self, tensors: list[torch.Tensor], request: wire.Images, outputs: Iterator[np.ndarray]) -> wire.Answer:
+    def _alone(self, request: wire.Images) -> wire.Answer:
+        return wire.Answer(self.model.predict_in_time(request.images, request.mask_size), request.single)
+
+    def _answer(
+        self, tensors: list[torch.Tensor] | None, request: wire.Images, outputs: Iterator[np.ndarray]
+    ) -> wire.Answer:
+        if tensors is None:
+            return self._alone(request)
         own = [next(outputs) for _ in tensors]  # all, even if an answer fails: the next request's outputs follow
         pairs = zip(own, request.images, strict=True)
         return wire.Answer([self.model.answer(*pair, request.mask_size) for pair in pairs], request.single)

@@ -21,10 +21,13 @@ from PIL import Image
 from fastmaker import masks, preprocess
 from fastmaker.answers import Answer as ImageAnswer
 from fastmaker.answers import Mask
+from fastmaker.serving import limits
 from fastmaker.serving.errors import BadRequest, InternalError, NotAcceptable, UnsupportedContentType
 
 CUSTOM_ATTRIBUTES = "x-amzn-sagemaker-custom-attributes"  # InvokeEndpoint's CustomAttributes
 TORCHSERVE_MAX_RESPONSE_SIZE = 6_553_500  # bytes, its default
+# Types that say nothing of the body. curl gives them: none for -T, that of forms for --data-binary, the last for -F.
+UNTYPED = ("", "application/octet-stream", "application/x-www-form-urlencoded", "multipart/form-data")
 
 
 @dataclass(frozen=True)
@@ -44,25 +47,45 @@ class Answer:
     single: bool  # whether to answer with one object rather than with a list
 
 
+def body_of(parts: Mapping[str, Any]) -> bytes | str | None:
+    """Return the body of a request, in the form in which TorchServe passes it on: parts by their names.
+
+    Of a form, which ``curl -F data=@file`` sends, that is its one part. Raises BadRequest if it has several.
+    """
+    if "body" in parts or not parts:
+        return parts.get("body")
+    if len(parts) > 1:
+        raise BadRequest(f"the form has {len(parts)} parts; expected one, which holds an image")
+    (body,) = parts.values()
+    return body
+
+
 def decode(body: bytes | str | None, content_type: str | None, attributes: str | None = None) -> Images:
     """Return the images in a request body. Raises UnsupportedContentType or BadRequest.
 
-    `attributes` is the request's header CUSTOM_ATTRIBUTES, in which mask_size=model or mask_size=original is read.
+    A type of UNTYPED is for an image. `attributes` is the request's header CUSTOM_ATTRIBUTES, in which mask_size=model
+    or mask_size=original is read.
     """
     mask_size = _mask_size(attributes)
     media_type = (content_type or "").split(";")[0].strip().lower()
-    decoder = DECODERS.get(media_type) or (_decode_image if media_type.startswith("image/") else None)
-    if decoder is None:
-        named = repr(media_type) if media_type else "missing"
-        raise UnsupportedContentType(f"Content-Type is {named}; accepted: image/*, {', '.join(DECODERS)}")
+    decoder = DECODERS.get(media_type)
+    if decoder is None and not (media_type.startswith("image/") or media_type in UNTYPED):
+        raise _unsupported(media_type)
     if not body:
-        raise BadRequest(f"the body is empty; expected {media_type}")
+        raise BadRequest(f"the body is empty; expected {media_type or 'an image'}")
     if isinstance(body, str):  # a server that decoded text already
         body = body.encode("utf-8")
     try:
-        return replace(decoder(bytes(body)), mask_size=mask_size)
+        return replace((decoder or _decode_image)(bytes(body)), mask_size=mask_size)
     except preprocess.ImageError as error:
+        if media_type in UNTYPED and not preprocess.is_image(bytes(body)):
+            raise _unsupported(media_type) from None
         raise BadRequest(str(error)) from None
+
+
+def _unsupported(media_type: str) -> UnsupportedContentType:
+    named = repr(media_type) if media_type else "missing"
+    return UnsupportedContentType(f"Content-Type is {named}; accepted: image/*, {', '.join(DECODERS)}")
 
 
 def encode(answer: Answer, accept: str | None) -> tuple[bytes, str]:
@@ -142,6 +165,7 @@ def _decode_npy(body: bytes) -> Images:
     if array.ndim == 4:
         if not len(array):
             raise BadRequest(f"the array holds no images: its shape is {array.shape}")
+        limits.check_count(len(array))
         return Images([preprocess.image_from_array(image) for image in array], single=False)
     return Images([preprocess.image_from_array(array)], single=True)
 
@@ -173,14 +197,16 @@ def _decode_json(body: bytes) -> Images:
     instances = instances.get("instances") if isinstance(instances, dict) else None
     if not isinstance(instances, list) or not instances:
         raise BadRequest('expected {"instances": [{"b64": "..."}, ...]} with at least one instance')
-    return _from_objects((f"instance {i}", item) for i, item in enumerate(instances))
+    limits.check_count(len(instances))
+    return _from_objects((f"instance {i}", item) for i, item in enumerate(limits.in_time(instances)))
 
 
 def _decode_jsonlines(body: bytes) -> Images:
     lines = [(f"line {i}", line) for i, line in enumerate(body.splitlines(), 1) if line.strip()]
     if not lines:
         raise BadRequest('expected one {"b64": "..."} a line, got no line')
-    return _from_objects((where, _parse_json(line, where)) for where, line in lines)
+    limits.check_count(len(lines))
+    return _from_objects((where, _parse_json(line, where)) for where, line in limits.in_time(lines))
 
 
 def _from_objects(objects: Iterable[tuple[str, object]]) -> Images:

@@ -31,6 +31,18 @@ def test_the_inference_toolkit_decodes_the_types_in_a_list_that_can_be_emptied()
     assert isinstance(content_types.UTF8_TYPES, list)
 
 
+def test_the_inference_toolkit_still_has_what_answers_each_request_of_a_list_alone():
+    """The entry point replaces `transform`, and enters the context of one request as that of all functions."""
+    from sagemaker_inference.transformer import Transformer
+    from ts.context import Context
+
+    assert list(inspect.signature(Transformer.transform).parameters) == ["self", "data", "context"]
+    assert list(inspect.signature(Transformer.handle_error).parameters) == ["context", "inference_exception", "trace"]
+    assert "self._context" in inspect.getsource(Transformer._run_handler_function)
+    assert "context.request_processor[0]" in inspect.getsource(Transformer.transform)
+    assert isinstance(Context.request_processor, property)
+
+
 def test_the_inference_toolkit_keeps_the_status_of_its_own_errors_alone():
     from sagemaker_inference.errors import BaseInferenceToolkitError
 

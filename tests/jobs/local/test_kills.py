@@ -318,8 +318,9 @@ def test_workers_are_killed_under_load_and_no_request_is_lost(client, runtime, m
     assert settled(client) == "InService"
     with Load(runtime) as load:
         for number in range(KILLS):
-            port = client.endpoints.read("e")["servers"][number % 2]["port"]
-            for pid in torchserve.ready_workers(port):
+            server = client.endpoints.read("e")["servers"][number % 2]
+            container = instances.container_of(client.endpoints, "e", server)
+            for pid in torchserve.ready_workers(container, server["port"]):
                 psutil.Process(pid).kill()
             time.sleep(5)
     assert set(load.answers) == {b"m"}

@@ -154,6 +154,34 @@ def test_a_prefix_without_a_bucket_fails_and_says_what_was_expected(read_keys):
 
 
 @pytest.mark.parametrize(
+    ("prefix", "reason"),
+    [
+        ("file:///etc/", "'file:///etc/'; expected s3://bucket/ and what follows it"),
+        ("file:///", "expected s3://bucket/"),
+        ("FILE:///etc/", "expected s3://bucket/"),
+        ("/etc/", "expected s3://bucket/"),
+        ("s3://../other/", "which leads out of its folder"),
+        ("s3://bucket/some/../../other/", "which leads out of its folder"),
+        ("s3://no bucket/", "Invalid bucket name"),
+        ("s3://b*/", "Invalid bucket name"),
+    ],
+)
+def test_a_manifest_in_s3_names_objects_of_s3_alone(listed, s3, bucket, prefix, reason):
+    body = json.dumps([{"prefix": prefix}, "passwd"])
+    s3.put_object(Bucket=bucket, Key="manifest.json", Body=body)
+    with pytest.raises((ManifestError, StorageError)) as failed:
+        listed("ManifestFile", f"s3://{bucket}/manifest.json")
+    assert reason in str(failed.value)
+    assert "\n" not in str(failed.value)
+
+
+@pytest.mark.parametrize("prefix", ["file:///data/../etc/", "file:///..", "s3://bucket/../"])
+def test_a_prefix_that_leads_out_is_refused(read_keys, prefix):
+    with pytest.raises(ManifestError, match="which leads out of its folder"):
+        read_keys(json.dumps([{"prefix": prefix}, "a"]))
+
+
+@pytest.mark.parametrize(
     ("key", "words"),
     [
         ("3", ["3", "a string"]),
@@ -346,13 +374,10 @@ def test_a_prefix_and_a_key_are_put_together_as_they_are(listed, place, manifest
     )
 
 
-def test_a_manifest_of_one_store_may_name_objects_of_the_other(listed, s3, bucket, tmp_path):
+def test_a_manifest_that_is_a_file_may_name_objects_of_s3(listed, s3, bucket, tmp_path):
     s3.put_object(Bucket=bucket, Key="in/a", Body=b"12")
     (tmp_path / "manifest.json").write_text(json.dumps([{"prefix": f"s3://{bucket}/in/"}, "a"]))
     assert listed("ManifestFile", f"file://{tmp_path}/manifest.json") == (f"s3://{bucket}/in/", {"a": 2})
-    s3.put_object(Bucket=bucket, Key="m", Body=json.dumps([{"prefix": f"file://{tmp_path}/"}, "manifest.json"]))
-    size = (tmp_path / "manifest.json").stat().st_size
-    assert listed("ManifestFile", f"s3://{bucket}/m") == (f"file://{tmp_path}/", {"manifest.json": size})
 
 
 @pytest.mark.parametrize("keys", [["twice", "twice"], ["twice", "once", "twice"], ["once", "twice", "twice", "twice"]])

@@ -160,10 +160,42 @@ def test_blank_lines_and_carriage_returns_between_json_lines_are_skipped():
 # Refused on the way in
 
 
-@pytest.mark.parametrize("content_type", [None, "", "text/plain", "application/octet-stream", "images/png", "json"])
+@pytest.mark.parametrize("content_type", ["text/plain", "text/csv", "images/png", "json", "multipart/mixed"])
 def test_an_unknown_content_type_is_refused_with_415_and_the_known_ones(content_type):
     reason = refused(415, png(), content_type)
     assert all(known in reason for known in ("image/*", *wire.DECODERS))
+
+
+UNTYPED = [None, *wire.UNTYPED, "multipart/form-data; boundary=x", "Application/Octet-Stream"]
+
+
+@pytest.mark.parametrize("content_type", UNTYPED)
+def test_a_type_that_says_nothing_is_one_of_an_image(content_type):
+    assert np.array_equal(pixels_of(wire.decode(png(), content_type))[0], PIXELS)
+    for body in (b"no image", instances(b64(png())), npy(PIXELS), RANDOM.bytes(500)):
+        reason = refused(415, body, content_type)
+        assert all(known in reason for known in ("image/*", *wire.DECODERS))
+    assert refused(400, png()[:-40], content_type).startswith("the image is damaged or truncated")
+    assert refused(400, b"", content_type).startswith("the body is empty; expected ")
+
+
+@pytest.mark.parametrize(
+    ("parts", "body"),
+    [
+        ({"body": b"x"}, b"x"),
+        ({"data": b"x"}, b"x"),  # curl -F data=@file
+        ({"model_name": "model", "body": b"x"}, b"x"),  # a parameter of the URL
+        ({"body": None}, None),
+        ({}, None),
+    ],
+)
+def test_the_body_is_found_among_the_parts_that_torchserve_passes_on(parts, body):
+    assert wire.body_of(parts) == body
+
+
+def test_a_form_of_several_parts_is_refused():
+    with pytest.raises(errors.BadRequest, match="the form has 2 parts; expected one, which holds an image"):
+        wire.body_of({"a": b"x", "b": b"y"})
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """The TorchServe handler with TorchServe's own context, without a server; the entry point says what is right."""
 
 import base64
+import dataclasses
 import io
 import json
 import logging
@@ -10,9 +11,11 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from helpers.task_bundles import INFO
 from PIL import Image
 from ts.context import Context, RequestProcessor
 
+from fastmaker import bundle, networks
 from fastmaker.export import onnx_file
 from fastmaker.serving import models
 from fastmaker.serving.torchserve_handler import Handler
@@ -164,3 +167,31 @@ def test_a_batch_is_answered_by_onnx_runtime_as_well(digits_bundle, pngs, tmp_pa
     (tmp_path / "model" / "model.pth").write_bytes(b"")  # what torch would fail at
     monkeypatch.setenv("FASTMAKER_ENGINE", "onnxruntime")
     assert [json.loads(answer)["label"] for _, _, answer in asking(tmp_path / "model")(*requests)] == expected
+
+
+def test_forms_and_bodies_without_a_type_are_answered(ask, digits_bundle, pngs):
+    good = pngs[0], "image/png", {}
+    [expected] = ask(good)
+    for kind in ("", "application/octet-stream", "multipart/form-data; boundary=x"):
+        assert ask((pngs[0], kind, {})) == [expected]
+
+
+def test_a_request_of_many_images_is_computed_alone(ask, pngs, monkeypatch):
+    monkeypatch.setenv("FASTMAKER_MAX_SECONDS", "0")
+    many = npy(np.zeros((40, 9, 9, 3), np.uint8)), "application/x-npy", {}
+    answers = ask((pngs[0], "image/png", {}), many, (pngs[0], "image/png", {}))
+    assert [status for status, _, _ in answers] == [200, 400, 200]
+    assert "1 of the request's 40 images took 0 s" in answers[1][2]
+    assert answers[0] == answers[2]
+
+
+def test_an_image_that_the_network_does_not_take_fails_alone(tmp_path):
+    info = dataclasses.replace(INFO, architecture="squeezenet1_1", resize_method="steps", steps=({"step": "any_size"},))
+    bundle.save(tmp_path, networks.classifier("squeezenet1_1", len(INFO.labels)), info)
+    ask = asking(tmp_path)
+    good, dot = ((npy(np.zeros((side, side, 3), np.uint8)), "application/x-npy", {}) for side in (64, 1))
+    first, refused, last = ask(good, dot, good)
+    assert first == last
+    assert first[0] == 200
+    assert refused[0] == 400
+    assert refused[2].startswith("the model takes no image of 1x1")

@@ -12,6 +12,7 @@ import pytest
 from sagemaker.amazon.common import _write_recordio, read_recordio, read_records, write_numpy_to_dense_tensor
 
 from fastmaker.jobs import storage
+from fastmaker.local.batch import records
 from fastmaker.local.batch.records import MB, RecordError, payloads
 
 STRATEGIES = ("SingleRecord", "MultiRecord")
@@ -195,6 +196,15 @@ def test_a_gzipped_object_gives_what_the_plain_one_gives(split_type, strategy, r
     assert len(plain) == (len(records) if split_type != "None" and strategy == "SingleRecord" else 1)
     assert split(gzip.compress(b"".join(parts)), split_type, strategy, limit=10, gzipped=True) == plain
     assert split(b"".join(map(gzip.compress, parts)), split_type, strategy, limit=10, gzipped=True) == plain
+
+
+@pytest.mark.parametrize("split_type", ["None", "Line"])
+def test_a_gzip_file_does_not_fill_the_memory_of_a_job_that_sets_no_limit(monkeypatch, split_type):
+    monkeypatch.setattr(records, "UNPACKED", 2 * MB)
+    with pytest.raises(RecordError, match="is larger than what gzip may hold, which is 2 MB"):
+        split(gzip.compress(bytes(3 * MB)), split_type, limit=0, gzipped=True)
+    assert split(gzip.compress(bytes(2 * MB)), split_type, limit=0, gzipped=True) == [bytes(2 * MB)]
+    assert split(bytes(3 * MB), split_type, limit=0) == [bytes(3 * MB)]
 
 
 @pytest.mark.parametrize("split_type", ["None", "Line"])

@@ -34,8 +34,8 @@ def mar(digits_bundle, tmp_path_factory):
 @contextmanager
 def plain_torchserve(mar):
     (port,) = free_ports(1)
-    with running(mar, "digits", port) as (_, url):
-        yield Server(url, lambda: torchserve.ready_workers(port, "digits"), tolerance=1e-6)
+    with running(mar, "digits", port) as (container, url):
+        yield Server(url, lambda: torchserve.ready_workers(container, port, "digits"), tolerance=1e-6)
 
 
 @contextmanager

@@ -10,7 +10,6 @@ import time
 import numpy as np
 import psutil
 import pytest
-import urllib3
 from botocore.exceptions import ClientError
 from helpers import PATIENCE, REPOSITORY
 from helpers.local_mode import bundle_model, deployed, running_below, script_mode, wait_until, workers_of
@@ -22,7 +21,7 @@ from sagemaker.predictor import Predictor
 from fastmaker import preprocess
 from fastmaker.local import ProcessSession
 from fastmaker.local.containers import pack
-from fastmaker.local.serving import instances
+from fastmaker.local.serving import instances, torchserve
 from fastmaker.serving import models
 
 
@@ -260,15 +259,11 @@ def test_a_timeout_that_is_set_holds(session, model_archive):
     )
     env = {"SAGEMAKER_PROGRAM": "inference.py", "SAGEMAKER_MODEL_SERVER_TIMEOUT": "2"}
     with deployed(session, model_archive(slow), env=env) as predictor:
-        model = urllib3.request("GET", f"http://127.0.0.1:{_port(session, predictor)}/models/model").json()[0]
-        assert model["responseTimeout"] == 2
+        (container,) = containers_of(session, predictor.endpoint_name)
+        assert torchserve.describe(container, 0)["responseTimeout"] == 2
         with pytest.raises(session.sagemaker_runtime_client.exceptions.ModelError) as caught:
             invoke(session, predictor.endpoint_name, b"x")
         assert caught.value.response["OriginalStatusCode"] >= 500
-
-
-def _port(session, predictor):
-    return session.sagemaker_client.endpoints.read(predictor.endpoint_name)["servers"][0]["port"]
 
 
 @pytest.mark.containers

@@ -1,0 +1,54 @@
+"""What one request may ask for. A worker that has not answered in time is ended, and with it the requests behind it."""
+
+import os
+import time
+from collections.abc import Iterator
+from typing import TypeVar
+
+from fastmaker import preprocess
+
+DEFAULT_MAX_IMAGES = 10_000
+# How long the server waits for a worker, by the variables that tell it, the first that is set.
+TIMEOUTS = ("SAGEMAKER_TS_RESPONSE_TIMEOUT", "TS_DEFAULT_RESPONSE_TIMEOUT", "SAGEMAKER_MODEL_SERVER_TIMEOUT")
+DEFAULT_TIMEOUT, TOOLKIT_TIMEOUT = 120, 60
+SHARE = 5 / 12  # of that time, for decoding images, and again for computing: 50 seconds
+Item = TypeVar("Item")
+
+
+def max_images() -> int:
+    """Return how many images a request may have: FASTMAKER_MAX_IMAGES, by default 10,000. Raises ValueError."""
+    return int(os.environ.get("FASTMAKER_MAX_IMAGES", DEFAULT_MAX_IMAGES))
+
+
+def max_seconds() -> int:
+    """Return how long the images of a request may take: FASTMAKER_MAX_SECONDS, or SHARE of the server's time.
+
+    Raises ValueError.
+    """
+    if given := os.environ.get("FASTMAKER_MAX_SECONDS"):
+        return int(given)
+    by_the_toolkit = any(name.startswith("SAGEMAKER_TS_") for name in os.environ)  # which then sets its own
+    default = TOOLKIT_TIMEOUT if by_the_toolkit else DEFAULT_TIMEOUT
+    timeout = next((os.environ[name] for name in TIMEOUTS if os.environ.get(name)), default)
+    return max(1, int(float(timeout) * SHARE))
+
+
+def check_count(images: int) -> None:
+    """Raise preprocess.ImageError if a request may not have so many images."""
+    if images > max_images():
+        raise preprocess.ImageError(f"the request has {images:,} images; at most {max_images():,} are accepted")
+
+
+def in_time(items: list[Item]) -> Iterator[Item]:
+    """Yield the images of a request while there is time for more. Raises preprocess.ImageError once there is none.
+
+    How many there is time for depends on the model and the machine, hence it is no fixed number.
+    """
+    end = time.monotonic() + max_seconds()
+    for number, item in enumerate(items):
+        if number and time.monotonic() > end:
+            raise preprocess.ImageError(
+                f"{number:,} of the request's {len(items):,} images took {max_seconds()} s, which is all that it has;"
+                " send fewer in one request"
+            )
+        yield item

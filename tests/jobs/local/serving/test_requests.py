@@ -1,0 +1,116 @@
+"""Requests in the forms in which people send them, to the entry point on the toolkit, and to an archive."""
+
+import io
+import json
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+from helpers.invocations import ask
+from helpers.local_mode import deployed, workers_of
+from PIL import Image
+
+from fastmaker.jobs.packaging.torchserve import make_archive, running
+from fastmaker.local.containers import free_ports
+from fastmaker.local.serving import torchserve
+from fastmaker.local.serving.instances import container_of
+
+pytestmark = pytest.mark.server
+BATCH = {"SAGEMAKER_TS_BATCH_SIZE": "8", "SAGEMAKER_TS_MAX_BATCH_DELAY": "300"}
+
+
+@pytest.fixture(scope="module")
+def endpoint(session, digits_archive):
+    """The URL of an endpoint whose worker gets requests in lists, and whose settings would open its management."""
+    env = {**BATCH, "TS_MANAGEMENT_ADDRESS": "http://127.0.0.1:8081", "TS_INFERENCE_ADDRESS": "http://0.0.0.0:8080"}
+    with deployed(session, digits_archive, env=env) as predictor:
+        (server,) = session.sagemaker_client.endpoints.read(predictor.endpoint_name)["servers"]
+        container = container_of(session.sagemaker_client.endpoints, predictor.endpoint_name, server)
+        assert torchserve.describe(container, server["port"])["batchSize"] == 8
+        yield f"http://127.0.0.1:{server['port']}/invocations", lambda: workers_of(session, predictor.endpoint_name)
+
+
+@pytest.fixture(scope="module")
+def archive(digits_bundle, tmp_path_factory):
+    """The URL of plain TorchServe with the bundle's archive."""
+    archive = tmp_path_factory.mktemp("archive") / "digits.mar"
+    make_archive(digits_bundle, archive, model_name="digits", batch_size=8, max_batch_delay=300, workers=1)
+    (port,) = free_ports(1)
+    with running(archive, "digits", port) as (container, url):
+        yield url, lambda: torchserve.ready_workers(container, port, "digits")
+
+
+@pytest.fixture(params=["endpoint", "archive"])
+def server(request):
+    """(URL, what gives the workers' pids)."""
+    return request.getfixturevalue(request.param)
+
+
+def npy(array) -> bytes:
+    stream = io.BytesIO()
+    np.save(stream, array)
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("words", "status"),
+    [
+        (["-T", "{}"], 200),
+        (["-F", "data=@{}"], 200),
+        (["-F", "image=@{};type=image/png"], 200),
+        (["-F", "a=@{}", "-F", "b=@{}"], 400),
+        (["-F", "data=text"], 415),
+        (["-H", "Content-Type:", "--data-binary", "@{}"], 200),
+        (["-H", "Content-Type: application/octet-stream", "--data-binary", "@{}"], 200),
+        (["-H", "Content-Type: image/png", "--data-binary", "@{}"], 200),
+        (["-H", "Content-Type: application/octet-stream", "--data-binary", "text"], 415),
+    ],
+)
+def test_curl_gets_an_answer(server, pngs, tmp_path, words, status):
+    (tmp_path / "7.png").write_bytes(pngs[0])
+    words = [word.format(tmp_path / "7.png") for word in words]
+    done = subprocess.run(["curl", "-sS", "-w", "\n%{http_code}", *words, server[0]], capture_output=True, text=True)
+    answer, _, found = done.stdout.rpartition("\n")
+    assert int(found) == status, done
+    if status == 200:
+        assert json.loads(answer)["label"] == json.loads(ask(server[0], pngs[0], "image/png")[1])["label"]
+
+
+def test_requests_that_come_together_are_answered_as_if_they_came_alone(server, pngs):
+    url, _ = server
+    array = npy(np.asarray(Image.open(io.BytesIO(pngs[0]))))
+    requests = [
+        (b"no image", "image/png", "*/*"),
+        (pngs[0], "image/png", "application/json"),
+        (pngs[0], "image/png", "text/csv"),
+        (array, "application/x-npy", "application/x-npy"),
+        (pngs[0], "text/plain", "*/*"),
+        (pngs[0], "image/png", "image/png"),
+        (b"{}", "application/json", "*/*"),
+        (pngs[0], "image/png", "application/jsonlines"),
+    ]
+    alone = [ask(url, *request) for request in requests]
+    assert [status for status, _, _ in alone] == [400, 200, 200, 200, 415, 406, 400, 200]
+    with ThreadPoolExecutor(len(requests)) as pool:
+        for _ in range(3):
+            together = list(pool.map(lambda request: ask(url, *request), requests))
+            for (status, body, kind), (expected, expected_body, expected_kind) in zip(together, alone, strict=True):
+                assert (status, kind) == (expected, expected_kind)
+                if status == 200 and kind == "application/x-npy":
+                    assert np.allclose(np.load(io.BytesIO(body)), np.load(io.BytesIO(expected_body)), atol=1e-6)
+                elif status == 200:
+                    assert body[:9] == expected_body[:9]
+                else:
+                    assert body.splitlines()[0] == expected_body.splitlines()[0]
+
+
+def test_a_bomb_is_refused_and_the_worker_lives_on(server, pngs):
+    url, workers = server
+    before = workers()
+    status, line, _ = ask(url, npy(np.zeros((500_000, 1, 1, 3), np.uint8)), "application/x-npy")
+    assert status == 400
+    assert b"the request has 500,000 images; at most 10,000 are accepted" in line
+    assert ask(url, pngs[0], "image/png")[0] == 200
+    assert workers() == before
+    assert len(before) == 1
