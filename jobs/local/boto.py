@@ -54,20 +54,15 @@ def client(
 
     def take(model: OperationModel, params: Request, context: dict[str, Any], **event: Any) -> Request:
         request = prepare(model.name, params)
-        if model.name not in operations:
-            reasons = f"{model.name} needs AWS: a local session has no such operation"
-        elif _has_errors(model, request):
-            return request  # botocore raises them
-        else:  # before it makes JSON or headers of the request, which not all of Python's values can be
-            reasons = constraints.violations(model.input_shape, request) or unsupported(operations[model.name], request)
-        if reasons:
+        if reasons := _reasons(model, request, operations):
             raise made.exceptions.from_code(code)(_error(code, reasons), model.name)
-        # What is not honoured and asks for nothing has gone.
-        context["local_request"] = {name: request[name] for name in request if name in operations[model.name]}
+        context["local_request"] = request
         return request
 
     def reply(model: OperationModel, context: dict[str, Any], **event: Any) -> tuple[AWSResponse, dict[str, Any]]:
-        parsed = _parsed(model, context["local_request"], answer)
+        # A member that is not honoured asks for nothing, if it is there.
+        honoured = {name: value for name, value in context["local_request"].items() if name in operations[model.name]}
+        parsed = _parsed(model, honoured, answer)
         metadata = parsed["ResponseMetadata"]
         return AWSResponse("local://", metadata["HTTPStatusCode"], metadata["HTTPHeaders"], None), parsed
 
@@ -75,6 +70,16 @@ def client(
     made.meta.events.register(f"provide-client-params.{name}", take)
     made.meta.events.register(f"before-call.{name}", reply)
     return made
+
+
+def _reasons(model: OperationModel, request: Request, operations: Mapping[str, Members]) -> str:
+    """Return why a request is refused, empty if it is not, or if botocore is about to refuse it."""
+    if model.name not in operations:
+        return f"{model.name} needs AWS: a local session has no such operation"
+    if _has_errors(model, request):
+        return ""
+    # Before botocore makes JSON or headers of it, which not all of Python's values can be.
+    return constraints.violations(model.input_shape, request) or unsupported(operations[model.name], request)
 
 
 def _has_errors(model: OperationModel, request: Request) -> bool:

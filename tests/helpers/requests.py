@@ -130,3 +130,15 @@ def _with(request, path, value):
         inner = inner[name]
     inner[path[-1]] = value
     return changed
+
+
+def lacking(value):
+    """Yield (the path of a member, the request without it) for the members at all depths."""
+    for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
+        if isinstance(value, dict):
+            yield key, {other: value[other] for other in value if other != key}
+        if isinstance(inner, (dict, list)):
+            for path, changed in lacking(inner):
+                whole = dict(value) if isinstance(value, dict) else list(value)
+                whole[key] = changed
+                yield f"{key}.{path}", whole

@@ -63,7 +63,7 @@ def start(store: Store, request: dict[str, Any], arn: str, env: dict[str, str], 
         "SecondaryStatus": "Starting",
         "SecondaryStatusTransitions": [_transition("Starting", "Starting the training job", created)],
         **({"CheckpointConfig": _with_absolute_uri(checkpoints)} if checkpoints else {}),
-        "StoppingCondition": request.get("StoppingCondition", {"MaxRuntimeInSeconds": 86400}),
+        "StoppingCondition": {"MaxRuntimeInSeconds": 86400, **request.get("StoppingCondition", {})},
         "CreationTime": created,
         "LastModifiedTime": created,
     }

@@ -1,12 +1,13 @@
 """Every request is checked by botocore's model, and each of its members is honoured or refused by its name."""
 
 import contextlib
+import json
 import re
 
 import pytest
 from botocore import xform_name
 from botocore.exceptions import ClientError, ParamValidationError
-from helpers.requests import spoiled, unhonoured, whole, with_value
+from helpers.requests import lacking, spoiled, unhonoured, whole, with_value
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -14,6 +15,7 @@ from fastmaker.local import arguments
 from fastmaker.local.client import SageMaker
 from fastmaker.local.runtime_client import SageMakerRuntime
 
+HONOURED = arguments.SAGEMAKER
 CREATING = [name for name in arguments.SAGEMAKER if name.startswith(("Create", "Update"))]
 ARN = "arn:aws:sagemaker:us-west-2:000000000000:model/m"
 ROLE = "arn:aws:iam::000000000000:role/local"
@@ -35,7 +37,7 @@ def operation_of(client, name):
 @pytest.mark.parametrize("name", arguments.SAGEMAKER)
 def test_a_bad_value_of_any_member_is_boto3s_error_that_names_it(client, name):
     shape, call = operation_of(client, name)
-    _all_are_refused(call, shape, arguments.SAGEMAKER[name])
+    _all_are_refused(call, shape, HONOURED[name])
 
 
 def test_a_bad_value_of_any_member_of_an_invocation_is_boto3s_error_that_names_it(tmp_path):
@@ -50,10 +52,22 @@ def _all_are_refused(call, shape, honoured):
         assert member.lower() in re.sub("[^a-z0-9]", "", str(caught.value).lower()), (case, caught.value)
 
 
+@pytest.mark.parametrize("name", CREATING)
+def test_a_request_that_lacks_any_member_is_boto3s_error_while_another_is_wrong(client, name):
+    shape, call = operation_of(client, name)
+    here = json.loads(
+        re.sub('"InstanceType": "[^"]+"', '"InstanceType": "local"', json.dumps(whole(shape, HONOURED[name])))
+    )
+    for path, request in lacking(here):
+        with pytest.raises((ParamValidationError, ClientError)) as caught:
+            call(**request)
+        assert str(caught.value), path
+
+
 @pytest.mark.parametrize("name", arguments.SAGEMAKER)
 def test_a_member_that_is_not_honoured_is_refused_by_its_name(client, name):
     shape, call = operation_of(client, name)
-    honoured = arguments.SAGEMAKER[name]
+    honoured = HONOURED[name]
     for path, member in unhonoured(shape, honoured):
         request = with_value(whole(shape, honoured), path, whole(member))
         words = ".".join(part for part in path if isinstance(part, str))

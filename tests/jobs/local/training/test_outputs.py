@@ -38,7 +38,10 @@ def test_a_model_may_stay_uncompressed_and_its_metrics_are_read_from_its_log(ses
     assert list(data["metric_name"]) == ["loss"] * 3
     assert list(data["value"]) == [1.0, 0.5, 0.25]
     assert data["timestamp"].is_monotonic_increasing
+    _assert_that_cloudwatch_answers(session, name)
 
+
+def _assert_that_cloudwatch_answers(session, name):
     cloudwatch = session.cloudwatch_client
     times = {"StartTime": "2026-01-01", "EndTime": "2126-01-01", "Period": 60}
     request = {"Namespace": "/aws/sagemaker/TrainingJobs", "MetricName": "loss", "Statistics": ["Maximum"], **times}
