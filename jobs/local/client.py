@@ -9,24 +9,24 @@ import os
 import re
 from collections.abc import Callable, Iterator
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from botocore import xform_name
 from botocore.model import OperationModel
 
-from fastmaker.local import arguments, boto, names, supervisor, validation
+from fastmaker.local import arguments, boto, names, supervisor, tags, validation
 from fastmaker.local.batch import transform_jobs
 from fastmaker.local.batch.validation import validation_error as transform_job_error
 from fastmaker.local.errors import in_use, invalid, must_exist
 from fastmaker.local.listings import LISTINGS
 from fastmaker.local.serving import endpoints
 from fastmaker.local.store import DamagedRecord, Store, default_home, now
+from fastmaker.local.tags import Tag
 from fastmaker.local.training import training_jobs
 from fastmaker.local.training.validation import validation_error as training_job_error
 
-MAX_TAGS = 50  # of a resource
-Tag = dict[str, str]
 MODEL_SHAPE = {"ModelName": str, "PrimaryContainer": dict, "CreationTime": datetime, "ModelArn": str}
 CONFIG_SHAPE = {
     "EndpointConfigName": str,
@@ -80,7 +80,7 @@ class Operations:
 
     def create_training_job(self, **request: Any) -> dict[str, Any]:
         name = request["TrainingJobName"]
-        validation.check_tags("CreateTrainingJob", request.get("Tags", []))
+        tags.check("CreateTrainingJob", request.get("Tags", []))
         if reason := training_job_error(request):
             raise invalid("CreateTrainingJob", reason)
         validation.check_gpu("CreateTrainingJob", request["ResourceConfig"]["InstanceType"])
@@ -121,9 +121,10 @@ class Operations:
         record = {
             "ModelName": ModelName,
             "PrimaryContainer": container,
+            **({"Containers": [container]} if Containers else {}),
             "CreationTime": now(),
             "ModelArn": arn,
-            "tags": validation.check_tags(operation, Tags),
+            "tags": tags.check(operation, Tags),
             **request,
         }
         self._create(operation, "model", self.models, ModelName, record)
@@ -131,7 +132,10 @@ class Operations:
 
     def describe_model(self, ModelName: str) -> dict[str, Any]:
         with must_exist("DescribeModel", "model", ModelName):
-            return self.models.read(ModelName)
+            record = self.models.read(ModelName)
+        if "Containers" in record:  # as it was given
+            del record["PrimaryContainer"]
+        return record
 
     def delete_model(self, ModelName: str) -> None:
         with must_exist("DeleteModel", "model", ModelName):
@@ -156,7 +160,7 @@ class Operations:
             "EndpointConfigArn": arn,
             "ProductionVariants": ProductionVariants,
             "CreationTime": now(),
-            "tags": validation.check_tags(operation, Tags),
+            "tags": tags.check(operation, Tags),
             **request,
         }
         self._create(operation, "endpoint configuration", self.endpoint_configs, EndpointConfigName, record)
@@ -175,13 +179,13 @@ class Operations:
     def create_endpoint(
         self, EndpointName: str, EndpointConfigName: str, Tags: list[Tag] | None = None
     ) -> dict[str, Any]:
-        tags = validation.check_tags("CreateEndpoint", Tags)
+        given = tags.check("CreateEndpoint", Tags)
         config = self.describe_endpoint_config(EndpointConfigName)
         arn = self._arn("endpoint", EndpointName)
         try:
             self._check_spelling(self.endpoints, EndpointName)
             models = self._models_of("CreateEndpoint", config)
-            endpoints.create(self.endpoints, EndpointName, arn, config, models, tags, self._s3_client)
+            endpoints.create(self.endpoints, EndpointName, arn, config, models, given, self._s3_client)
         except FileExistsError:
             raise invalid("CreateEndpoint", f'Cannot create already existing endpoint "{arn}".') from None
         return {"EndpointArn": arn}
@@ -211,7 +215,7 @@ class Operations:
     def create_transform_job(self, **request: Any) -> dict[str, Any]:
         operation = "CreateTransformJob"
         name = request["TransformJobName"]
-        validation.check_tags(operation, request.get("Tags", []))
+        tags.check(operation, request.get("Tags", []))
         if reason := transform_job_error(request):
             raise invalid(operation, reason)
         env = self._job_environment()
@@ -241,43 +245,28 @@ class Operations:
 
     # Tags
 
-    def list_tags(self, ResourceArn: str, NextToken: str = "", MaxResults: int = MAX_TAGS) -> dict[str, Any]:
+    def list_tags(self, ResourceArn: str, NextToken: str = "", MaxResults: int = tags.MAX_TAGS) -> dict[str, Any]:
         if NextToken:
             raise invalid("ListTags", "the NextToken is none of ListTags's: a resource's tags are one page")
-        store, name = self._tagged("ListTags", ResourceArn)
-        with must_exist("ListTags", ResourceArn, name):
-            return {"Tags": store.read(name).get("tags", [])}
+        return {"Tags": self._of_tagged("ListTags", ResourceArn, tags.read)}
 
     def add_tags(self, ResourceArn: str, Tags: list[Tag]) -> dict[str, Any]:
-        validation.check_tags("AddTags", Tags)
-        with self._changing_tags("AddTags", ResourceArn) as tags:
-            tags.update({tag["Key"]: tag["Value"] for tag in Tags})
-            if len(tags) > MAX_TAGS:
-                raise invalid("AddTags", f"the resource would have {len(tags)} tags; expected at most {MAX_TAGS}")
+        tags.check("AddTags", Tags)
+        self._of_tagged("AddTags", ResourceArn, partial(tags.add, tags=Tags))
         return {"Tags": Tags}
 
     def delete_tags(self, ResourceArn: str, TagKeys: list[str]) -> None:
-        with self._changing_tags("DeleteTags", ResourceArn) as tags:
-            for key in TagKeys:
-                tags.pop(key, None)
+        self._of_tagged("DeleteTags", ResourceArn, partial(tags.delete, keys=TagKeys))
 
-    @contextlib.contextmanager
-    def _changing_tags(self, operation: str, arn: str) -> Iterator[dict[str, str]]:
-        """Yield the tags of a resource, to be changed. Raises ClientError."""
-        store, name = self._tagged(operation, arn)
-        with must_exist(operation, arn, name), store.changing(name) as record:
-            tags = {tag["Key"]: tag["Value"] for tag in record.get("tags", [])}
-            yield tags
-            record["tags"] = [{"Key": key, "Value": value} for key, value in tags.items()]
-
-    def _tagged(self, operation: str, arn: str) -> tuple[Store, str]:
-        """Return the store and the name of the resource that has an ARN, in any region. Raises ClientError."""
+    def _of_tagged(self, operation: str, arn: str, act: Callable[[Store, str], Any]) -> Any:
+        """Return what `act` returns of the resource that has an ARN, in any region. Raises ClientError."""
         region, kind = arn.split(":")[3], arn.rpartition(":")[2].partition("/")[0]
         stores = [store for name, (store, _) in self._kinds.items() if _spelled(name, "-") == kind]
         for store in stores:
             for name in store.names():
                 if names.arn(region, kind, name) == arn:
-                    return store, name
+                    with must_exist(operation, kind, name):
+                        return act(store, name)
         raise invalid(operation, f'Could not find a resource "{arn}".')
 
     def _models_of(self, operation: str, config: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -287,7 +276,8 @@ class Operations:
 
     def _container_of(self, operation: str, model: str) -> dict[str, Any]:
         """Return the model's ContainerDefinition, with the image to run as DockerImage where Docker is used."""
-        container = self.describe_model(model)["PrimaryContainer"]
+        with must_exist(operation, "model", model):
+            container = self.models.read(model)["PrimaryContainer"]
         return {**container, "DockerImage": self._checked_image(operation, container.get("Image"))}
 
     def _checked_image(self, operation: str, image: str | None) -> str | None:

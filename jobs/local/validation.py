@@ -16,16 +16,6 @@ MAX_INSTANCES = 100  # of an endpoint
 S3_ENDPOINTS = {"AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"}  # variables that say where S3 is, if it is not AWS's
 
 
-def check_tags(operation: str, tags: list[dict[str, str]] | None) -> list[dict[str, str]]:
-    """Return the tags of a request, an empty list for none. Raises ClientError."""
-    keys = [tag["Key"] for tag in tags or ()]
-    if twice := next((key for key in keys if keys.count(key) > 1), None):
-        raise invalid(operation, f"the tag {twice!r} is given more than once")
-    if reserved := next((key for key in keys if key.lower().startswith("aws:")), None):
-        raise invalid(operation, f"the tag {reserved!r} begins with aws:, which is AWS's own")
-    return tags or []
-
-
 def check_gpu(operation: str, instance_type: str) -> None:
     """Check that this machine has a GPU if the type wants one. Raises ClientError."""
     if instance_types.is_gpu(instance_type) and not Path("/proc/driver/nvidia/version").exists():

@@ -194,6 +194,15 @@ def test_tags_that_a_request_gives_are_kept_and_described_nowhere_else(client):
         assert described.get("KmsKeyId", "key") == "key"
 
 
+def test_a_model_is_described_with_its_container_where_it_was_given(client):
+    container = {"Image": "x", "Environment": {"A": "1"}}
+    client.create_model(ModelName="one", PrimaryContainer=container)
+    client.create_model(ModelName="other", Containers=[container])
+    assert client.describe_model(ModelName="one")["PrimaryContainer"] == container
+    other = client.describe_model(ModelName="other")
+    assert (other["Containers"], "PrimaryContainer" in other) == ([container], False)
+
+
 def test_a_name_that_differs_in_case_alone_has_the_same_arn_and_is_taken(client):
     client.create_model(ModelName="model", PrimaryContainer={"Image": "x"})
     with pytest.raises(ClientError, match="already existing model 'MODEL'"):
