@@ -22,7 +22,7 @@ from fastmaker.local.arguments import Members, unsupported
 
 Request = dict[str, Any]
 Answer = Callable[[OperationModel, Request], dict[str, Any] | None]
-# Nothing that a user has configured for AWS changes what is answered here.
+# A user's profiles and configuration file are for AWS: they may turn validation off, or not be readable.
 NO_CONFIGURATION = {"profile": (None, None, None, None), "config_file": (None, None, os.devnull, None)}
 _lock = threading.Lock()  # botocore's session makes one client at a time
 
