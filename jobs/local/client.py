@@ -337,25 +337,17 @@ class Operations:
 class SageMaker:
     """boto3's client for SageMaker, answered by `Operations`, which has the arguments.
 
-    Beside boto3's methods it has the stores of its resources, and `delete_transform_job`.
+    What boto3's client does not have is that of `Operations`: the stores of resources, and `delete_transform_job`.
     """
 
     def __init__(self, region: str, *given: Any, **options: Any) -> None:
-        operations = Operations(region, *given, **options)
-        self.training_jobs, self.transform_jobs = operations.training_jobs, operations.transform_jobs
-        self.models, self.endpoint_configs = operations.models, operations.endpoint_configs
-        self.endpoints = operations.endpoints
-        self._operations = operations
-        self._client = boto.client("sagemaker", region, arguments.SAGEMAKER, operations.answer, _modeled)
+        self._operations = Operations(region, *given, **options)
+        self._client = boto.client("sagemaker", region, arguments.SAGEMAKER, self._operations.answer, _modeled)
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):  # while it is copied or unpickled there is no client
             raise AttributeError(name)
-        return getattr(self._client, name)
-
-    def delete_transform_job(self, *, TransformJobName: str) -> None:
-        """Delete a job that has ended, but not its outputs. AWS has no such operation. Raises ClientError."""
-        self._operations.delete_transform_job(TransformJobName)
+        return getattr(self._client if hasattr(self._client, name) else self._operations, name)
 
 
 def _modeled(operation: str, request: dict[str, Any]) -> dict[str, Any]:
