@@ -41,16 +41,20 @@ def check_model(
     url, source = container.get("ModelDataUrl"), container.get("ModelDataSource", {}).get("S3DataSource")
     if url and source:
         raise invalid(operation, "expected a ModelDataUrl or a ModelDataSource, not both")
-    if source and (source["S3DataType"], source["CompressionType"]) == ("S3Prefix", "Gzip"):
-        raise invalid(operation, "an S3Prefix has the CompressionType None; an archive is an S3Object")
+    if source and source["S3DataType"] == "S3Prefix":
+        if source["CompressionType"] != "None":
+            raise invalid(operation, "an S3Prefix has the CompressionType None; an archive is an S3Object")
+        if not source["S3Uri"].endswith("/"):
+            raise invalid(operation, f"the S3Uri of an S3Prefix ends with a slash, and {source['S3Uri']!r} does not")
     try:
         if uri := torchserve.model_uri(container):
             storage.check(uri)
     except storage.StorageError as error:
         raise invalid(operation, f"Could not find model data: {error}") from None
     if source:
-        source = {**source, "S3Uri": storage.absolute(source["S3Uri"])}
-        return {**container, "ModelDataSource": {"S3DataSource": source}}
+        uri = storage.absolute(source["S3Uri"])
+        uri = storage.join(uri, "") if source["S3DataType"] == "S3Prefix" else uri
+        return {**container, "ModelDataSource": {"S3DataSource": {**source, "S3Uri": uri}}}
     return {**container, **({"ModelDataUrl": storage.absolute(url)} if url else {})}
 
 

@@ -144,6 +144,7 @@ MISFITS = {
     "no-scheme": ("CreateModel", model(ModelDataUrl="models/x"), "begins with s3://"),
     "two-sources": ("CreateModel", model(ModelDataUrl="s3://b/k", **at(SOURCE)), "not both"),
     "archives": ("CreateModel", model(**at({**SOURCE, "CompressionType": "Gzip"})), "an archive is an S3Object"),
+    "no-slash": ("CreateModel", model(**at({**SOURCE, "S3Uri": "s3://b/k"})), "ends with a slash, and 's3://b/k'"),
     "tag-twice": ("CreateModel", {**model(), **tagged("a", "a")}, "the tag 'a' is given more than once"),
     "tag-of-aws": ("CreateTrainingJob", {**TRAINING, **tagged("aws:x")}, "which is AWS's own"),
     "tag-sign": ("CreateTransformJob", {**JOB, **tagged("a#")}, "'tags.1.member.key'"),
@@ -169,6 +170,7 @@ def test_what_cannot_be_had_is_boto3s_error_and_nothing_is_left(client, case):
 
 def test_a_transform_job_takes_no_model_data_source_as_on_aws(client, tmp_path):
     client.create_model(**model(**at(SOURCE)))
+    assert client.describe_model(ModelName="m")["PrimaryContainer"]["ModelDataSource"] == at(SOURCE)["ModelDataSource"]
     with pytest.raises(ClientError, match="a transform job takes no model with a ModelDataSource, here as on AWS"):
         client.create_transform_job(**{**JOB, "TransformOutput": {"S3OutputPath": f"file://{tmp_path}"}})
     client.delete_model(ModelName="m")
