@@ -74,9 +74,7 @@ SAGEMAKER: dict[str, Members] = {
     "DeleteTags": _all("ResourceArn TagKeys"),
 }
 RUNTIME: dict[str, Members] = {
-    "InvokeEndpoint": _all(
-        "EndpointName Body ContentType Accept CustomAttributes TargetModel TargetVariant InferenceId"
-    ),
+    "InvokeEndpoint": _all("EndpointName Body ContentType Accept CustomAttributes TargetVariant InferenceId"),
 }
 CLOUDWATCH: dict[str, Members] = {
     "GetMetricStatistics": _all("Namespace MetricName Dimensions StartTime EndTime Period Statistics"),

@@ -61,6 +61,7 @@ def test_what_boto3_does_not_take_is_its_error(tmp_path, request_, reason):
         ({"ContentType": "text/\xe9"}, "contentType"),
         ({"CustomAttributes": "a\n"}, "CustomAttributes"),
         ({"SessionId": "s"}, "SessionId needs AWS"),
+        ({"TargetModel": "other.tar.gz"}, "TargetModel needs AWS"),
         ({"Body": Unreadable()}, "the Body cannot be read: no such disk"),
         ({"Body": closed()}, "the Body cannot be read: I/O operation on closed file"),
         ({"Body": "\ud800"}, "'body' failed to satisfy constraint: Member must be text that can be encoded"),
