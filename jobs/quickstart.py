@@ -56,7 +56,7 @@ def main(args) -> int:
             answers = _ask_endpoint(steps, backend, model_data, files)
             _transform(steps, model_data, folder, answers)
         finally:
-            backend.session.sagemaker_client.delete_training_job(job["TrainingJobName"])
+            backend.session.sagemaker_client.delete_training_job(TrainingJobName=job["TrainingJobName"])
         _save_picture(args.picture, files, list(answers.values()))
 
     right = sum(answer.get("label") == Path(name).parent.name for name, answer in answers.items())

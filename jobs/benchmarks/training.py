@@ -91,7 +91,7 @@ def _fit(data: str, hyperparameters: dict[str, str], hosts: int = 1) -> tuple[li
     with contextlib.redirect_stdout(io.StringIO()) as log:
         estimator.fit(channels)
     seconds = time.perf_counter() - started
-    backend.session.sagemaker_client.delete_training_job(estimator.latest_training_job.name)
+    backend.session.sagemaker_client.delete_training_job(TrainingJobName=estimator.latest_training_job.name)
     return _rates(log.getvalue()), seconds
 
 

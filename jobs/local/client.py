@@ -1,29 +1,32 @@
 """`SageMaker`, which takes the place of ``boto3.client("sagemaker")`` and acts on this machine.
 
-It has boto3's methods, answers and errors:
+It is boto3's client, with its methods, answers and errors; `Operations` answers its requests:
 https://docs.aws.amazon.com/sagemaker/latest/APIReference/API_Operations.html
 """
 
 import contextlib
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from fastmaker.jobs import storage
-from fastmaker.local import names, supervisor, validation
+from botocore import xform_name
+from botocore.model import OperationModel
+
+from fastmaker.local import arguments, boto, names, supervisor, tags, validation
 from fastmaker.local.batch import transform_jobs
 from fastmaker.local.batch.validation import validation_error as transform_job_error
-from fastmaker.local.errors import in_use, invalid, modeled_exceptions, must_exist
+from fastmaker.local.errors import in_use, invalid, must_exist
+from fastmaker.local.listings import LISTINGS
 from fastmaker.local.serving import endpoints
 from fastmaker.local.store import DamagedRecord, Store, default_home, now
+from fastmaker.local.tags import Tag
 from fastmaker.local.training import training_jobs
 from fastmaker.local.training.validation import validation_error as training_job_error
 
-UNSUPPORTED = ("processing", "pipeline", "tuning", "auto_ml", "compilation", "labeling", "monitoring", "optimization")
-MAX_PAGE = 100
 MODEL_SHAPE = {"ModelName": str, "PrimaryContainer": dict, "CreationTime": datetime, "ModelArn": str}
 CONFIG_SHAPE = {
     "EndpointConfigName": str,
@@ -33,7 +36,7 @@ CONFIG_SHAPE = {
 }
 
 
-class SageMaker:
+class Operations:
     """Keep training jobs, models, endpoint configs, endpoints and transform jobs under `home`.
 
     With `use_docker` what is created runs in containers of its image, else as processes of this environment.
@@ -57,25 +60,27 @@ class SageMaker:
         self.endpoint_configs = Store(home, "endpoint-configs", CONFIG_SHAPE)
         self.endpoints = endpoints.store_below(home)
         self.transform_jobs = transform_jobs.store_below(home)
+        self._kinds: dict[str, tuple[Store, Callable[[Store, str], dict[str, Any]]]] = {
+            "TrainingJob": (self.training_jobs, training_jobs.describe),
+            "TransformJob": (self.transform_jobs, transform_jobs.describe),
+            "Model": (self.models, Store.read),
+            "EndpointConfig": (self.endpoint_configs, Store.read),
+            "Endpoint": (self.endpoints, endpoints.describe),
+        }
 
-    @property
-    def exceptions(self) -> Any:
-        """The exception classes of boto3's client."""
-        return modeled_exceptions("sagemaker")
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("_") or not re.match("create|describe|list|start|stop|update|delete", name):
-            raise AttributeError(name)
-        kind = next((kind for kind in UNSUPPORTED if kind in name), None)
-        raise NotImplementedError(
-            f"{name}: a ProcessSession runs training jobs, models, endpoints and transform jobs"
-            + (f"; {kind.replace('_', ' ')} needs AWS" if kind else "; use a sagemaker.Session for this")
-        )
+    def answer(self, model: OperationModel, request: dict[str, Any]) -> dict[str, Any] | None:
+        """Return the answer to a request that botocore has validated. Raises ClientError."""
+        if listing := next((listing for listing in LISTINGS if listing.operation == model.name), None):
+            summary = model.output_shape.members[listing.answer].member.members
+            return listing.page_of(self._found(listing.kind, request.get("NameContains", "")), summary, request)
+        answer: dict[str, Any] | None = getattr(self, xform_name(model.name))(**request)
+        return answer
 
     # Training jobs
 
     def create_training_job(self, **request: Any) -> dict[str, Any]:
-        name = validation.check_name("CreateTrainingJob", request["TrainingJobName"])
+        name = request["TrainingJobName"]
+        tags.check("CreateTrainingJob", request.get("Tags", []))
         if reason := training_job_error(request):
             raise invalid("CreateTrainingJob", reason)
         validation.check_gpu("CreateTrainingJob", request["ResourceConfig"]["InstanceType"])
@@ -89,7 +94,7 @@ class SageMaker:
 
     def describe_training_job(self, TrainingJobName: str) -> dict[str, Any]:
         with must_exist("DescribeTrainingJob", "training job", TrainingJobName):
-            return self._describe(self.training_jobs, "TrainingJob", TrainingJobName, training_jobs.describe)
+            return self._describe("TrainingJob", TrainingJobName)
 
     def stop_training_job(self, TrainingJobName: str) -> None:
         with must_exist("StopTrainingJob", "training job", TrainingJobName):
@@ -97,12 +102,7 @@ class SageMaker:
 
     def delete_training_job(self, TrainingJobName: str) -> None:
         """Delete a job that has ended, as on AWS, and what it left on this machine."""
-        self._delete_job(self.training_jobs, "TrainingJob", TrainingJobName, training_jobs.describe)
-
-    def list_training_jobs(self, **request: Any) -> dict[str, Any]:
-        jobs = self._list(self.training_jobs, "TrainingJob", request, training_jobs.describe)
-        keys = ("TrainingJobName", "TrainingJobArn", "CreationTime", "TrainingEndTime", "LastModifiedTime")
-        return _page("TrainingJobSummaries", jobs, (*keys, "TrainingJobStatus", "SecondaryStatus"), request)
+        self._delete_job("TrainingJob", TrainingJobName)
 
     # Models
 
@@ -111,46 +111,47 @@ class SageMaker:
         ModelName: str,
         PrimaryContainer: dict[str, Any] | None = None,
         Containers: list[dict[str, Any]] | None = None,
+        Tags: list[Tag] | None = None,
         **request: Any,
     ) -> dict[str, Any]:
         operation = "CreateModel"
-        validation.check_name(operation, ModelName)
         container = validation.check_model(operation, PrimaryContainer, Containers)
         self._checked_image(operation, container.get("Image"))
-        if "ModelDataUrl" in container:
-            container = {**container, "ModelDataUrl": storage.absolute(container["ModelDataUrl"])}
         arn = self._arn("model", ModelName)
-        keys = ("ExecutionRoleArn", "VpcConfig", "EnableNetworkIsolation")
         record = {
             "ModelName": ModelName,
             "PrimaryContainer": container,
+            **({"Containers": [container]} if Containers else {}),
             "CreationTime": now(),
             "ModelArn": arn,
-            **{key: request[key] for key in keys if key in request},
+            "tags": tags.check(operation, Tags),
+            **request,
         }
         self._create(operation, "model", self.models, ModelName, record)
         return {"ModelArn": arn}
 
     def describe_model(self, ModelName: str) -> dict[str, Any]:
         with must_exist("DescribeModel", "model", ModelName):
-            return self.models.read(ModelName)
+            record = self.models.read(ModelName)
+        if "Containers" in record:  # as it was given
+            del record["PrimaryContainer"]
+        return record
 
     def delete_model(self, ModelName: str) -> None:
         with must_exist("DeleteModel", "model", ModelName):
             self.models.delete(ModelName)
 
-    def list_models(self, **request: Any) -> dict[str, Any]:
-        models = self._list(self.models, "Model", request)
-        return _page("Models", models, ("ModelName", "ModelArn", "CreationTime"), request)
-
     # Endpoint configs
 
     def create_endpoint_config(
-        self, EndpointConfigName: str, ProductionVariants: list[dict[str, Any]], **request: Any
+        self,
+        EndpointConfigName: str,
+        ProductionVariants: list[dict[str, Any]],
+        Tags: list[Tag] | None = None,
+        **request: Any,
     ) -> dict[str, Any]:
         operation = "CreateEndpointConfig"
-        validation.check_name(operation, EndpointConfigName)
-        validation.check_endpoint_config(operation, ProductionVariants, request)
+        validation.check_variants(operation, ProductionVariants)
         for variant in ProductionVariants:
             self.describe_model(variant["ModelName"])
         arn = self._arn("endpoint-config", EndpointConfigName)
@@ -159,6 +160,8 @@ class SageMaker:
             "EndpointConfigArn": arn,
             "ProductionVariants": ProductionVariants,
             "CreationTime": now(),
+            "tags": tags.check(operation, Tags),
+            **request,
         }
         self._create(operation, "endpoint configuration", self.endpoint_configs, EndpointConfigName, record)
         return {"EndpointConfigArn": arn}
@@ -171,27 +174,23 @@ class SageMaker:
         with must_exist("DeleteEndpointConfig", "endpoint configuration", EndpointConfigName):
             self.endpoint_configs.delete(EndpointConfigName)
 
-    def list_endpoint_configs(self, **request: Any) -> dict[str, Any]:
-        configs = self._list(self.endpoint_configs, "EndpointConfig", request)
-        keys = ("EndpointConfigName", "EndpointConfigArn", "CreationTime")
-        return _page("EndpointConfigs", configs, keys, request)
-
     # Endpoints
 
     def create_endpoint(
-        self, EndpointName: str, EndpointConfigName: str, Tags: list[dict[str, str]] | None = None, **request: Any
+        self, EndpointName: str, EndpointConfigName: str, Tags: list[Tag] | None = None
     ) -> dict[str, Any]:
-        validation.check_name("CreateEndpoint", EndpointName)
+        given = tags.check("CreateEndpoint", Tags)
         config = self.describe_endpoint_config(EndpointConfigName)
         arn = self._arn("endpoint", EndpointName)
         try:
+            self._check_spelling(self.endpoints, EndpointName)
             models = self._models_of("CreateEndpoint", config)
-            endpoints.create(self.endpoints, EndpointName, arn, config, models, Tags or [], self._s3_client)
+            endpoints.create(self.endpoints, EndpointName, arn, config, models, given, self._s3_client)
         except FileExistsError:
             raise invalid("CreateEndpoint", f'Cannot create already existing endpoint "{arn}".') from None
         return {"EndpointArn": arn}
 
-    def update_endpoint(self, EndpointName: str, EndpointConfigName: str, **request: Any) -> dict[str, Any]:
+    def update_endpoint(self, EndpointName: str, EndpointConfigName: str) -> dict[str, Any]:
         config = self.describe_endpoint_config(EndpointConfigName)
         description = self.describe_endpoint(EndpointName)
         if description["EndpointStatus"] != "InService":
@@ -205,28 +204,26 @@ class SageMaker:
 
     def describe_endpoint(self, EndpointName: str) -> dict[str, Any]:
         with must_exist("DescribeEndpoint", "endpoint", EndpointName):
-            return self._describe(self.endpoints, "Endpoint", EndpointName, endpoints.describe)
+            return self._describe("Endpoint", EndpointName)
 
     def delete_endpoint(self, EndpointName: str) -> None:
         with must_exist("DeleteEndpoint", "endpoint", EndpointName):
             self.endpoints.delete(EndpointName)
 
-    def list_endpoints(self, **request: Any) -> dict[str, Any]:
-        found = self._list(self.endpoints, "Endpoint", request, endpoints.describe)
-        keys = ("EndpointName", "EndpointArn", "CreationTime", "LastModifiedTime", "EndpointStatus")
-        return _page("Endpoints", found, keys, request)
-
     # Transform jobs
 
     def create_transform_job(self, **request: Any) -> dict[str, Any]:
         operation = "CreateTransformJob"
-        name = validation.check_name(operation, request["TransformJobName"])
+        name = request["TransformJobName"]
+        tags.check(operation, request.get("Tags", []))
         if reason := transform_job_error(request):
             raise invalid(operation, reason)
         env = self._job_environment()
         validation.check_output_bucket(operation, request["TransformOutput"]["S3OutputPath"], self.region, env)
         validation.check_gpu(operation, request["TransformResources"]["InstanceType"])
         model = self._container_of(operation, request["ModelName"])
+        if "ModelDataSource" in model:
+            raise invalid(operation, "a transform job takes no model with a ModelDataSource, here as on AWS")
         arn = self._arn("transform-job", name)
         try:
             transform_jobs.start(self.transform_jobs, request, arn, model, env)
@@ -236,7 +233,7 @@ class SageMaker:
 
     def describe_transform_job(self, TransformJobName: str) -> dict[str, Any]:
         with must_exist("DescribeTransformJob", "transform job", TransformJobName):
-            return self._describe(self.transform_jobs, "TransformJob", TransformJobName, transform_jobs.describe)
+            return self._describe("TransformJob", TransformJobName)
 
     def stop_transform_job(self, TransformJobName: str) -> None:
         with must_exist("StopTransformJob", "transform job", TransformJobName):
@@ -244,19 +241,33 @@ class SageMaker:
 
     def delete_transform_job(self, TransformJobName: str) -> None:
         """Delete a job that has ended, but not its outputs. AWS has no such operation."""
-        self._delete_job(self.transform_jobs, "TransformJob", TransformJobName, transform_jobs.describe)
+        self._delete_job("TransformJob", TransformJobName)
 
-    def list_transform_jobs(self, **request: Any) -> dict[str, Any]:
-        jobs = self._list(self.transform_jobs, "TransformJob", request, transform_jobs.describe)
-        keys = ("TransformJobName", "TransformJobArn", "CreationTime", "TransformEndTime", "TransformJobStatus")
-        return _page("TransformJobSummaries", jobs, (*keys, "FailureReason"), request)
+    # Tags
 
-    def list_tags(self, ResourceArn: str, **request: Any) -> dict[str, Any]:
-        kind, _, name = ResourceArn.rpartition(":")[2].partition("/")
-        stores = {"training-job": self.training_jobs, "endpoint": self.endpoints}
-        stores |= {"model": self.models, "endpoint-config": self.endpoint_configs, "transform-job": self.transform_jobs}
-        with must_exist("ListTags", kind, name):
-            return {"Tags": stores[kind].read(name).get("tags", [])}
+    def list_tags(self, ResourceArn: str, NextToken: str = "", MaxResults: int = tags.MAX_TAGS) -> dict[str, Any]:
+        if NextToken:
+            raise invalid("ListTags", "the NextToken is none of ListTags's: a resource's tags are one page")
+        return {"Tags": self._of_tagged("ListTags", ResourceArn, tags.read)}
+
+    def add_tags(self, ResourceArn: str, Tags: list[Tag]) -> dict[str, Any]:
+        tags.check("AddTags", Tags)
+        self._of_tagged("AddTags", ResourceArn, partial(tags.add, tags=Tags))
+        return {"Tags": Tags}
+
+    def delete_tags(self, ResourceArn: str, TagKeys: list[str]) -> None:
+        self._of_tagged("DeleteTags", ResourceArn, partial(tags.delete, keys=TagKeys))
+
+    def _of_tagged(self, operation: str, arn: str, act: Callable[[Store, str], Any]) -> Any:
+        """Return what `act` returns of the resource that has an ARN, in any region. Raises ClientError."""
+        region, kind = arn.split(":")[3], arn.rpartition(":")[2].partition("/")[0]
+        stores = [store for name, (store, _) in self._kinds.items() if _spelled(name, "-") == kind]
+        for store in stores:
+            for name in store.names():
+                if names.arn(region, kind, name) == arn:
+                    with must_exist(operation, kind, name):
+                        return act(store, name)
+        raise invalid(operation, f'Could not find a resource "{arn}".')
 
     def _models_of(self, operation: str, config: dict[str, Any]) -> dict[str, dict[str, Any]]:
         """Return the containers of the config's models, by the models' names."""
@@ -265,7 +276,8 @@ class SageMaker:
 
     def _container_of(self, operation: str, model: str) -> dict[str, Any]:
         """Return the model's ContainerDefinition, with the image to run as DockerImage where Docker is used."""
-        container = self.describe_model(model)["PrimaryContainer"]
+        with must_exist(operation, "model", model):
+            container = self.models.read(model)["PrimaryContainer"]
         return {**container, "DockerImage": self._checked_image(operation, container.get("Image"))}
 
     def _checked_image(self, operation: str, image: str | None) -> str | None:
@@ -277,34 +289,29 @@ class SageMaker:
 
     def _create(self, operation: str, kind: str, store: Store, name: str, record: dict[str, Any]) -> None:
         try:
+            self._check_spelling(store, name)
             store.create(name, record)
         except FileExistsError:
             raise invalid(operation, f"Cannot create already existing {kind} {name!r}.") from None
 
-    def _list(
-        self,
-        store: Store,
-        kind: str,
-        request: dict[str, Any],
-        describe: Callable[[Store, str], dict[str, Any]] = Store.read,
-    ) -> list[dict[str, Any]]:
-        """Return the descriptions that a List request asks for, the newest first as AWS lists them.
+    def _check_spelling(self, store: Store, name: str) -> None:
+        """Check that no other name has the ARN of this one. Raises FileExistsError."""
+        if any(other != name and other.lower() == name.lower() for other in store.names()):
+            raise FileExistsError(name)
+
+    def _found(self, kind: str, contained: str) -> Iterator[dict[str, Any]]:
+        """Yield the descriptions of a kind of resource whose names contain a text.
 
         A record that is damaged is one of them, as Failed; what is deleted meanwhile is none.
         """
-        found = []
-        for name in (name for name in store.names() if request.get("NameContains", "") in name):
-            with contextlib.suppress(KeyError):
-                found.append(self._describe(store, kind, name, describe))
-        if wanted := request.get("StatusEquals"):
-            found = [description for description in found if description.get(f"{kind}Status") == wanted]
-        descending = request.get("SortOrder", "Descending") == "Descending"
-        return sorted(found, key=lambda description: description["CreationTime"], reverse=descending)
+        for name in self._kinds[kind][0].names():
+            if contained in name:
+                with contextlib.suppress(KeyError):
+                    yield self._describe(kind, name)
 
-    def _describe(
-        self, store: Store, kind: str, name: str, describe: Callable[[Store, str], dict[str, Any]]
-    ) -> dict[str, Any]:
-        """Return what `describe` returns, or that the record is damaged, as of what has failed. Raises KeyError."""
+    def _describe(self, kind: str, name: str) -> dict[str, Any]:
+        """Return a resource's description, or that its record is damaged, as of what has failed. Raises KeyError."""
+        store, describe = self._kinds[kind]
         try:
             return describe(store, name)
         except DamagedRecord as error:
@@ -314,29 +321,55 @@ class SageMaker:
             status = {f"{kind}Status": "Failed", "FailureReason": str(error)}
             return {f"{kind}Name": name, f"{kind}Arn": arn, **times, **status}
 
-    def _delete_job(self, store: Store, kind: str, name: str, describe: Callable[[Store, str], dict[str, Any]]) -> None:
+    def _delete_job(self, kind: str, name: str) -> None:
         """Delete a job that has ended. Raises ClientError for another."""
         operation, words = f"Delete{kind}", _spelled(kind, " ")
         with must_exist(operation, words, name):
-            status = self._describe(store, kind, name, describe)[f"{kind}Status"]
+            status = self._describe(kind, name)[f"{kind}Status"]
             if status not in supervisor.FINAL:
                 raise invalid(operation, f"{words} {name} is {status}; stop it first")
-            store.delete(name)
+            self._kinds[kind][0].delete(name)
 
     def _arn(self, kind: str, name: str) -> str:
         return names.arn(self.region, kind, name)
 
 
+class SageMaker:
+    """boto3's client for SageMaker, answered by `Operations`, which has the arguments.
+
+    What boto3's client does not have is that of `Operations`: the stores of resources, and `delete_transform_job`.
+    """
+
+    def __init__(self, region: str, *given: Any, **options: Any) -> None:
+        self._operations = Operations(region, *given, **options)
+        self._client = boto.client("sagemaker", region, arguments.SAGEMAKER, self._operations.answer, _modeled)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):  # while it is copied or unpickled there is no client
+            raise AttributeError(name)
+        return getattr(self._client if hasattr(self._client, name) else self._operations, name)
+
+
+def _modeled(operation: str, request: dict[str, Any]) -> dict[str, Any]:
+    """Return a request of the SDK's local mode in the form of AWS's: a channel's FileDataSource is an S3DataSource."""
+    channels = request.get("InputDataConfig")
+    if operation != "CreateTrainingJob" or not isinstance(channels, list):
+        return request
+    return {**request, "InputDataConfig": [_with_s3_source(channel) for channel in channels]}
+
+
+def _with_s3_source(channel: Any) -> Any:
+    renamed = {"FileUri": "S3Uri", "FileDataDistributionType": "S3DataDistributionType"}
+    source = channel.get("DataSource") if isinstance(channel, dict) else None
+    if not isinstance(source, dict) or source.keys() != {"FileDataSource"}:
+        return channel
+    file = source["FileDataSource"]
+    if not isinstance(file, dict) or file.keys() - renamed.keys():
+        return channel
+    s3 = {"S3DataType": "S3Prefix", **{renamed[key]: value for key, value in file.items()}}
+    return {**channel, "DataSource": {"S3DataSource": s3}}
+
+
 def _spelled(kind: str, between: str) -> str:
     """Return the words of a kind, such as TrainingJob, in lower case."""
     return re.sub("(?<!^)(?=[A-Z])", between, kind).lower()
-
-
-def _page(
-    result_key: str, descriptions: list[dict[str, Any]], keys: tuple[str, ...], request: dict[str, Any]
-) -> dict[str, Any]:
-    """Return the page of a list that a List request asks for, each description with these keys alone."""
-    start = int(request.get("NextToken") or 0)
-    end = start + min(request.get("MaxResults", MAX_PAGE), MAX_PAGE)
-    page = [{key: d[key] for key in keys if key in d} for d in descriptions[start:end]]
-    return {result_key: page, **({"NextToken": str(end)} if end < len(descriptions) else {})}

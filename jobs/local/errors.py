@@ -1,34 +1,11 @@
-"""The errors of boto3's clients for SageMaker, as AWS answers them."""
+"""The errors that AWS answers; boto3's clients raise them as their own class of the code."""
 
-import functools
 from types import TracebackType
-from typing import Any, Literal
+from typing import Literal
 
-import botocore.loaders
-from botocore.errorfactory import ClientExceptionsFactory
-from botocore.exceptions import ClientError, ParamValidationError
-from botocore.model import ServiceModel
-from botocore.validate import ParamValidator
+from botocore.exceptions import ClientError
 
 from fastmaker.local.store import DamagedRecord
-
-
-@functools.cache
-def modeled_exceptions(service: str) -> Any:
-    """Return the exception classes of a boto3 client, such as ``client.exceptions.ModelError``."""
-    return ClientExceptionsFactory().create_client_exceptions(_service_model(service))
-
-
-@functools.cache
-def _service_model(service: str) -> ServiceModel:
-    return ServiceModel(botocore.loaders.Loader().load_service_model(service, "service-2"), service)
-
-
-def validate_input(service: str, operation: str, **request: Any) -> None:
-    """Check a request's members and their types as boto3 does. Raises ParamValidationError."""
-    report = ParamValidator().validate(request, _service_model(service).operation_model(operation).input_shape)
-    if report.has_errors():
-        raise ParamValidationError(report=report.generate_report())
 
 
 def invalid(operation: str, message: str) -> ClientError:
@@ -39,10 +16,7 @@ def invalid(operation: str, message: str) -> ClientError:
 def in_use(operation: str, kind: str, name: str) -> ClientError:
     """Return the error of a job whose name is taken; `kind` is Training or Transform."""
     message = f"{kind} job names must be unique within an AWS account and region: {name} exists"
-    error: ClientError = modeled_exceptions("sagemaker").ResourceInUse(
-        {"Error": {"Code": "ResourceInUse", "Message": message}}, operation
-    )
-    return error
+    return ClientError({"Error": {"Code": "ResourceInUse", "Message": message}}, operation)
 
 
 class must_exist:

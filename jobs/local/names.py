@@ -1,9 +1,6 @@
 """Names of resources on this machine: the account, the default bucket and ARNs, in AWS's forms."""
 
-import re
-
 ACCOUNT = "000000000000"
-_NAME = re.compile(r"[a-zA-Z0-9](-*[a-zA-Z0-9]){0,62}")
 
 
 def default_bucket(region: str) -> str:
@@ -14,11 +11,6 @@ def default_bucket(region: str) -> str:
 def arn(region: str, kind: str, name: str) -> str:
     """Return the ARN of a resource of a kind such as ``training-job``; AWS keeps the case of jobs' names alone."""
     return f"arn:aws:sagemaker:{region}:{ACCOUNT}:{kind}/{name if kind.endswith('-job') else name.lower()}"
-
-
-def is_valid(name: object) -> bool:
-    """Return whether `name` is one that AWS takes for a resource."""
-    return isinstance(name, str) and _NAME.fullmatch(name) is not None
 
 
 def is_file_name(name: object) -> bool:

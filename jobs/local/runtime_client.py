@@ -1,5 +1,6 @@
 """`SageMakerRuntime`, which takes the place of ``boto3.client("sagemaker-runtime")`` on this machine.
 
+It is boto3's client, with its methods, answers and errors; `Invocations` answers its requests:
 https://docs.aws.amazon.com/sagemaker/latest/APIReference/API_runtime_InvokeEndpoint.html
 """
 
@@ -11,13 +12,14 @@ from typing import Any
 
 import urllib3
 from botocore.exceptions import ClientError
+from botocore.model import OperationModel
 from botocore.response import StreamingBody
 
+from fastmaker.local import arguments, boto
 from fastmaker.local.containers import Container
-from fastmaker.local.errors import modeled_exceptions, validate_input
 from fastmaker.local.names import ACCOUNT
 from fastmaker.local.serving import connections, endpoints, instances
-from fastmaker.local.store import DamagedRecord, default_home
+from fastmaker.local.store import DamagedRecord, Store, default_home
 
 CONNECT_SECONDS = 5
 CONNECTIONS = 32  # kept open to one server, of all threads
@@ -31,38 +33,39 @@ HEADERS = {
     "ContentType": "Content-Type",
     "Accept": "Accept",
     "CustomAttributes": "X-Amzn-SageMaker-Custom-Attributes",
-    "TargetModel": "X-Amzn-SageMaker-Target-Model",
     "InferenceId": "X-Amzn-SageMaker-Inference-Id",
 }
 
 
 class SageMakerRuntime:
-    """Invoke the endpoints under `home`."""
+    """boto3's client for sagemaker-runtime, which invokes the endpoints under `home`."""
 
-    def __init__(self, home: Path | None = None) -> None:
-        self._endpoints = endpoints.store_below(home or default_home())
+    def __init__(self, home: Path | None = None, region: str = "us-west-2") -> None:
+        self.config: Any = None  # the SDK sets it
+        invocations = Invocations(endpoints.store_below(home or default_home()))
+        self._client = boto.client("sagemaker-runtime", region, arguments.RUNTIME, invocations.answer)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):  # while it is copied or unpickled there is no client
+            raise AttributeError(name)
+        return getattr(self._client, name)
+
+
+class Invocations:
+    """Send requests to the servers of the endpoints in a store."""
+
+    def __init__(self, store: Store) -> None:
+        self._endpoints = store
         self._pools: dict[tuple[Path, int], urllib3.HTTPConnectionPool] = {}
         self._lock = threading.Lock()
-        self.config: Any = None  # the SDK sets it
 
-    @property
-    def exceptions(self) -> Any:
-        """The exception classes of boto3's client."""
-        return modeled_exceptions("sagemaker-runtime")
+    def answer(self, model: OperationModel, request: dict[str, Any]) -> dict[str, Any]:
+        """Return the answer to a request of InvokeEndpoint that botocore has validated. Raises ClientError."""
+        return self._invoke(**request)
 
-    def invoke_endpoint(
-        self, EndpointName: str, Body: Any = b"", TargetVariant: str | None = None, **request: Any
-    ) -> dict[str, Any]:
-        """Send a request to a model, as boto3's invoke_endpoint does.
-
-        An answer of 4xx or 5xx raises ModelError, with the status and the body. Raises ParamValidationError for what
-        boto3 does not take, and ClientError for what SageMaker does not.
-        """
-        variant = {} if TargetVariant is None else {"TargetVariant": TargetVariant}
-        validate_input(
-            "sagemaker-runtime", "InvokeEndpoint", EndpointName=EndpointName, Body=Body, **variant, **request
-        )
-        body, headers = _bytes_of(Body), self._headers(request)
+    def _invoke(self, EndpointName: str, Body: Any, TargetVariant: str | None = None, **request: Any) -> dict[str, Any]:
+        """Send a request to a model. An answer of 4xx or 5xx raises ModelError, with the status and the body."""
+        body, headers = self._bytes_of(Body), self._headers(request)
         failures = _Failures()
         while True:
             server = self._pick_server(EndpointName, TargetVariant, failures.avoid)
@@ -115,10 +118,20 @@ class SageMakerRuntime:
         except (LookupError, DamagedRecord) as error:
             raise self._invalid(str(error)) from None
 
+    def _bytes_of(self, body: Any) -> bytes:
+        """Return the bytes of a body: text, bytes or an open file, as boto3 takes them. Raises ClientError."""
+        try:
+            content = body.read() if hasattr(body, "read") else body
+            content = content.encode("utf-8") if isinstance(content, str) else content
+            if isinstance(content, (bytes, bytearray)):
+                return bytes(content)
+            error: Exception = TypeError(f"it holds {type(content).__name__}")
+        except (OSError, ValueError) as unreadable:
+            error = unreadable
+        raise self._invalid(f"the Body cannot be read: {error}")
+
     def _headers(self, request: dict[str, Any]) -> dict[str, str]:
         """Return the headers that SageMaker sends a container for the members of an InvokeEndpoint request."""
-        if others := sorted(request.keys() - HEADERS.keys()):
-            raise self._invalid(f"{others[0]} needs AWS")
         given = {"ContentType": "application/octet-stream", "Accept": "*/*"} | {k: v for k, v in request.items() if v}
         for name, value in given.items():
             if not (value.isprintable() and value.isascii()):
@@ -126,21 +139,18 @@ class SageMakerRuntime:
         return {HEADERS[name]: value for name, value in given.items()}
 
     def _invalid(self, message: str) -> ClientError:
-        error = {"Error": {"Code": "ValidationError", "Message": message}}
-        invalid: ClientError = self.exceptions.from_code("ValidationError")(error, "InvokeEndpoint")
-        return invalid
+        return ClientError({"Error": {"Code": "ValidationError", "Message": message}}, "InvokeEndpoint")
 
     def _model_error(self, variant: str, status: int, text: str) -> ClientError:
         kind = "client" if status < 500 else "server"
         message = f'Received {kind} error ({status}) from {variant} with message "{text}".'
-        error = {
+        error: Any = {
             "Error": {"Code": "ModelError", "Message": message},
             "OriginalStatusCode": status,
             "OriginalMessage": text,
-            "ResponseMetadata": {"HTTPStatusCode": 424, "RetryAttempts": 0},
+            "ResponseMetadata": {"HTTPStatusCode": 424},
         }
-        model_error: ClientError = self.exceptions.ModelError(error, "InvokeEndpoint")
-        return model_error
+        return ClientError(error, "InvokeEndpoint")
 
 
 class _Failures:
@@ -169,20 +179,19 @@ class _Failures:
         return self._lost >= LOST_REQUESTS or time.monotonic() > self._deadline
 
 
-def _bytes_of(body: Any) -> bytes:
-    """Return the bytes of a body: text, bytes or an open file, as boto3 takes them."""
-    content = body.read() if hasattr(body, "read") else body
-    return content.encode("utf-8") if isinstance(content, str) else bytes(content)
-
-
 def _result(answer: urllib3.BaseHTTPResponse, variant: str) -> dict[str, Any]:
     """Return what boto3's invoke_endpoint returns for a container's answer."""
+    kind = answer.headers.get("Content-Type", "application/octet-stream")
+    headers = {
+        "content-type": kind,
+        "content-length": str(len(answer.data)),
+        "x-amzn-invoked-production-variant": variant,
+    }
     result = {
-        "ResponseMetadata": {"HTTPStatusCode": 200, "HTTPHeaders": dict(answer.headers), "RetryAttempts": 0},
         "Body": StreamingBody(io.BytesIO(answer.data), len(answer.data)),
-        "ContentType": answer.headers.get("Content-Type", "application/octet-stream"),
+        "ContentType": kind,
         "InvokedProductionVariant": variant,
     }
     if attributes := answer.headers.get("X-Amzn-SageMaker-Custom-Attributes"):
-        result["CustomAttributes"] = attributes
-    return result
+        headers["x-amzn-sagemaker-custom-attributes"] = result["CustomAttributes"] = attributes
+    return {**result, "Headers": headers}

@@ -1,17 +1,19 @@
 """Everything that is changed in the SageMaker Python SDK, for this package's own sessions alone.
 
-The SDK has no setting for three things, so three of its functions are wrapped when this module is imported. Each
+The SDK has no setting for four things, so four of its functions are wrapped when this module is imported. Each
 wrapper acts on an `OwnSession`, or on a configuration that `opt_out_of_telemetry` returned, and hands every other call
 to the SDK's function as it came: a plain ``Session`` or ``LocalSession`` in the same process behaves as without us.
 """
 
 import copy
 import functools
+import inspect
 import json
 import sys
 from collections.abc import Callable
 from typing import Any
 
+import sagemaker.analytics
 import sagemaker.estimator
 import sagemaker.fw_utils
 import sagemaker.utils
@@ -25,6 +27,8 @@ class Interrupted(KeyboardInterrupt, Exception):
 
 class OwnSession:
     """Mark a session as one that the wrappers below act on."""
+
+    cloudwatch_client: Any
 
 
 class OwnConfig(dict[str, Any]):
@@ -90,10 +94,24 @@ def _allow_torchrun(validate: Callable[..., Any]) -> Callable[..., Any]:
     return validate_distribution
 
 
+def _read_metrics_here(create: Callable[..., None]) -> Callable[..., None]:
+    """Wrap what makes a job's analytics, which ask CloudWatch for its metrics: an own session has them itself."""
+
+    @functools.wraps(create)
+    def __init__(self: Any, *arguments: Any, **kwargs: Any) -> None:
+        create(self, *arguments, **kwargs)
+        session = inspect.signature(create).bind(self, *arguments, **kwargs).arguments.get("sagemaker_session")
+        if isinstance(session, OwnSession):
+            self._cloudwatch = session.cloudwatch_client
+
+    return __init__
+
+
 WRAPPERS: tuple[tuple[Any, str, Callable[..., Any]], ...] = (
     (sagemaker.utils, "validate_sagemaker_config", _validate_once),
     (sagemaker.estimator._TrainingJob, "_add_spot_checkpoint_args", _allow_checkpoints),
     (sagemaker.fw_utils, "validate_distribution", _allow_torchrun),
+    (sagemaker.analytics.TrainingJobAnalytics, "__init__", _read_metrics_here),
 )
 # The estimator takes fw_utils' function along when it is imported; most commands do not, and its import takes a while.
 if estimator := sys.modules.get("sagemaker.pytorch.estimator"):

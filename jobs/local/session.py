@@ -19,7 +19,7 @@ from fastmaker.local.client import SageMaker
 from fastmaker.local.containers import Container
 from fastmaker.local.runtime_client import SageMakerRuntime
 from fastmaker.local.serving import endpoints
-from fastmaker.local.training import training_jobs
+from fastmaker.local.training import metrics, training_jobs
 
 POLL_SECONDS = 0.2
 DEFAULT_REGION = "us-west-2"
@@ -62,7 +62,8 @@ class ProcessSession(sdk.OwnSession, LocalSession):  # type: ignore[misc]  # the
         self.sagemaker_client = SageMaker(
             self._region_name, self._home, self._job_environment, self.s3_client, self._use_docker
         )
-        self.sagemaker_runtime_client = SageMakerRuntime(self._home)
+        self.sagemaker_runtime_client = SageMakerRuntime(self._home, self._region_name)
+        self.cloudwatch_client = metrics.cloudwatch_client(self._region_name, self.sagemaker_client.training_jobs)
         self.sagemaker_config = sdk.opt_out_of_telemetry(self.sagemaker_config)
         local = {"local_code": not self._disable_local_code, **((self.config or {}).get("local") or {})}
         self.config = {**(self.config or {}), "local": local}

@@ -12,14 +12,8 @@ from fastmaker.local import docker, names
 from fastmaker.local.errors import invalid
 from fastmaker.local.serving import torchserve
 
+MAX_INSTANCES = 100  # of an endpoint
 S3_ENDPOINTS = {"AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"}  # variables that say where S3 is, if it is not AWS's
-
-
-def check_name(operation: str, name: Any) -> str:
-    """Return `name` if AWS takes it for a resource. Raises ClientError."""
-    if not names.is_valid(name):
-        raise invalid(operation, f"the name {name!r} is not 1 to 63 letters, digits and hyphens")
-    return str(name)
 
 
 def check_gpu(operation: str, instance_type: str) -> None:
@@ -37,33 +31,46 @@ def check_image(operation: str, image: str | None) -> None:
 def check_model(
     operation: str, primary: dict[str, Any] | None, containers: list[dict[str, Any]] | None
 ) -> dict[str, Any]:
-    """Return the one ContainerDefinition of a CreateModel request. Raises ClientError."""
-    container = primary or (containers[0] if containers and len(containers) == 1 else None)
-    if container is None:
-        raise invalid(operation, "expected a PrimaryContainer: several containers in one model need AWS")
+    """Return the one ContainerDefinition of a CreateModel request, its URI made absolute. Raises ClientError."""
+    given = [*([primary] if primary else []), *(containers or [])]
+    if len(given) != 1:
+        raise invalid(operation, f"the model has {len(given)} containers; expected one: pipelines of several need AWS")
+    (container,) = given
     if container.get("Mode") == "MultiModel":
         raise invalid(operation, "multi-model containers need AWS")
+    url, source = container.get("ModelDataUrl"), container.get("ModelDataSource", {}).get("S3DataSource")
+    if url and source:
+        raise invalid(operation, "expected a ModelDataUrl or a ModelDataSource, not both")
+    if source and source["S3DataType"] == "S3Prefix":
+        if source["CompressionType"] != "None":
+            raise invalid(operation, "an S3Prefix has the CompressionType None; an archive is an S3Object")
+        if not source["S3Uri"].endswith("/"):
+            raise invalid(operation, f"the S3Uri of an S3Prefix ends with a slash, and {source['S3Uri']!r} does not")
     try:
         if uri := torchserve.model_uri(container):
             storage.check(uri)
     except storage.StorageError as error:
         raise invalid(operation, f"Could not find model data: {error}") from None
-    return container
+    if source:
+        uri = storage.absolute(source["S3Uri"])
+        uri = storage.join(uri, "") if source["S3DataType"] == "S3Prefix" else uri
+        return {**container, "ModelDataSource": {"S3DataSource": {**source, "S3Uri": uri}}}
+    return {**container, **({"ModelDataUrl": storage.absolute(url)} if url else {})}
 
 
-def check_endpoint_config(operation: str, variants: list[dict[str, Any]], options: Mapping[str, Any]) -> None:
-    """Check the variants and the other members of a CreateEndpointConfig request. Raises ClientError."""
-    for unsupported in ("AsyncInferenceConfig", "DataCaptureConfig", "ShadowProductionVariants"):
-        if options.get(unsupported):
-            raise invalid(operation, f"{unsupported} needs AWS; a ProcessSession serves real-time variants")
+def check_variants(operation: str, variants: list[dict[str, Any]]) -> None:
+    """Check the variants of a CreateEndpointConfig request. Raises ClientError."""
     for variant in variants:
-        check_name(operation, variant["VariantName"])
-        instance_type = variant.get("InstanceType")
-        if variant.get("ServerlessConfig"):
-            raise invalid(operation, "ServerlessConfig needs AWS; give an instance type of local or local_gpu")
+        label, instance_type = f"the variant {variant['VariantName']!r}", variant.get("InstanceType")
+        if missing := {"ModelName", "InstanceType"} - variant.keys():
+            raise invalid(operation, f"{label} lacks {sorted(missing)[0]}")
         if not instance_types.is_local(instance_type):
             raise invalid(operation, f"the instance type is {instance_type!r}; a ProcessSession serves on local")
         check_gpu(operation, variant["InstanceType"])
+    if len({variant["VariantName"] for variant in variants}) < len(variants):
+        raise invalid(operation, "two variants have one name")
+    if (count := sum(variant.get("InitialInstanceCount", 1) for variant in variants)) > MAX_INSTANCES:
+        raise invalid(operation, f"the variants have {count} instances; expected at most {MAX_INSTANCES}")
 
 
 def check_output_bucket(operation: str, output: str, region: str, env: Mapping[str, str]) -> None:

@@ -59,6 +59,37 @@ def fetch(uri: str, target: Path, client: Any = None) -> Path:
     return target
 
 
+def download(uri: str, target: Path, client: Any = None) -> None:
+    """Copy the objects below the folder `uri` into the folder `target`. `client` is as for `fetch`.
+
+    Raises StorageError.
+    """
+    if scheme(uri) == "s3":
+        s3.download_prefix(join(uri, ""), target, s3=client)
+        return
+    root, listed = list_objects(uri)
+    for name, _ in listed:
+        copy(root + name, target / name)
+
+
+def download_one(uri: str, target: Path, client: Any = None) -> None:
+    """Copy the single object at `uri` into the folder `target`, under the last part of its name.
+
+    `client` is as for `fetch`. Raises StorageError.
+    """
+    file = target / uri.rpartition("/")[2]
+    found = fetch(uri, file, client)
+    if found != file:
+        copy(uri, file)
+
+
+def put_folder(folder: Path, uri: str, kms_key: str | None = None) -> None:
+    """Copy the files below `folder` to the folder `uri`, as `put` does each. Raises StorageError."""
+    root, listed = list_objects(f"file://{folder}")
+    for name, _ in listed:
+        put(literal_path(root + name), join(uri, name), kms_key)
+
+
 def put(file: Path, uri: str, kms_key: str | None = None) -> None:
     """Copy `file` to `uri`, whole or not at all. Raises StorageError."""
     with open(file, "rb") as stream:

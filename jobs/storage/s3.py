@@ -28,15 +28,15 @@ def _client(endpoint: str | None) -> Any:
     return boto3.client("s3", config=Config(max_pool_connections=CONNECTIONS))
 
 
-def download_prefix(uri: str, target: Path, shard: int, shards: int) -> None:
-    """Download every `shards`-th object of a prefix, from number `shard`, into the new folder `target`.
+def download_prefix(uri: str, target: Path, shard: int = 0, shards: int = 1, s3: Any = None) -> None:
+    """Download every `shards`-th object of a prefix, from number `shard`, into the folder `target`.
 
-    Raises StorageError.
+    The client `s3` does it, by default one of the environment. Raises StorageError.
     """
     bucket, prefix = bucket_and_key(uri)
-    target.mkdir(parents=True)
+    target.mkdir(parents=True, exist_ok=True)
     with clear_errors(uri):
-        keys = [key for key, _ in list_keys(bucket, prefix)]
+        keys = [key for key, _ in list_keys(bucket, prefix, s3)]
         if not keys:
             raise StorageError(f"{uri}: no object in S3 has this prefix")
         folder = folder_of(prefix, all(key.startswith(prefix + "/") for key in keys))
@@ -46,16 +46,16 @@ def download_prefix(uri: str, target: Path, shard: int, shards: int) -> None:
             if not path.resolve().is_relative_to(target.resolve()):
                 raise StorageError(f"s3://{bucket}/{key}: its name leads out of the channel's directory")
             path.parent.mkdir(parents=True, exist_ok=True)
-            client().download_file(bucket, key, str(path))
+            (s3 or client()).download_file(bucket, key, str(path))
 
         with ThreadPoolExecutor(os.cpu_count() or 2) as pool:
             list(pool.map(download, sorted(keys)[shard::shards]))
 
 
-def list_keys(bucket: str, prefix: str) -> Iterator[tuple[str, int]]:
+def list_keys(bucket: str, prefix: str, s3: Any = None) -> Iterator[tuple[str, int]]:
     """Yield (key, bytes) of a prefix's objects, less the empty ones that stand for folders. Raises StorageError."""
     with clear_errors(f"s3://{bucket}/{prefix}"):
-        for page in client().get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix):
+        for page in (s3 or client()).get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix):
             for item in page.get("Contents", ()):
                 if item["Size"] or not item["Key"].endswith("/"):
                     yield item["Key"], item["Size"]

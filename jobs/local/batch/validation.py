@@ -3,7 +3,6 @@
 https://docs.aws.amazon.com/sagemaker/latest/APIReference/API_CreateTransformJob.html
 """
 
-import sys
 from typing import Any
 
 from fastmaker.jobs import instance_types, storage
@@ -17,26 +16,18 @@ TIMEOUT_SECONDS = 600
 
 
 def validation_error(request: dict[str, Any]) -> str | None:
-    """Return why the CreateTransformJob `request` cannot be run here, or None."""
+    """Return why the CreateTransformJob `request`, which botocore's model takes, cannot be run here, or None."""
     source, resources = request["TransformInput"], request["TransformResources"]
     if not instance_types.is_local(resources["InstanceType"]):
         return f"the instance type is {resources['InstanceType']!r}; a ProcessSession runs local and local_gpu"
-    if not 1 <= resources["InstanceCount"] <= INSTANCES:
-        return f"InstanceCount is {resources['InstanceCount']}; expected 1 to {INSTANCES}"
     data_type = source["DataSource"]["S3DataSource"]["S3DataType"]
-    choices = {
+    choices = {  # of AWS's
         "S3DataType": (data_type, ("S3Prefix", "ManifestFile")),
         "SplitType": (source.get("SplitType", "None"), ("None", "Line", "RecordIO")),
-        "CompressionType": (source.get("CompressionType", "None"), ("None", "Gzip")),
-        "BatchStrategy": (request.get("BatchStrategy", "MultiRecord"), ("MultiRecord", "SingleRecord")),
-        "AssembleWith": (request["TransformOutput"].get("AssembleWith", "None"), ("None", "Line")),
-        "JoinSource": (request.get("DataProcessing", {}).get("JoinSource", "None"), ("None", "Input")),
     }
     for name, (value, allowed) in choices.items():
         if value not in allowed:
             return f"{name} is {value!r}; expected one of {', '.join(allowed)}"
-    if request.get("DataCaptureConfig"):
-        return "DataCaptureConfig needs AWS"
     try:
         storage.check(source["DataSource"]["S3DataSource"]["S3Uri"])
         storage.check_scheme(request["TransformOutput"]["S3OutputPath"])
@@ -48,18 +39,13 @@ def validation_error(request: dict[str, Any]) -> str | None:
 def _limit_exceeded(request: dict[str, Any]) -> str | None:
     """Return which limit of CreateTransformJob the request exceeds, or None."""
     concurrency, payload = request.get("MaxConcurrentTransforms", 0), request.get("MaxPayloadInMB", MAX_PAYLOAD_MB)
-    client = request.get("ModelClientConfig", {})
     limits = {
-        "MaxConcurrentTransforms": (concurrency, 0, sys.maxsize),
-        "MaxPayloadInMB": (payload, 0, MAX_TOTAL_PAYLOAD_MB),
-        "InvocationsMaxRetries": (client.get("InvocationsMaxRetries", RETRIES), 0, RETRIES),
-        "InvocationsTimeoutInSeconds": (client.get("InvocationsTimeoutInSeconds", TIMEOUT_SECONDS), 1, 3600),
+        "InstanceCount": (request["TransformResources"]["InstanceCount"], INSTANCES),
+        "MaxPayloadInMB": (payload, MAX_TOTAL_PAYLOAD_MB),
     }
-    for name, (value, least, most) in limits.items():
-        if not isinstance(value, int) or not least <= value <= most:
-            return f"{name} is {value!r}; expected a whole number " + (
-                f"from {least} to {most}" if most < sys.maxsize else f"of at least {least}"
-            )
+    for name, (value, most) in limits.items():
+        if value > most:
+            return f"{name} is {value}; expected at most {most}"
     if concurrency * payload > MAX_TOTAL_PAYLOAD_MB:
         return (
             f"MaxConcurrentTransforms ({concurrency}) times MaxPayloadInMB ({payload}) is {concurrency * payload} MB; "

@@ -38,9 +38,14 @@ def prepare(container: Container, model: dict[str, Any], s3: Any = None) -> None
     """
     container.create()
     model_dir = container.root / "model"
-    if uri := model_uri(model):
-        source = storage.fetch(uri, container.tmp / "model.tar.gz", s3)
-        copy_tree(source, model_dir) if source.is_dir() else unpack(source, model_dir)
+    source = model.get("ModelDataSource", {}).get("S3DataSource", {})
+    if source.get("S3DataType") == "S3Prefix":
+        storage.download(source["S3Uri"], model_dir, s3)
+    elif source.get("CompressionType") == "None":
+        storage.download_one(source["S3Uri"], model_dir, s3)
+    elif uri := model_uri(model):
+        archive = storage.fetch(uri, container.tmp / "model.tar.gz", s3)
+        copy_tree(archive, model_dir) if archive.is_dir() else unpack(archive, model_dir)
     env = model.get("Environment", {})
     submitted = env.get("SAGEMAKER_SUBMIT_DIRECTORY", "")
     if submitted.startswith("file://") and not (model_dir / "code").exists():

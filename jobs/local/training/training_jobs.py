@@ -5,9 +5,11 @@ of events and the places of files are those of a training job on AWS
 (https://docs.aws.amazon.com/sagemaker/latest/dg/your-algorithms-training-algo-running-container.html).
 """
 
+import contextlib
 import json
 import re
 import time
+from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 from types import FrameType
@@ -32,6 +34,7 @@ SHAPE = {
         "CreationTime": datetime,
     }
 }
+ARCHIVE = "model.tar.gz"
 STOP_GRACE_SECONDS = 120  # https://docs.aws.amazon.com/sagemaker/latest/APIReference/API_StopTrainingJob.html
 FAILED_GRACE_SECONDS = 20  # for processes that still run when a host has failed, or the script has ended
 REPORT_SECONDS = 5  # for other hosts to report why they ended too, when one has failed
@@ -53,12 +56,14 @@ def start(store: Store, request: dict[str, Any], arn: str, env: dict[str, str], 
         # AWS describes a job without a key with an empty one, which the SDK's attach relies on.
         "OutputDataConfig": {"KmsKeyId": "", **request["OutputDataConfig"], "S3OutputPath": output},
         "TrainingJobArn": arn,
-        "ModelArtifacts": {"S3ModelArtifacts": storage.join(output, name, "output", "model.tar.gz")},
+        "ModelArtifacts": {
+            "S3ModelArtifacts": storage.join(output, name, "output", "model" if _is_uncompressed(request) else ARCHIVE)
+        },
         "TrainingJobStatus": "InProgress",
         "SecondaryStatus": "Starting",
         "SecondaryStatusTransitions": [_transition("Starting", "Starting the training job", created)],
         **({"CheckpointConfig": _with_absolute_uri(checkpoints)} if checkpoints else {}),
-        "StoppingCondition": request.get("StoppingCondition", {"MaxRuntimeInSeconds": 86400}),
+        "StoppingCondition": {"MaxRuntimeInSeconds": 86400, **request.get("StoppingCondition", {})},
         "CreationTime": created,
         "LastModifiedTime": created,
     }
@@ -202,17 +207,23 @@ class Job:
     def _upload(self) -> None:
         """Write output/model.tar.gz of /opt/ml/model, and output/output.tar.gz of /opt/ml/output/data if it has files.
 
+        With the CompressionType NONE the model's files go below output/model instead.
         The hosts' folders are put together; of a file that several have, the first host's is taken.
         """
         artifacts = self.request["ModelArtifacts"]["S3ModelArtifacts"].rpartition("/")[0]
+        kms_key = self.request["OutputDataConfig"].get("KmsKeyId")
         roots = [host.container.root for host in self.hosts]
-        folders = {"model.tar.gz": "model", "output.tar.gz": "output/data"}
+        folders = {ARCHIVE: "model", "output.tar.gz": "output/data"}
         for archive, folder in folders.items():
             if archive == "output.tar.gz" and not any(any((root / folder).iterdir()) for root in roots):
                 continue
+            if archive == ARCHIVE and _is_uncompressed(self.request):
+                for root in reversed(roots):  # of a file that several have, the first host's is the last
+                    storage.put_folder(root / folder, storage.join(artifacts, "model"), kms_key)
+                continue
             packed = self.hosts[0].container.tmp / archive
             pack([root / folder for root in roots], packed)
-            storage.put(packed, storage.join(artifacts, archive), self.request["OutputDataConfig"].get("KmsKeyId"))
+            storage.put(packed, storage.join(artifacts, archive), kms_key)
             packed.unlink()
 
     def _metrics(self) -> list[dict[str, Any]]:
@@ -221,7 +232,7 @@ class Job:
         log = "".join(log.read_text("utf-8", "replace") for log in logs if log.exists())
         metrics = []
         for definition in self.request["AlgorithmSpecification"].get("MetricDefinitions", ()):
-            found = [number for m in re.finditer(definition["Regex"], log) if (number := _number(m)) is not None]
+            found = [number for _, number in numbers(definition["Regex"], log)]
             if found:
                 metrics.append({"MetricName": definition["Name"], "Value": found[-1], "Timestamp": now()})
         return metrics
@@ -250,16 +261,19 @@ class Job:
             raise Stopped("Stopped")
 
 
+def _is_uncompressed(request: dict[str, Any]) -> bool:
+    return bool(request["OutputDataConfig"].get("CompressionType") == "NONE")
+
+
 class AlgorithmError(Exception):
     """The training script failed."""
 
 
-def _number(match: re.Match[str]) -> float | None:
-    """Return what the first group matched, if it is a number."""
-    try:
-        return float(match[1])
-    except (IndexError, TypeError, ValueError):
-        return None
+def numbers(regex: str, log: str) -> Iterator[tuple[int, float]]:
+    """Yield what the first group of a metric's regular expression matches in a log, with its place, if a number."""
+    for match in re.finditer(regex, log):
+        with contextlib.suppress(IndexError, TypeError, ValueError):
+            yield match.start(), float(match[1])
 
 
 def _enter(description: dict[str, Any], secondary: str, message: str, status: str | None = None, **values: Any) -> None:

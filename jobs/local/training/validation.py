@@ -15,8 +15,8 @@ MAX_HOSTS = 20  # https://docs.aws.amazon.com/sagemaker/latest/dg/regions-quotas
 def validation_error(request: dict[str, Any]) -> str | None:
     """Return why the CreateTrainingJob `request` cannot be run here, or None."""
     return (
-        _resources_error(request["ResourceConfig"])
-        or _algorithm_error(request["AlgorithmSpecification"], request.get("HyperParameters", {}))
+        _resources_error(request.get("ResourceConfig", {}))
+        or _algorithm_error(request.get("AlgorithmSpecification", {}), request.get("HyperParameters", {}))
         or _locations_error(request["OutputDataConfig"], request.get("CheckpointConfig", {}))
         or _channels_error(request)
     )

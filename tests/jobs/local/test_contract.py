@@ -213,6 +213,22 @@ def test_a_plain_local_session_keeps_the_sdks_behaviour_beside_ours(home, tmp_pa
     assert "only for GPU and Trainium" in before["torchrun"]
 
 
+def test_the_sdk_still_reads_a_jobs_metrics_through_the_client_that_is_replaced():
+    from sagemaker.analytics import TrainingJobAnalytics
+
+    assert "self._cloudwatch.get_metric_statistics(**request)" in inspect.getsource(TrainingJobAnalytics)
+    assert "sagemaker_session" in inspect.signature(TrainingJobAnalytics.__init__.__wrapped__).parameters
+
+
+def test_botocore_still_takes_parameters_and_an_answer_from_events():
+    from botocore.client import BaseClient
+
+    assert "'provide-client-params.{service_id}.{operation_name}'" in inspect.getsource(BaseClient._emit_api_params)
+    source = inspect.getsource(BaseClient._make_api_call)
+    assert "'before-call.{service_id}.{operation_name}'" in source
+    assert "http, parsed_response = event_response" in source
+
+
 def test_the_training_toolkit_still_takes_the_port_of_a_meeting_from_what_the_launcher_sets():
     from sagemaker_pytorch_container import training
     from sagemaker_training import torch_distributed

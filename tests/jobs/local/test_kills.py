@@ -60,7 +60,7 @@ def settled(client, name="e"):
 
     def status():
         try:
-            found = client.describe_endpoint(name)["EndpointStatus"]
+            found = client.describe_endpoint(EndpointName=name)["EndpointStatus"]
         except ClientError:
             return "none"
         return found if found in ("InService", "Failed") else None
@@ -76,7 +76,7 @@ def training_request(name, source, output):
     return {
         "TrainingJobName": name,
         "AlgorithmSpecification": {"TrainingImage": "x", "TrainingInputMode": "File"},
-        "RoleArn": "r",
+        "RoleArn": "arn:aws:iam::000000000000:role/r",
         "OutputDataConfig": {"S3OutputPath": f"file://{output}"},
         "ResourceConfig": {"InstanceType": "local", "InstanceCount": 1, "VolumeSizeInGB": 1},
         "HyperParameters": {
@@ -110,7 +110,7 @@ def test_who_creates_an_endpoint_is_killed_at_any_step(client, runtime, model_ar
         if status == "InService":
             assert ask(runtime) == b"m:x"
         if status != "none":
-            client.delete_endpoint("e")
+            client.delete_endpoint(EndpointName="e")
         assert nothing_runs_below(tmp_path / "home")
         assert client.endpoints.names() == []
     print(f"{KILLS} kills: {dict(seen)}")
@@ -123,23 +123,23 @@ def test_who_updates_or_describes_an_endpoint_is_killed_at_any_step(client, runt
     assert settled(client) == "InService"
 
     def update():
-        client.update_endpoint("e", "b" if ask(runtime) == b"a:x" else "a")
+        client.update_endpoint(EndpointName="e", EndpointConfigName="b" if ask(runtime) == b"a:x" else "a")
         settled(client)
 
     for step in random.Random(2).sample(range(1, 3000), KILLS):
         killed_at(step, update)
         assert settled(client) == "InService"
         assert ask(runtime) in (b"a:x", b"b:x")
-    client.delete_endpoint("e")
+    client.delete_endpoint(EndpointName="e")
 
 
 def test_who_deletes_an_endpoint_is_killed_at_any_step(client, model_archive, tmp_path):
     make_model(client, model_archive(ECHO.format(name="m")), "m")
     for step in random.Random(3).sample(range(1, 400), KILLS):
         client.create_endpoint(EndpointName="e", EndpointConfigName="m")
-        killed_at(step, lambda: client.delete_endpoint("e"))
+        killed_at(step, lambda: client.delete_endpoint(EndpointName="e"))
         if settled(client) != "none":
-            client.delete_endpoint("e")
+            client.delete_endpoint(EndpointName="e")
         assert nothing_runs_below(tmp_path / "home")
 
 
@@ -148,12 +148,13 @@ def test_an_endpoint_that_is_deleted_while_it_is_deployed_leaves_nothing(client,
     for number in range(KILLS):
         program = (
             "import sys; from pathlib import Path; from fastmaker.local.client import SageMaker;"
-            f"SageMaker('us-west-2', Path({str(tmp_path / 'home')!r})).create_endpoint('e', 'm')"
+            f"client = SageMaker('us-west-2', Path({str(tmp_path / 'home')!r}));"
+            "client.create_endpoint(EndpointName='e', EndpointConfigName='m')"
         )
         deploy = subprocess.Popen([sys.executable, "-c", program], stderr=subprocess.PIPE)
         wait_until(lambda: "e" in client.endpoints.names())
         time.sleep(number / KILLS)
-        client.delete_endpoint("e")
+        client.delete_endpoint(EndpointName="e")
         assert deploy.communicate(timeout=PATIENCE)[1] == b""
         assert nothing_runs_below(tmp_path / "home")
         assert os.listdir(tmp_path / "home" / "endpoints") == []
@@ -172,7 +173,7 @@ def test_looks_do_not_fail_a_deployment(client, runtime, model_archive, tmp_path
             client.create_endpoint(EndpointName="e", EndpointConfigName="m")
             assert settled(client) == "InService"
             assert ask(runtime) == b"m:x"
-            client.delete_endpoint("e")
+            client.delete_endpoint(EndpointName="e")
         assert looking.poll() is None
     finally:
         looking.kill()
@@ -308,7 +309,7 @@ def test_one_of_two_instances_is_killed_under_load_and_no_request_is_lost(client
             time.sleep(1)
             wait_until(lambda: all(s["ready"] for s in client.endpoints.read("e")["servers"]))
     assert set(load.answers) == {b"m"}
-    client.delete_endpoint("e")
+    client.delete_endpoint(EndpointName="e")
     print(load.answers)
 
 
@@ -324,7 +325,7 @@ def test_workers_are_killed_under_load_and_no_request_is_lost(client, runtime, m
                 psutil.Process(pid).kill()
             time.sleep(5)
     assert set(load.answers) == {b"m"}
-    client.delete_endpoint("e")
+    client.delete_endpoint(EndpointName="e")
     print(load.answers)
 
 
@@ -335,10 +336,10 @@ def test_updates_under_load_lose_no_request(client, runtime, model_archive):
     assert settled(client) == "InService"
     with Load(runtime) as load:
         for number in range(KILLS):
-            client.update_endpoint("e", "ba"[number % 2])
+            client.update_endpoint(EndpointName="e", EndpointConfigName="ba"[number % 2])
             assert settled(client) == "InService"
     assert set(load.answers) <= {b"a", b"b"}
-    client.delete_endpoint("e")
+    client.delete_endpoint(EndpointName="e")
     print(load.answers)
 
 
@@ -372,4 +373,4 @@ while time.monotonic() < end:
     users = [subprocess.Popen([sys.executable, "-c", program, str(number)]) for number in range(8)]
     assert [user.wait(PATIENCE * 4) for user in users] == [0] * 8
     for name in client.endpoints.names():
-        client.delete_endpoint(name)
+        client.delete_endpoint(EndpointName=name)

@@ -211,7 +211,7 @@ def test_the_api_deletes_and_describes_nothing_outside(tmp_path, kind):
     client = SageMaker("us-west-2", tmp_path / "home")
     argument = {"".join(word.title() for word in kind.split("_")) + "Name": "../../outside"}
     for verb in ("delete", "describe"):
-        with pytest.raises(ClientError, match="Could not find"):
+        with pytest.raises(ClientError, match=r"regular expression pattern|Could not find"):
             getattr(client, f"{verb}_{kind}")(**argument)
     assert (outside / "record.json").exists()
 
@@ -299,7 +299,7 @@ def test_a_damaged_record_is_in_the_apis_list_and_the_api_deletes_it(tmp_path, k
     store = getattr(client, f"{kind}s")
     store.create("bad", {"description": []})
     prefix = "".join(word.title() for word in kind.split("_"))
-    (answer,) = (value for key, value in getattr(client, f"list_{kind}s")().items() if key != "NextToken")
+    (answer,) = (value for value in getattr(client, f"list_{kind}s")().values() if isinstance(value, list))
     assert [summary[f"{prefix}Name"] for summary in answer] == ["bad"]
     getattr(client, f"delete_{kind}")(**{f"{prefix}Name": "bad"})
     assert store.names() == []

@@ -63,7 +63,7 @@ def client(tmp_path, model_archive):
 
 
 def in_service(client):
-    wait_until(lambda: client.describe_endpoint("e")["EndpointStatus"] == "InService")
+    wait_until(lambda: client.describe_endpoint(EndpointName="e")["EndpointStatus"] == "InService")
 
 
 def ask(tmp_path):
@@ -78,7 +78,7 @@ def test_an_endpoint_whose_port_is_taken_gets_another(client, tmp_path):
         in_service(client)
         assert client.endpoints.read("e")["servers"][0]["port"] != server["port"]
         assert ask(tmp_path) == b"ours:private"
-    client.delete_endpoint("e")
+    client.delete_endpoint(EndpointName="e")
 
 
 def test_a_program_that_takes_the_port_of_a_dead_server_gets_no_body(client, tmp_path):
@@ -91,7 +91,7 @@ def test_a_program_that_takes_the_port_of_a_dead_server_gets_no_body(client, tmp
     with stranger(server["port"]):
         time.sleep(1)
         assert ask(tmp_path) == b"ours:private"
-    client.delete_endpoint("e")
+    client.delete_endpoint(EndpointName="e")
 
 
 def test_after_a_reboot_an_endpoint_is_failed_and_nobody_gets_a_body(client, tmp_path):
@@ -106,7 +106,7 @@ def test_after_a_reboot_an_endpoint_is_failed_and_nobody_gets_a_body(client, tmp
         time.sleep(1)
         with pytest.raises(SageMakerRuntime(tmp_path / "home").exceptions.ValidationError, match="not in service"):
             ask(tmp_path)
-    client.delete_endpoint("e")
+    client.delete_endpoint(EndpointName="e")
 
 
 def test_a_batch_job_whose_port_is_taken_gets_another_and_every_answer_is_the_models(client, tmp_path):
@@ -127,8 +127,8 @@ def test_a_batch_job_whose_port_is_taken_gets_another_and_every_answer_is_the_mo
     client.create_transform_job(**request)
     with stranger(wait_until(lambda: _chosen_port(client.transform_jobs.directory("job")))):
         final = ("Completed", "Failed")
-        wait_until(lambda: client.describe_transform_job("job")["TransformJobStatus"] in final)
-    assert client.describe_transform_job("job")["TransformJobStatus"] == "Completed"
+        wait_until(lambda: client.describe_transform_job(TransformJobName="job")["TransformJobStatus"] in final)
+    assert client.describe_transform_job(TransformJobName="job")["TransformJobStatus"] == "Completed"
     answers = {path.name: path.read_text() for path in (tmp_path / "output").glob("*.out")}
     assert answers == {f"{number}.out": f"ours:{number}" for number in range(20)}
 

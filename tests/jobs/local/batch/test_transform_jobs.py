@@ -618,12 +618,10 @@ BAD_REQUESTS = [
     ({"data_type": "AugmentedManifestFile"}, {}, "S3DataType is 'AugmentedManifestFile'; expected one of S3Prefix"),
     ({"split_type": "TFRecord"}, {}, "SplitType is 'TFRecord'; expected one of None, Line, RecordIO"),
     ({}, {"max_concurrent_transforms": 11, "max_payload": 10}, "is 110 MB; expected at most 100"),
-    ({}, {"max_payload": 101}, "MaxPayloadInMB is 101; expected a whole number from 0 to 100"),
-    ({}, {"max_concurrent_transforms": -1}, "MaxConcurrentTransforms is -1; expected a whole number of at least 0"),
-    ({}, {"instance_count": 0}, "InstanceCount is 0; expected 1 to 100"),
+    ({}, {"max_payload": 101}, "MaxPayloadInMB is 101; expected at most 100"),
+    ({}, {"instance_count": 101}, "InstanceCount is 101; expected at most 100"),
     ({}, {"instance_type": "ml.g4dn.xlarge"}, "a ProcessSession runs local and local_gpu"),
-    ({}, {"strategy": "Both"}, "BatchStrategy is 'Both'; expected one of MultiRecord, SingleRecord"),
-    ({}, {"assemble_with": "Comma"}, "AssembleWith is 'Comma'; expected one of None, Line"),
+    ({}, {"strategy": "Both"}, "Member must satisfy enum value set: [MultiRecord"),
     ({}, {"output_path": "ftp://out"}, "expected a URI that begins with s3:// or file://"),
     ({}, {"output_path": None}, "is no place outside of AWS; expected output_path='file:///...'"),
     ({"data": "file:///nowhere/at/all"}, {}, "no such file or directory"),
@@ -635,8 +633,7 @@ BAD_REQUESTS = [
         {"accept": "application/json"},
         "DataProcessing cannot join text/csv with application/json",
     ),
-    ({"model_client_config": {"InvocationsMaxRetries": 4}}, {}, "InvocationsMaxRetries is 4"),
-    ({"model_client_config": {"InvocationsTimeoutInSeconds": 0}}, {}, "InvocationsTimeoutInSeconds is 0"),
+    ({"model_client_config": {"InvocationsMaxRetries": 4}}, {}, "Member must have value less than or equal to 3"),
 ]
 
 

@@ -334,8 +334,8 @@ def test_a_plain_model_takes_its_code_from_a_directory(session, tmp_path):
     ("variant", "reason"),
     [
         ({"InstanceType": "ml.m5.large"}, "serves on local"),
-        ({"VariantName": "../elsewhere"}, "letters, digits and hyphens"),
-        ({"ServerlessConfig": {"MemorySizeInMB": 1024}}, "needs AWS"),
+        ({"VariantName": "../elsewhere"}, "regular expression pattern"),
+        ({"ServerlessConfig": {"MemorySizeInMB": 1024, "MaxConcurrency": 1}}, "ServerlessConfig needs AWS"),
     ],
 )
 def test_a_configuration_that_cannot_be_had_is_refused(session, variant, reason):

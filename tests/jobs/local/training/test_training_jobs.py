@@ -275,7 +275,7 @@ def test_a_job_is_attached_to_from_anywhere_and_its_model_can_be_served(session,
     assert attached.create_model().model_data == job.model_data
 
 
-def test_jobs_are_listed_newest_first_with_boto3s_filters_and_pages(home, write_script):
+def test_jobs_are_listed_oldest_first_with_boto3s_filters_and_pages(home, write_script):
     session = ProcessSession(home=home / "listed")
     source = write_script("pass")
     for name in ("first-job", "second-job", "third"):
@@ -286,12 +286,12 @@ def test_jobs_are_listed_newest_first_with_boto3s_filters_and_pages(home, write_
     assert_answers_as("ListTrainingJobs", page)
     rest = client.list_training_jobs(NameContains="job", MaxResults=1, NextToken=page["NextToken"])
     names = [job["TrainingJobName"] for job in page["TrainingJobSummaries"] + rest["TrainingJobSummaries"]]
-    assert names == ["second-job", "first-job"]
+    assert names == ["first-job", "second-job"]
     assert client.list_training_jobs(StatusEquals="Failed")["TrainingJobSummaries"] == []
 
 
 def test_what_needs_aws_says_so(session):
-    with pytest.raises(NotImplementedError, match="needs AWS"):
+    with pytest.raises(ClientError, match="CreateProcessingJob needs AWS"):
         session.sagemaker_client.create_processing_job(ProcessingJobName="p")
     with pytest.raises(ClientError, match="Could not find training job"):
         session.describe_training_job("nobody-made-this")

@@ -1,0 +1,61 @@
+"""The metrics that a training job has printed: what its MetricDefinitions find in the logs of its hosts.
+
+CloudWatch's client answers from here, so that ``estimator.training_job_analytics`` shows the values of a job.
+"""
+
+from collections.abc import Iterator
+from datetime import datetime, timedelta
+from functools import partial
+from typing import Any
+
+from botocore.model import OperationModel
+from botocore.utils import parse_to_aware_datetime
+
+from fastmaker.local import arguments, boto
+from fastmaker.local.errors import must_exist
+from fastmaker.local.store import Store, now
+from fastmaker.local.training import training_jobs
+
+NAMESPACE = "/aws/sagemaker/TrainingJobs"
+
+
+def cloudwatch_client(region: str, store: Store) -> Any:
+    """Return boto3's client for CloudWatch, which has the metrics of a store's training jobs and nothing else."""
+    return boto.client("cloudwatch", region, arguments.CLOUDWATCH, partial(_answer, store))
+
+
+def _answer(store: Store, model: OperationModel, request: dict[str, Any]) -> dict[str, Any]:
+    """Return a datapoint for each value, whatever the Period: jobs on this machine may take less than one."""
+    first, last = parse_to_aware_datetime(request["StartTime"]), parse_to_aware_datetime(request["EndTime"])
+    dimensions = {dimension["Name"]: dimension["Value"] for dimension in request.get("Dimensions", ())}
+    job = dimensions.pop("TrainingJobName", None)
+    if request["Namespace"] != NAMESPACE or job is None or dimensions:
+        return {"Label": request["MetricName"], "Datapoints": []}
+    with must_exist(model.name, "training job", job):
+        points = [
+            {"Timestamp": moment, "Unit": "None", **_statistics(value, request.get("Statistics", ()))}
+            for moment, value in _values(store, job, request["MetricName"])
+            if first <= moment <= last
+        ]
+    return {"Label": request["MetricName"], "Datapoints": points}
+
+
+def _statistics(value: float, wanted: list[str]) -> dict[str, float]:
+    return {name: 1.0 if name == "SampleCount" else value for name in wanted}
+
+
+def _values(store: Store, job: str, metric: str) -> Iterator[tuple[datetime, float]]:
+    """Yield the values of a metric with their times, as far as their places in the log tell them.
+
+    Raises KeyError and DamagedRecord.
+    """
+    description = training_jobs.describe(store, job)
+    definitions = description["AlgorithmSpecification"].get("MetricDefinitions", ())
+    started = description.get("TrainingStartTime", description["CreationTime"])
+    duration: timedelta = description.get("TrainingEndTime", now()) - started
+    for container in training_jobs.containers(store, job):
+        log = container.log.read_text("utf-8", "replace") if container.log.exists() else ""
+        for definition in definitions:
+            if definition["Name"] == metric:
+                for place, value in training_jobs.numbers(definition["Regex"], log):
+                    yield started + place / len(log) * duration, value
