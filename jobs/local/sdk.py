@@ -202,16 +202,19 @@ def _repack_here(upload: Callable[..., None]) -> Callable[..., None]:
         if not repack:
             self.uploaded_code = _upload(folder, self)
             return None
-        archive = session.new_model_archive()
         with tempfile.TemporaryDirectory(dir=folder) as scratch:
+            packed = Path(scratch, "repacked.tar.gz")
+            model = storage.fetch(storage.uri_of(self.model_data), Path(scratch, "model.tar.gz"), session.s3_client)
             sagemaker.utils.repack_model(
                 inference_script=self.entry_point,
                 source_directory=_local_source(self.source_dir, Path(scratch), session.s3_client),
                 dependencies=self.dependencies,
-                model_uri=str(storage.fetch(self.model_data, Path(scratch, "model.tar.gz"), session.s3_client)),
-                repacked_model_uri=str(archive),
+                model_uri=str(model),
+                repacked_model_uri=str(packed),
                 sagemaker_session=session,
             )
+            archive = session.new_model_archive()
+            shutil.move(packed, archive)
         self.repacked_model_data = f"file://{archive}"
         self.uploaded_code = UploadedCode(self.repacked_model_data, os.path.basename(self.entry_point))
         return None

@@ -229,7 +229,7 @@ class Job:
         if len(self.hosts) == 1:
             return reasons[cause]
         # The script may have given hosts by their addresses.
-        labels = {address: host.label for host in self.hosts for address in [f"127.0.0.{host.number}"]}
+        labels = {f"127.0.0.{host.number}": host.label for host in self.hosts}
         reason = re.sub(r"127\.0\.0\.\d+", lambda match: labels.get(match[0], match[0]), reasons[cause])
         return f"host {cause.label}: {reason}"
 
@@ -257,7 +257,7 @@ class Job:
             sources = [root / folder for root in roots]
             if archive == "output.tar.gz":
                 sources.append(_failure_alone(roots, Path(os.path.realpath(first.tmp), "failure")))
-                if not any(any(source.iterdir()) for source in sources):
+                if not any(source.is_dir() and any(source.iterdir()) for source in sources):
                     continue
             packed = first.tmp / archive
             pack(sources, packed)

@@ -5,13 +5,11 @@ import json
 import os
 import socket
 import tarfile
-from pathlib import Path
 
 import pytest
-from helpers.local_mode import estimator
+from helpers.local_mode import estimator, without_opt_ml
 from sagemaker.pytorch import PyTorch, PyTorchModel
 
-from fastmaker.jobs.runtime import mounts
 from fastmaker.local import ProcessSession
 from fastmaker.local.containers import pack
 
@@ -94,8 +92,10 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def jobs(session, folder):
-    """A job for each case, all at once."""
+def jobs(home, folder):
+    """A job for each case, all at once, in a session whose configuration asks for the SDK's local_code mode."""
+    session = ProcessSession(home=home)
+    session.config = {"local": {"local_code": True}}
     jobs = {name: pytorch(session, **filled(arguments, folder)) for name, (arguments, _) in CASES.items()}
     for job in jobs.values():
         job.fit(wait=False)
@@ -128,12 +128,20 @@ def test_a_link_that_leads_nowhere_is_named_before_anything_starts_as_on_aws(ses
     assert session.sagemaker_client.training_jobs.names() == before
 
 
-def test_local_code_in_a_configuration_is_no_reason_to_copy_more(session, folder, home):
-    session = ProcessSession(home=home)
-    session.config = {"local": {"local_code": True}}
-    job = pytorch(session, entry_point=f"{folder}/code/train.py")
-    job.fit(logs=False)
-    assert seen_by(job)["files"] == ["train.py"]
+def test_hyperparameters_may_be_text_that_is_no_json_as_the_toolkit_reads_them(session, folder):
+    hyperparameters = {"sagemaker_program": "scripts/run.py", "sagemaker_submit_directory": f"file://{folder}/code"}
+    session.sagemaker_client.create_training_job(
+        TrainingJobName="of-boto3",
+        RoleArn="arn:aws:iam::000000000000:role/local",
+        AlgorithmSpecification={"TrainingImage": "image", "TrainingInputMode": "File"},
+        HyperParameters=hyperparameters,
+        OutputDataConfig={"S3OutputPath": f"file://{folder}/output"},
+        ResourceConfig={"InstanceType": "local", "InstanceCount": 1, "VolumeSizeInGB": 1},
+        StoppingCondition={"MaxRuntimeInSeconds": 60},
+    )
+    session.wait_for_job("of-boto3")
+    with tarfile.open(folder / "output" / "model.tar.gz") as tar:  # by the link
+        assert json.load(tar.extractfile("seen.json"))["script"] == "scripts/run.py"
 
 
 def test_code_in_s3_is_used_as_it_is_for_training_and_for_a_model(s3, bucket, home, folder):
@@ -172,7 +180,7 @@ def created_from(model, session):
     return names
 
 
-@pytest.mark.skipif(mounts.unavailable(Path("/tmp")) is not None, reason="this machine has no mount namespaces")
+@pytest.mark.skipif(without_opt_ml(), reason="this machine allows no mount namespace to this user")
 def test_a_model_that_is_packed_with_code_leaves_the_users_archive_as_it_is(session, model_archive, tmp_path):
     archive = model_archive("raise ValueError('not this one')")
     (tmp_path / "model" / "by-name").write_text("read")
@@ -182,7 +190,7 @@ def test_a_model_that_is_packed_with_code_leaves_the_users_archive_as_it_is(sess
     (tmp_path / "library").mkdir()
     (tmp_path / "library" / "module.py").touch()
     model = PyTorchModel(
-        model_data=f"file://{archive}",
+        model_data=str(archive),  # a path, which the SDK takes as well where it packs
         role="local",
         entry_point=str(tmp_path / "inference.py"),
         dependencies=[str(tmp_path / "library")],
