@@ -55,6 +55,7 @@ class SageMaker:
         self.training_jobs = training_jobs.store_below(home)
         self.models = Store(home, "models", MODEL_SHAPE)
         self.repacked_models = Store(home, "repacked-models", {"CreationTime": datetime})
+        self.packed_code = Store(home, "packed-code")  # of living processes; jobs have copies
         self.endpoint_configs = Store(home, "endpoint-configs", CONFIG_SHAPE)
         self.endpoints = endpoints.store_below(home)
         self.transform_jobs = transform_jobs.store_below(home)

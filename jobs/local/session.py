@@ -88,7 +88,7 @@ class ProcessSession(sdk.OwnSession, LocalSession):  # type: ignore[misc]  # the
         if self._disable_local_code:
             return None
         if self._packed_code is None:
-            self._packed_code = Path(tempfile.mkdtemp(prefix="fastmaker-code-"))
+            self._packed_code = self.sagemaker_client.packed_code.scratch()
             weakref.finalize(self, shutil.rmtree, self._packed_code, ignore_errors=True)
         return Path(tempfile.mkdtemp(dir=self._packed_code))
 
