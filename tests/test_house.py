@@ -64,6 +64,7 @@ NOT_IMPORTED = {
 NOT_DECLARED = {
     "fasttransform": "fastai brings it",
     "plum": "fasttransform brings it",
+    "sitecustomize": "Python's own name for what an environment may have",
     "google": "protobuf: onnx and tritonclient bring it",
     "triton_python_backend_utils": "Triton's server has it",
 }

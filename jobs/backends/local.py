@@ -82,7 +82,9 @@ class Local:
         return self.session.sagemaker_runtime_client
 
     def resources(self, only: list[str] | None = None) -> list[Resource]:
+        client = self.session.sagemaker_client
         archives = list(_archives(packed_models()))
+        archives += _archives(client.repacked_models, client.unused_archives())
         found = [*self._resources.listed(only), *archives]
         return [resource for resource in found if only is None or resource.label in only]
 
@@ -99,9 +101,9 @@ def packed_models() -> Store:
     return Store(default_home(), "packed-models", {"CreationTime": datetime})
 
 
-def _archives(packed: Store) -> Iterator[Resource]:
-    """Yield the archives of a store, also those whose record is damaged."""
-    for name in packed.names():
+def _archives(packed: Store, names: list[str] | None = None) -> Iterator[Resource]:
+    """Yield the archives of a store, by default all, also those whose record is damaged."""
+    for name in packed.names() if names is None else names:
         with contextlib.suppress(KeyError):  # deleted meanwhile
             try:
                 created = packed.read(name)["CreationTime"]

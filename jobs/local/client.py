@@ -16,12 +16,13 @@ from typing import Any
 from botocore import xform_name
 from botocore.model import OperationModel
 
+from fastmaker.jobs import storage
 from fastmaker.local import arguments, boto, names, supervisor, tags, validation
 from fastmaker.local.batch import transform_jobs
 from fastmaker.local.batch.validation import validation_error as transform_job_error
 from fastmaker.local.errors import in_use, invalid, must_exist
 from fastmaker.local.listings import LISTINGS
-from fastmaker.local.serving import endpoints
+from fastmaker.local.serving import endpoints, torchserve
 from fastmaker.local.store import DamagedRecord, Store, default_home, now
 from fastmaker.local.tags import Tag
 from fastmaker.local.training import training_jobs
@@ -57,6 +58,8 @@ class Operations:
         home = home or default_home()
         self.training_jobs = training_jobs.store_below(home)
         self.models = Store(home, "models", MODEL_SHAPE)
+        self.repacked_models = Store(home, "repacked-models", {"CreationTime": datetime})
+        self.packed_code = Store(home, "packed-code")  # of living processes; jobs have copies
         self.endpoint_configs = Store(home, "endpoint-configs", CONFIG_SHAPE)
         self.endpoints = endpoints.store_below(home)
         self.transform_jobs = transform_jobs.store_below(home)
@@ -138,8 +141,28 @@ class Operations:
         return record
 
     def delete_model(self, ModelName: str) -> None:
+        """Delete a model, and the archive that was packed anew for it alone."""
         with must_exist("DeleteModel", "model", ModelName):
+            archives = self._repacked_archives([ModelName])
             self.models.delete(ModelName)
+        for archive in archives - self._repacked_archives(self.models.names()):
+            with contextlib.suppress(KeyError):
+                self.repacked_models.delete(archive)
+
+    def unused_archives(self) -> list[str]:
+        """Return the archives that were packed anew for a model that there is not, or not yet."""
+        return sorted(set(self.repacked_models.names()) - self._repacked_archives(self.models.names()))
+
+    def _repacked_archives(self, models: list[str]) -> set[str]:
+        """Return the names of the archives that were packed anew for models."""
+        found = set()
+        for name in models:
+            with contextlib.suppress(KeyError, DamagedRecord):
+                uri = torchserve.model_uri(self.models.read(name)["PrimaryContainer"]) or ""
+                folder = storage.local_path(uri).parent
+                if folder.parent == self.repacked_models.folder:
+                    found.add(folder.name)
+        return found
 
     # Endpoint configs
 

@@ -71,7 +71,8 @@ class Container:
     def environment(self, extra: dict[str, str]) -> dict[str, str]:
         """Return the processes' environment: `extra` over what is forwarded from the caller."""
         env = {k: v for k, v in os.environ.items() if any(fnmatch.fnmatchcase(k, name) for name in FORWARDED)}
-        env |= {"SAGEMAKER_BASE_DIR": str(self.root), "TMPDIR": os.path.realpath(self.tmp), "PYTHONUNBUFFERED": "1"}
+        root, tmp = str(self.root), os.path.realpath(self.tmp)
+        env |= {"FASTMAKER_CONTAINER": root, "SAGEMAKER_BASE_DIR": root, "TMPDIR": tmp, "PYTHONUNBUFFERED": "1"}
         overlay = [str(path) for path in self.root.glob("overlay/lib/python*/site-packages")]
         if overlay:
             env["PYTHONPATH"] = os.pathsep.join(overlay)
@@ -79,26 +80,27 @@ class Container:
         env["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), env.get("PATH", os.defpath)])
         return env | extra
 
-    def install_requirements(self, code_dir: Path, env: dict[str, str]) -> None:
+    def install_requirements(self, code_dir: Path, env: dict[str, str], package: bool = False) -> None:
         """Install what `code_dir`/requirements.txt names and this environment lacks, below the container's root.
 
-        The file is renamed, so that the toolkit does not run pip on the caller's environment. Raises ContainerError.
+        With `package` install what `code_dir` holds as well. Raises ContainerError.
         """
         requirements = code_dir / "requirements.txt"
-        if not requirements.is_file():
+        wanted = ["."] if package else []
+        wanted += [] if met(requirements) else ["-r", str(requirements)]
+        if not wanted:
             return
-        if not met(requirements):
-            overlay = self.root / "overlay"
-            subprocess.run([sys.executable, "-m", "venv", "--without-pip", overlay], check=True)
-            site_packages = next(overlay.glob("lib/python*/site-packages"))
-            inherited = [path for path in sys.path if path.endswith(("site-packages", "dist-packages"))]
-            (site_packages / "inherited.pth").write_text("".join(path + "\n" for path in inherited))
-            command = [str(overlay / "bin" / "python"), "-m", "pip", "install", "--disable-pip-version-check", "-r"]
-            with open(self.log, "ab") as log:
-                done = subprocess.run([*command, str(requirements)], cwd=code_dir, env=env, stdout=log, stderr=log)
-            if done.returncode:
-                raise ContainerError(f"pip could not install requirements.txt: {self.last_line()}")
-        requirements.rename(code_dir / "requirements.installed.txt")
+        overlay = self.root / "overlay"
+        subprocess.run([sys.executable, "-m", "venv", "--without-pip", overlay], check=True)
+        site_packages = next(overlay.glob("lib/python*/site-packages"))
+        inherited = [path for path in sys.path if path.endswith(("site-packages", "dist-packages"))]
+        (site_packages / "inherited.pth").write_text("".join(path + "\n" for path in inherited))
+        command = [str(overlay / "bin" / "python"), "-m", "pip", "install", "--disable-pip-version-check", *wanted]
+        with open(self.log, "ab") as log:
+            done = subprocess.run(command, cwd=code_dir, env=env, stdout=log, stderr=log)
+        if done.returncode:
+            what = "the source directory" if package else "requirements.txt"
+            raise ContainerError(f"pip could not install {what}: {self.last_line()}")
 
     def start(self, command: list[str], env: dict[str, str]) -> subprocess.Popen[bytes]:
         """Start `command` in a process session of its own, its output going to the log."""
@@ -172,10 +174,10 @@ class Container:
         lines = [line.strip() for line in self.log_tail(50).splitlines() if line.strip()]
         return lines[-1] if lines else "the log is empty"
 
-    def log_tail(self, lines: int) -> str:
-        """Return the last `lines` lines of the log, empty if there is none."""
+    def log_tail(self, lines: int | None) -> str:
+        """Return the last `lines` lines of the log, or all of it; empty if there is none."""
         try:
-            return "\n".join(self.log.read_text("utf-8", "replace").splitlines()[-lines:])
+            return "\n".join(self.log.read_text("utf-8", "replace").splitlines()[-(lines or 0) :])
         except FileNotFoundError:
             return ""
 

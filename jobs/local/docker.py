@@ -49,16 +49,17 @@ def serving_environment(env: dict[str, str]) -> dict[str, str]:
 
 
 def training_command(
-    root: Path, image: str, instance_type: str, hosts: int, folders: list[Path], env: dict[str, str]
+    root: Path, image: str, instance_type: str, hosts: dict[str, str], folders: list[Path], env: dict[str, str]
 ) -> list[str]:
     """Return the `docker run` of a host of a training job, with `root` as /opt/ml.
 
-    Links in it lead into `folders`, which are mounted at their own paths. Several hosts meet on loopback. The first
-    process is an init, so that SIGTERM ends the second at any moment.
+    Links in it lead into `folders`, which are mounted at their own paths. Several `hosts`, whose addresses are given by
+    their names, meet on loopback. The first process is an init, so that SIGTERM ends the second at any moment.
     """
     volumes = [f"{root}:/opt/ml", *(f"{folder}:{folder}:ro" for folder in folders)]
     options = [word for volume in volumes for word in ("--volume", volume)]
-    network = ["--network", "host"] if hosts > 1 else []
+    network = [word for name, address in hosts.items() for word in ("--add-host", f"{name}:{address}")]
+    network += ["--network", "host"] if len(hosts) > 1 else []
     return [*_run(root, image, instance_type, env), "--init", "--shm-size", "2g", *network, *options, image, "train"]
 
 

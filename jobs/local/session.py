@@ -2,8 +2,12 @@
 
 import os
 import re
+import secrets
+import shutil
 import sys
+import tempfile
 import time
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +23,7 @@ from fastmaker.local.client import SageMaker
 from fastmaker.local.containers import Container
 from fastmaker.local.runtime_client import SageMakerRuntime
 from fastmaker.local.serving import endpoints
+from fastmaker.local.store import now
 from fastmaker.local.training import metrics, training_jobs
 
 POLL_SECONDS = 0.2
@@ -31,13 +36,12 @@ class ProcessSession(sdk.OwnSession, LocalSession):  # type: ignore[misc]  # the
         session = ProcessSession()
         PyTorch(..., instance_type="local", sagemaker_session=session).fit({"train": "file:///data"})
 
-    Takes LocalSession's arguments, and `home`, where state is kept (FASTMAKER_HOME, by default ~/.fastmaker). Code goes
-    to containers straight from its directory; `disable_local_code=True` sends it through S3, as on AWS. S3 is reached
-    at `s3_endpoint_url` or AWS_ENDPOINT_URL_S3, or is AWS's; nothing else leaves this machine.
+    Takes LocalSession's arguments, and `home`, where state is kept (FASTMAKER_HOME, by default ~/.fastmaker). Code is
+    packed as for AWS and kept on this machine; `disable_local_code=True` sends it through S3. S3 is reached at
+    `s3_endpoint_url` or AWS_ENDPOINT_URL_S3, or is AWS's; nothing else leaves this machine.
     """
 
     sagemaker_config: dict[str, Any]
-    config: dict[str, Any] | None
     _default_bucket: str | None
     _use_docker = False
 
@@ -65,8 +69,39 @@ class ProcessSession(sdk.OwnSession, LocalSession):  # type: ignore[misc]  # the
         self.sagemaker_runtime_client = SageMakerRuntime(self._home, self._region_name)
         self.cloudwatch_client = metrics.cloudwatch_client(self._region_name, self.sagemaker_client.training_jobs)
         self.sagemaker_config = sdk.opt_out_of_telemetry(self.sagemaker_config)
-        local = {"local_code": not self._disable_local_code, **((self.config or {}).get("local") or {})}
-        self.config = {**(self.config or {}), "local": local}
+        self._packed_code: Path | None = None
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The configuration of local mode. Its local_code is off: that mode copies what was not named."""
+        config: dict[str, Any] = self._config
+        return config
+
+    @config.setter
+    def config(self, value: dict[str, Any] | None) -> None:
+        value = value or {}
+        LocalSession.config.fset(self, {**value, "local": {**(value.get("local") or {}), "local_code": False}})
+
+    # What the SDK uploads, and the wrappers of `sdk` keep here.
+
+    def code_folder(self) -> Path | None:
+        """Return a new folder for code that is packed, which goes with this session, None if it goes to S3."""
+        if self._disable_local_code:
+            return None
+        if self._packed_code is None:
+            self._packed_code = self.sagemaker_client.packed_code.scratch()
+            weakref.finalize(self, shutil.rmtree, self._packed_code, ignore_errors=True)
+        return Path(tempfile.mkdtemp(dir=self._packed_code))
+
+    def new_model_archive(self) -> Path:
+        """Return where a model is written that is packed anew; it is deleted with the model that is created of it."""
+        archives = self.sagemaker_client.repacked_models
+        folder: Path = archives.create(secrets.token_hex(8), {"CreationTime": now()})
+        return folder / "model.tar.gz"
+
+    def default_output_path(self) -> str | None:
+        """Return the place beside the records of training jobs, None if it is in S3."""
+        return None if self._disable_local_code else f"file://{self.sagemaker_client.training_jobs.folder}"
 
     # What the SDK would ask AWS for.
 
@@ -115,7 +150,10 @@ class ProcessSession(sdk.OwnSession, LocalSession):  # type: ignore[misc]  # the
 
     def wait_for_job(self, job: str, poll: float = POLL_SECONDS, timeout: float | None = None) -> dict[str, Any]:
         """Wait for a training job without its log. Raises UnexpectedStatusException if it fails."""
-        return self._follow("Training", job, True, lambda: None)
+        description = self._follow("Training", job, True, lambda: None)
+        if warning := self.sagemaker_client.training_jobs.read(job).get("warning"):
+            print(warning, flush=True)
+        return description
 
     def logs_for_transform_job(self, job_name: str, wait: bool = False, poll: float = POLL_SECONDS) -> None:
         """Print the logs of the job's servers, until it ends if `wait`. Ctrl-C stops the job."""

@@ -98,6 +98,15 @@ class Store:
             files.sync(self.folder)
         return directory
 
+    def scratch(self) -> Path:
+        """Return a new directory of this process, which is no record; once the process has ended it is swept away."""
+        for folder in (self.folder.parent, self.folder):
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._sweep()
+        directory = self._aside(NEW)
+        directory.mkdir()
+        return directory
+
     def read(self, name: str) -> dict[str, Any]:
         """Return the record. Raises KeyError if there is none, DamagedRecord if it cannot be used."""
         if not self._exists(name):

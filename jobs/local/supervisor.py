@@ -46,10 +46,21 @@ class Job(Protocol):
         """Take SIGTERM, which asks the job to stop."""
 
 
-def start(store: Store, name: str, record: dict[str, Any], module: str, env: dict[str, str]) -> None:
-    """Record the job and run ``python -m module DIRECTORY`` for it. Raises FileExistsError if the name is taken."""
+def start(
+    store: Store,
+    name: str,
+    record: dict[str, Any],
+    module: str,
+    env: dict[str, str],
+    prepare: Callable[[Path], object] = lambda directory: None,
+) -> None:
+    """Record the job, `prepare` its directory and run ``python -m module DIRECTORY`` for it.
+
+    Raises FileExistsError if the name is taken, and what `prepare` raises.
+    """
     directory = store.create(name, {**record, "creator": processes.identity()})
     try:
+        prepare(directory)
         started = processes.Started(directory)
         token = started.begin()
         with open(directory / "supervisor.log", "ab") as log:

@@ -2,7 +2,7 @@
 
 The toolkit was written for one server a machine, of root. Here its configuration file goes into TMPDIR rather than
 /etc, and its own server is found by the pid file that TorchServe leaves in TMPDIR rather than by a search of the whole
-machine, which gives up when there are two.
+machine, which gives up when there are two. FASTMAKER_CONTAINER is shown as /opt/ml, where the machine allows it.
 """
 
 import contextlib
@@ -16,6 +16,15 @@ import time
 from pathlib import Path
 
 sys.path.pop(0)  # this folder, whose module names are ours alone
+
+from fastmaker.jobs.runtime import mounts
+
+if root := os.environ.get("FASTMAKER_CONTAINER"):  # before the toolkit is imported, which asks where its folder is
+    try:
+        mounts.enter(Path(root), {}, Path(os.devnull))
+        del os.environ["SAGEMAKER_BASE_DIR"]
+    except OSError as error:
+        print(f"/opt/ml cannot be had on this machine ({error}): model_fn finds the model in its argument, model_dir")
 
 import psutil
 from sagemaker_pytorch_serving_container import torchserve
@@ -54,7 +63,7 @@ def server_process() -> psutil.Process:
 
 def bound_log() -> None:
     """Set the container's log aside whenever it is full. Who writes it appends, and goes on in an empty file."""
-    log = Path(os.environ["SAGEMAKER_BASE_DIR"], "container.log")
+    log = Path(os.environ.get("SAGEMAKER_BASE_DIR", mounts.OPT_ML), "container.log")
     while True:
         if log.is_file() and log.stat().st_size > LOG_BYTES:
             with contextlib.suppress(OSError):  # on a full disk it is emptied all the same

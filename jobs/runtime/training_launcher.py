@@ -1,18 +1,67 @@
-"""Starts the training toolkit on one host: ``python training_launcher.py`` with SAGEMAKER_* and FASTMAKER_MASTER_PORT.
+"""Starts the training toolkit on one host: ``python training_launcher.py`` with SAGEMAKER_* and FASTMAKER_*.
 
 The toolkit lets the hosts of a job meet at port 7777. Here they share a machine with those of other jobs, and each
-job has a port of its own.
+job has a port of its own, FASTMAKER_MASTER_PORT. With FASTMAKER_HOSTS, the addresses of the hosts by their names,
+FASTMAKER_CONTAINER is shown as /opt/ml; without, the toolkit takes SAGEMAKER_BASE_DIR in its place.
 """
 
+import asyncio
+import json
 import os
+import shutil
 import sys
+from pathlib import Path
 
 sys.path.pop(0)  # this folder, whose module names are ours alone
 
+from fastmaker.jobs.runtime import mounts
+
+if hosts := os.environ.pop("FASTMAKER_HOSTS", None):  # before the toolkit is imported, which has threads
+    mounts.enter(Path(os.environ["FASTMAKER_CONTAINER"]), json.loads(hosts), Path(os.environ["TMPDIR"], "hosts"))
+    del os.environ["SAGEMAKER_BASE_DIR"]
+
 from sagemaker_pytorch_container import training
-from sagemaker_training import torch_distributed
+from sagemaker_training import modules, process, torch_distributed
 from sagemaker_training.cli.train import main
+
+REST_OF_A_LINE_SECONDS = 0.05
+
+
+class WholeLines:
+    """A stream that is read up to the end of a line, if that comes soon. The toolkit prints each piece as a line."""
+
+    def __init__(self, stream):
+        self._stream = stream
+
+    async def read(self, size):
+        """Return the bytes that have come, none at the end."""
+        data = more = await self._stream.read(size)
+        while more and not data.endswith(b"\n"):
+            try:
+                more = await asyncio.wait_for(self._stream.read(size), REST_OF_A_LINE_SECONDS)
+            except asyncio.TimeoutError:
+                break
+            data += more
+        return data
+
+
+def hide_what_serves() -> None:
+    """Have the script's Python, which gets this path, do without what a training image lacks."""
+    folder = Path(os.environ["TMPDIR"], "site")
+    folder.mkdir(exist_ok=True)
+    shutil.copyfile(Path(__file__).with_name("without_serving.py"), folder / "sitecustomize.py")
+    sys.path.insert(0, str(folder))
+
 
 if __name__ == "__main__":
     training.MASTER_PORT = torch_distributed.MASTER_PORT = os.environ["FASTMAKER_MASTER_PORT"]
+    # What the code requires is installed already, for the job alone; the toolkit would change this environment.
+    modules.install = modules.install_requirements = lambda path, capture_error=False: None
+    watch, run_async = process.watch, process.run_async
+    process.watch = lambda stream, *arguments, **options: watch(stream and WholeLines(stream), *arguments, **options)
+    # By one pipe lines come in the order in which the script has printed them.
+    process.run_async = lambda *arguments, stderr, **options: run_async(
+        *arguments, stderr=stderr and asyncio.subprocess.STDOUT, **options
+    )
+    hide_what_serves()
     main()

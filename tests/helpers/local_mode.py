@@ -1,6 +1,9 @@
 """What the tests of local mode share: models and estimators of a session."""
 
+import functools
 import os
+import subprocess
+import sys
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -12,6 +15,15 @@ from sagemaker.pytorch import PyTorch, PyTorchModel
 
 from fastmaker.local.serving import torchserve
 from fastmaker.local.serving.instances import container_of
+
+
+@functools.cache
+def without_opt_ml() -> bool:
+    """Whether this machine allows no mount namespace to this user; by a process that has no threads."""
+    program = (
+        "import pathlib; from fastmaker.jobs.runtime import mounts; exit(mounts.unavailable(pathlib.Path('/tmp')))"
+    )
+    return subprocess.run([sys.executable, "-c", program], capture_output=True).returncode != 0
 
 
 @contextmanager
@@ -38,7 +50,7 @@ def script_mode(session, archive, **env):
 def estimator(session, source: Path, **arguments) -> PyTorch:
     arguments = {"entry_point": "train.py", "instance_count": 1, "instance_type": "local", **arguments}
     arguments = {"framework_version": "2.8.0", "py_version": "py312", "role": "local", **arguments}
-    return PyTorch(source_dir=str(source), sagemaker_session=session, **arguments)
+    return PyTorch(**{"source_dir": str(source), **arguments}, sagemaker_session=session)
 
 
 def start(session, source, **arguments):

@@ -15,7 +15,7 @@ def running_below(home: Path, word: str = "") -> list[psutil.Process]:
     for process in psutil.process_iter():
         try:
             command = process.cmdline()
-            places = [*command, process.environ().get("SAGEMAKER_BASE_DIR", "")]
+            places = [*command, process.environ().get("FASTMAKER_CONTAINER", "")]
             if process.status() == psutil.STATUS_ZOMBIE or not any(str(home) in place for place in places):
                 continue
             if any(word in part for part in command):

@@ -1,5 +1,6 @@
 """One server of a model: TorchServe in a container, by the serving toolkit; for endpoints and transform jobs alike."""
 
+import contextlib
 import http.client
 import json
 import os
@@ -46,12 +47,15 @@ def prepare(container: Container, model: dict[str, Any], s3: Any = None) -> None
     elif uri := model_uri(model):
         archive = storage.fetch(uri, container.tmp / "model.tar.gz", s3)
         copy_tree(archive, model_dir) if archive.is_dir() else unpack(archive, model_dir)
-    env = model.get("Environment", {})
+    env, code = model.get("Environment", {}), model_dir / "code"
     submitted = env.get("SAGEMAKER_SUBMIT_DIRECTORY", "")
-    if submitted.startswith("file://") and not (model_dir / "code").exists():
-        copy_tree(storage.local_path(submitted), model_dir / "code")
-    if not model.get("DockerImage") and (model_dir / "code").is_dir():
-        container.install_requirements(model_dir / "code", container.environment(env))
+    if submitted.startswith("file://") and not code.exists():
+        source = storage.fetch(submitted, container.tmp / "sourcedir.tar.gz")
+        copy_tree(source, code) if source.is_dir() else unpack(source, code)
+    if not model.get("DockerImage") and code.is_dir():
+        container.install_requirements(code, container.environment(env))
+        with contextlib.suppress(FileNotFoundError):  # else the toolkit would run pip on this environment
+            (code / "requirements.txt").rename(code / "requirements.installed.txt")
 
 
 def start(container: Container, model: dict[str, Any], instance_type: str, port: int) -> None:

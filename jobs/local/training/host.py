@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -12,6 +13,9 @@ from typing import Any
 from fastmaker.jobs import instance_types, runtime, storage
 from fastmaker.local import docker, supervisor
 from fastmaker.local.containers import Container, ContainerError, copy_tree, unpack
+from fastmaker.local.training import failures
+from fastmaker.local.training.checkpoints import OPT_ML
+from fastmaker.local.training.validation import hyperparameter
 
 LAUNCHER = Path(runtime.__file__).with_name("training_launcher.py")
 NETWORK_INTERFACE = "lo"
@@ -20,19 +24,33 @@ PEER_GONE = re.compile(r"Connection (closed|reset)|gloo|NCCL|Broken pipe|recvVal
 
 
 class Host:
-    """Prepare and run host `number` (from 1) of the hosts `names` of a job, which the `request` describes.
+    """Prepare and run host `number` (from 1) of a job, which the `request` describes.
 
-    With an `image`, Docker runs it, else processes of this environment do.
+    `addresses` are those of all hosts by their names, as the script sees them. With an `image`, Docker runs the host,
+    else processes of this environment do; these see its tree as /opt/ml if it is `mounted`.
     """
 
     def __init__(
-        self, directory: Path, number: int, names: list[str], request: dict[str, Any], image: str | None = None
+        self,
+        directory: Path,
+        number: int,
+        addresses: dict[str, str],
+        request: dict[str, Any],
+        image: str | None = None,
+        mounted: bool = False,
     ) -> None:
-        self.number, self.names, self.request, self.image = number, names, request, image
+        self.number, self.addresses, self.request, self.image, self.mounted = number, addresses, request, image, mounted
         self.label = f"algo-{number}"
-        self.name = names[number - 1]
+        self.names = sorted(addresses)  # as AWS sorts them: algo-10 before algo-2
+        self.name = list(addresses)[number - 1]
         self.container = Container(directory / self.label)
         self.process: subprocess.Popen[bytes] | None = None
+
+    def create(self) -> None:
+        """Make the tree that the platform makes before it starts a host."""
+        self.container.create()
+        for folder in ("shared", "output/intermediate"):
+            (self.container.root / folder).mkdir(parents=True, exist_ok=True)
 
     def stage(self, first: "Host") -> None:
         """Bring data, code and configuration into the tree; what is the same on all hosts is taken from `first`.
@@ -51,25 +69,23 @@ class Host:
                 target.symlink_to(first.container.root / "input" / "data" / name)
         for name, content in self._configuration().items():
             (root / "input" / "config" / name).write_text(json.dumps(content))
-        if self is first:
-            self._stage_code()
-        else:
-            copy_tree(first.container.root / "code", root / "code")
-            if (overlay := first.container.root / "overlay").exists():
-                (root / "overlay").symlink_to(overlay)
+        self._stage_code()
+        if self is first and self.image is None:
+            self._install_requirements()
+        elif (overlay := first.container.root / "overlay").exists():
+            (root / "overlay").symlink_to(overlay)
 
     def start(self, master_port: int) -> None:
         """Start the toolkit; the script's processes on all hosts meet at `master_port` of the first host."""
         env = self._variables() | {"FASTMAKER_MASTER_PORT": str(master_port)}
         if self.image is None:
+            env |= {"FASTMAKER_HOSTS": json.dumps(self.addresses)} if self.mounted else {}
             self.process = self.container.start([sys.executable, str(LAUNCHER)], self.container.environment(env))
             return
         uris = [channel["DataSource"]["S3DataSource"]["S3Uri"] for channel in self.request.get("InputDataConfig", ())]
         folders = [storage.local_path(uri) for uri in uris if uri.startswith("file://")]
         root, instance_type = self.container.root, self.request["ResourceConfig"]["InstanceType"]
-        command = docker.training_command(
-            root, self.image, instance_type, len(self.names), [root.parent, *folders], env
-        )
+        command = docker.training_command(root, self.image, instance_type, self.addresses, [root.parent, *folders], env)
         self.process = self.container.start(command, docker.environment(env))
         docker.await_start(root, self.process)
 
@@ -77,39 +93,42 @@ class Host:
         """Return the exit status of the toolkit's process, None while it runs or before it was started."""
         return self.process.poll() if self.process else None
 
-    def failure(self) -> str:
-        """Return what the toolkit wrote to output/failure, or the log's last line, and how the process ended."""
-        status = self.process.returncode if self.process else 0
+    def failure(self, length: int) -> str:
+        """Return why the host failed, in at most `length` characters."""
         try:
             text = (self.container.root / "output" / "failure").read_text("utf-8", "replace").strip()
-        except FileNotFoundError:
+        except OSError:
             text = ""
-        if 'ErrorMessage ""' in text:  # the toolkit names Python's own exceptions, not those that a script defines
-            raised = re.findall(r"^[\w.]*(?:Error|Exception|Interrupt)\b.*", self.container.log_tail(200), re.MULTILINE)
-            text = text.replace('ErrorMessage ""', f"ErrorMessage {json.dumps(raised[-1])}") if raised else text
-        ended = f"killed by signal {-status}" if status < 0 else f"exit code {status}"
-        return f"{text or self.container.last_line()}, {ended}"
+        status = self.process.returncode if self.process else 0
+        return failures.explain(text, self.container.log_tail(None), status, length)
+
+    def names_opt_ml(self) -> bool:
+        """Return whether the code or the hyperparameters name /opt/ml in full."""
+        name = OPT_ML.rstrip("/").encode()
+        texts = (path.read_bytes() for path in (self.container.root / "code").rglob("*") if path.is_file())
+        return name in json.dumps(self.request["HyperParameters"]).encode() or any(name in text for text in texts)
 
     def _configuration(self) -> dict[str, dict[str, Any]]:
         """Return the files of input/config and their content."""
+        mode = self.request["AlgorithmSpecification"].get("TrainingInputMode", "File")
         channels = {
             channel["ChannelName"]: {
-                "TrainingInputMode": "File",
+                "TrainingInputMode": channel.get("InputMode", mode),
                 "S3DistributionType": channel["DataSource"]["S3DataSource"].get(
                     "S3DataDistributionType", "FullyReplicated"
                 ),
                 "RecordWrapperType": channel.get("RecordWrapperType", "None"),
+                **({"ContentType": channel["ContentType"]} if channel.get("ContentType") else {}),
             }
             for channel in self.request.get("InputDataConfig", ())
         }
-        submitted = json.dumps("/opt/ml/code" if self.image else str(self.container.root / "code"))
         group = {
             "instance_group_name": "homogeneousCluster",
             "instance_type": instance_types.LOCAL,
             "hosts": self.names,
         }
         return {
-            "hyperparameters.json": {**self.request["HyperParameters"], "sagemaker_submit_directory": submitted},
+            "hyperparameters.json": self.request["HyperParameters"],
             "inputdataconfig.json": channels,
             "resourceconfig.json": {
                 "current_host": self.name,
@@ -122,20 +141,26 @@ class Host:
         }
 
     def _stage_code(self) -> None:
-        uri = json.loads(self.request["HyperParameters"].get("sagemaker_submit_directory", '""'))
+        """Unpack the code; the toolkit leaves a directory of code that is not empty as it is."""
+        uri = hyperparameter(self.request, "sagemaker_submit_directory")
         if not uri:
             raise ContainerError("the request names no source directory (sagemaker_submit_directory)")
-        code = self.container.root / "code"
+        root = self.container.root
+        if uri.startswith(OPT_ML):  # of a job in network isolation, whose code comes in a channel
+            uri = f"file://{root / uri.removeprefix(OPT_ML)}"
         source = storage.fetch(uri, self.container.tmp / "sourcedir.tar.gz")
         if source.is_dir():
-            copy_tree(source, code)
+            copy_tree(source, root / "code")
         elif tarfile.is_tarfile(source):
-            code.mkdir()
-            unpack(source, code)
+            unpack(source, root / "code")
         else:
-            raise ContainerError(f"{uri} is neither a directory nor an archive of source code")
-        if self.image is None:
-            self.container.install_requirements(code, self.container.environment(self._variables()))
+            (root / "code").mkdir()
+            shutil.copy(source, root / "code")
+
+    def _install_requirements(self) -> None:
+        code, program = self.container.root / "code", hyperparameter(self.request, "sagemaker_program")
+        package = (code / "setup.py").exists() and not program.endswith(".sh")  # as the toolkit decides
+        self.container.install_requirements(code, self.container.environment(self._variables()), package)
 
     def _variables(self) -> dict[str, str]:
         """Return the environment that the platform gives a host, and the job's own."""

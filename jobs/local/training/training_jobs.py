@@ -7,7 +7,10 @@ of events and the places of files are those of a training job on AWS
 
 import contextlib
 import json
+import os
 import re
+import secrets
+import shutil
 import time
 from collections.abc import Iterator
 from datetime import datetime
@@ -16,13 +19,15 @@ from types import FrameType
 from typing import Any
 
 from fastmaker.jobs import storage
+from fastmaker.jobs.runtime import mounts
 from fastmaker.local import supervisor
 from fastmaker.local.containers import Container, ContainerError, end_below, free_ports, pack, stop_processes
 from fastmaker.local.store import Store, now
 from fastmaker.local.supervisor import FINAL, MAX_REASON
+from fastmaker.local.training import failures
 from fastmaker.local.training.checkpoints import Checkpoints
 from fastmaker.local.training.host import PEER_GONE, Host
-from fastmaker.local.training.validation import channel_uri
+from fastmaker.local.training.validation import channel_uri, hyperparameter
 
 MODULE = "fastmaker.local.training.training_jobs"
 KIND = "training-jobs"
@@ -38,6 +43,9 @@ ARCHIVE = "model.tar.gz"
 STOP_GRACE_SECONDS = 120  # https://docs.aws.amazon.com/sagemaker/latest/APIReference/API_StopTrainingJob.html
 FAILED_GRACE_SECONDS = 20  # for processes that still run when a host has failed, or the script has ended
 REPORT_SECONDS = 5  # for other hosts to report why they ended too, when one has failed
+REASON_LENGTH = MAX_REASON - len("AlgorithmError: host algo-20: ")
+SOURCE = "sourcedir.tar.gz"  # in a job's directory, its own copy of the code
+EMPTY_MODEL = "warning: the model is empty, no file was written to SM_MODEL_DIR"
 
 
 def start(store: Store, request: dict[str, Any], arn: str, env: dict[str, str], image: str | None = None) -> None:
@@ -49,9 +57,15 @@ def start(store: Store, request: dict[str, Any], arn: str, env: dict[str, str], 
     created = now()
     channels, checkpoints = request.get("InputDataConfig"), request.get("CheckpointConfig")
     output = storage.absolute(request["OutputDataConfig"].get("S3OutputPath") or f"file://{store.folder}")
+    source = storage.absolute(str(hyperparameter(request, "sagemaker_submit_directory")))
+    own, archive = store.directory(name) / SOURCE, storage.local_path(source)
+    copies = source.startswith("file://") and archive.is_file()
     description = {
         **{key: value for key, value in request.items() if key != "Tags"},
-        "HyperParameters": _with_absolute_source(request["HyperParameters"]),
+        "HyperParameters": {
+            **request["HyperParameters"],
+            "sagemaker_submit_directory": json.dumps(f"file://{own}" if copies else source),
+        },
         **({"InputDataConfig": [_with_s3_source(channel) for channel in channels]} if channels else {}),
         # AWS describes a job without a key with an empty one, which the SDK's attach relies on.
         "OutputDataConfig": {"KmsKeyId": "", **request["OutputDataConfig"], "S3OutputPath": output},
@@ -68,7 +82,7 @@ def start(store: Store, request: dict[str, Any], arn: str, env: dict[str, str], 
         "LastModifiedTime": created,
     }
     record = {"description": description, "tags": request.get("Tags", []), "image": image}
-    supervisor.start(store, name, record, MODULE, env)
+    supervisor.start(store, name, record, MODULE, env, lambda _: copies and shutil.copyfile(archive, own))
 
 
 def describe(store: Store, name: str) -> dict[str, Any]:
@@ -113,10 +127,15 @@ class Job:
         self.store = store_below(directory.parent.parent)
         record = self.store.read(self.name)
         self.request = record["description"]
-        # The toolkit resolves the names of hosts; loopback addresses need no set-up.
-        names = [f"127.0.0.{number + 1}" for number in range(self.request["ResourceConfig"].get("InstanceCount", 1))]
-        numbers = range(1, len(names) + 1)
-        self.hosts = [Host(directory, number, names, self.request, record["image"]) for number in numbers]
+        count = self.request["ResourceConfig"].get("InstanceCount", 1)
+        image = record["image"]
+        self.unmounted = None if image else mounts.unavailable(directory)  # why there is no /opt/ml
+        # The toolkit resolves the names of hosts. Loopback addresses need no set-up, where names cannot be had.
+        addresses = [f"127.0.0.{number}" for number in range(1, count + 1)]
+        names = addresses if self.unmounted else [f"algo-{number}" for number in range(1, count + 1)]
+        hosts = dict(zip(names, addresses, strict=True))
+        mounted = not image and not self.unmounted
+        self.hosts = [Host(directory, number, hosts, self.request, image, mounted) for number in range(1, count + 1)]
         self.checkpoints = Checkpoints(self.request.get("CheckpointConfig"), [host.container for host in self.hosts])
         self.stop_requested = False
 
@@ -133,21 +152,34 @@ class Job:
         """Return the final status, the FailureReason and the SecondaryStatus."""
         try:
             for host in self.hosts:  # first: a job that is stopped later uploads what its trees hold
-                host.container.create()
+                host.create()
+            self._say_what_is_missing()
             self._enter("Downloading", "Downloading input data")
             self._stage()
             self._enter("Training", "Training in progress", TrainingStartTime=now())
             self._train()
+            self._check_model()
             self._enter("Uploading", "Uploading the model")
-            self._upload()
+            self._upload({"model.tar.gz": "model", "output.tar.gz": "output/data"})
         except Stopped as stopped:
-            self._upload()
+            self._upload({"model.tar.gz": "model", "output.tar.gz": "output/data"})
             return "Stopped", None, str(stopped)
         except (ContainerError, storage.StorageError) as error:
             return "Failed", f"ClientError: {error}", None
         except AlgorithmError as error:
+            with contextlib.suppress(storage.StorageError):  # the script's error is the reason
+                self._upload({"output.tar.gz": "output/data"})
             return "Failed", f"AlgorithmError: {error}", None
         return "Completed", None, None
+
+    def _say_what_is_missing(self) -> None:
+        """Write into the logs what the script is to read where there is no /opt/ml."""
+        if self.unmounted:
+            channels = [channel["ChannelName"] for channel in self.request.get("InputDataConfig", ())]
+            names = ["SM_MODEL_DIR", "SM_OUTPUT_DATA_DIR", *(f"SM_CHANNEL_{name.upper()}" for name in channels)]
+            for host in self.hosts:
+                why = f"/opt/ml cannot be had on this machine ({self.unmounted})"
+                host.container.note(f"{why}: the script finds its folders in {', '.join(names)}")
 
     def _stage(self) -> None:
         """Prepare the trees of all hosts. Raises Stopped, ContainerError and StorageError."""
@@ -196,35 +228,66 @@ class Job:
 
     def _failure(self, failed: list[Host]) -> str:
         """Return the reason of the host that is the cause: one that reports more than the end of another."""
-        reasons = {host: host.failure() for host in failed}
-        cause = min(failed, key=lambda host: bool(PEER_GONE.search(reasons[host])))
+        reasons = {host: host.failure(REASON_LENGTH) for host in failed}
+        cause = min(failed, key=lambda host: bool(PEER_GONE.search(failures.last_exception(reasons[host]))))
         if len(self.hosts) == 1:
             return reasons[cause]
-        labels = {host.name: host.label for host in self.hosts}  # the script knows hosts by their addresses
+        # The script may have given hosts by their addresses.
+        labels = {f"127.0.0.{host.number}": host.label for host in self.hosts}
         reason = re.sub(r"127\.0\.0\.\d+", lambda match: labels.get(match[0], match[0]), reasons[cause])
         return f"host {cause.label}: {reason}"
 
-    def _upload(self) -> None:
-        """Write output/model.tar.gz of /opt/ml/model, and output/output.tar.gz of /opt/ml/output/data if it has files.
+    def _check_model(self) -> None:
+        """Say that the model is empty. Raises AlgorithmError if it can be so because there is no /opt/ml."""
+        if any(not path.is_dir() for host in self.hosts for path in (host.container.root / "model").rglob("*")):
+            return
+        if self.unmounted and any(host.names_opt_ml() for host in self.hosts):
+            why = f"/opt/ml, which the script names, cannot be had on this machine ({self.unmounted})"
+            raise AlgorithmError(f"the model is empty: {why}; use SM_MODEL_DIR in its place")
+        self.hosts[0].container.note(EMPTY_MODEL)
+        with self.store.changing(self.name) as record:
+            record["warning"] = EMPTY_MODEL
+
+    def _upload(self, folders: dict[str, str]) -> None:
+        """Write an archive of each folder below output/, but no empty output.tar.gz, and output/intermediate as it is.
 
         With the CompressionType NONE the model's files go below output/model instead.
-        The hosts' folders are put together; of a file that several have, the first host's is taken.
+        The hosts' folders are put together; of a file that several have, the first host's is taken. A host's failure
+        file goes into output.tar.gz.
         """
         artifacts = self.request["ModelArtifacts"]["S3ModelArtifacts"].rpartition("/")[0]
-        kms_key = self.request["OutputDataConfig"].get("KmsKeyId")
+        kms_key, first = self.request["OutputDataConfig"].get("KmsKeyId"), self.hosts[0].container
         roots = [host.container.root for host in self.hosts]
-        folders = {ARCHIVE: "model", "output.tar.gz": "output/data"}
         for archive, folder in folders.items():
-            if archive == "output.tar.gz" and not any(any((root / folder).iterdir()) for root in roots):
-                continue
+            sources = [root / folder for root in roots]
+            if archive == "output.tar.gz":
+                sources.append(_failure_alone(roots, Path(os.path.realpath(first.tmp), "failure")))
+                if not any(source.is_dir() and any(source.iterdir()) for source in sources):
+                    continue
             if archive == ARCHIVE and _is_uncompressed(self.request):
-                for root in reversed(roots):  # of a file that several have, the first host's is the last
-                    storage.put_folder(root / folder, storage.join(artifacts, "model"), kms_key)
+                for source in reversed(sources):  # of a file that several have, the first host's is the last
+                    storage.put_folder(source, storage.join(artifacts, "model"), kms_key)
                 continue
-            packed = self.hosts[0].container.tmp / archive
-            pack([root / folder for root in roots], packed)
+            packed = first.tmp / archive
+            pack(sources, packed)
             storage.put(packed, storage.join(artifacts, archive), kms_key)
             packed.unlink()
+            self._link(archive)
+        for below in (root / "output" / "intermediate" for root in reversed(roots)):
+            for file in sorted(path for path in below.rglob("*") if path.is_file()):
+                name = str(file.relative_to(below))
+                storage.put(file, storage.join(artifacts, "intermediate", name), kms_key)
+
+    def _link(self, archive: str) -> None:
+        """Have a link lead to an archive from the folder of output_path, where the SDK's local mode puts it."""
+        output = self.request["OutputDataConfig"]["S3OutputPath"]
+        link = storage.local_path(output) / archive
+        if not output.startswith("file://") or link.parent == self.store.folder:
+            return
+        if link.is_symlink() or not os.path.lexists(link):  # a file of the user's stays
+            partial = link.with_name(f".fastmaker-{secrets.token_hex(8)}.partial")
+            partial.symlink_to(Path(self.name, "output", archive))
+            partial.replace(link)
 
     def _metrics(self) -> list[dict[str, Any]]:
         """Return the last value of each metric definition in the log (FinalMetricDataList)."""
@@ -318,10 +381,12 @@ def _with_absolute_uri(checkpoints: dict[str, Any]) -> dict[str, Any]:
     return {**checkpoints, "S3Uri": storage.absolute(checkpoints["S3Uri"])}
 
 
-def _with_absolute_source(hyperparameters: dict[str, Any]) -> dict[str, Any]:
-    """Return hyperparameters whose source directory does not depend on the caller's current directory."""
-    source = json.loads(hyperparameters.get("sagemaker_submit_directory", '""'))
-    return {**hyperparameters, "sagemaker_submit_directory": json.dumps(storage.absolute(source))}
+def _failure_alone(roots: list[Path], folder: Path) -> Path:
+    """Return `folder`, which is made, with the failure file of the first host that has one."""
+    folder.mkdir(exist_ok=True)
+    if found := next((root / "output" / "failure" for root in roots if (root / "output" / "failure").is_file()), None):
+        shutil.copyfile(found, folder / "failure")
+    return folder
 
 
 if __name__ == "__main__":

@@ -3,12 +3,21 @@
 https://docs.aws.amazon.com/sagemaker/latest/APIReference/API_CreateTrainingJob.html
 """
 
+import json
 import re
 from typing import Any
 
 from fastmaker.jobs import instance_types, storage
 from fastmaker.local.training.checkpoints import DEFAULT_PATH, OPT_ML
 
+# What the toolkit starts by programs of AWS's images and their clusters.
+LAUNCHERS = {
+    "sagemaker_mpi_enabled": "MPI",
+    "sagemaker_distributed_dataparallel_enabled": "the SageMaker data parallel library",
+    "sagemaker_pytorch_ddp_enabled": "pytorchddp",
+    "sagemaker_pytorch_xla_multi_worker_enabled": "PyTorch/XLA",
+    "mp_parameters": "the SageMaker model parallel library",
+}
 MAX_HOSTS = 20  # https://docs.aws.amazon.com/sagemaker/latest/dg/regions-quotas.html
 
 
@@ -16,10 +25,22 @@ def validation_error(request: dict[str, Any]) -> str | None:
     """Return why the CreateTrainingJob `request` cannot be run here, or None."""
     return (
         _resources_error(request.get("ResourceConfig", {}))
-        or _algorithm_error(request.get("AlgorithmSpecification", {}), request.get("HyperParameters", {}))
-        or _locations_error(request["OutputDataConfig"], request.get("CheckpointConfig", {}))
+        or _algorithm_error(request.get("AlgorithmSpecification", {}), request)
+        or _locations_error(request)
         or _channels_error(request)
     )
+
+
+def hyperparameter(request: dict[str, Any], name: str) -> Any:
+    """Return a hyperparameter as the toolkit reads it: the value of its JSON or, if it is none, its text.
+
+    Return an empty string for one that was not given.
+    """
+    text = request.get("HyperParameters", {}).get(name, "")
+    try:
+        return json.loads(text)
+    except (ValueError, TypeError):
+        return text
 
 
 def channel_uri(channel: dict[str, Any]) -> str | None:
@@ -37,11 +58,14 @@ def _resources_error(resources: dict[str, Any]) -> str | None:
     return None
 
 
-def _algorithm_error(algorithm: dict[str, Any], hyperparameters: dict[str, str]) -> str | None:
+def _algorithm_error(algorithm: dict[str, Any], request: dict[str, Any]) -> str | None:
     if "TrainingImage" not in algorithm:
         return "AlgorithmSpecification names no TrainingImage; algorithms from the marketplace do not run locally"
-    if "sagemaker_program" not in hyperparameters:
+    if not hyperparameter(request, "sagemaker_program"):
         return "the request names no entry_point; a ProcessSession runs PyTorch's script mode, not the image itself"
+    for name, launcher in LAUNCHERS.items():
+        if hyperparameter(request, name) not in ("", None, False, {}):
+            return f"{launcher} needs AWS; use distribution={{'torch_distributed': {{'enabled': True}}}} ({name})"
     for definition in algorithm.get("MetricDefinitions", ()):
         try:
             re.compile(definition["Regex"])
@@ -50,17 +74,20 @@ def _algorithm_error(algorithm: dict[str, Any], hyperparameters: dict[str, str])
     return None
 
 
-def _locations_error(output: dict[str, Any], checkpoints: dict[str, Any]) -> str | None:
+def _locations_error(request: dict[str, Any]) -> str | None:
+    checkpoints = request.get("CheckpointConfig", {})
     if checkpoints and not checkpoints.get("LocalPath", DEFAULT_PATH).startswith(OPT_ML):
         return f"checkpoint_local_path is {checkpoints['LocalPath']!r}; expected a path below {OPT_ML}"
+    source = str(hyperparameter(request, "sagemaker_submit_directory"))
     locations = {
-        "output_path": output.get("S3OutputPath"),  # without one, outputs go to FASTMAKER_HOME
+        "output_path": request["OutputDataConfig"].get("S3OutputPath"),  # without one, outputs go to FASTMAKER_HOME
         "checkpoint_s3_uri": checkpoints.get("S3Uri"),
+        "source_dir": source if source.startswith("file://") else None,
     }
     for argument, uri in locations.items():
         try:
             if uri:
-                storage.check_scheme(uri)
+                (storage.check if argument == "source_dir" else storage.check_scheme)(uri)
         except storage.StorageError as error:
             return f"{argument}: {error}"
     return None

@@ -7,8 +7,10 @@ from torch import nn
 TRUSTED = ("torch.", "torchvision.", "fastai.", "fastmaker.")  # packages whose layers do the same to every number
 # Layers that change no number when a network answers, and those that one of the two has as a function or by another
 # name: what they do shows in the logits of any image.
-IGNORED = ("Dropout", "Dropout2d", "Identity", "Sequential", "Flatten", "AlphaDropout")
-IGNORED += ("ResizeToOrig", "MergeLayer", "ToTensorBase", "ResizeToImage", "ConcatImage")
+IGNORED = {
+    *("Dropout", "Dropout2d", "Identity", "Sequential", "Flatten", "AlphaDropout"),
+    *("ResizeToOrig", "MergeLayer", "ToTensorBase", "ResizeToImage", "ConcatImage"),
+}
 
 
 def same(model: nn.Module, rebuilt: nn.Module, unet: bool) -> bool:

@@ -12,8 +12,10 @@ from torch.nn.parameter import is_lazy
 from fastmaker import bundle
 
 # What Learner.predict calls, and the events during which a callback could change an answer.
-PREDICTS = ("predict", "get_preds", "validation_context", "_do_epoch_validate", "all_batches", "one_batch", "_split")
-PREDICTS += ("_do_one_batch", "_with_events", "__call__")
+PREDICTS = (
+    *("predict", "get_preds", "validation_context", "_do_epoch_validate", "all_batches", "one_batch", "_split"),
+    *("_do_one_batch", "_with_events", "__call__"),
+)
 EVENTS = ("before_validate", "before_batch", "after_pred", "after_batch")
 TRUSTED = ("fastai.", "fastmaker.")  # packages of callbacks whose effect shows on any image
 

@@ -137,6 +137,38 @@ def test_the_sdk_still_asks_whether_torchrun_may_start_a_script_through_the_func
         validate("2.8.0", instance_type="local", sagemaker_session=None)
 
 
+def parameters(function):
+    return list(inspect.signature(getattr(function, "__wrapped__", function)).parameters)
+
+
+def test_the_sdk_still_packs_and_uploads_code_through_the_functions_that_are_wrapped():
+    import sagemaker.estimator
+    from sagemaker import fw_utils, model, utils
+
+    base, framework = sagemaker.estimator.EstimatorBase, sagemaker.estimator.Framework
+    assert parameters(base._stage_user_code_in_s3) == ["self"]
+    assert parameters(base._prepare_for_training) == ["self", "job_name"]
+    assert 'not self.source_dir.lower().startswith("s3://")' in inspect.getsource(
+        base._prepare_for_training.__wrapped__
+    )
+    assert parameters(framework._model_source_dir) == parameters(framework._model_entry_point) == ["self"]
+    assert parameters(model.Model._upload_code) == ["self", "key_prefix", "repack"]
+    names = ["session", "bucket", "s3_key_prefix", "script", "directory", "dependencies", "kms_key", "s3_resource"]
+    assert parameters(fw_utils.tar_and_upload_dir)[:8] == names
+    assert "s3_resource.Object(bucket, key).upload_file(" in inspect.getsource(fw_utils.tar_and_upload_dir)
+    assert parameters(utils.repack_model)[-1] == "kms_key"
+    assert "shutil.move(tmp_model_path, repacked_model_uri" in inspect.getsource(utils._save_model)
+
+
+def test_the_training_toolkit_still_installs_and_reads_through_the_functions_that_the_launcher_replaces():
+    from sagemaker_training import modules, process
+
+    assert parameters(modules.install) == parameters(modules.install_requirements) == ["path", "capture_error"]
+    assert "await stream.read(buf_size)" in inspect.getsource(process.watch)
+    assert "watch(proc.stdout, processes_per_host" in inspect.getsource(process.run_async)
+    assert "stderr=stderr" in inspect.getsource(process.create)
+
+
 # Prints what the SDK refuses to a LocalSession, and how often it validates a configuration that is looked up 3 times.
 SDK_ALONE = """
 import json
@@ -175,8 +207,15 @@ def validations(session):
     sdk_config.jsonschema.validate = validate
     return len(calls)
 
+def code(session):
+    session.config = {"local": {"local_code": True}}
+    job = estimator(session)
+    job._prepare_for_training("job")
+    return [job.source_dir, job.output_path, str(job._model_source_dir()).partition("://")[0]]
+
 def behaviour(session):
     return {
+        "code": code(session),
         "spot": attempt(train_arguments, session, use_spot_instances=True, max_wait=90000),
         "checkpoint_s3_uri": attempt(train_arguments, session, checkpoint_s3_uri="s3://bucket/x"),
         "checkpoint_local_path": attempt(train_arguments, session, checkpoint_local_path="/opt/ml/x"),
@@ -206,6 +245,8 @@ def test_a_plain_local_session_keeps_the_sdks_behaviour_beside_ours(home, tmp_pa
     assert before == imported == after
     assert before.pop("validations") == 3
     assert ours.pop("validations") <= 1
+    assert before.pop("code") == ["", "", ""]
+    assert ours.pop("code") == [None, f"file://{home}/training-jobs", "file"]
     assert set(ours.values()) == {"'accepted'"}
     assert "Spot training is not supported in local mode" in before["spot"]
     assert "checkpoint_s3_uri is not supported in local mode" in before["checkpoint_s3_uri"]

@@ -234,6 +234,15 @@ def test_a_link_is_no_record_and_nothing_follows_one(store, tmp_path):
     assert store.names() == [] == leftovers(store.folder)
 
 
+def test_a_scratch_directory_goes_after_its_process_and_no_sooner(store):
+    in_a_process(store.scratch)
+    kept = store.scratch()
+    store.scratch()
+    assert kept.is_dir()
+    assert len(leftovers(store.folder)) == 2
+    assert store.names() == []
+
+
 def test_what_is_left_of_a_record_of_an_earlier_version_blocks_no_name(store):
     for name, contents in (("empty", ()), ("log", ("supervisor.log",)), ("locked", (".lock", "1/model"))):
         for content in contents or ("",):

@@ -67,7 +67,7 @@ def test_hosts_meet_have_their_shards_and_leave_one_model(session, write_script,
     files = files_of(job)
     assert json.loads(files["rank-0.json"]) == {"sum": 3, "seen": names[::2]}
     assert json.loads(files["rank-1.json"]) == {"sum": 3, "seen": names[1::2]}
-    assert files["of-all.txt"] == b"127.0.0.1"
+    assert files["of-all.txt"] in (b"algo-1", b"127.0.0.1")  # where names cannot be had
     (metric,) = job.latest_training_job.describe()["FinalMetricDataList"]
     assert (metric["MetricName"], metric["Value"]) == ("score", 3)
 
