@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="NAME",
-        help="a missing callback that changes no answer, as __main__.Name; can be repeated",
+        help="a callback that changes no answer, as __main__.Name; can be repeated",
     )
 
 

@@ -155,6 +155,8 @@ def _prepare(learn: Learner, ignored: Sequence[str]) -> None:
     for callback in list(learn.cbs):
         if isinstance(callback, stand_ins.StandIn):
             _leave_out(learn, callback, ignored)
+        elif type(callback).__qualname__ in [name.rpartition(".")[2] for name in ignored]:
+            learn.remove_cb(callback)
     if not any(isinstance(callback, CastToTensor) for callback in learn.cbs):
         learn.add_cb(CastToTensor())  # fastai before 2.7 had none: numbers would be decoded as the pixels of an image
     for loader in learn.dls.loaders:

@@ -27,6 +27,8 @@ def task(learn: Learner) -> str:
     if any(isinstance(kind, type) and issubclass(kind, TensorBBox) for kind in types):
         raise bundle.BundleError("the Learner predicts bounding boxes (TensorBBox), which a bundle cannot answer with")
     lists = getattr(data, "tls", [])
+    if learn.dls.n_inp != 1:
+        raise bundle.BundleError(f"the Learner has {learn.dls.n_inp} inputs; expected one image")
     if len(lists) > learn.dls.n_inp + 1:
         raise bundle.BundleError(f"the Learner has {len(lists) - learn.dls.n_inp} targets; expected one")
     if isinstance(learn.model, DynamicUnet) or any(type(transform) is AddMaskCodes for transform in after_item):

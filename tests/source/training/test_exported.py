@@ -114,12 +114,14 @@ def test_an_imported_transform_that_changes_pixels_is_refused_as_any_other(files
 
 
 def test_an_imported_callback_that_changes_answers_is_refused(files, tmp_path):
-    assert "probabilities would differ" in refusal(files / "callback.pkl", tmp_path, imports=[str(exports.NOTEBOOK)])
+    said = refusal(files / "callback.pkl", tmp_path, imports=[str(exports.NOTEBOOK)])
+    assert "callback Doubled also runs when the Learner predicts (after_pred)" in said
 
 
-def test_a_callback_can_be_ignored_by_name(files, tmp_path):
-    missing = converted(files / "callback.pkl", tmp_path / "model", ignored=["__main__.Doubled"])
-    assert "__main__.Doubled" in missing
+@pytest.mark.parametrize("imports", [[], [str(exports.NOTEBOOK)]], ids=["missing", "imported"])
+def test_a_callback_can_be_ignored_by_name(files, tmp_path, imports):
+    missing = converted(files / "callback.pkl", tmp_path / "model", ignored=["__main__.Doubled"], imports=imports)
+    assert ("__main__.Doubled" in missing) == (not imports)
 
 
 @pytest.mark.parametrize(
