@@ -56,7 +56,7 @@ def _check_code(learn: Learner) -> None:
         if events and (callback.run_valid or "before_validate" in events):
             raise bundle.BundleError(
                 f"the Learner's callback {kind.__name__} also runs when the Learner predicts ({', '.join(events)});"
-                f" if no answer depends on it, learn.remove_cb({kind.__name__}) takes it out, of an export --ignore does"
+                f" learn.remove_cb({kind.__name__}), or --ignore, takes it out if no answer depends on it"
             )
 
 
