@@ -188,7 +188,10 @@ class Unsure(Learner):
             lambda learn: learn.add_cb(Brighter()),
             "Brighter also runs when the Learner predicts (before_batch)",
         ),
-        (lambda learn: learn.add_cb(Cut()), "learn.remove_cb(Cut), or --ignore, takes it out if no answer depends on it"),
+        (
+            lambda learn: learn.add_cb(Cut()),
+            "learn.remove_cb(Cut), or --ignore, takes it out if no answer depends on it",
+        ),
         (lambda learn: learn.add_cb(Callback(after_pred=lambda learn: None)), "callback Callback also runs"),
         (lambda learn: setattr(learn, "__class__", Unsure), "the Learner's predict is not fastai's"),
         (lambda learn: setattr(learn, "get_preds", lambda **options: None), "the Learner's get_preds is not fastai's"),
