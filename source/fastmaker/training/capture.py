@@ -58,6 +58,7 @@ def unwrapped(model: nn.Module) -> nn.Module:
 
 def _captured(network: nn.Module, traced: nn.Module, example: torch.Tensor, any_size: bool) -> graph.GraphNetwork:
     """Return `traced`, a copy of `network`, as a graph with the bits of `network`. Raises CaptureError."""
+    tracing.check_answers(network, example)
     program = tracing.export(traced, example, any_size)
     captured = _to_graph(program, example, any_size)
     capture_checks.check_bits(network, captured, example)

@@ -14,6 +14,7 @@ import torch
 
 LONGEST_SIDE = 16_384  # of the images for which conditions are looked at
 LARGEST_TRIED = 8_000_000  # pixels in a batch
+FAR = 1_500_000  # pixels in the largest batch that is tried of those that a condition on size excludes
 LARGEST_BATCH = 4096
 POINTER = 2**31 - 1  # in conditions of operators that count in 32 bits
 OPERATIONS: dict[str, Callable[..., Any]] = {
@@ -45,44 +46,55 @@ def breaking(program: Any, example: torch.Tensor, any_size: bool) -> list[tuple[
     symbols = [getattr(getattr(shape[dim], "node", None), "expr", None) for dim in free]
     if any(symbol is None or not symbol.is_Symbol for symbol in symbols) or len(set(symbols)) != len(symbols):
         raise UntriedError("the size of an image is a constant in it")
-    batches = np.array(list(_batches(len(example), *example.shape[2:], any_size)), dtype=np.int64).T
-    values = dict(zip(symbols, batches if any_size else batches[:1], strict=True))
+    families = [np.array(family, dtype=np.int64).T for family in _families(len(example), *example.shape[2:], any_size)]
     conditions = {str(guard.expr): guard.expr for guard in shape[0].node.shape_env.guards}
-    found = {_nearest(condition, values, batches, example) for condition in conditions.values()}
-    return sorted(batch for batch in found if batch is not None)
+    found = set()
+    for condition in conditions.values():
+        for batches in families:
+            values = dict(zip(symbols, batches if any_size else batches[:1], strict=True))
+            with np.errstate(all="ignore"):
+                broken = np.broadcast_to(np.logical_not(_evaluate(condition, values)), batches.shape[1:])
+            found |= _near_and_far(condition, batches[:, broken], example)
+    return sorted(found)
 
 
 def _is_image(program: Any, node: Any) -> bool:
     return node.op == "placeholder" and node.name in program.graph_signature.user_inputs
 
 
-def _batches(count: int, height: int, width: int, any_size: bool) -> Iterator[tuple[int, int, int]]:
-    """Yield batches of every number, or with images of every size: high, wide, square, and small in both."""
-    for number in range(1, LARGEST_BATCH + 1):
-        yield number, height, width
+def _families(count: int, height: int, width: int, any_size: bool) -> Iterator[list[tuple[int, int, int]]]:
+    """Yield families of batches: of every number, high, wide, square, twice as high or wide, and small in both.
+
+    A condition such as ``height > 100 and width > 100`` is noted as that on the height alone: the breaking batches of
+    one family may be computed alike where those of another are not.
+    """
+    yield [(number, height, width) for number in range(1, LARGEST_BATCH + 1)]
     if not any_size:
         return
-    for side in range(1, LONGEST_SIDE + 1):
-        yield from ((count, side, width), (count, height, side), (count, side, side))
-        yield from ((count, side, 2 * side), (count, 2 * side, side))
-    sides = sorted({*range(1, 66), *(round(2 ** (power / 2)) for power in range(12, 26))})
-    for one in sides:
-        yield from ((count, one, other) for other in sides)
+    sides = range(1, LONGEST_SIDE + 1)
+    yield [(count, side, width) for side in sides]
+    yield [(count, height, side) for side in sides]
+    yield [(count, side, side) for side in sides]
+    yield [(count, side, 2 * side) for side in sides]
+    yield [(count, 2 * side, side) for side in sides]
+    few = sorted({*range(1, 66), *(round(2 ** (power / 2)) for power in range(12, 26))})
+    yield [(count, one, other) for one in few for other in few]
 
 
-def _nearest(condition: Any, values: dict[Any, Any], batches: Any, example: torch.Tensor) -> Any:
-    """Return the batch nearest in pixels to the example for which `condition` is false, None if there is none."""
-    broken = np.broadcast_to(np.logical_not(_evaluate(condition, values)), batches.shape[1:])
-    pixels = batches.prod(0)
-    if not broken.any():
-        return None
-    distance = np.abs(np.log(pixels / (example.numel() / example.shape[1])))
-    best = np.where(broken, distance, np.inf).argmin()
-    if pixels[best] <= LARGEST_TRIED:
-        return tuple(map(int, batches[:, best]))
-    if any(number.is_Integer and int(number) >= POINTER for number in condition.atoms() if number.is_number):
-        return None
-    raise UntriedError(f"it has a condition on shapes, {str(condition)[:80]}, that only very large batches break")
+def _near_and_far(condition: Any, broken: Any, example: torch.Tensor) -> set[tuple[int, int, int]]:
+    """Return of the batches `broken`, which break `condition`, the nearest to the example in pixels and a far one."""
+    if not broken.size:
+        return set()
+    pixels = broken.prod(0)
+    near = np.abs(np.log(pixels / (example.numel() / example.shape[1]))).argmin()
+    if pixels[near] > LARGEST_TRIED:
+        if any(number.is_Integer and int(number) >= POINTER for number in condition.atoms() if number.is_number):
+            return set()
+        raise UntriedError(f"it has a condition on shapes, {str(condition)[:80]}, that only very large batches break")
+    chosen = {int(near)}
+    if pixels[near] > example.numel() / example.shape[1]:  # larger batches break it: so may much larger
+        chosen.add(int(np.where(pixels <= max(FAR, pixels[near]), pixels, 0).argmax()))
+    return {(int(n), int(height), int(width)) for n, height, width in broken[:, sorted(chosen)].T}
 
 
 def _evaluate(expression: Any, values: dict[Any, Any]) -> Any:

@@ -1,5 +1,6 @@
 """What ``torch.export`` makes of a network, and which layer it is about where it makes nothing."""
 
+import contextlib
 import re
 from collections.abc import Callable
 from typing import Any
@@ -17,6 +18,24 @@ BLOCKS = {
 
 class CaptureError(ValueError):
     """A network that cannot be kept as a graph; the message is one line, and names the layer if it is known."""
+
+
+def check_answers(network: nn.Module, example: torch.Tensor) -> None:
+    """Raise CaptureError, which names the layer, if `network` gives no answer for `example`."""
+    entered, remove = follow(network)
+    try:
+        with torch.no_grad():
+            network(example.clone())
+    except Exception as error:  # whatever the network's own code raises
+        wide = next((name for name, p in network.named_parameters() if p.dtype == torch.float64), None)
+        if wide is not None:
+            raise CaptureError(
+                f"its {wide} is float64, and a Learner's images are float32; learn.model.float() makes it float32"
+            ) from None
+        where = f"its layer {entered[-1]}" if entered else "it"
+        raise CaptureError(f"{where} fails: {one_line(error)}") from None
+    finally:
+        remove()
 
 
 def export(network: nn.Module, example: torch.Tensor, any_size: bool) -> Any:
@@ -49,14 +68,8 @@ def _not_followed(where: str, error: Exception) -> str:
 
 def _cause(network: nn.Module, example: torch.Tensor, before: dict[str, Any], error: Exception) -> str | None:
     """Return what `network` itself shows of the reason why it could not be exported, None if that is nothing."""
-    with torch.no_grad():
-        try:
-            network(example)
-        except Exception:
-            wide = next((name for name, p in network.named_parameters() if p.dtype == torch.float64), None)
-            if wide is None:
-                return None
-            return f"its {wide} is float64, and a Learner's images are float32; learn.model.float() makes it float32"
+    with contextlib.suppress(Exception), torch.no_grad():
+        network(example)
     after = _kept(network)
     changed = next((name for name in after if after[name] != before.get(name)), None)
     if changed is None or not STORED.search(str(error)):
