@@ -14,7 +14,7 @@ import torch
 
 LONGEST_SIDE = 16_384  # of the images for which conditions are looked at
 LARGEST_TRIED = 8_000_000  # pixels in a batch
-FAR = 1_500_000  # pixels in the largest batch that is tried of those that a condition on size excludes
+FAR = 300_000  # pixels in the largest batch that is tried of those that a condition on size excludes
 LARGEST_BATCH = 4096
 POINTER = 2**31 - 1  # in conditions of operators that count in 32 bits
 OPERATIONS: dict[str, Callable[..., Any]] = {
