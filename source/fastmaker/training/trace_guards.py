@@ -83,13 +83,11 @@ def _families(count: int, height: int, width: int, any_size: bool) -> Iterator[l
 
 def _near_and_far(condition: Any, broken: Any, example: torch.Tensor) -> set[tuple[int, int, int]]:
     """Return of the batches `broken`, which break `condition`, the nearest to the example in pixels and a far one."""
-    if not broken.size:
+    if not broken.size or any(number.is_Integer and int(number) >= POINTER for number in condition.atoms()):
         return set()
     pixels = broken.prod(0)
     near = np.abs(np.log(pixels / (example.numel() / example.shape[1]))).argmin()
     if pixels[near] > LARGEST_TRIED:
-        if any(number.is_Integer and int(number) >= POINTER for number in condition.atoms() if number.is_number):
-            return set()
         raise UntriedError(f"it has a condition on shapes, {str(condition)[:80]}, that only very large batches break")
     chosen = {int(near)}
     if pixels[near] > example.numel() / example.shape[1]:  # larger batches break it: so may much larger
