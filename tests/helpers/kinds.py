@@ -238,7 +238,6 @@ SMALL = {
     "transposed": lambda: small(nn.ConvTranspose2d(8, 8, 3, 2)),
     "group norm": lambda: small(nn.GroupNorm(2, 8)),
     "instance norm": lambda: small(nn.InstanceNorm2d(8, affine=True, track_running_stats=True)),
-    "batch norm without statistics": lambda: small(nn.BatchNorm2d(8, track_running_stats=False)),
     "frozen batch norm": lambda: small(FrozenBatchNorm2d(8)),
     "circular padding": lambda: small(nn.Conv2d(8, 8, 3, padding=1, padding_mode="circular")),
     "stochastic depth": lambda: small(Residual(StochasticDepth(0.5, "row"))),

@@ -9,7 +9,6 @@ import contextlib
 import copy
 import operator
 import re
-from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -20,32 +19,30 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
 from fastmaker import graph, graph_operators
+from fastmaker.training import capture_checks, trace_guards, tracing
+from fastmaker.training.tracing import CaptureError
+from fastmaker.training.tracing import follow as follow
 
-CHECKED_BATCHES = (1, 2, 3, 8)
 PASSED_ON = ("aten.detach_.default", "aten.detach.default", "aten.lift_fresh.default")  # their result is their argument
 COMPUTED = {WeightNorm: "name", SpectralNorm: "name", BasePruningMethod: "_tensor_name"}  # hooks, and who knows what
 INTEGERS = {getattr(operator, name): name for name in ("add", "sub", "mul", "floordiv", "mod", "neg", "getitem")}
-
-
-class CaptureError(ValueError):
-    """A network that cannot be kept as a graph; the message is one line, and names the layer if it is known."""
 
 
 def capture(model: nn.Module, example: torch.Tensor, any_size: bool = False) -> graph.GraphNetwork:
     """Return `model` in eval mode as a graph for batches of any number of images as large as those of `example`.
 
     `example` is float32 (N, C, H, W), N at least 2. With `any_size` the graph takes images of other sizes, too, if the
-    network does. `model` is left as it was. The graph gives the same bits as the model on batches of CHECKED_BATCHES.
+    network does. `model` is left as it was. The graph gives the same bits as the model (`capture_checks`).
     Raises CaptureError.
     """
     if scripted := next((m for m in model.named_modules() if isinstance(m[1], torch.jit.ScriptModule)), None):
-        raise CaptureError(f"{_words(*scripted)} is scripted; use the module that it was made of")
+        raise CaptureError(f"{tracing.words(*scripted)} is scripted; use the module that it was made of")
     # Copies: what a network keeps from one call for the next, torch.export would fill with tensors without values.
     try:
         network, traced = _copy(unwrapped(model)), _without_casts(_copy(unwrapped(model)))
         computed = _with_plain_weights(_copy(traced))
     except Exception as error:
-        raise CaptureError(f"it cannot be copied: {_one_line(error)}") from None
+        raise CaptureError(f"it cannot be copied: {tracing.one_line(error)}") from None
     if computed is not None:
         with contextlib.suppress(CaptureError):  # a network of its own may use what its weights are computed of
             return _captured(network, computed, example, any_size)
@@ -61,11 +58,21 @@ def unwrapped(model: nn.Module) -> nn.Module:
 
 def _captured(network: nn.Module, traced: nn.Module, example: torch.Tensor, any_size: bool) -> graph.GraphNetwork:
     """Return `traced`, a copy of `network`, as a graph with the bits of `network`. Raises CaptureError."""
-    program = _export(traced, example, any_size)
+    tracing.check_answers(network, example)
+    program = tracing.export(traced, example, any_size)
     captured = _to_graph(program, example, any_size)
-    _check_bits(network, captured, example)
-    if any_size and not _takes_other_sizes(network, captured, example):
+    capture_checks.check_bits(network, captured, example)
+    capture_checks.check_independent(network, example)
+    try:
+        tried = trace_guards.breaking(program, example, any_size)
+        other = capture_checks.answers_alike(network, captured, tried, example.shape[1])
+        fault = f"it computes otherwise for {other[0]} images of {other[1]} x {other[2]} pixels" if other else None
+    except trace_guards.UntriedError as error:
+        fault = str(error)
+    if any_size and (fault or not capture_checks.takes_other_sizes(network, captured, example)):
         return capture(network, example)
+    if fault:
+        raise CaptureError(f"{fault}, which a graph cannot")
     return captured
 
 
@@ -126,66 +133,6 @@ def _remove_parametrizations(module: nn.Module) -> None:
         module.register_buffer(name, tensor)
 
 
-def _export(network: nn.Module, example: torch.Tensor, any_size: bool) -> Any:
-    """Return torch's ExportedProgram. Raises CaptureError, which names the layer."""
-    from torch.export import Dim, export
-
-    sizes = {2: Dim.AUTO, 3: Dim.AUTO} if any_size else {}
-    entered, remove = follow(network)
-    try:
-        with torch.no_grad():
-            return export(network, (example,), dynamic_shapes=({0: Dim.DYNAMIC, **sizes},), strict=False)
-    except Exception as error:  # whatever the network's own code raises
-        layer = entered[-1] if entered else _layer_with_fixed_batch(network, example)
-        where = f"its layer {layer} " if layer else "it "
-        raise CaptureError(f"{where}cannot be followed by torch.export: {_one_line(error)}") from None
-    finally:
-        remove()
-
-
-def follow(network: nn.Module) -> tuple[list[str], Callable[[], None]]:
-    """Return a list that always holds the layers that are being computed, and a function that ends that."""
-    entered: list[str] = []
-    handles = []
-    for name, module in network.named_modules():
-        if name and not isinstance(module, torch.jit.ScriptModule):  # which takes no hooks
-            words = _words(name, module)
-            handles.append(module.register_forward_pre_hook(lambda *_, words=words: entered.append(words)))
-            handles.append(module.register_forward_hook(lambda *_: entered.pop() and None))
-
-    def remove() -> None:
-        for handle in handles:
-            handle.remove()
-
-    return entered, remove
-
-
-def _words(name: str, module: nn.Module) -> str:
-    return f"{name} ({type(module).__name__})" if name else f"it, a {type(module).__name__},"
-
-
-def _layer_with_fixed_batch(network: nn.Module, example: torch.Tensor) -> str | None:
-    """Return the first layer whose calls hold the number of images as a constant, None if there is none."""
-    try:
-        with torch.no_grad():
-            programs = [torch.export.export(network, (example[:1].repeat(n, 1, 1, 1),), strict=False) for n in (2, 3)]
-    except Exception:
-        return None
-    calls = [[node for node in program.graph.nodes if node.op == "call_function"] for program in programs]
-    different = [one for one, other in zip(*calls, strict=False) if str(one.args) != str(other.args)]
-    fixed = [node for node in calls[0] if len(node.args) > 1 and str(node.args[1]).startswith("[2,")]
-    return next(map(_layer, different + fixed), None)
-
-
-def _layer(node: Any) -> str:
-    """Return the layer that makes the call `node`: its name and class."""
-    stack = list((node.meta.get("nn_module_stack") or {}).values())
-    if not stack:
-        return "forward"
-    name, kind = stack[-1]
-    return f"{name or 'forward'} ({str(kind).rpartition('.')[2]})"
-
-
 def _to_graph(program: Any, example: torch.Tensor, any_size: bool) -> graph.GraphNetwork:
     """Return an ExportedProgram as a graph. Raises CaptureError."""
     from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
@@ -198,7 +145,7 @@ def _to_graph(program: Any, example: torch.Tensor, any_size: bool) -> graph.Grap
             continue
         if free_unbacked_symbols(node.meta.get("val")):
             raise CaptureError(
-                f"its layer {_layer(node)} calls {node.target}: the shape of its result depends on values"
+                f"its layer {tracing.layer(node)} calls {node.target}: the shape of its result depends on values"
             )
         nodes.append(_call(node, references))
         references[node] = {"node": len(nodes) - 1}
@@ -214,7 +161,7 @@ def _to_graph(program: Any, example: torch.Tensor, any_size: bool) -> graph.Grap
     except graph.GraphError as error:
         number = re.match(r"'nodes'\[(\d+)\]", str(error))
         owner = [n for n, reference in references.items() if number and reference == {"node": int(number[1])}]
-        raise CaptureError(f"{'its layer ' + _layer(owner[0]) if owner else 'its graph'}: {error}") from None
+        raise CaptureError(f"{'its layer ' + tracing.layer(owner[0]) if owner else 'its graph'}: {error}") from None
 
 
 def _needed(program: Any) -> list[Any]:
@@ -263,13 +210,33 @@ def _output(program: Any) -> Any:
 def _call(node: Any, references: dict[Any, dict[str, Any]]) -> dict[str, Any]:
     """Return a node of a document. Raises CaptureError, which names the layer."""
     name = INTEGERS.get(node.target, str(node.target))
+    if isinstance(node.target, torch._ops.HigherOrderOperator):
+        raise CaptureError(
+            f"its layer {tracing.layer(node)} calls {name}, which runs a part of the network as a function of its own;"
+            " a graph is one list of operators"
+        )
+    _check_norm(node, name)
     try:
         args = [_argument(value, references) for value in node.args]
         kwargs = {key: _argument(value, references) for key, value in node.kwargs.items()}
         graph_operators.check_arguments(graph_operators.find(name), args, kwargs)
     except (graph_operators.OperatorError, CaptureError) as error:
-        raise CaptureError(f"its layer {_layer(node)} calls {name}: {error}") from None
+        raise CaptureError(f"its layer {tracing.layer(node)} calls {name}: {error}") from None
     return {"op": name, "args": args, **({"kwargs": kwargs} if kwargs else {})}
+
+
+def _check_norm(node: Any, name: str) -> None:
+    """Raise CaptureError for a batch norm of images by the statistics of their batch; weights may be normed so."""
+    if "batch_norm" not in name:
+        return
+    names = [argument.name for argument in node.target._schema.arguments]
+    values = dict(zip(names, node.args, strict=False)) | node.kwargs
+    count = values["input"].meta["val"].shape[0]
+    if isinstance(count, torch.SymInt) and (values.get("training") or values.get("running_mean") is None):
+        raise CaptureError(
+            f"in its layer {tracing.layer(node)} the answer for an image depends on the other images of its batch: it"
+            " is a batch norm without running statistics"
+        )
 
 
 def _argument(value: Any, references: dict[Any, dict[str, Any]]) -> Any:
@@ -289,47 +256,3 @@ def _argument(value: Any, references: dict[Any, dict[str, Any]]) -> Any:
             if kind != "float" and value is constant:
                 return {kind: name}
     raise CaptureError(f"an argument is {str(value)[:80]}, of {type(value).__name__}")
-
-
-def _check_bits(network: nn.Module, captured: graph.GraphNetwork, example: torch.Tensor) -> None:
-    for count in CHECKED_BATCHES:
-        if not _equal(network, captured, _images(count, example.shape[1:])):
-            raise CaptureError(f"its graph does not give its own answer for a batch of {count}")
-
-
-def _takes_other_sizes(network: nn.Module, captured: graph.GraphNetwork, example: torch.Tensor) -> bool:
-    channels, height, width = example.shape[1:]
-    sizes = ((height, width + 32), (height + 13, width), (2 * height, 2 * width), (height - 7, width - 5))
-    try:
-        return all(_equal(network, captured, _images(2, (channels, *size))) for size in sizes)
-    except Exception:  # of the network, or of the graph
-        return False
-
-
-@contextlib.contextmanager
-def _written_attention() -> Iterator[None]:
-    """Let torch's attention layers compute what their Python code says, which torch.export follows, within the block.
-
-    Their fast path without gradients gives other low bits; that the answers agree is checked with it (`parity`).
-    """
-    enabled = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(enabled)
-
-
-def _images(count: int, shape: Any) -> torch.Tensor:
-    return torch.rand((count, *shape), generator=torch.Generator().manual_seed(count)) * 4 - 2
-
-
-def _equal(network: nn.Module, captured: graph.GraphNetwork, images: torch.Tensor) -> bool:
-    with torch.no_grad(), _written_attention():
-        expected = network(images.clone())
-        found = captured(images)
-    return isinstance(expected, torch.Tensor) and torch.equal(found.nan_to_num(), torch.Tensor(expected).nan_to_num())
-
-
-def _one_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"

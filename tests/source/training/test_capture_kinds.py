@@ -13,6 +13,7 @@ WITH_A_FAST_PATH = (
     "vit_b_16",
     "maxvit_t",
 )  # of torch's attention, which adds up in another order
+WITH_SCRIPTED_FUNCTIONS = ("MishJit", "SwishJit")  # in which torch 2.6 takes the batch's size as a constant
 
 
 def assert_same_bits(name, build, size):
@@ -35,6 +36,10 @@ def assert_same_bits(name, build, size):
 
 @pytest.mark.parametrize("name", kinds.SMALL)
 def test_small_networks(name):
+    if name in WITH_SCRIPTED_FUNCTIONS and tuple(map(int, torch.__version__.split(".")[:2])) < (2, 7):
+        with pytest.raises(capture.CaptureError, match="number of images in a batch as a constant"):
+            assert_same_bits(name, kinds.SMALL[name], kinds.SIZE)
+        return
     assert_same_bits(name, kinds.SMALL[name], kinds.SIZE)
 
 

@@ -59,7 +59,7 @@ def with_history(model):
 
 
 def with_hook(model):
-    model[0].register_forward_hook(lambda _, inputs, result: result * 2 + inputs[0].mean())
+    model[0].register_forward_hook(lambda _, inputs, result: result * 2 + inputs[0].mean((1, 2, 3), keepdim=True))
     return model
 
 
@@ -112,7 +112,7 @@ def quantized(model):
 NETWORKS = {
     "float16": (nn.Module.half, "its 0.weight is float16, and a Learner's images are float32"),
     "bfloat16": (nn.Module.bfloat16, "its 0.weight is bfloat16"),
-    "float64": (nn.Module.double, "its layer 0 (Conv2d) cannot be followed by torch.export"),
+    "float64": (nn.Module.double, "its 0.weight is float64, and a Learner's images are float32"),
     "NaN": (lambda model: change(model, "5.bias", torch.nan), "its 5.bias holds NaN"),
     "infinite": (lambda model: change(model, "0.weight", torch.inf), "its 0.weight holds infinite numbers"),
     "NaN statistics": (
