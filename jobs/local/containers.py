@@ -7,7 +7,6 @@ container: see `processes`.
 import contextlib
 import fnmatch
 import os
-import random
 import secrets
 import shutil
 import socket
@@ -228,13 +227,13 @@ def pack(folder: Path | list[Path], archive: Path) -> None:
 
 
 def free_ports(count: int) -> list[int]:
-    """Return ports that nothing listens on, all different."""
+    """Return ports that nothing listens on, all different; by no seed, which two processes may share."""
     sockets: list[socket.socket] = []
     try:
         while len(sockets) < count:
             candidate = socket.socket()
             try:
-                candidate.bind(("127.0.0.1", random.choice(PORTS)))
+                candidate.bind(("127.0.0.1", secrets.choice(PORTS)))
             except OSError:
                 candidate.close()
                 continue

@@ -4,7 +4,7 @@ No process watches an endpoint: whoever describes or invokes it looks at its ser
 """
 
 import contextlib
-import random
+import secrets
 import shutil
 from datetime import datetime
 from functools import partial
@@ -101,7 +101,7 @@ def pick_server(store: Store, name: str, variant: str | None, avoid: list[Server
         names = sorted({server["variant"] for server in record["servers"]})
         raise LookupError(f"Endpoint {name} has no variant {variant}; its variants are {', '.join(names)}")
     free = [s for s in servers if s["ready"] and instances.entry(avoid, s) is None]
-    return random.choices(free, [server["weight"] for server in free])[0] if free else None
+    return secrets.SystemRandom().choices(free, [server["weight"] for server in free])[0] if free else None
 
 
 def holds(store: Store, name: str, server: Server) -> bool:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import subprocess
 import sys
 import time
@@ -184,3 +185,12 @@ def test_this_process_is_never_among_those_to_end(container, monkeypatch):
     )
     done = subprocess.run([sys.executable, "-c", program], env=os.environ | environment, capture_output=True, text=True)
     assert done.stdout.strip() == "alive", done.stderr
+
+
+def test_ports_are_not_those_of_another_process_with_the_same_seed():
+    found = []
+    for _ in range(2):
+        random.seed(1)
+        found.append(free_ports(3))
+    assert found[0] != found[1]
+    assert random.random() == random.Random(1).random()
