@@ -32,7 +32,9 @@ def answers_alike(
     for count, *size in shapes:
         batch = _images(count, (channels, *size))
         expected, found = _attempt(network, batch), _attempt(captured, batch)
-        if (expected is None) != (found is None) or (expected is not None and not _same(expected, found)):
+        if expected is None and found is None:
+            continue
+        if expected is None or found is None or not _same(expected, found):
             return count, size[0], size[1]
     return None
 

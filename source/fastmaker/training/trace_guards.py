@@ -46,7 +46,8 @@ def breaking(program: Any, example: torch.Tensor, any_size: bool) -> list[tuple[
     symbols = [getattr(getattr(shape[dim], "node", None), "expr", None) for dim in free]
     if any(symbol is None or not symbol.is_Symbol for symbol in symbols) or len(set(symbols)) != len(symbols):
         raise UntriedError("the size of an image is a constant in it")
-    families = [np.array(family, dtype=np.int64).T for family in _families(len(example), *example.shape[2:], any_size)]
+    count, _, height, width = example.shape
+    families = [np.array(family, dtype=np.int64).T for family in _families(count, height, width, any_size)]
     conditions = {str(guard.expr): guard.expr for guard in shape[0].node.shape_env.guards}
     found = set()
     for condition in conditions.values():
