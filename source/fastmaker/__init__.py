@@ -25,7 +25,7 @@ The exceptions, which can be imported from here, too::
     ├── export.onnx_file.ExportError            a network that cannot be exported, or a missing package
     ├── graph.GraphError                        a document or tensors that are no network
     ├── graph_operators.OperatorError           an operator that a graph may not call
-    ├── training.capture.CaptureError           a network that cannot be kept as a graph
+    ├── training.tracing.CaptureError           a network that cannot be kept as a graph
     ├── training.layouts.DataError              training data that cannot be used
     ├── training.checkpoint.CheckpointError     a checkpoint of another run
     ├── training.distributed.ProcessGroupError  processes that cannot train together
@@ -49,13 +49,13 @@ if TYPE_CHECKING:
         UnsupportedContentType,
     )
     from fastmaker.serving.models import load as load_bundle
-    from fastmaker.training.capture import CaptureError
     from fastmaker.training.checkpoint import CheckpointError
     from fastmaker.training.distributed import ProcessGroupError
     from fastmaker.training.from_learner import save_bundle
     from fastmaker.training.layouts import DataError
     from fastmaker.training.learner import WeightsError
     from fastmaker.training.stand_ins import MissingError
+    from fastmaker.training.tracing import CaptureError
 
 __version__ = "0.2.0"
 __all__ = [
@@ -86,7 +86,7 @@ _LAZY = {
     "save_bundle": "training.from_learner.save_bundle",
     "BadRequest": "serving.errors.BadRequest",
     "BundleError": "bundle.BundleError",
-    "CaptureError": "training.capture.CaptureError",
+    "CaptureError": "training.tracing.CaptureError",
     "CheckpointError": "training.checkpoint.CheckpointError",
     "DataError": "training.layouts.DataError",
     "ExportError": "export.onnx_file.ExportError",

@@ -19,7 +19,7 @@ PETS = NOTEBOOKS / "01_pets_local_mode.ipynb"
 LABELS = {"cats_dogs": {"cat", "dog"}, "breeds": {"Bombay", "beagle"}}
 
 
-@pytest.fixture(scope="module", params=["cats_dogs", pytest.param("breeds", marks=pytest.mark.slow)])
+@pytest.fixture(scope="module", params=[pytest.param(name, marks=pytest.mark.slow) for name in LABELS])
 def task(request):
     return request.param
 

@@ -67,7 +67,7 @@ def _captured(network: nn.Module, traced: nn.Module, example: torch.Tensor, any_
         tried = trace_guards.breaking(program, example, any_size)
         other = capture_checks.answers_alike(network, captured, tried, example.shape[1])
         fault = f"it computes otherwise for {other[0]} images of {other[1]} x {other[2]} pixels" if other else None
-    except trace_guards.UntriedError as error:
+    except CaptureError as error:
         fault = str(error)
     if any_size and (fault or not capture_checks.takes_other_sizes(network, captured, example)):
         return capture(network, example)

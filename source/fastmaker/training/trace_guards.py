@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from fastmaker.training.tracing import CaptureError
+
 LONGEST_SIDE = 16_384  # of the images for which conditions are looked at
 LARGEST_TRIED = 8_000_000  # pixels in a batch
 FAR = 300_000  # pixels in the largest batch that is tried of those that a condition on size excludes
@@ -32,20 +34,16 @@ REDUCED: dict[str, Callable[..., Any]] = {
 }  # fmt: skip
 
 
-class UntriedError(ValueError):
-    """A condition of which no batch that breaks it can be found, or tried; the message says what it is."""
-
-
 def breaking(program: Any, example: torch.Tensor, any_size: bool) -> list[tuple[int, int, int]]:
     """Return batches (number, height, width) that break the conditions of an ExportedProgram, one for each of them.
 
-    Raises UntriedError for what stays open, also where the export took a size that was to be free as a constant.
+    Raises CaptureError for what stays open, also where the export took a size that was to be free as a constant.
     """
     free = (0, 2, 3) if any_size else (0,)
     shape = next(node for node in program.graph.nodes if _is_image(program, node)).meta["val"].shape
     symbols = [getattr(getattr(shape[dim], "node", None), "expr", None) for dim in free]
     if any(symbol is None or not symbol.is_Symbol for symbol in symbols) or len(set(symbols)) != len(symbols):
-        raise UntriedError("the size of an image is a constant in it")
+        raise CaptureError("the size of an image is a constant in it")
     count, _, height, width = example.shape
     families = [np.array(family, dtype=np.int64).T for family in _families(count, height, width, any_size)]
     conditions = {str(guard.expr): guard.expr for guard in shape[0].node.shape_env.guards}
@@ -89,7 +87,7 @@ def _near_and_far(condition: Any, broken: Any, example: torch.Tensor) -> set[tup
     pixels = broken.prod(0)
     near = np.abs(np.log(pixels / (example.numel() / example.shape[1]))).argmin()
     if pixels[near] > LARGEST_TRIED:
-        raise UntriedError(f"it has a condition on shapes, {str(condition)[:80]}, that only very large batches break")
+        raise CaptureError(f"it has a condition on shapes, {str(condition)[:80]}, that only very large batches break")
     chosen = {int(near)}
     if pixels[near] > example.numel() / example.shape[1]:  # larger batches break it: so may much larger
         chosen.add(int(np.where(pixels <= max(FAR, pixels[near]), pixels, 0).argmax()))
@@ -97,7 +95,7 @@ def _near_and_far(condition: Any, broken: Any, example: torch.Tensor) -> set[tup
 
 
 def _evaluate(expression: Any, values: dict[Any, Any]) -> Any:
-    """Return a sympy expression's value for each batch. Raises UntriedError for a function that is not known."""
+    """Return a sympy expression's value for each batch. Raises CaptureError for a function that is not known."""
     if expression in values:
         return values[expression]
     if expression.is_Integer:
@@ -111,4 +109,4 @@ def _evaluate(expression: Any, values: dict[Any, Any]) -> Any:
         return functools.reduce(REDUCED[name], arguments)
     if name in OPERATIONS and arguments:
         return OPERATIONS[name](*arguments)
-    raise UntriedError(f"it has a condition on shapes that cannot be tried, {str(expression)[:80]}")
+    raise CaptureError(f"it has a condition on shapes that cannot be tried, {str(expression)[:80]}")

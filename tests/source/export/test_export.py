@@ -58,7 +58,10 @@ BUNDLES = {
 }
 
 
-@pytest.fixture(scope="module", params=BUNDLES)
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(name, marks=pytest.mark.slow if name.endswith("blur") else ()) for name in BUNDLES],
+)
 def both(request, tmp_path_factory):
     """A model directory with its model.onnx."""
     folder = tmp_path_factory.mktemp("both") / "model"
@@ -269,6 +272,7 @@ def test_int8_is_a_third_as_large_and_of_the_same_opinion(digits_bundle, digits_
     assert {"QuantizeLinear", "DequantizeLinear"} <= {node.op_type for node in int8.graph.node}
 
 
+@pytest.mark.slow
 def test_int8_of_a_unet_is_measured_in_pixels(scenes_bundle, scenes, tmp_path):
     onnx_file.to_onnx(scenes_bundle, tmp_path / "float32.onnx", "float")
     images = onnx_file.calibration_images(scenes / "images", bundle.load_info(scenes_bundle), "float")[:4]

@@ -75,7 +75,10 @@ def train(learn):
 
 
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("architecture", ["convnet", "resnet18", "resnet34", "resnet50"])
+@pytest.mark.parametrize(
+    "architecture",
+    ["convnet", "resnet18", *(pytest.param(name, marks=pytest.mark.slow) for name in ("resnet34", "resnet50"))],
+)
 def test_a_new_network_answers_as_in_fastai(photos, tmp_path, architecture, method):
     assert_same_answers(learner_of(photos, architecture, method=method), tmp_path, images_of(photos))
 

@@ -212,8 +212,8 @@ def test_a_learner_on_any_network_is_answered_as_in_fastai(photos, tmp_path, nam
     [
         {"act_cls": Mish, "self_attention": True},
         {"y_range": (0, 1)},
-        {"arch": models.vgg11_bn},
-        {"norm_type": NormType.Weight, "blur": True},
+        pytest.param({"arch": models.vgg11_bn}, marks=pytest.mark.slow),
+        pytest.param({"norm_type": NormType.Weight, "blur": True}, marks=pytest.mark.slow),
     ],
     ids=["mish", "y_range", "vgg", "weight norm"],
 )
