@@ -27,10 +27,10 @@ quickstart: $(INSTALLED)
 digits: $(INSTALLED)
 	$(BIN)/python -c "from pathlib import Path; from fastmaker.jobs.digits import write_digits; write_digits(Path('digits'))"
 
-# Files of fast tests alone come last, so that the processes end together. More of these than cores: the tests of
+# Files of fast tests alone come last, so that the processes end together. One more of these than cores: the tests of
 # servers and jobs often wait.
 test: $(INSTALLED)
-	$(BIN)/python -m pytest --numprocesses 4 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder
 
 test-fast: $(INSTALLED)
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile -m fast
