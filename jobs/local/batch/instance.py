@@ -230,7 +230,8 @@ class Instance:
         while not self._is_ready():
             if self.job.halted.is_set():
                 raise Halted
-            if torchserve.clashed(container) and attempts < SERVER_STARTS:
+            ended = torchserve.clashed(container) or torchserve.was_killed(container)
+            if ended and attempts < SERVER_STARTS:
                 attempts += 1
                 container.stop(0)
                 container.renew_temporary()

@@ -153,6 +153,12 @@ def why_not_starting(container: Container) -> str | None:
     return None
 
 
+def was_killed(container: Container) -> bool:
+    """Return whether the server ended without a word about the model or itself: killed, for want of memory, say."""
+    log = container.log_tail(2000)
+    return not container.alive() and not any(sign in log for sign in LOAD_FAILED) and not _exception_in(log)
+
+
 def clashed(container: Container) -> bool:
     """Return whether the server ended because another program had one of its ports."""
     return not container.alive() and any(sign in container.log_tail(200) for sign in CLASH)
