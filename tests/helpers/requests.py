@@ -1,8 +1,7 @@
 """Requests made of botocore's model: whole ones, and each with one value that no service takes."""
 
-import copy
-
 from fastmaker.local import constraints
+from helpers.changes import with_value
 
 NOTHING = object()
 # Tried in this order for a text that has a pattern.
@@ -92,7 +91,7 @@ def spoiled(shape, request, honoured=None):
     """Yield (the name of a member, what is wrong, the request with that value in its place) for all members."""
     for path, member in _members(shape, honoured):
         for wrong, value in bad_values(member).items():
-            yield path[-1], f"{'.'.join(map(str, path))}:{wrong}", _with(request, path, value)
+            yield path[-1], f"{'.'.join(map(str, path))}:{wrong}", with_value(request, path, value)
 
 
 def _members(shape, honoured, path=()):
@@ -116,20 +115,6 @@ def unhonoured(shape, honoured, path=()):
                 yield (*path, name), member
             elif honoured[name] is not None:
                 yield from unhonoured(member, honoured[name], (*path, name))
-
-
-def with_value(request, path, value):
-    """A copy of a request with another value at a path."""
-    return _with(request, path, value)
-
-
-def _with(request, path, value):
-    changed = copy.deepcopy(request)
-    inner = changed
-    for name in path[:-1]:
-        inner = inner[name]
-    inner[path[-1]] = value
-    return changed
 
 
 def lacking(value):

@@ -3,7 +3,6 @@
 Hypothesis puts any value at any place of a good one.
 """
 
-import copy
 import dataclasses
 import hashlib
 import json
@@ -14,6 +13,7 @@ import time
 import pytest
 import torch
 from helpers import task_bundles
+from helpers.changes import with_value
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -83,15 +83,6 @@ def places(value, path=()):
         yield from places(part, (*path, key))
 
 
-def changed(value, path, new):
-    copied = copy.deepcopy(value)
-    inner = copied
-    for key in path[:-1]:
-        inner = inner[key]
-    inner[path[-1]] = new
-    return copied
-
-
 def load_and_answer(folder):
     """Load a bundle and have it answer; only the package's own errors are right."""
     start = time.monotonic()
@@ -126,7 +117,7 @@ def test_any_value_at_any_place_of_a_model_json_is_refused_or_answers(bundles, n
     @settings(max_examples=EXAMPLES, deadline=None, database=None, suppress_health_check=list(HealthCheck))
     @given(st.sampled_from(every), values)
     def check(path, value):
-        (tmp_path / "model.json").write_text(json.dumps(changed(good, path, value)))
+        (tmp_path / "model.json").write_text(json.dumps(with_value(good, path, value)))
         load_and_answer(tmp_path)
 
     check()
@@ -181,7 +172,7 @@ HOSTILE = [
 def test_a_hostile_value_is_refused_by_its_key(bundles, name, path, value, tmp_path):
     folder, good = bundles[name]
     (tmp_path / "model.pth").symlink_to(folder / "model.pth")
-    (tmp_path / "model.json").write_text(json.dumps(changed(good, path, value)))
+    (tmp_path / "model.json").write_text(json.dumps(with_value(good, path, value)))
     with pytest.raises(bundle.BundleError) as error:
         bundle.load(tmp_path)
     assert f"'{path[0]}'" in str(error.value)
@@ -275,7 +266,7 @@ def test_any_value_at_any_place_of_a_graph_is_refused_or_answers(graph_folder, t
     @settings(max_examples=2 * EXAMPLES, deadline=None, database=None, suppress_health_check=list(HealthCheck))
     @given(st.sampled_from([path for path in places(GRAPH) if path]), st.one_of(values, nodes))
     def check(path, value):
-        with_graph(graph_folder, tmp_path, json.dumps(changed(GRAPH, path, value)))
+        with_graph(graph_folder, tmp_path, json.dumps(with_value(GRAPH, path, value)))
         load_and_answer(tmp_path)
 
     check()

@@ -155,8 +155,10 @@ def why_not_starting(container: Container) -> str | None:
 
 def was_killed(container: Container) -> bool:
     """Return whether the server ended without a word about the model or itself: killed, for want of memory, say."""
+    if container.alive():
+        return False
     log = container.log_tail(2000)
-    return not container.alive() and not any(sign in log for sign in LOAD_FAILED) and not _exception_in(log)
+    return not any(sign in log for sign in LOAD_FAILED) and not _exception_in(log)
 
 
 def clashed(container: Container) -> bool:

@@ -21,7 +21,6 @@ from torch.nn.utils.weight_norm import WeightNorm
 from fastmaker import graph, graph_operators
 from fastmaker.training import capture_checks, trace_guards, tracing
 from fastmaker.training.tracing import CaptureError
-from fastmaker.training.tracing import follow as follow
 
 PASSED_ON = ("aten.detach_.default", "aten.detach.default", "aten.lift_fresh.default")  # their result is their argument
 COMPUTED = {WeightNorm: "name", SpectralNorm: "name", BasePruningMethod: "_tensor_name"}  # hooks, and who knows what

@@ -17,7 +17,7 @@ from fastai.vision.all import (
 )
 
 from fastmaker import bundle, tasks
-from fastmaker.training import capture, losses
+from fastmaker.training import losses, tracing
 
 
 def task(learn: Learner) -> str:
@@ -79,7 +79,7 @@ def _output_shape(learn: Learner, image: tuple[int, int, int]) -> tuple[int, ...
     """Return the shape of the network's output for one image. Raises BundleError if it has none."""
     model = learn.model
     parameter, modes = next(model.parameters()), {module: module.training for module in model.modules()}
-    entered, remove = capture.follow(model)
+    entered, remove = tracing.follow(model)
     try:
         with torch.no_grad():
             output = model.eval()(torch.zeros(2, *image, device=parameter.device, dtype=parameter.dtype))
