@@ -144,6 +144,13 @@ def test_no_test_module_imports_another():
     assert not found, "\n".join(found)
 
 
+def test_no_test_module_or_helper_has_the_name_of_a_library():
+    """A program finds its own folder first: beside a requests.py, `import requests` would be that file."""
+    libraries = sys.stdlib_module_names | set(metadata.packages_distributions())
+    found = [str(file.relative_to(REPOSITORY)) for file in TESTS if file.stem in libraries]
+    assert not found, found
+
+
 def longer(sizes: dict[str, int], limit: int) -> str:
     """What is longer than `limit` without a reason in LONGER, a line each."""
     found = sorted(name for name, size in sizes.items() if size > limit and name not in LONGER)

@@ -8,7 +8,7 @@ import pytest
 from botocore import xform_name
 from botocore.exceptions import ClientError, ParamValidationError
 from helpers.changes import with_value
-from helpers.requests import lacking, spoiled, unhonoured, whole
+from helpers.request_values import lacking, spoiled, unhonoured, whole
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
