@@ -32,6 +32,7 @@ os.environ |= {
     "AWS_EC2_METADATA_DISABLED": "true",
     "NO_PROXY": ",".join(filter(None, [os.environ.get("NO_PROXY"), "127.0.0.1", "localhost"])),
     "SAGEMAKER_BASE_DIR": EMPTY,
+    "OMP_NUM_THREADS": "1",  # more gain nothing for small networks, and on a busy machine slow each other down
 }
 
 # `make test-fast` leaves out tests with these markers, of which two are given by fixtures that a test uses.

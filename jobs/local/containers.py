@@ -72,6 +72,8 @@ class Container:
         env = {k: v for k, v in os.environ.items() if any(fnmatch.fnmatchcase(k, name) for name in FORWARDED)}
         root, tmp = str(self.root), os.path.realpath(self.tmp)
         env |= {"FASTMAKER_CONTAINER": root, "SAGEMAKER_BASE_DIR": root, "TMPDIR": tmp, "PYTHONUNBUFFERED": "1"}
+        # OpenMP's threads spin while they wait: where they share cores with other work, each slows all down by far.
+        env["OMP_WAIT_POLICY"] = "PASSIVE"
         overlay = [str(path) for path in self.root.glob("overlay/lib/python*/site-packages")]
         if overlay:
             env["PYTHONPATH"] = os.pathsep.join(overlay)

@@ -6,8 +6,10 @@ FASTMAKER_CONTAINER is shown as /opt/ml; without, the toolkit takes SAGEMAKER_BA
 """
 
 import asyncio
+import importlib.util
 import json
 import os
+import runpy
 import shutil
 import sys
 from pathlib import Path
@@ -53,7 +55,15 @@ def hide_what_serves() -> None:
     sys.path.insert(0, str(folder))
 
 
+def name_torch_version() -> None:
+    """Set what the toolkit imports torch for, which takes longer than the rest of a job's start."""
+    if found := importlib.util.find_spec("torch"):
+        version = runpy.run_path(str(Path(found.origin).with_name("version.py")))["__version__"]
+        os.environ["SM_DLC_TORCH_VERSION"] = version
+
+
 if __name__ == "__main__":
+    training._set_torch_version_environment = name_torch_version
     training.MASTER_PORT = torch_distributed.MASTER_PORT = os.environ["FASTMAKER_MASTER_PORT"]
     # What the code requires is installed already, for the job alone; the toolkit would change this environment.
     modules.install = modules.install_requirements = lambda path, capture_error=False: None

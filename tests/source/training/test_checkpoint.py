@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import os
 import random
 import re
 import shutil
@@ -23,7 +22,6 @@ from fastmaker.training.arguments import parse_args
 pytestmark = pytest.mark.training
 
 ENTRY_POINT = REPOSITORY / "source" / "entry_point.py"
-CLEAN = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
 def names(folder):
@@ -179,7 +177,7 @@ def uninterrupted(few, tmp_path_factory):
     """The result of a process that nothing interrupted, and that wrote no checkpoints; its metric lines."""
     run = Run(few, tmp_path_factory.mktemp("uninterrupted"), LONGER)
     command = [sys.executable, str(ENTRY_POINT), *run.arguments]
-    process = subprocess.run(command, env=CLEAN, cwd=run.folder, capture_output=True, text=True)
+    process = subprocess.run(command, cwd=run.folder, capture_output=True, text=True)
     assert process.returncode == 0, process.stderr[-2000:]
     assert names(run.folder) == ["data", "model"]
     return run.result, metric_lines(process.stdout)
@@ -188,7 +186,7 @@ def uninterrupted(few, tmp_path_factory):
 def start(run, log):
     command = [sys.executable, str(ENTRY_POINT), *run.with_checkpoints]
     with open(log, "w") as output:
-        return subprocess.Popen(command, env=CLEAN, cwd=run.folder, stdout=output, stderr=subprocess.STDOUT)
+        return subprocess.Popen(command, cwd=run.folder, stdout=output, stderr=subprocess.STDOUT)
 
 
 def wait_until(happened, process, seconds=PATIENCE):

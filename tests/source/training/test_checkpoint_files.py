@@ -12,7 +12,7 @@ from fastmaker.training import checkpoint
 from fastmaker.training.arguments import parse_args
 
 OUTSIDE = ("SM_", "SAGEMAKER_")
-CLEAN = {k: v for k, v in os.environ.items() if not k.startswith(OUTSIDE)} | {"OMP_NUM_THREADS": "1"}
+CLEAN = {k: v for k, v in os.environ.items() if not k.startswith(OUTSIDE)}
 
 
 @pytest.fixture(autouse=True)

@@ -21,9 +21,8 @@ from fastmaker.training.arguments import parse_args
 pytestmark = pytest.mark.training
 
 ENTRY_POINT = REPOSITORY / "source" / "entry_point.py"
-CLEAN = {**os.environ, "OMP_NUM_THREADS": "1"}
 # torch 2.15 warns of torch.jit.script, which fastai calls. Tests count the lines that a host prints.
-CLEAN |= {"PYTHONWARNINGS": "ignore::FutureWarning:torch.jit._script"}
+CLEAN = {**os.environ, "PYTHONWARNINGS": "ignore::FutureWarning:torch.jit._script"}
 SECONDS = PATIENCE
 
 

@@ -23,12 +23,11 @@ from fastmaker.training.run import main
 pytestmark = pytest.mark.training
 
 ENTRY_POINT = REPOSITORY / "source" / "entry_point.py"
-CLEAN = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
 def entry_point(*arguments, cwd, **env):
     command = [sys.executable, str(ENTRY_POINT), *map(str, arguments)]
-    return subprocess.run(command, cwd=cwd, env=CLEAN | env, capture_output=True, text=True)
+    return subprocess.run(command, cwd=cwd, env=os.environ | env, capture_output=True, text=True)
 
 
 # A whole run

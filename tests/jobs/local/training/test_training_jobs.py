@@ -108,9 +108,12 @@ def test_unmet_requirements_are_installed_for_the_job_alone(session, write_scrip
         wheel.writestr("only_here-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\n")
         wheel.writestr("only_here-1.0.dist-info/RECORD", "")
     requirements = f"--no-index\n--find-links {tmp_path}\nonly_here==1.0\n"
-    source = write_script(
-        "import only_here, torch; assert only_here.answer == 42", **{"requirements.txt": requirements}
-    )
+    script = """
+        import os, only_here, torch
+        assert only_here.answer == 42
+        assert os.environ["SM_DLC_TORCH_VERSION"] == torch.__version__  # of the toolkit, which imports torch for it
+        """
+    source = write_script(script, **{"requirements.txt": requirements})
     estimator(session, source).fit()
     assert importlib.util.find_spec("only_here") is None
 
