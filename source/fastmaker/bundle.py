@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torchvision
 from torch import nn
 
 from fastmaker import (
@@ -374,8 +375,6 @@ def _is_like(tensor: Any, expected: torch.Tensor) -> bool:
 
 
 def _versions() -> dict[str, str]:
-    import torchvision  # here, since few networks are loaded with it
-
     return {
         "fastmaker": __version__,
         "torch": torch.__version__,

@@ -9,6 +9,7 @@ import itertools
 from typing import Any
 
 import torch
+import torchvision.models
 from torch import nn
 
 # The number of trailing children of the torchvision network that fastai cuts off (fastai.vision.learner.model_meta).
@@ -69,8 +70,6 @@ def _conv_block(n_in: int, n_out: int) -> nn.Sequential:
 
 def body(architecture: str, n_in: int) -> nn.Sequential:
     """Return a torchvision network without pooling and head: (N, n_in, H, W) -> (N, n_features, h, w)."""
-    import torchvision.models  # with it comes torch's compiler: 0.9 s and 80 MB, which other networks do without
-
     network = getattr(torchvision.models, architecture)(weights=None)
     if n_in != 3:
         _replace_first_convolution(network, n_in)
