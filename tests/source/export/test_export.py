@@ -56,11 +56,12 @@ BUNDLES = {
     "odd U-Net with attention": lambda folder, request: save_unet(folder, (45, 61), True, self_attention=True),
     "odd U-Net with blur": lambda folder, request: save_unet(folder, (90, 120), blur=True, last_cross=False),
 }
+OF_A_KIND = ("resnet18", "odd U-Net with blur")  # that another of BUNDLES stands for
 
 
 @pytest.fixture(
     scope="module",
-    params=[pytest.param(name, marks=pytest.mark.slow if name.endswith("blur") else ()) for name in BUNDLES],
+    params=[pytest.param(name, marks=pytest.mark.slow if name in OF_A_KIND else ()) for name in BUNDLES],
 )
 def both(request, tmp_path_factory):
     """A model directory with its model.onnx."""

@@ -77,7 +77,7 @@ def train(learn):
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize(
     "architecture",
-    ["convnet", "resnet18", *(pytest.param(name, marks=pytest.mark.slow) for name in ("resnet34", "resnet50"))],
+    ["convnet", *(pytest.param(name, marks=pytest.mark.slow) for name in ("resnet18", "resnet34", "resnet50"))],
 )
 def test_a_new_network_answers_as_in_fastai(photos, tmp_path, architecture, method):
     assert_same_answers(learner_of(photos, architecture, method=method), tmp_path, images_of(photos))
@@ -142,20 +142,20 @@ def photos_normalised():
         {},
         {"item_tfms": Resize((40, 64), method="squish")},
         {"item_tfms": Resize(48, method="pad")},
-        {"item_tfms": [Resize(32), Resize(48)]},
+        pytest.param({"item_tfms": [Resize(32), Resize(48)]}, marks=pytest.mark.slow),
         {"batch_tfms": Normalize.from_stats(*imagenet_stats)},
-        {"batch_tfms": aug_transforms()},
-        {"batch_tfms": photos_normalised()},
+        pytest.param({"batch_tfms": aug_transforms()}, marks=pytest.mark.slow),
+        pytest.param({"batch_tfms": photos_normalised()}, marks=pytest.mark.slow),
         {"batch_tfms": aug_transforms(size=40)},
         {"batch_tfms": [*aug_transforms(size=(32, 40), min_scale=0.75), Normalize.from_stats(*imagenet_stats)]},
         {"item_tfms": RandomResizedCrop(48)},
         {"item_tfms": Resize(48, method="pad", pad_mode="zeros")},
-        {"item_tfms": Resize(48, resamples=(3, 0))},
+        pytest.param({"item_tfms": Resize(48, resamples=(3, 0))}, marks=pytest.mark.slow),
         {"item_tfms": [Resize(64), CropPad(48)]},
         {"item_tfms": [Resize(64), RandomCrop(48)]},
         {"loss_func": LabelSmoothingCrossEntropyFlat()},
-        {"metrics": accuracy},
-        {"ps": 0.1},
+        pytest.param({"metrics": accuracy}, marks=pytest.mark.slow),
+        pytest.param({"ps": 0.1}, marks=pytest.mark.slow),
     ],
     ids=lambda options: "+".join(options) or "the plainest",
 )
