@@ -20,7 +20,9 @@ from pathlib import Path
 import psutil
 
 from fastmaker import files
+from fastmaker.jobs.runtime import server_log
 from fastmaker.jobs.runtime.requirements import met
+from fastmaker.jobs.storage import objects
 from fastmaker.local import archives, docker, processes
 
 # What a container sees of the caller's environment: how to reach programs and hosts, never what to compute.
@@ -32,6 +34,7 @@ FORWARDED = (
 # Below the ports that the kernel gives to outgoing connections, so that none is taken between choice and use.
 PORTS = range(20000, 32000)
 TOKEN_FILE = ".fastmaker-container"  # in the container's root and in its temporary folder, with the same content
+LOG_TAIL = 16 * 2**20  # bytes of a log that are read for its last lines: a script may print without end
 # Popen objects of containers that outlive their Container, kept so that they are reaped.
 _started: list[subprocess.Popen[bytes]] = []
 
@@ -100,6 +103,10 @@ class Container:
         if done.returncode:
             what = "the source directory" if package else "requirements.txt"
             raise ContainerError(f"pip could not install {what}: {self.last_line()}")
+
+    def start_server(self, command: list[str], env: dict[str, str]) -> subprocess.Popen[bytes]:
+        """Start `command` as `start` does, with a log that does not grow without end."""
+        return self.start([sys.executable, server_log.__file__, str(self.log), *command], env)
 
     def start(self, command: list[str], env: dict[str, str]) -> subprocess.Popen[bytes]:
         """Start `command` in a process session of its own, its output going to the log."""
@@ -174,9 +181,11 @@ class Container:
         return lines[-1] if lines else "the log is empty"
 
     def log_tail(self, lines: int | None) -> str:
-        """Return the last `lines` lines of the log, or all of it; empty if there is none."""
+        """Return the last `lines` lines of the log, or all of the last LOG_TAIL bytes; empty if there is no log."""
         try:
-            return "\n".join(self.log.read_text("utf-8", "replace").splitlines()[-(lines or 0) :])
+            with open(self.log, "rb") as log:
+                log.seek(max(0, os.fstat(log.fileno()).st_size - LOG_TAIL))
+                return "\n".join(log.read().decode("utf-8", "replace").splitlines()[-(lines or 0) :])
         except FileNotFoundError:
             return ""
 
@@ -212,18 +221,20 @@ def unpack(archive: Path, folder: Path) -> None:
 def pack(folder: Path | list[Path], archive: Path) -> None:
     """Write the content of a folder as a .tar.gz, whole or not at all; fast rather than small.
 
-    Several folders are put together; of a name that several have, the first folder's file is taken.
+    Several folders are put together; of a name that several have, the first folder's file is taken. Pipes, sockets and
+    devices, which `unpack` refuses, stay behind.
     """
     folders = folder if isinstance(folder, list) else [folder]
     archive.parent.mkdir(parents=True, exist_ok=True)
     paths = {path.relative_to(folder): path for folder in reversed(folders) for path in folder.rglob("*")}
+    regular = {name: path for name, path in paths.items() if path.is_symlink() or path.is_file() or path.is_dir()}
     with (
         files.atomic(archive) as partial,
         open(partial, "wb") as file,
         tarfile.open(archive, "w:gz", file, compresslevel=1) as tar,
     ):
-        for name in sorted(paths):
-            tar.add(paths[name], name, recursive=False)
+        for name in sorted(regular):
+            tar.add(regular[name], name, recursive=False)
 
 
 def free_ports(count: int) -> list[int]:
@@ -249,12 +260,25 @@ def copy_tree(source: Path, target: Path) -> None:
 
     Raises ContainerError.
     """
-    ignore = shutil.ignore_patterns("__pycache__", ".git", ".venv")
+    unwanted = shutil.ignore_patterns("__pycache__", ".git", ".venv")
+
+    def ignore(folder: str, names: list[str]) -> set[str]:
+        above = Path(folder).parents[: len(Path(folder).relative_to(source).parts)]
+        if os.path.realpath(folder) in map(os.path.realpath, above):
+            raise OSError(objects.LOOP)
+        return unwanted(folder, names)
+
     try:
-        shutil.copytree(source, target, ignore=ignore, dirs_exist_ok=True)
-    except shutil.Error as error:  # of several files; a pipe, a socket, a link that leads nowhere
+        shutil.copytree(source, target, ignore=ignore, copy_function=_copy_file, dirs_exist_ok=True)
+    except shutil.Error as error:  # of several files
         path, _, reason = error.args[0][0]
         raise ContainerError(f"{path} cannot be copied: {reason}") from None
+
+
+def _copy_file(source: str, target: str) -> None:
+    if os.path.exists(source) and not os.path.isfile(source):  # a pipe would be waited for, a device has no end
+        raise OSError(objects.SPECIAL)
+    shutil.copy2(source, target)
 
 
 def _short_temporary_folder() -> str:

@@ -107,6 +107,8 @@ def _run(root: Path, image: str, instance_type: str, env: dict[str, str]) -> lis
         shutil.which("docker") or "docker",
         "run",
         "--rm",
+        "--log-driver",
+        "none",  # what a container prints goes to container.log alone
         "--name",
         name,
         "--label",
