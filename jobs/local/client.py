@@ -158,11 +158,14 @@ class Operations:
         found = set()
         for name in models:
             with contextlib.suppress(KeyError, DamagedRecord):
-                uri = torchserve.model_uri(self.models.read(name)["PrimaryContainer"]) or ""
-                folder = storage.local_path(uri).parent
-                if folder.parent == self.repacked_models.folder:
-                    found.add(folder.name)
+                if archive := self._repacked_archive(self.models.read(name)["PrimaryContainer"]):
+                    found.add(archive.parent.name)
         return found
+
+    def _repacked_archive(self, container: dict[str, Any]) -> Path | None:
+        """Return the archive that was packed anew for a ContainerDefinition, None if it has another."""
+        archive = storage.local_path(torchserve.model_uri(container) or "")
+        return archive if archive.parent.parent == self.repacked_models.folder else None
 
     # Endpoint configs
 
@@ -248,10 +251,13 @@ class Operations:
         if "ModelDataSource" in model:
             raise invalid(operation, "a transform job takes no model with a ModelDataSource, here as on AWS")
         arn = self._arn("transform-job", name)
+        archive = self._repacked_archive(model)
         try:
-            transform_jobs.start(self.transform_jobs, request, arn, model, env)
+            transform_jobs.start(self.transform_jobs, request, arn, model, env, archive)
         except FileExistsError:
             raise in_use(operation, "Transform", name) from None
+        except FileNotFoundError:
+            raise invalid(operation, f'Could not find model "{request["ModelName"]}".') from None  # deleted meanwhile
         return {"TransformJobArn": arn}
 
     def describe_transform_job(self, TransformJobName: str) -> dict[str, Any]:
@@ -365,32 +371,12 @@ class SageMaker:
 
     def __init__(self, region: str, *given: Any, **options: Any) -> None:
         self._operations = Operations(region, *given, **options)
-        self._client = boto.client("sagemaker", region, arguments.SAGEMAKER, self._operations.answer, _modeled)
+        self._client = boto.client("sagemaker", region, arguments.SAGEMAKER, self._operations.answer, arguments.modeled)
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):  # while it is copied or unpickled there is no client
             raise AttributeError(name)
         return getattr(self._client if hasattr(self._client, name) else self._operations, name)
-
-
-def _modeled(operation: str, request: dict[str, Any]) -> dict[str, Any]:
-    """Return a request of the SDK's local mode in the form of AWS's: a channel's FileDataSource is an S3DataSource."""
-    channels = request.get("InputDataConfig")
-    if operation != "CreateTrainingJob" or not isinstance(channels, list):
-        return request
-    return {**request, "InputDataConfig": [_with_s3_source(channel) for channel in channels]}
-
-
-def _with_s3_source(channel: Any) -> Any:
-    renamed = {"FileUri": "S3Uri", "FileDataDistributionType": "S3DataDistributionType"}
-    source = channel.get("DataSource") if isinstance(channel, dict) else None
-    if not isinstance(source, dict) or source.keys() != {"FileDataSource"}:
-        return channel
-    file = source["FileDataSource"]
-    if not isinstance(file, dict) or file.keys() - renamed.keys():
-        return channel
-    s3 = {"S3DataType": "S3Prefix", **{renamed[key]: value for key, value in file.items()}}
-    return {**channel, "DataSource": {"S3DataSource": s3}}
 
 
 def _spelled(kind: str, between: str) -> str:

@@ -6,6 +6,7 @@ Rules, defaults and limits: https://docs.aws.amazon.com/sagemaker/latest/APIRefe
 """
 
 import json
+import os
 import sys
 import threading
 import time
@@ -32,11 +33,25 @@ MODULE = "fastmaker.local.batch.transform_jobs"
 KIND = "transform-jobs"
 SHAPE = {"description": {"TransformJobName": str, "TransformJobStatus": str, "CreationTime": datetime}}
 FAILURES_FILE = "failures.jsonl"  # key, URI and error of each object that failed
+ARCHIVE = "model.tar.gz"  # in a job's directory, of a model whose archive is deleted with it
 PROGRESS_FILE = "progress.json"
 
 
-def start(store: Store, request: dict[str, Any], arn: str, model: dict[str, Any], env: dict[str, str]) -> None:
-    """Record the job and start the process that runs it. Raises FileExistsError if the name is taken."""
+def start(
+    store: Store,
+    request: dict[str, Any],
+    arn: str,
+    model: dict[str, Any],
+    env: dict[str, str],
+    archive: Path | None = None,
+) -> None:
+    """Record the job and start the process that runs it.
+
+    An `archive` of the model that goes with the model is linked into the job's directory. Raises FileExistsError if the
+    name is taken, FileNotFoundError if the archive is gone.
+    """
+    name = request["TransformJobName"]
+    own = store.directory(name) / ARCHIVE
     source = request["TransformInput"]["DataSource"]["S3DataSource"]
     source = {**source, "S3Uri": storage.absolute(source["S3Uri"])}
     output = request["TransformOutput"]
@@ -48,8 +63,14 @@ def start(store: Store, request: dict[str, Any], arn: str, model: dict[str, Any]
         "TransformJobStatus": "InProgress",
         "CreationTime": now(),
     }
+    model = {**model, **({"ModelDataUrl": f"file://{own}"} if archive else {})}
     record = {"description": description, "model": model, "tags": request.get("Tags", [])}
-    supervisor.start(store, request["TransformJobName"], record, MODULE, env)
+
+    def prepare(directory: Path) -> None:
+        if archive:
+            os.link(archive, own)
+
+    supervisor.start(store, name, record, MODULE, env, prepare)
 
 
 def describe(store: Store, name: str) -> dict[str, Any]:
