@@ -26,7 +26,7 @@ from fastmaker.local.supervisor import FINAL, MAX_REASON
 from fastmaker.local.training import failures, logs
 from fastmaker.local.training.checkpoints import Checkpoints
 from fastmaker.local.training.host import PEER_GONE, Host
-from fastmaker.local.training.validation import channel_uri, hyperparameter
+from fastmaker.local.training.validation import DEFAULT_RUNTIME_SECONDS, channel_uri, hyperparameter
 
 MODULE = "fastmaker.local.training.training_jobs"
 KIND = "training-jobs"
@@ -76,7 +76,7 @@ def start(store: Store, request: dict[str, Any], arn: str, env: dict[str, str], 
         "SecondaryStatus": "Starting",
         "SecondaryStatusTransitions": [_transition("Starting", "Starting the training job", created)],
         **({"CheckpointConfig": _with_absolute_uri(checkpoints)} if checkpoints else {}),
-        "StoppingCondition": {"MaxRuntimeInSeconds": 86400, **request.get("StoppingCondition", {})},
+        "StoppingCondition": {"MaxRuntimeInSeconds": DEFAULT_RUNTIME_SECONDS, **request.get("StoppingCondition", {})},
         "CreationTime": created,
         "LastModifiedTime": created,
     }

@@ -18,6 +18,8 @@ LAUNCHERS = {
     "sagemaker_pytorch_xla_multi_worker_enabled": "PyTorch/XLA",
     "mp_parameters": "the SageMaker model parallel library",
 }
+MAX_RUNTIME_SECONDS = 28 * 24 * 3600  # as StoppingCondition's reference says
+DEFAULT_RUNTIME_SECONDS = 24 * 3600
 MAX_HOSTS = 20  # https://docs.aws.amazon.com/sagemaker/latest/dg/regions-quotas.html
 
 
@@ -28,6 +30,7 @@ def validation_error(request: dict[str, Any]) -> str | None:
         or _algorithm_error(request.get("AlgorithmSpecification", {}), request)
         or _locations_error(request)
         or _channels_error(request)
+        or _times_error(request.get("StoppingCondition", {}))
     )
 
 
@@ -95,9 +98,21 @@ def _locations_error(request: dict[str, Any]) -> str | None:
 
 def _channels_error(request: dict[str, Any]) -> str | None:
     mode = request["AlgorithmSpecification"].get("TrainingInputMode", "File")
+    names = [channel["ChannelName"] for channel in request.get("InputDataConfig", ())]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        return f"two channels are named {twice!r}"
     for channel in request.get("InputDataConfig", ()):
         if reason := _channel_error(channel, mode):
             return f"channel {channel['ChannelName']!r}: {reason}"
+    return None
+
+
+def _times_error(condition: dict[str, Any]) -> str | None:
+    runtime = condition.get("MaxRuntimeInSeconds", DEFAULT_RUNTIME_SECONDS)
+    if runtime > MAX_RUNTIME_SECONDS:
+        return f"MaxRuntimeInSeconds is {runtime}; expected at most {MAX_RUNTIME_SECONDS}, which is 28 days"
+    if (wait := condition.get("MaxWaitTimeInSeconds", runtime)) < runtime:
+        return f"MaxWaitTimeInSeconds is {wait}; expected at least MaxRuntimeInSeconds, which is {runtime}"
     return None
 
 
