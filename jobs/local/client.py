@@ -20,10 +20,10 @@ from fastmaker.jobs import storage
 from fastmaker.local import arguments, boto, names, supervisor, tags, validation
 from fastmaker.local.batch import transform_jobs
 from fastmaker.local.batch.validation import validation_error as transform_job_error
-from fastmaker.local.errors import in_use, invalid, must_exist
+from fastmaker.local.errors import in_use, invalid, must_exist, no_space
 from fastmaker.local.listings import LISTINGS
 from fastmaker.local.serving import endpoints, torchserve
-from fastmaker.local.store import DamagedRecord, Store, default_home, now
+from fastmaker.local.store import FULL, DamagedRecord, Store, default_home, now
 from fastmaker.local.tags import Tag
 from fastmaker.local.training import training_jobs
 from fastmaker.local.training.validation import validation_error as training_job_error
@@ -76,7 +76,12 @@ class Operations:
         if listing := next((listing for listing in LISTINGS if listing.operation == model.name), None):
             summary = model.output_shape.members[listing.answer].member.members
             return listing.page_of(self._found(listing.kind, request.get("NameContains", "")), summary, request)
-        answer: dict[str, Any] | None = getattr(self, xform_name(model.name))(**request)
+        try:
+            answer: dict[str, Any] | None = getattr(self, xform_name(model.name))(**request)
+        except OSError as error:
+            if error.errno not in FULL:
+                raise
+            raise no_space(model.name, self.models.folder.parent, error) from None
         return answer
 
     # Training jobs

@@ -29,6 +29,8 @@ LOCK_FILE = ".lock"
 NEW, DELETED = ".new-", ".deleted-"  # and the process that makes or removes it
 FOREIGN_SECONDS = 60  # after which what a process of another machine, or of another boot, left is removed
 FULL = (errno.ENOSPC, errno.EDQUOT)
+FULL_BYTES = 2**20  # with less a disk counts as full
+RESERVE_FILE, RESERVE_BYTES = ".reserve", 2**18  # space for the last change of a record; a request has 250 KB at most
 
 
 class DamagedRecord(Exception):
@@ -43,6 +45,12 @@ def default_home() -> Path:
 def now() -> datetime:
     """Return the time in UTC."""
     return datetime.now(timezone.utc)
+
+
+def no_space(folder: Path) -> str:
+    """Return that the disk of a folder is full, empty if it is not."""
+    free = shutil.disk_usage(folder).free
+    return f"no space is left on the disk of {folder}" if free < FULL_BYTES else ""
 
 
 class Store:
@@ -126,17 +134,24 @@ class Store:
         return found
 
     @contextlib.contextmanager
-    def changing(self, name: str) -> Iterator[dict[str, Any]]:
+    def changing(self, name: str, last: bool = False) -> Iterator[dict[str, Any]]:
         """Yield the record, to be changed in place while no other process changes it.
 
-        Raises KeyError and DamagedRecord, and OSError if it cannot be written: then it stays as it was.
+        The `last` change has the space that `reserve` has kept. Raises KeyError and DamagedRecord, and OSError if it
+        cannot be written: then it stays as it was.
         """
         with self._locked(name) as directory:
             record = self.read(name)
             before = json.dumps(record, default=_encode_time)
             yield record
+            if last:
+                (directory / RESERVE_FILE).unlink(missing_ok=True)
             if json.dumps(record, default=_encode_time) != before:
                 self._write(directory, record)
+
+    def reserve(self, name: str) -> None:
+        """Keep space for the last change of a record, which is to be written on a full disk too. Raises OSError."""
+        (self.directory(name) / RESERVE_FILE).write_bytes(bytes(RESERVE_BYTES))
 
     def delete(self, name: str) -> None:
         """Remove the record and all that its directory holds, which needs no space on the disk. Raises KeyError."""

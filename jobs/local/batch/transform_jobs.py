@@ -5,6 +5,7 @@ divided among the instances by key. One that fails has no .out; the others go on
 Rules, defaults and limits: https://docs.aws.amazon.com/sagemaker/latest/APIReference/API_CreateTransformJob.html
 """
 
+import contextlib
 import json
 import os
 import sys
@@ -150,7 +151,8 @@ class Job:
         """Record the final status and, if the job failed, why."""
         self._write_progress()
         self.inputs.close()
-        with self.store.changing(self.name) as record:
+        reason = reason and supervisor.reason(self.store, reason)
+        with self.store.changing(self.name, last=True) as record:
             if record["description"]["TransformJobStatus"] not in FINAL:
                 _finish(record["description"], status, reason)
 
@@ -221,8 +223,9 @@ class Job:
     def _write_progress(self) -> None:
         counts = {"objects": self.inputs.count, "answers": self.answers, "failures": self.failures}
         if counts != self._written_progress:
-            files.write_text(self.directory / PROGRESS_FILE, json.dumps(counts))
-            self._written_progress = counts
+            with contextlib.suppress(OSError):  # on a full disk the job goes on
+                files.write_text(self.directory / PROGRESS_FILE, json.dumps(counts))
+                self._written_progress = counts
 
     def request_stop(self, number: int, frame: FrameType | None) -> None:
         """Take SIGTERM: the job stops."""

@@ -166,7 +166,7 @@ class Job:
         except (ContainerError, storage.StorageError) as error:
             return "Failed", f"ClientError: {error}", None
         except AlgorithmError as error:
-            with contextlib.suppress(storage.StorageError):  # the script's error is the reason
+            with contextlib.suppress(OSError):  # the script's error is the reason
                 self._upload({"output.tar.gz": "output/data"})
             return "Failed", f"AlgorithmError: {error}", None
         return "Completed", None, None
@@ -306,7 +306,8 @@ class Job:
     def finish(self, status: str, reason: str | None = None, secondary: str | None = None) -> None:
         """Record the final status and, if the job failed, why."""
         metrics = self._metrics()
-        with self.store.changing(self.name) as record:
+        reason = reason and supervisor.reason(self.store, reason)
+        with self.store.changing(self.name, last=True) as record:
             if record["description"]["TrainingJobStatus"] in FINAL:
                 return
             record["description"]["FinalMetricDataList"] = metrics
