@@ -287,36 +287,3 @@ def test_updates_under_load_lose_no_request(client, runtime, model_archive):
     assert set(load.answers) <= {b"a", b"b"}
     client.delete_endpoint(EndpointName="e")
     print(load.answers)
-
-
-def test_processes_that_use_the_same_names_at_once_see_no_unexpected_error(client, model_archive, tmp_path):
-    make_model(client, model_archive(ECHO.format(name="m")), "m")
-    program = f"""
-import random, sys, time
-from pathlib import Path
-from botocore.exceptions import ClientError
-from fastmaker.local.client import SageMaker
-client = SageMaker("us-west-2", Path({str(tmp_path / "home")!r}))
-end, random = time.monotonic() + {KILLS * 6}, random.Random(int(sys.argv[1]))
-config = {{"EndpointConfigName": "m"}}
-while time.monotonic() < end:
-    name = random.choice(("e", "f"))
-    calls = [
-        lambda: client.create_endpoint(EndpointName=name, **config),
-        lambda: client.describe_endpoint(EndpointName=name),
-        lambda: client.update_endpoint(EndpointName=name, **config),
-        lambda: client.delete_endpoint(EndpointName=name),
-        client.list_endpoints, client.list_models, lambda: client.describe_model(ModelName=name),
-        lambda: client.create_model(ModelName=name, PrimaryContainer={{"Image": "x"}}),
-        lambda: client.delete_model(ModelName=name),
-    ]
-    try:
-        random.choices(calls, [1, 8, 1, 1, 8, 8, 8, 8, 8])[0]()
-    except ClientError as error:
-        if error.response["Error"]["Code"] != "ValidationException":
-            raise
-"""
-    users = [subprocess.Popen([sys.executable, "-c", program, str(number)]) for number in range(8)]
-    assert [user.wait(PATIENCE * 4) for user in users] == [0] * 8
-    for name in client.endpoints.names():
-        client.delete_endpoint(EndpointName=name)
