@@ -74,7 +74,7 @@ class Container:
         """Return the processes' environment: `extra` over what is forwarded from the caller."""
         env = {k: v for k, v in os.environ.items() if any(fnmatch.fnmatchcase(k, name) for name in FORWARDED)}
         root, tmp = str(self.root), os.path.realpath(self.tmp)
-        env |= {"FASTMAKER_CONTAINER": root, "SAGEMAKER_BASE_DIR": root, "TMPDIR": tmp, "PYTHONUNBUFFERED": "1"}
+        env |= {processes.TREE_VARIABLE: root, "SAGEMAKER_BASE_DIR": root, "TMPDIR": tmp, "PYTHONUNBUFFERED": "1"}
         overlay = [str(path) for path in self.root.glob("overlay/lib/python*/site-packages")]
         if overlay:
             env["PYTHONPATH"] = os.pathsep.join(overlay)
@@ -172,8 +172,9 @@ class Container:
 
     def note(self, line: str) -> None:
         """Add a line to the log, if there is space for it."""
-        with contextlib.suppress(OSError), open(self.log, "a", encoding="utf-8") as log:
-            log.write(line + "\n")
+        if self.log.is_file() or not self.log.exists():
+            with contextlib.suppress(OSError), open(self.log, "a", encoding="utf-8") as log:
+                log.write(line + "\n")
 
     def last_line(self) -> str:
         """Return the last line of the log that is not blank."""
@@ -182,6 +183,8 @@ class Container:
 
     def log_tail(self, lines: int | None) -> str:
         """Return the last `lines` lines of the log, or all of the last LOG_TAIL bytes; empty if there is no log."""
+        if not self.log.is_file():  # a script may have put a pipe there
+            return ""
         try:
             with open(self.log, "rb") as log:
                 log.seek(max(0, os.fstat(log.fileno()).st_size - LOG_TAIL))
@@ -288,9 +291,7 @@ def _short_temporary_folder() -> str:
 
 
 def _small_file(file: Path) -> bytes:
-    """Return the first bytes of a regular file, none of anything else."""
+    """Return the bytes of a small regular file, none of anything else."""
     with contextlib.suppress(OSError):
-        descriptor = os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-        with open(descriptor, "rb") as stream:
-            return stream.read(100)
+        return files.read_regular(file, 100)
     return b""

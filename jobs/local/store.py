@@ -28,6 +28,7 @@ RECORD_FILE = "record.json"
 LOCK_FILE = ".lock"
 NEW, DELETED = ".new-", ".deleted-"  # and the process that makes or removes it
 FOREIGN_SECONDS = 60  # after which what a process of another machine, or of another boot, left is removed
+MAX_RECORD = 64 * 2**20  # bytes; the largest request has one
 FULL = (errno.ENOSPC, errno.EDQUOT)
 FULL_BYTES = 2**20  # with less a disk counts as full
 RESERVE_FILE, RESERVE_BYTES = ".reserve", 2**18  # space for the last change of a record; a request has 250 KB at most
@@ -121,7 +122,7 @@ class Store:
             raise KeyError(name)
         file = self.directory(name) / RECORD_FILE
         try:
-            record = json.loads(_read_regular(file), object_hook=_decode_time)
+            record = json.loads(files.read_regular(file, MAX_RECORD), object_hook=_decode_time)
         except FileNotFoundError:
             raise KeyError(name) from None  # deleted meanwhile
         except OSError as error:
@@ -296,15 +297,6 @@ def _same(lock: int, directory: Path) -> bool:
     with contextlib.suppress(OSError):
         return os.path.samestat(held, os.lstat(path))
     return False
-
-
-def _read_regular(file: Path) -> str:
-    """Return the text of a file, but not of what a link leads to, of a pipe or a device. Raises OSError."""
-    descriptor = os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    with open(descriptor, encoding="utf-8") as stream:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise OSError(errno.EINVAL, "no regular file")
-        return stream.read()
 
 
 def _misfit(value: Any, shape: Any, where: str = "it") -> str | None:

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import signal
 import subprocess
 import sys
 import time
@@ -14,7 +15,7 @@ import urllib3
 from helpers.waiting import wait_until
 
 from fastmaker.local import processes
-from fastmaker.local.containers import Container, end_below, free_ports
+from fastmaker.local.containers import TOKEN_FILE, Container, end_below, free_ports
 from fastmaker.local.serving import connections
 
 SLEEP = [sys.executable, "-c", "import time; time.sleep(600)"]
@@ -78,6 +79,44 @@ def test_a_process_is_not_ended_because_it_has_the_number_of_ours(container, cha
         assert not container.alive()
         container.stop(0)
         assert process.poll() is None
+
+
+def test_a_process_is_not_ended_because_a_script_has_written_its_identity_into_the_file(container):
+    container.start(SLEEP, dict(os.environ))
+    file = container.root / processes.PROCESS_FILE
+    with strangers(SLEEP) as stranger:
+        file.write_text(json.dumps({**json.loads(file.read_text()), **processes.identity(stranger.pid)}))
+        assert stranger.pid not in [process.pid for process in container.processes()]
+        assert len(container.processes()) == 1
+        container.stop(0)
+        assert stranger.poll() is None
+
+
+IN_ITS_PLACE = {
+    "pipe": lambda path: os.mkfifo(path),
+    "device": lambda path: path.symlink_to("/dev/zero"),
+    "a terabyte": lambda path: path.touch() or os.truncate(path, 2**40),
+    "folder": lambda path: path.mkdir(),
+    "nothing": lambda path: None,
+}
+
+
+@pytest.mark.parametrize("kind", IN_ITS_PLACE)
+@pytest.mark.parametrize("name", [processes.PROCESS_FILE, TOKEN_FILE, "container.log"])
+def test_what_a_script_puts_in_the_place_of_a_file_of_the_engine_holds_nothing_up(tmp_path, name, kind):
+    container = Container(tmp_path / "container")
+    container.create()
+    process = container.start(SLEEP, container.environment({}))
+    (container.root / name).unlink()
+    IN_ITS_PLACE[kind](container.root / name)
+    start = time.monotonic()
+    container.note("a line")
+    assert container.last_line()
+    assert container.alive()
+    end_below(tmp_path)
+    assert process.poll() == -signal.SIGKILL
+    assert not container.alive()
+    assert time.monotonic() - start < 10
 
 
 def test_what_a_killed_starter_began_is_found_by_its_token(container):

@@ -269,6 +269,7 @@ DAMAGED = {
     "element": WHOLE[:-1] + ', "list": [1]}',
     "time": WHOLE.replace("2026-01-01T00:00:00+00:00", "yesterday"),
     "zone": WHOLE.replace("+00:00", ""),
+    "terabyte": None,
     "folder": None,
     "pipe": None,
     "link": None,
@@ -285,6 +286,9 @@ def test_a_damaged_record_is_listed_and_named_and_can_be_deleted(store, tmp_path
             file.mkdir()
         case "pipe":
             os.mkfifo(file)
+        case "terabyte":
+            file.touch()
+            os.truncate(file, 2**40)
         case "link":
             (tmp_path / "elsewhere.json").write_text(WHOLE)
             file.symlink_to(tmp_path / "elsewhere.json")
