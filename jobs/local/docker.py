@@ -1,8 +1,8 @@
 """Docker in place of processes: the command that starts a container of an image, and its removal.
 
-A container belongs to the directory of a `Container`, beside which its name is kept. `docker run` stays in the foreground as
-the process of that Container: it forwards the log, SIGTERM and the exit status. A container outlives a `docker run`
-that is killed, which `remove` is for.
+A container belongs to the directory of a `Container`, beside which its name is kept. `docker run` stays in the
+foreground as the process of that Container: it forwards the log, SIGTERM and the exit status. A container outlives a
+`docker run` that is killed, which `remove` is for.
 """
 
 import os
