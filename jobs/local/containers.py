@@ -33,6 +33,7 @@ FORWARDED = (
 )
 # Below the ports that the kernel gives to outgoing connections, so that none is taken between choice and use.
 PORTS = range(20000, 32000)
+PREFIX = "fastmaker-"  # of the names of temporary folders
 TOKEN_FILE = ".fastmaker-container"  # in the container's root and in its temporary folder, with the same content
 LOG_TAIL = 16 * 2**20  # bytes of a log that are read for its last lines: a script may print without end
 # Popen objects of containers that outlive their Container, kept so that they are reaped.
@@ -62,13 +63,14 @@ class Container:
     def renew_temporary(self) -> None:
         """Make an empty temporary folder, in place of the one that there was."""
         self._remove_temporary()
-        self.tmp.unlink(missing_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix="fastmaker-", dir=_short_temporary_folder()))
+        for path in (self.tmp, self.root / TOKEN_FILE):  # a script may have made it a link
+            path.unlink(missing_ok=True)
         token = secrets.token_hex(16)
-        for folder in (temporary, self.root):
-            (folder / TOKEN_FILE).unlink(missing_ok=True)  # a script may have made it a link
-            (folder / TOKEN_FILE).write_text(token)
-        self.tmp.symlink_to(temporary)
+        temporary = Path(_short_temporary_folder(), _folder_name(token))
+        (self.root / TOKEN_FILE).write_text(token)
+        self.tmp.symlink_to(temporary)  # first: what is made after it is found though its maker is killed
+        temporary.mkdir(mode=0o700)
+        (temporary / TOKEN_FILE).write_text(token)
 
     def environment(self, extra: dict[str, str]) -> dict[str, str]:
         """Return the processes' environment: `extra` over what is forwarded from the caller."""
@@ -153,17 +155,16 @@ class Container:
         self._remove_temporary()
 
     def _remove_temporary(self) -> None:
+        """Remove the temporary folder, but none that the link leads to in its place: a script can change it."""
         with contextlib.suppress(OSError):
-            if self.tmp.is_symlink() and (temporary := self._own_temporary()):
+            temporary = Path(os.readlink(self.tmp))
+            if not temporary.is_absolute() or temporary.is_symlink() or not temporary.name.startswith(PREFIX):
+                return
+            token, its_own = (_small_file(folder / TOKEN_FILE) for folder in (self.root, temporary))
+            if token and token == its_own:
                 shutil.rmtree(temporary, ignore_errors=True)
-
-    def _own_temporary(self) -> Path | None:
-        """Return the temporary folder that `create` made, None if the link leads elsewhere: a script can change it."""
-        temporary = Path(os.readlink(self.tmp))
-        if not temporary.is_absolute() or temporary.is_symlink() or not temporary.name.startswith("fastmaker-"):
-            return None
-        tokens = {_small_file(folder / TOKEN_FILE) for folder in (temporary, self.root)}
-        return temporary if len(tokens) == 1 and tokens != {b""} else None
+            elif temporary.name == _folder_name(token.decode("ascii", "replace")):
+                temporary.rmdir()  # it is empty: its maker was killed before it wrote the token
 
     def set_log_aside(self) -> None:
         """Keep the log as container.1.log, in place of an earlier one; what is started next has a new log."""
@@ -282,6 +283,10 @@ def _copy_file(source: str, target: str) -> None:
     if os.path.exists(source) and not os.path.isfile(source):  # a pipe would be waited for, a device has no end
         raise OSError(objects.SPECIAL)
     shutil.copy2(source, target)
+
+
+def _folder_name(token: str) -> str:
+    return PREFIX + token[:12]
 
 
 def _short_temporary_folder() -> str:

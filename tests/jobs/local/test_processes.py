@@ -3,15 +3,18 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from contextlib import contextmanager
 
 import psutil
 import pytest
 import urllib3
+from helpers.kills import every_kill
 from helpers.waiting import wait_until
 
 from fastmaker.local import processes
@@ -92,6 +95,16 @@ def test_a_process_is_not_ended_because_a_script_has_written_its_identity_into_t
         assert stranger.poll() is None
 
 
+def test_a_temporary_folder_is_found_though_its_maker_was_killed_at_any_line(tmp_path, monkeypatch):
+    short = tempfile.mkdtemp(prefix="t-")
+    monkeypatch.setattr(tempfile, "tempdir", short)
+    for _ in every_kill(lambda: Container(tmp_path / "container").create()):
+        end_below(tmp_path)
+        assert os.listdir(short) == []
+    Container(tmp_path / "container").close()
+    os.rmdir(short)
+
+
 IN_ITS_PLACE = {
     "pipe": lambda path: os.mkfifo(path),
     "device": lambda path: path.symlink_to("/dev/zero"),
@@ -106,7 +119,7 @@ IN_ITS_PLACE = {
 def test_what_a_script_puts_in_the_place_of_a_file_of_the_engine_holds_nothing_up(tmp_path, name, kind):
     container = Container(tmp_path / "container")
     container.create()
-    process = container.start(SLEEP, container.environment({}))
+    process, temporary = container.start(SLEEP, container.environment({})), os.path.realpath(container.tmp)
     (container.root / name).unlink()
     IN_ITS_PLACE[kind](container.root / name)
     start = time.monotonic()
@@ -117,6 +130,8 @@ def test_what_a_script_puts_in_the_place_of_a_file_of_the_engine_holds_nothing_u
     assert process.poll() == -signal.SIGKILL
     assert not container.alive()
     assert time.monotonic() - start < 10
+    if os.path.isdir(temporary):  # whose it is could not be told
+        shutil.rmtree(temporary)
 
 
 def test_what_a_killed_starter_began_is_found_by_its_token(container):
