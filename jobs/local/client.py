@@ -57,10 +57,10 @@ class Operations:
         self._job_environment = job_environment
         home = home or default_home()
         self.training_jobs = training_jobs.store_below(home)
-        self.models = Store(home, "models", MODEL_SHAPE)
+        self.models = Store(home, "models", MODEL_SHAPE, ignore_case=True)
         self.repacked_models = Store(home, "repacked-models", {"CreationTime": datetime})
         self.packed_code = Store(home, "packed-code")  # of living processes; jobs have copies
-        self.endpoint_configs = Store(home, "endpoint-configs", CONFIG_SHAPE)
+        self.endpoint_configs = Store(home, "endpoint-configs", CONFIG_SHAPE, ignore_case=True)
         self.endpoints = endpoints.store_below(home)
         self.transform_jobs = transform_jobs.store_below(home)
         self._kinds: dict[str, tuple[Store, Callable[[Store, str], dict[str, Any]]]] = {
@@ -214,7 +214,6 @@ class Operations:
         config = self.describe_endpoint_config(EndpointConfigName)
         arn = self._arn("endpoint", EndpointName)
         try:
-            self._check_spelling(self.endpoints, EndpointName)
             models = self._models_of("CreateEndpoint", config)
             endpoints.create(self.endpoints, EndpointName, arn, config, models, given, self._s3_client)
         except FileExistsError:
@@ -323,15 +322,9 @@ class Operations:
 
     def _create(self, operation: str, kind: str, store: Store, name: str, record: dict[str, Any]) -> None:
         try:
-            self._check_spelling(store, name)
             store.create(name, record)
         except FileExistsError:
             raise invalid(operation, f"Cannot create already existing {kind} {name!r}.") from None
-
-    def _check_spelling(self, store: Store, name: str) -> None:
-        """Check that no other name has the ARN of this one. Raises FileExistsError."""
-        if any(other != name and other.lower() == name.lower() for other in store.names()):
-            raise FileExistsError(name)
 
     def _found(self, kind: str, contained: str) -> Iterator[dict[str, Any]]:
         """Yield the descriptions of a kind of resource whose names contain a text.

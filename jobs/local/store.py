@@ -58,7 +58,7 @@ class Store:
     """Keep the records of one kind of resource by name, each a dict of JSON values and datetimes.
 
     A record must have the keys of `shape`, with values of its types; a dict or a list of one in it says what they hold.
-    `end` ends what runs in a directory that is removed.
+    `end` ends what runs in a directory that is removed. With `ignore_case` no two names differ by their case alone.
     """
 
     def __init__(
@@ -67,11 +67,13 @@ class Store:
         kind: str,
         shape: dict[str, Any] | None = None,
         end: Callable[[Path], None] = lambda directory: None,
+        ignore_case: bool = False,
     ) -> None:
         self.kind = kind
         self.folder = home / kind
         self._shape = shape or {}
         self._end = end
+        self._ignore_case = ignore_case
 
     def directory(self, name: str) -> Path:
         """Return the directory of `name`, whether or not it exists. Raises KeyError for what is no name."""
@@ -99,7 +101,8 @@ class Store:
         try:
             (new / LOCK_FILE).touch()
             self._write(new, record)
-            self._move_in(new, name)
+            with self._spelled_once(name):
+                self._move_in(new, name)
         except BaseException:
             shutil.rmtree(new, ignore_errors=True)
             raise
@@ -194,6 +197,22 @@ class Store:
                     return
             finally:
                 _unlock(lock)
+
+    @contextlib.contextmanager
+    def _spelled_once(self, name: str) -> Iterator[None]:
+        """Have no other name that differs by its case alone while the context lasts. Raises FileExistsError."""
+        if not self._ignore_case:
+            yield
+            return
+        lock = os.open(self.folder.parent, os.O_RDONLY)
+        try:
+            with contextlib.suppress(OSError):  # a file system without locks of folders
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            if any(other != name and other.lower() == name.lower() for other in self.names()):
+                raise FileExistsError(self.directory(name))
+            yield
+        finally:
+            _unlock(lock)
 
     def _move_in(self, new: Path, name: str) -> None:
         """Give a new directory its name. Raises FileExistsError if a record has it; what is none gives way."""
