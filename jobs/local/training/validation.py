@@ -5,6 +5,7 @@ https://docs.aws.amazon.com/sagemaker/latest/APIReference/API_CreateTrainingJob.
 
 import json
 import re
+from pathlib import PurePosixPath
 from typing import Any
 
 from fastmaker.jobs import instance_types, storage
@@ -79,7 +80,8 @@ def _algorithm_error(algorithm: dict[str, Any], request: dict[str, Any]) -> str 
 
 def _locations_error(request: dict[str, Any]) -> str | None:
     checkpoints = request.get("CheckpointConfig", {})
-    if checkpoints and not checkpoints.get("LocalPath", DEFAULT_PATH).startswith(OPT_ML):
+    below = PurePosixPath(checkpoints.get("LocalPath", DEFAULT_PATH)).parts[1:]
+    if below[:2] != ("opt", "ml") or len(below) < 3 or ".." in below:
         return f"checkpoint_local_path is {checkpoints['LocalPath']!r}; expected a path below {OPT_ML}"
     source = str(hyperparameter(request, "sagemaker_submit_directory"))
     locations = {
@@ -101,6 +103,8 @@ def _channels_error(request: dict[str, Any]) -> str | None:
     names = [channel["ChannelName"] for channel in request.get("InputDataConfig", ())]
     if twice := next((name for name in names if names.count(name) > 1), None):
         return f"two channels are named {twice!r}"
+    if odd := next((name for name in names if not name.strip(".")), None):
+        return f"a channel is named {odd!r}, which is no name of a folder"
     for channel in request.get("InputDataConfig", ()):
         if reason := _channel_error(channel, mode):
             return f"channel {channel['ChannelName']!r}: {reason}"

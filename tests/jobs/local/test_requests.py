@@ -129,6 +129,7 @@ TRAINING = {
     "HyperParameters": {"sagemaker_program": "train.py"},
     "StoppingCondition": {"MaxRuntimeInSeconds": 60},
 }
+OUTSIDE = ("/opt/ml/../../etc", "/opt/ml/", "/opt/ml", "/opt/mlx/c", "/tmp/c", "opt/ml/c", "/opt/ml/c/../../x")
 CHANNEL = {
     "ChannelName": "train",
     "DataSource": {"S3DataSource": {"S3DataType": "S3Prefix", "S3Uri": "file:///usr/bin"}},
@@ -180,6 +181,27 @@ MISFITS = {
         {**TRAINING, **stops(MaxRuntimeInSeconds=60, MaxWaitTimeInSeconds=59)},
         "is 59; expected at least MaxRuntimeInSeconds, which is 60",
     ),
+    "channel-up": (
+        "CreateTrainingJob",
+        {**TRAINING, "InputDataConfig": [{**CHANNEL, "ChannelName": ".."}]},
+        "a channel is named '..', which is no name of a folder",
+    ),
+    **{
+        f"checkpoints-{path}": (
+            "CreateTrainingJob",
+            {**TRAINING, "CheckpointConfig": {"S3Uri": "s3://b/c", "LocalPath": path}},
+            f"checkpoint_local_path is '{path}'; expected a path below /opt/ml/",
+        )
+        for path in (
+            "/opt/ml/../../etc",
+            "/opt/ml/",
+            "/opt/ml",
+            "/opt/mlx/c",
+            "/tmp/c",
+            "opt/ml/c",
+            "/opt/ml/c/../../x",
+        )
+    },
     "channel-twice": ("CreateTrainingJob", {**TRAINING, "InputDataConfig": [CHANNEL, CHANNEL]}, "are named 'train'"),
     "container": ("CreateModel", {"ModelName": "m"}, "the model has 0 containers"),
     "pipeline": ("CreateModel", {"ModelName": "m", "Containers": [{"Image": "x"}] * 2}, "has 2 containers"),
