@@ -3,6 +3,7 @@
 # make test         the test suite, on 2 cores; make test-slow adds the checks that take minutes
 # make test-fast    the tests that need no server and no real Learner, in two minutes
 # make test-kills   kill every process of every kind of job at random steps, KILLS times each (40), for hours
+# make test-load    REQUESTS to an endpoint whose workers are killed, a batch job of OBJECTS, 8 processes for MINUTES
 # make test-docker  build the images and test their containers, where there is a Docker engine
 # make test-triton  install a Triton server without Docker and test what it makes of our model repositories
 # make test-versions test source/ under torch 2.6 and the newest one; TORCH_PAIRS names others (tests/test_versions.py)
@@ -19,7 +20,7 @@ NEEDED = no Python 3.10 to 3.13 with venv and pip (Debian: apt install python3 p
 BIN = .venv/bin
 INSTALLED = .venv/.installed
 
-.PHONY: quickstart digits test test-fast test-slow test-kills test-docker test-triton test-versions check mypy docs clean
+.PHONY: quickstart digits test test-fast test-slow test-kills test-load test-docker test-triton test-versions check mypy docs clean
 
 quickstart: $(INSTALLED)
 	$(BIN)/fastmaker quickstart
@@ -41,6 +42,13 @@ test-slow: $(INSTALLED)
 KILLS = 40
 test-kills: $(INSTALLED)
 	FASTMAKER_KILLS=$(KILLS) $(BIN)/python -m pytest --capture=no -m slow tests/jobs/local/test_kills.py tests/jobs/local/test_store.py
+
+REQUESTS = 4000
+OBJECTS = 2000
+MINUTES = 0.5
+test-load: $(INSTALLED)
+	FASTMAKER_REQUESTS=$(REQUESTS) FASTMAKER_OBJECTS=$(OBJECTS) FASTMAKER_MINUTES=$(MINUTES) \
+		$(BIN)/python -m pytest --capture=no -m slow tests/jobs/local/test_load.py
 
 test-docker: $(INSTALLED)
 	$(BIN)/python -m pytest -m docker

@@ -11,6 +11,7 @@ import lzma
 import os
 import shutil
 import tarfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any, cast
@@ -47,22 +48,40 @@ def unpack(archive: Path, folder: Path) -> None:
 
 
 def names(archive: Path) -> set[str]:
-    """Return the names of the files in an archive. Raises ArchiveError."""
+    """Return the names of the files in an archive that `unpack` would unpack. Raises ArchiveError."""
     found = set()
     with _opened(archive) as (tar, budget):
         for member in tar:
             budget.take(member)
+            tarfile.data_filter(member, "model")
             found.add(member.name.removeprefix("./"))
     return found
+
+
+def is_archive(file: Path) -> bool:
+    """Return whether a file begins as a tar archive does, compressed or not. No more than that is read of it."""
+    try:
+        with _stream(file) as stream:
+            tarfile.TarInfo.frombuf(stream.read(tarfile.BLOCKSIZE), tarfile.ENCODING, "surrogateescape")
+    except tarfile.EOFHeaderError:  # type: ignore[attr-defined]  # of an archive without files
+        return True
+    except (tarfile.HeaderError, OSError, EOFError, zlib.error, lzma.LZMAError):
+        return False
+    return True
+
+
+def _stream(archive: Path) -> IO[bytes]:
+    """Open a file, uncompressed, for reading."""
+    with open(archive, "rb") as file:
+        opener = OPENERS.get(file.read(2), open)
+    return cast(IO[bytes], opener(archive, "rb"))
 
 
 @contextlib.contextmanager
 def _opened(archive: Path) -> Iterator[tuple[tarfile.TarFile, "_Budget"]]:
     """Yield an archive, of which members are taken in their order, and its budget. Raises ArchiveError."""
     try:
-        with open(archive, "rb") as file:
-            opener = OPENERS.get(file.read(2), open)
-        with opener(archive, "rb") as stream:
+        with _stream(archive) as stream:
             budget = _Budget(stream, os.path.getsize(archive))
             with tarfile.open(fileobj=cast(IO[bytes], budget), mode="r|", bufsize=BUFFER) as tar:
                 yield tar, budget

@@ -81,6 +81,26 @@ CLOUDWATCH: dict[str, Members] = {
 }
 
 
+def modeled(operation: str, request: dict[str, Any]) -> dict[str, Any]:
+    """Return a request of the SDK's local mode in the form of AWS's: a channel's FileDataSource is an S3DataSource."""
+    channels = request.get("InputDataConfig")
+    if operation != "CreateTrainingJob" or not isinstance(channels, list):
+        return request
+    return {**request, "InputDataConfig": [_with_s3_source(channel) for channel in channels]}
+
+
+def _with_s3_source(channel: Any) -> Any:
+    renamed = {"FileUri": "S3Uri", "FileDataDistributionType": "S3DataDistributionType"}
+    source = channel.get("DataSource") if isinstance(channel, dict) else None
+    if not isinstance(source, dict) or source.keys() != {"FileDataSource"}:
+        return channel
+    file = source["FileDataSource"]
+    if not isinstance(file, dict) or file.keys() - renamed.keys():
+        return channel
+    s3 = {"S3DataType": "S3Prefix", **{renamed[key]: value for key, value in file.items()}}
+    return {**channel, "DataSource": {"S3DataSource": s3}}
+
+
 def unsupported(honoured: Members, request: Mapping[str, Any]) -> str:
     """Return that a member of a request needs AWS, empty if all are honoured or ask for nothing."""
     found = _unsupported(honoured, request)

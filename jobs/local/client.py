@@ -20,10 +20,10 @@ from fastmaker.jobs import storage
 from fastmaker.local import arguments, boto, names, supervisor, tags, validation
 from fastmaker.local.batch import transform_jobs
 from fastmaker.local.batch.validation import validation_error as transform_job_error
-from fastmaker.local.errors import in_use, invalid, must_exist
+from fastmaker.local.errors import in_use, invalid, must_exist, no_space
 from fastmaker.local.listings import LISTINGS
 from fastmaker.local.serving import endpoints, torchserve
-from fastmaker.local.store import DamagedRecord, Store, default_home, now
+from fastmaker.local.store import FULL, DamagedRecord, Store, default_home, now
 from fastmaker.local.tags import Tag
 from fastmaker.local.training import training_jobs
 from fastmaker.local.training.validation import validation_error as training_job_error
@@ -57,10 +57,10 @@ class Operations:
         self._job_environment = job_environment
         home = home or default_home()
         self.training_jobs = training_jobs.store_below(home)
-        self.models = Store(home, "models", MODEL_SHAPE)
+        self.models = Store(home, "models", MODEL_SHAPE, ignore_case=True)
         self.repacked_models = Store(home, "repacked-models", {"CreationTime": datetime})
         self.packed_code = Store(home, "packed-code")  # of living processes; jobs have copies
-        self.endpoint_configs = Store(home, "endpoint-configs", CONFIG_SHAPE)
+        self.endpoint_configs = Store(home, "endpoint-configs", CONFIG_SHAPE, ignore_case=True)
         self.endpoints = endpoints.store_below(home)
         self.transform_jobs = transform_jobs.store_below(home)
         self._kinds: dict[str, tuple[Store, Callable[[Store, str], dict[str, Any]]]] = {
@@ -76,7 +76,12 @@ class Operations:
         if listing := next((listing for listing in LISTINGS if listing.operation == model.name), None):
             summary = model.output_shape.members[listing.answer].member.members
             return listing.page_of(self._found(listing.kind, request.get("NameContains", "")), summary, request)
-        answer: dict[str, Any] | None = getattr(self, xform_name(model.name))(**request)
+        try:
+            answer: dict[str, Any] | None = getattr(self, xform_name(model.name))(**request)
+        except OSError as error:
+            if error.errno not in FULL:
+                raise
+            raise no_space(model.name, self.models.folder.parent, error) from None
         return answer
 
     # Training jobs
@@ -158,11 +163,14 @@ class Operations:
         found = set()
         for name in models:
             with contextlib.suppress(KeyError, DamagedRecord):
-                uri = torchserve.model_uri(self.models.read(name)["PrimaryContainer"]) or ""
-                folder = storage.local_path(uri).parent
-                if folder.parent == self.repacked_models.folder:
-                    found.add(folder.name)
+                if archive := self._repacked_archive(self.models.read(name)["PrimaryContainer"]):
+                    found.add(archive.parent.name)
         return found
+
+    def _repacked_archive(self, container: dict[str, Any]) -> Path | None:
+        """Return the archive that was packed anew for a ContainerDefinition, None if it has another."""
+        archive = storage.local_path(torchserve.model_uri(container) or "")
+        return archive if archive.parent.parent == self.repacked_models.folder else None
 
     # Endpoint configs
 
@@ -206,7 +214,6 @@ class Operations:
         config = self.describe_endpoint_config(EndpointConfigName)
         arn = self._arn("endpoint", EndpointName)
         try:
-            self._check_spelling(self.endpoints, EndpointName)
             models = self._models_of("CreateEndpoint", config)
             endpoints.create(self.endpoints, EndpointName, arn, config, models, given, self._s3_client)
         except FileExistsError:
@@ -248,10 +255,13 @@ class Operations:
         if "ModelDataSource" in model:
             raise invalid(operation, "a transform job takes no model with a ModelDataSource, here as on AWS")
         arn = self._arn("transform-job", name)
+        archive = self._repacked_archive(model)
         try:
-            transform_jobs.start(self.transform_jobs, request, arn, model, env)
+            transform_jobs.start(self.transform_jobs, request, arn, model, env, archive)
         except FileExistsError:
             raise in_use(operation, "Transform", name) from None
+        except FileNotFoundError:
+            raise invalid(operation, f'Could not find model "{request["ModelName"]}".') from None  # deleted meanwhile
         return {"TransformJobArn": arn}
 
     def describe_transform_job(self, TransformJobName: str) -> dict[str, Any]:
@@ -312,15 +322,9 @@ class Operations:
 
     def _create(self, operation: str, kind: str, store: Store, name: str, record: dict[str, Any]) -> None:
         try:
-            self._check_spelling(store, name)
             store.create(name, record)
         except FileExistsError:
             raise invalid(operation, f"Cannot create already existing {kind} {name!r}.") from None
-
-    def _check_spelling(self, store: Store, name: str) -> None:
-        """Check that no other name has the ARN of this one. Raises FileExistsError."""
-        if any(other != name and other.lower() == name.lower() for other in store.names()):
-            raise FileExistsError(name)
 
     def _found(self, kind: str, contained: str) -> Iterator[dict[str, Any]]:
         """Yield the descriptions of a kind of resource whose names contain a text.
@@ -365,32 +369,12 @@ class SageMaker:
 
     def __init__(self, region: str, *given: Any, **options: Any) -> None:
         self._operations = Operations(region, *given, **options)
-        self._client = boto.client("sagemaker", region, arguments.SAGEMAKER, self._operations.answer, _modeled)
+        self._client = boto.client("sagemaker", region, arguments.SAGEMAKER, self._operations.answer, arguments.modeled)
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):  # while it is copied or unpickled there is no client
             raise AttributeError(name)
         return getattr(self._client if hasattr(self._client, name) else self._operations, name)
-
-
-def _modeled(operation: str, request: dict[str, Any]) -> dict[str, Any]:
-    """Return a request of the SDK's local mode in the form of AWS's: a channel's FileDataSource is an S3DataSource."""
-    channels = request.get("InputDataConfig")
-    if operation != "CreateTrainingJob" or not isinstance(channels, list):
-        return request
-    return {**request, "InputDataConfig": [_with_s3_source(channel) for channel in channels]}
-
-
-def _with_s3_source(channel: Any) -> Any:
-    renamed = {"FileUri": "S3Uri", "FileDataDistributionType": "S3DataDistributionType"}
-    source = channel.get("DataSource") if isinstance(channel, dict) else None
-    if not isinstance(source, dict) or source.keys() != {"FileDataSource"}:
-        return channel
-    file = source["FileDataSource"]
-    if not isinstance(file, dict) or file.keys() - renamed.keys():
-        return channel
-    s3 = {"S3DataType": "S3Prefix", **{renamed[key]: value for key, value in file.items()}}
-    return {**channel, "DataSource": {"S3DataSource": s3}}
 
 
 def _spelled(kind: str, between: str) -> str:

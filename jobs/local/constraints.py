@@ -76,7 +76,8 @@ def _broken(shape: Any, value: Any) -> str | None:
         return _broken_by_number(kind, value, most)
     if (kind == "string" and "\0" in value) or (isinstance(value, str) and not _can_be_encoded(value)):
         return "be text that can be encoded, without null characters"
-    if kind in ("string", "list", "map") and len(value) > most:
+    # Of a blob, a text or an open file is measured once it is bytes.
+    if (kind in ("string", "list", "map") or isinstance(value, (bytes, bytearray))) and len(value) > most:
         return f"have length less than or equal to {most}"
     return _broken_by_text(shape, value) if kind == "string" else None
 

@@ -20,7 +20,9 @@ from pathlib import Path
 import psutil
 
 from fastmaker import files
+from fastmaker.jobs.runtime import server_log
 from fastmaker.jobs.runtime.requirements import met
+from fastmaker.jobs.storage import objects
 from fastmaker.local import archives, docker, processes
 
 # What a container sees of the caller's environment: how to reach programs and hosts, never what to compute.
@@ -31,7 +33,9 @@ FORWARDED = (
 )
 # Below the ports that the kernel gives to outgoing connections, so that none is taken between choice and use.
 PORTS = range(20000, 32000)
+PREFIX = "fastmaker-"  # of the names of temporary folders
 TOKEN_FILE = ".fastmaker-container"  # in the container's root and in its temporary folder, with the same content
+LOG_TAIL = 16 * 2**20  # bytes of a log that are read for its last lines: a script may print without end
 # Popen objects of containers that outlive their Container, kept so that they are reaped.
 _started: list[subprocess.Popen[bytes]] = []
 
@@ -59,19 +63,20 @@ class Container:
     def renew_temporary(self) -> None:
         """Make an empty temporary folder, in place of the one that there was."""
         self._remove_temporary()
-        self.tmp.unlink(missing_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix="fastmaker-", dir=_short_temporary_folder()))
+        for path in (self.tmp, self.root / TOKEN_FILE):  # a script may have made it a link
+            path.unlink(missing_ok=True)
         token = secrets.token_hex(16)
-        for folder in (temporary, self.root):
-            (folder / TOKEN_FILE).unlink(missing_ok=True)  # a script may have made it a link
-            (folder / TOKEN_FILE).write_text(token)
-        self.tmp.symlink_to(temporary)
+        temporary = Path(_short_temporary_folder(), _folder_name(token))
+        (self.root / TOKEN_FILE).write_text(token)
+        self.tmp.symlink_to(temporary)  # first: what is made after it is found though its maker is killed
+        temporary.mkdir(mode=0o700)
+        (temporary / TOKEN_FILE).write_text(token)
 
     def environment(self, extra: dict[str, str]) -> dict[str, str]:
         """Return the processes' environment: `extra` over what is forwarded from the caller."""
         env = {k: v for k, v in os.environ.items() if any(fnmatch.fnmatchcase(k, name) for name in FORWARDED)}
         root, tmp = str(self.root), os.path.realpath(self.tmp)
-        env |= {"FASTMAKER_CONTAINER": root, "SAGEMAKER_BASE_DIR": root, "TMPDIR": tmp, "PYTHONUNBUFFERED": "1"}
+        env |= {processes.TREE_VARIABLE: root, "SAGEMAKER_BASE_DIR": root, "TMPDIR": tmp, "PYTHONUNBUFFERED": "1"}
         # OpenMP's threads spin while they wait: where they share cores with other work, each slows all down by far.
         env["OMP_WAIT_POLICY"] = "PASSIVE"
         overlay = [str(path) for path in self.root.glob("overlay/lib/python*/site-packages")]
@@ -102,6 +107,10 @@ class Container:
         if done.returncode:
             what = "the source directory" if package else "requirements.txt"
             raise ContainerError(f"pip could not install {what}: {self.last_line()}")
+
+    def start_server(self, command: list[str], env: dict[str, str]) -> subprocess.Popen[bytes]:
+        """Start `command` as `start` does, with a log that does not grow without end."""
+        return self.start([sys.executable, server_log.__file__, str(self.log), *command], env)
 
     def start(self, command: list[str], env: dict[str, str]) -> subprocess.Popen[bytes]:
         """Start `command` in a process session of its own, its output going to the log."""
@@ -148,17 +157,16 @@ class Container:
         self._remove_temporary()
 
     def _remove_temporary(self) -> None:
+        """Remove the temporary folder, but none that the link leads to in its place: a script can change it."""
         with contextlib.suppress(OSError):
-            if self.tmp.is_symlink() and (temporary := self._own_temporary()):
+            temporary = Path(os.readlink(self.tmp))
+            if not temporary.is_absolute() or temporary.is_symlink() or not temporary.name.startswith(PREFIX):
+                return
+            token, its_own = (_small_file(folder / TOKEN_FILE) for folder in (self.root, temporary))
+            if token and token == its_own:
                 shutil.rmtree(temporary, ignore_errors=True)
-
-    def _own_temporary(self) -> Path | None:
-        """Return the temporary folder that `create` made, None if the link leads elsewhere: a script can change it."""
-        temporary = Path(os.readlink(self.tmp))
-        if not temporary.is_absolute() or temporary.is_symlink() or not temporary.name.startswith("fastmaker-"):
-            return None
-        tokens = {_small_file(folder / TOKEN_FILE) for folder in (temporary, self.root)}
-        return temporary if len(tokens) == 1 and tokens != {b""} else None
+            elif temporary.name == _folder_name(token.decode("ascii", "replace")):
+                temporary.rmdir()  # it is empty: its maker was killed before it wrote the token
 
     def set_log_aside(self) -> None:
         """Keep the log as container.1.log, in place of an earlier one; what is started next has a new log."""
@@ -167,8 +175,9 @@ class Container:
 
     def note(self, line: str) -> None:
         """Add a line to the log, if there is space for it."""
-        with contextlib.suppress(OSError), open(self.log, "a", encoding="utf-8") as log:
-            log.write(line + "\n")
+        if self.log.is_file() or not self.log.exists():
+            with contextlib.suppress(OSError), open(self.log, "a", encoding="utf-8") as log:
+                log.write(line + "\n")
 
     def last_line(self) -> str:
         """Return the last line of the log that is not blank."""
@@ -176,9 +185,13 @@ class Container:
         return lines[-1] if lines else "the log is empty"
 
     def log_tail(self, lines: int | None) -> str:
-        """Return the last `lines` lines of the log, or all of it; empty if there is none."""
+        """Return the last `lines` lines of the log, or all of the last LOG_TAIL bytes; empty if there is no log."""
+        if not self.log.is_file():  # a script may have put a pipe there
+            return ""
         try:
-            return "\n".join(self.log.read_text("utf-8", "replace").splitlines()[-(lines or 0) :])
+            with open(self.log, "rb") as log:
+                log.seek(max(0, os.fstat(log.fileno()).st_size - LOG_TAIL))
+                return "\n".join(log.read().decode("utf-8", "replace").splitlines()[-(lines or 0) :])
         except FileNotFoundError:
             return ""
 
@@ -214,18 +227,20 @@ def unpack(archive: Path, folder: Path) -> None:
 def pack(folder: Path | list[Path], archive: Path) -> None:
     """Write the content of a folder as a .tar.gz, whole or not at all; fast rather than small.
 
-    Several folders are put together; of a name that several have, the first folder's file is taken.
+    Several folders are put together; of a name that several have, the first folder's file is taken. Pipes, sockets and
+    devices, which `unpack` refuses, stay behind.
     """
     folders = folder if isinstance(folder, list) else [folder]
     archive.parent.mkdir(parents=True, exist_ok=True)
     paths = {path.relative_to(folder): path for folder in reversed(folders) for path in folder.rglob("*")}
+    regular = {name: path for name, path in paths.items() if path.is_symlink() or path.is_file() or path.is_dir()}
     with (
         files.atomic(archive) as partial,
         open(partial, "wb") as file,
         tarfile.open(archive, "w:gz", file, compresslevel=1) as tar,
     ):
-        for name in sorted(paths):
-            tar.add(paths[name], name, recursive=False)
+        for name in sorted(regular):
+            tar.add(regular[name], name, recursive=False)
 
 
 def free_ports(count: int) -> list[int]:
@@ -251,12 +266,29 @@ def copy_tree(source: Path, target: Path) -> None:
 
     Raises ContainerError.
     """
-    ignore = shutil.ignore_patterns("__pycache__", ".git", ".venv")
+    unwanted = shutil.ignore_patterns("__pycache__", ".git", ".venv")
+
+    def ignore(folder: str, names: list[str]) -> set[str]:
+        above = Path(folder).parents[: len(Path(folder).relative_to(source).parts)]
+        if os.path.realpath(folder) in map(os.path.realpath, above):
+            raise OSError(objects.LOOP)
+        return unwanted(folder, names)
+
     try:
-        shutil.copytree(source, target, ignore=ignore, dirs_exist_ok=True)
-    except shutil.Error as error:  # of several files; a pipe, a socket, a link that leads nowhere
+        shutil.copytree(source, target, ignore=ignore, copy_function=_copy_file, dirs_exist_ok=True)
+    except shutil.Error as error:  # of several files
         path, _, reason = error.args[0][0]
         raise ContainerError(f"{path} cannot be copied: {reason}") from None
+
+
+def _copy_file(source: str, target: str) -> None:
+    if os.path.exists(source) and not os.path.isfile(source):  # a pipe would be waited for, a device has no end
+        raise OSError(objects.SPECIAL)
+    shutil.copy2(source, target)
+
+
+def _folder_name(token: str) -> str:
+    return PREFIX + token[:12]
 
 
 def _short_temporary_folder() -> str:
@@ -266,9 +298,7 @@ def _short_temporary_folder() -> str:
 
 
 def _small_file(file: Path) -> bytes:
-    """Return the first bytes of a regular file, none of anything else."""
+    """Return the bytes of a small regular file, none of anything else."""
     with contextlib.suppress(OSError):
-        descriptor = os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-        with open(descriptor, "rb") as stream:
-            return stream.read(100)
+        return files.read_regular(file, 100)
     return b""

@@ -1,8 +1,8 @@
 """Docker in place of processes: the command that starts a container of an image, and its removal.
 
-A container belongs to the directory of a `Container`, which holds its name. `docker run` stays in the foreground as
-the process of that Container: it forwards the log, SIGTERM and the exit status. A container outlives a `docker run`
-that is killed, which `remove` is for.
+A container belongs to the directory of a `Container`, beside which its name is kept. `docker run` stays in the
+foreground as the process of that Container: it forwards the log, SIGTERM and the exit status. A container outlives a
+`docker run` that is killed, which `remove` is for.
 """
 
 import os
@@ -14,7 +14,6 @@ from pathlib import Path
 
 from fastmaker.jobs import instance_types
 
-NAME_FILE = "docker-container"  # its name, and that of its image
 LABEL = "fastmaker"  # of every container; its value is the directory that the container belongs to
 PORT = 8080  # that serving containers listen on
 FORWARDED = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_REGION", "AWS_DEFAULT_REGION")
@@ -65,7 +64,7 @@ def training_command(
 
 def await_start(root: Path, process: subprocess.Popen[bytes]) -> None:
     """Wait until the container of `root` runs, or its `docker run` has ended: signals sent earlier are lost."""
-    name = (root / NAME_FILE).read_text().splitlines()[0]
+    name = _name_file(root).read_text().splitlines()[0]
     while process.poll() is None and _docker("inspect", "--format", "{{.State.Running}}", name).stdout != "true\n":
         time.sleep(0.05)
 
@@ -77,20 +76,25 @@ def environment(env: dict[str, str]) -> dict[str, str]:
 
 def runs(root: Path) -> bool:
     """Return whether it is a container of Docker that belongs to `root`."""
-    return (root / NAME_FILE).exists()
+    return _name_file(root).exists()
+
+
+def _name_file(root: Path) -> Path:
+    """Return the file with the names of the container of `root` and of its image, which no script can write."""
+    return root.with_name(f".{root.name}.docker")
 
 
 def remove(root: Path) -> None:
     """End the container of `root`, if there is one, and make the caller the owner of what it wrote."""
     try:
-        name, image = (root / NAME_FILE).read_text().splitlines()
+        name, image = _name_file(root).read_text().splitlines()
     except FileNotFoundError:
         return
     _docker("rm", "--force", "--volumes", name)
     if os.getuid() != 0:  # containers run as root, as on AWS
         owner, volume = f"{os.getuid()}:{os.getgid()}", f"{root}:/opt/ml"
         _docker("run", "--rm", "--volume", volume, "--entrypoint", "chown", image, "--recursive", owner, "/opt/ml")
-    (root / NAME_FILE).unlink(missing_ok=True)  # another thread or process may have been as quick
+    _name_file(root).unlink(missing_ok=True)  # another thread or process may have been as quick
 
 
 def _run(root: Path, image: str, instance_type: str, env: dict[str, str]) -> list[str]:
@@ -99,7 +103,7 @@ def _run(root: Path, image: str, instance_type: str, env: dict[str, str]) -> lis
     It names variables without their values: other users can read the command.
     """
     name = f"fastmaker-{uuid.uuid4()}"
-    (root / NAME_FILE).write_text(f"{name}\n{image}\n")
+    _name_file(root).write_text(f"{name}\n{image}\n")
     forwarded = [*env, *(variable for variable in FORWARDED if variable in os.environ and variable not in env)]
     variables = [word for variable in forwarded for word in ("--env", variable)]
     gpus = ["--gpus", "all"] if instance_types.is_gpu(instance_type) else []
@@ -107,6 +111,8 @@ def _run(root: Path, image: str, instance_type: str, env: dict[str, str]) -> lis
         shutil.which("docker") or "docker",
         "run",
         "--rm",
+        "--log-driver",
+        "none",  # what a container prints goes to container.log alone
         "--name",
         name,
         "--label",

@@ -1,5 +1,6 @@
 """The errors that AWS answers; boto3's clients raise them as their own class of the code."""
 
+from pathlib import Path
 from types import TracebackType
 from typing import Literal
 
@@ -17,6 +18,13 @@ def in_use(operation: str, kind: str, name: str) -> ClientError:
     """Return the error of a job whose name is taken; `kind` is Training or Transform."""
     message = f"{kind} job names must be unique within an AWS account and region: {name} exists"
     return ClientError({"Error": {"Code": "ResourceInUse", "Message": message}}, operation)
+
+
+def no_space(operation: str, folder: Path, error: OSError) -> ClientError:
+    """Return the error of a request that needs space on a full disk; `folder` has it, if the error names no file."""
+    place = error.filename or folder
+    message = f"no space is left on the disk of {place}; delete jobs, endpoints or models, which needs none"
+    return ClientError({"Error": {"Code": "ResourceLimitExceeded", "Message": message}}, operation)
 
 
 class must_exist:

@@ -20,7 +20,9 @@ import psutil
 from fastmaker import files
 
 VARIABLE = "FASTMAKER_PROCESS"  # holds the token
+TREE_VARIABLE = "FASTMAKER_CONTAINER"  # holds the directory of a container
 PROCESS_FILE = "process.json"
+MAX_FILE = 2**16  # bytes
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 OLD_TOLERANCE_SECONDS = 1  # between two readings of a start time that was kept as one of the day
 
@@ -97,18 +99,16 @@ class Started:
         A session's number is believed while its first process lives: it may be given again afterwards.
         """
         known = self._read()
-        if not known:
-            return []
-        first = find(known)
         found = {process.pid: process for process in self._carriers(known)}
-        if first:
+        first = find(known)
+        if first and not _lacks(first, known.get("token")):
             found |= {process.pid: process for process in _session(first.pid)} | {first.pid: first}
         found.pop(os.getpid(), None)
         return sorted(found.values(), key=lambda process: process != first)
 
     def _read(self) -> dict[str, Any]:
         try:
-            known = json.loads(self.file.read_text("utf-8"))
+            known = json.loads(files.read_regular(self.file, MAX_FILE))
         except (OSError, ValueError):  # nothing was started, or nobody can tell what
             return {}
         return known if isinstance(known, dict) else {}
@@ -116,7 +116,8 @@ class Started:
     def _carriers(self, known: dict[str, Any]) -> list[psutil.Process]:
         if isinstance(token := known.get("token"), str) and token:
             return carrying(VARIABLE, token)
-        return carrying("SAGEMAKER_BASE_DIR", str(self.file.parent)) if known else []  # of an earlier version
+        # The file is of an earlier version, or a script has removed it from its tree.
+        return carrying("SAGEMAKER_BASE_DIR" if known else TREE_VARIABLE, str(self.file.parent))
 
 
 def carrying(variable: str, value: str) -> list[psutil.Process]:
@@ -158,6 +159,16 @@ def stop(find_processes: Callable[[], list[psutil.Process]], grace_seconds: floa
                 process.send_signal(signal.SIGKILL if over else signal.SIGTERM)
         asked |= known
         time.sleep(0.02 if over else 0.05)
+
+
+def _lacks(process: psutil.Process, token: Any) -> bool:
+    """Return whether a process is sure not to have been started with a token.
+
+    A script can write any process into the file in its tree, but not change the environment of that one.
+    """
+    with contextlib.suppress(psutil.Error, OSError):
+        return isinstance(token, str) and not _environment_holds(process, VARIABLE, token)
+    return False
 
 
 def _session(number: int) -> list[psutil.Process]:

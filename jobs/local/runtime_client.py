@@ -15,7 +15,7 @@ from botocore.exceptions import ClientError
 from botocore.model import OperationModel
 from botocore.response import StreamingBody
 
-from fastmaker.local import arguments, boto
+from fastmaker.local import arguments, boto, constraints
 from fastmaker.local.containers import Container
 from fastmaker.local.names import ACCOUNT
 from fastmaker.local.serving import connections, endpoints, instances
@@ -61,12 +61,16 @@ class Invocations:
 
     def answer(self, model: OperationModel, request: dict[str, Any]) -> dict[str, Any]:
         """Return the answer to a request of InvokeEndpoint that botocore has validated. Raises ClientError."""
-        return self._invoke(**request)
+        body = self._bytes_of(request.pop("Body", b""))
+        if reason := constraints.violations(model.input_shape, {"Body": body}):
+            raise self._invalid(reason)
+        return self._invoke(body, **request)
 
-    def _invoke(self, EndpointName: str, Body: Any, TargetVariant: str | None = None, **request: Any) -> dict[str, Any]:
+    def _invoke(
+        self, body: bytes, EndpointName: str, TargetVariant: str | None = None, **request: Any
+    ) -> dict[str, Any]:
         """Send a request to a model. An answer of 4xx or 5xx raises ModelError, with the status and the body."""
-        body, headers = self._bytes_of(Body), self._headers(request)
-        failures = _Failures()
+        headers, failures = self._headers(request), _Failures()
         while True:
             server = self._pick_server(EndpointName, TargetVariant, failures.avoid)
             if failures.are_final():

@@ -29,6 +29,7 @@ import sagemaker.utils
 from sagemaker.fw_utils import UploadedCode
 
 from fastmaker.jobs import storage
+from fastmaker.local import archives
 from fastmaker.local.containers import unpack
 
 OPT_OUT = {"SchemaVersion": "1.0", "SageMaker": {"PythonSDK": {"Modules": {"TelemetryOptOut": True}}}}
@@ -221,6 +222,7 @@ def _repack_here(upload: Callable[..., None]) -> Callable[..., None]:
         with tempfile.TemporaryDirectory(dir=folder) as scratch:
             packed = Path(scratch, "repacked.tar.gz")
             model = storage.fetch(storage.uri_of(self.model_data), Path(scratch, "model.tar.gz"), session.s3_client)
+            archives.names(model)  # the SDK unpacks it without a limit
             sagemaker.utils.repack_model(
                 inference_script=self.entry_point,
                 source_directory=_local_source(self.source_dir, Path(scratch), session.s3_client),

@@ -247,7 +247,7 @@ def _print_new_lines(containers: Callable[[], list[Container]]) -> Callable[[], 
     positions: dict[Path, int] = {}
 
     def print_new() -> None:
-        found = [container for container in containers() if container.log.exists()]
+        found = [container for container in containers() if container.log.is_file()]
         for container in found:
             with open(container.log, "rb") as log:
                 if positions.get(container.log, 0) > os.fstat(log.fileno()).st_size:  # it was set aside

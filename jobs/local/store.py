@@ -28,7 +28,10 @@ RECORD_FILE = "record.json"
 LOCK_FILE = ".lock"
 NEW, DELETED = ".new-", ".deleted-"  # and the process that makes or removes it
 FOREIGN_SECONDS = 60  # after which what a process of another machine, or of another boot, left is removed
+MAX_RECORD = 64 * 2**20  # bytes; the largest request has one
 FULL = (errno.ENOSPC, errno.EDQUOT)
+FULL_BYTES = 2**20  # with less a disk counts as full
+RESERVE_FILE, RESERVE_BYTES = ".reserve", 2**18  # space for the last change of a record; a request has 250 KB at most
 
 
 class DamagedRecord(Exception):
@@ -45,11 +48,17 @@ def now() -> datetime:
     return datetime.now(timezone.utc)
 
 
+def no_space(folder: Path) -> str:
+    """Return that the disk of a folder is full, empty if it is not."""
+    free = shutil.disk_usage(folder).free
+    return f"no space is left on the disk of {folder}" if free < FULL_BYTES else ""
+
+
 class Store:
     """Keep the records of one kind of resource by name, each a dict of JSON values and datetimes.
 
     A record must have the keys of `shape`, with values of its types; a dict or a list of one in it says what they hold.
-    `end` ends what runs in a directory that is removed.
+    `end` ends what runs in a directory that is removed. With `ignore_case` no two names differ by their case alone.
     """
 
     def __init__(
@@ -58,11 +67,13 @@ class Store:
         kind: str,
         shape: dict[str, Any] | None = None,
         end: Callable[[Path], None] = lambda directory: None,
+        ignore_case: bool = False,
     ) -> None:
         self.kind = kind
         self.folder = home / kind
         self._shape = shape or {}
         self._end = end
+        self._ignore_case = ignore_case
 
     def directory(self, name: str) -> Path:
         """Return the directory of `name`, whether or not it exists. Raises KeyError for what is no name."""
@@ -90,7 +101,8 @@ class Store:
         try:
             (new / LOCK_FILE).touch()
             self._write(new, record)
-            self._move_in(new, name)
+            with self._spelled_once(name):
+                self._move_in(new, name)
         except BaseException:
             shutil.rmtree(new, ignore_errors=True)
             raise
@@ -113,7 +125,7 @@ class Store:
             raise KeyError(name)
         file = self.directory(name) / RECORD_FILE
         try:
-            record = json.loads(_read_regular(file), object_hook=_decode_time)
+            record = json.loads(files.read_regular(file, MAX_RECORD), object_hook=_decode_time)
         except FileNotFoundError:
             raise KeyError(name) from None  # deleted meanwhile
         except OSError as error:
@@ -126,17 +138,24 @@ class Store:
         return found
 
     @contextlib.contextmanager
-    def changing(self, name: str) -> Iterator[dict[str, Any]]:
+    def changing(self, name: str, last: bool = False) -> Iterator[dict[str, Any]]:
         """Yield the record, to be changed in place while no other process changes it.
 
-        Raises KeyError and DamagedRecord, and OSError if it cannot be written: then it stays as it was.
+        The `last` change has the space that `reserve` has kept. Raises KeyError and DamagedRecord, and OSError if it
+        cannot be written: then it stays as it was.
         """
         with self._locked(name) as directory:
             record = self.read(name)
             before = json.dumps(record, default=_encode_time)
             yield record
+            if last:
+                (directory / RESERVE_FILE).unlink(missing_ok=True)
             if json.dumps(record, default=_encode_time) != before:
                 self._write(directory, record)
+
+    def reserve(self, name: str) -> None:
+        """Keep space for the last change of a record, which is to be written on a full disk too. Raises OSError."""
+        (self.directory(name) / RESERVE_FILE).write_bytes(bytes(RESERVE_BYTES))
 
     def delete(self, name: str) -> None:
         """Remove the record and all that its directory holds, which needs no space on the disk. Raises KeyError."""
@@ -178,6 +197,22 @@ class Store:
                     return
             finally:
                 _unlock(lock)
+
+    @contextlib.contextmanager
+    def _spelled_once(self, name: str) -> Iterator[None]:
+        """Have no other name that differs by its case alone while the context lasts. Raises FileExistsError."""
+        if not self._ignore_case:
+            yield
+            return
+        lock = os.open(self.folder.parent, os.O_RDONLY)
+        try:
+            with contextlib.suppress(OSError):  # a file system without locks of folders
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            if any(other != name and other.lower() == name.lower() for other in self.names()):
+                raise FileExistsError(self.directory(name))
+            yield
+        finally:
+            _unlock(lock)
 
     def _move_in(self, new: Path, name: str) -> None:
         """Give a new directory its name. Raises FileExistsError if a record has it; what is none gives way."""
@@ -281,15 +316,6 @@ def _same(lock: int, directory: Path) -> bool:
     with contextlib.suppress(OSError):
         return os.path.samestat(held, os.lstat(path))
     return False
-
-
-def _read_regular(file: Path) -> str:
-    """Return the text of a file, but not of what a link leads to, of a pipe or a device. Raises OSError."""
-    descriptor = os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    with open(descriptor, encoding="utf-8") as stream:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise OSError(errno.EINVAL, "no regular file")
-        return stream.read()
 
 
 def _misfit(value: Any, shape: Any, where: str = "it") -> str | None:

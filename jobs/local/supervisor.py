@@ -18,7 +18,7 @@ import psutil
 
 from fastmaker.local import processes
 from fastmaker.local.containers import end_below
-from fastmaker.local.store import Store
+from fastmaker.local.store import Store, no_space
 
 FINAL = ("Completed", "Failed", "Stopped")
 MAX_REASON = 1024  # the longest FailureReason that AWS gives
@@ -60,6 +60,7 @@ def start(
     """
     directory = store.create(name, {**record, "creator": processes.identity()})
     try:
+        store.reserve(name)
         prepare(directory)
         started = processes.Started(directory)
         token = started.begin()
@@ -103,12 +104,21 @@ def settle(store: Store, name: str, finish: Callable[[dict[str, Any], str, str |
     record = store.read(name)
     if status(record) in FINAL or running(store, name, record):
         return record
-    with contextlib.suppress(OSError), store.changing(name) as record:  # on a full disk the next one writes it
+    with (
+        contextlib.suppress(OSError),
+        store.changing(name, last=True) as record,
+    ):  # on a full disk the next one writes it
         if status(record) not in FINAL and not running(store, name, record):
             end_below(store.directory(name))
             stopped = status(record) == "Stopping"
-            finish(record, "Stopped" if stopped else "Failed", None if stopped else DIED)
+            finish(record, "Stopped" if stopped else "Failed", None if stopped else reason(store, DIED))
     return record
+
+
+def reason(store: Store, text: str) -> str:
+    """Return why a job failed, after its code that the disk is full if it is: that may be the cause."""
+    code, _, rest = text.partition(": ")
+    return ": ".join(filter(None, [code, no_space(store.folder), rest]))
 
 
 def stop(store: Store, name: str, enter: Callable[[dict[str, Any]], None]) -> None:

@@ -13,6 +13,9 @@ from fastmaker.local.errors import invalid
 from fastmaker.local.serving import torchserve
 
 MAX_INSTANCES = 100  # of an endpoint
+ROUTING = ("RANDOM", "LEAST_OUTSTANDING_REQUESTS")
+MAX_ENVIRONMENT = 32 * 2**10  # bytes of all names and values; the constraints of each are in characters
+MAX_VARIABLE = 1024  # bytes of a name or a value
 S3_ENDPOINTS = {"AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"}  # variables that say where S3 is, if it is not AWS's
 
 
@@ -38,6 +41,13 @@ def check_model(
     (container,) = given
     if container.get("Mode") == "MultiModel":
         raise invalid(operation, "multi-model containers need AWS")
+    sizes = [len(text.encode()) for pair in container.get("Environment", {}).items() for text in pair]
+    if max(sizes, default=0) > MAX_VARIABLE:
+        raise invalid(
+            operation, f"a name or value in Environment has {max(sizes)} bytes; expected at most {MAX_VARIABLE}"
+        )
+    if sum(sizes) > MAX_ENVIRONMENT:
+        raise invalid(operation, f"Environment has {sum(sizes):,} bytes; expected at most {MAX_ENVIRONMENT:,}")
     url, source = container.get("ModelDataUrl"), container.get("ModelDataSource", {}).get("S3DataSource")
     if url and source:
         raise invalid(operation, "expected a ModelDataUrl or a ModelDataSource, not both")
@@ -67,6 +77,8 @@ def check_variants(operation: str, variants: list[dict[str, Any]]) -> None:
         if not instance_types.is_local(instance_type):
             raise invalid(operation, f"the instance type is {instance_type!r}; a ProcessSession serves on local")
         check_gpu(operation, variant["InstanceType"])
+        if (strategy := variant.get("RoutingConfig", {}).get("RoutingStrategy", ROUTING[0])) not in ROUTING:
+            raise invalid(operation, f"{label}: RoutingStrategy {strategy} needs AWS; use {' or '.join(ROUTING)}")
     if len({variant["VariantName"] for variant in variants}) < len(variants):
         raise invalid(operation, "two variants have one name")
     if (count := sum(variant.get("InitialInstanceCount", 1) for variant in variants)) > MAX_INSTANCES:

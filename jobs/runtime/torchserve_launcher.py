@@ -5,19 +5,16 @@ The toolkit was written for one server a machine, of root. Here its configuratio
 machine, which gives up when there are two. FASTMAKER_CONTAINER is shown as /opt/ml, where the machine allows it.
 """
 
-import contextlib
 import importlib.util
 import os
-import shutil
 import sys
 import tempfile
-import threading
 import time
 from pathlib import Path
 
 sys.path.pop(0)  # this folder, whose module names are ours alone
 
-from fastmaker.jobs.runtime import mounts
+from fastmaker.jobs.runtime import mounts, server_log
 
 if root := os.environ.get("FASTMAKER_CONTAINER"):  # before the toolkit is imported, which asks where its folder is
     try:
@@ -30,24 +27,6 @@ import psutil
 from sagemaker_pytorch_serving_container import torchserve
 
 START_SECONDS = 30.0
-LOG_BYTES = 10 * 2**20  # of the container's log; what was before is kept once, as container.1.log
-LOG_SECONDS = 1.0  # between two looks at its size
-# The toolkit's own also writes five files that nobody reads.
-LOG_CONFIG = """<?xml version="1.0" encoding="UTF-8"?>
-<Configuration>
-  <Appenders>
-    <Console name="STDOUT" target="SYSTEM_OUT"><PatternLayout pattern="%d{ISO8601} [%-5p] %t %c - %m%n"/></Console>
-  </Appenders>
-  <Loggers>
-    <Logger name="io.netty" level="error"/>
-    <Logger name="org.apache" level="off"/>
-    <Logger name="MODEL_METRICS" level="off"/>
-    <Logger name="TS_METRICS" level="off"/>
-    <Logger name="TELEMETRY_METRICS" level="off"/>
-    <Root level="info"><AppenderRef ref="STDOUT"/></Root>
-  </Loggers>
-</Configuration>
-"""
 
 
 def server_process() -> psutil.Process:
@@ -61,21 +40,10 @@ def server_process() -> psutil.Process:
     raise RuntimeError(f"TorchServe did not start within {START_SECONDS:.0f} s")
 
 
-def bound_log() -> None:
-    """Set the container's log aside whenever it is full. Who writes it appends, and goes on in an empty file."""
-    log = Path(os.environ.get("SAGEMAKER_BASE_DIR", mounts.OPT_ML), "container.log")
-    while True:
-        if log.is_file() and log.stat().st_size > LOG_BYTES:
-            with contextlib.suppress(OSError):  # on a full disk it is emptied all the same
-                shutil.copyfile(log, log.with_name("container.1.log"))
-            os.truncate(log, 0)
-        time.sleep(LOG_SECONDS)
-
-
 def main() -> None:
-    threading.Thread(target=bound_log, daemon=True).start()
+    server_log.bound(Path(os.environ.get("SAGEMAKER_BASE_DIR", mounts.OPT_ML), "container.log"))
     torchserve.DEFAULT_TS_LOG_FILE = os.path.join(tempfile.gettempdir(), "log4j2.xml")
-    Path(torchserve.DEFAULT_TS_LOG_FILE).write_text(LOG_CONFIG)
+    Path(torchserve.DEFAULT_TS_LOG_FILE).write_text(server_log.LOG_CONFIG)
     torchserve.TS_CONFIG_FILE = os.path.join(tempfile.gettempdir(), "ts.properties")
     torchserve._retrieve_ts_server_process = server_process
     # The toolkit's template joins two lines of its properties, and so loses the timeout.

@@ -1,10 +1,11 @@
 """Objects of S3 and files alike: list, open, copy, write and remove what a URI names."""
 
 import contextlib
+import errno
 import os
 import shutil
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any, BinaryIO, cast
 
@@ -23,6 +24,9 @@ from fastmaker.jobs.storage.uris import (
     scheme,
 )
 
+LOOP, NOWHERE = "a link back to a folder that it lies in", "a link that leads nowhere"
+SPECIAL = "a pipe, a socket or a device"
+
 
 def link_or_download(uri: str, target: Path, shard: int = 0, shards: int = 1) -> None:
     """Make the data at `uri` appear as the directory `target`, S3 objects by their keys below the prefix.
@@ -35,6 +39,8 @@ def link_or_download(uri: str, target: Path, shard: int = 0, shards: int = 1) ->
         return
     source = local_path(uri).resolve()
     if source.is_dir() and shards == 1:
+        for _ in _list_folder(source, skipped=(LOOP, NOWHERE)):
+            pass  # a script would wait for a pipe for ever
         target.symlink_to(source)
         return
     root, listed = list_objects(f"file://{source}")
@@ -84,10 +90,12 @@ def download_one(uri: str, target: Path, client: Any = None) -> None:
 
 
 def put_folder(folder: Path, uri: str, kms_key: str | None = None) -> None:
-    """Copy the files below `folder` to the folder `uri`, as `put` does each. Raises StorageError."""
-    root, listed = list_objects(f"file://{folder}")
-    for name, _ in listed:
-        put(literal_path(root + name), join(uri, name), kms_key)
+    """Copy the files below `folder` to the folder `uri`, as `put` does each. Raises StorageError.
+
+    What has no content stays behind: pipes, sockets, devices and links that lead nowhere or back.
+    """
+    for name, _ in _list_folder(folder, skipped=(LOOP, NOWHERE, SPECIAL)):
+        put(folder / name, join(uri, name), kms_key)
 
 
 def put(file: Path, uri: str, kms_key: str | None = None) -> None:
@@ -163,7 +171,17 @@ def open_object(uri: str) -> BinaryIO:
         with clear_errors(uri):
             return cast(BinaryIO, s3.Body(s3.client().get_object(Bucket=bucket, Key=key)["Body"], uri))
     with clear_errors(uri):
-        return open(literal_path(uri), "rb")
+        return open(literal_path(uri), "rb", opener=_open_file)
+
+
+def _open_file(path: str, flags: int) -> int:
+    """Return a descriptor of a file, but not of a pipe, which would be waited for. Raises OSError."""
+    descriptor = os.open(path, flags | os.O_NONBLOCK)
+    mode = os.fstat(descriptor).st_mode
+    if stat.S_ISREG(mode) or stat.S_ISDIR(mode):
+        return descriptor
+    os.close(descriptor)
+    raise OSError(errno.EINVAL, SPECIAL)
 
 
 def list_objects(uri: str) -> tuple[str, Iterator[tuple[str, int]]]:
@@ -201,11 +219,16 @@ def sizes(prefix: str, names: Iterable[str]) -> Iterator[tuple[str, int | None]]
         yield name, _file_size(prefix + name)
 
 
-def _list_folder(folder: Path) -> Iterator[tuple[str, int]]:
+def _list_folder(folder: Path, skipped: Collection[str] = ()) -> Iterator[tuple[str, int]]:
     """Yield (name, bytes) of the files below a folder; links are followed.
 
-    Raises StorageError for a link that leads nowhere, or back to a folder that it lies in, and for a pipe or a device.
+    Raises StorageError for what is LOOP, NOWHERE or SPECIAL, if that is not `skipped`.
     """
+
+    def check(path: str, reason: str) -> None:
+        if reason not in skipped:
+            raise StorageError(f"file://{path}: {reason}")
+
     waiting = [("", frozenset([os.path.realpath(folder)]))]  # folders, each with those that it lies in
     while waiting:
         below, above = waiting.pop()
@@ -214,14 +237,13 @@ def _list_folder(folder: Path) -> Iterator[tuple[str, int]]:
                 if entry.is_dir():
                     real = os.path.realpath(entry.path)
                     if real in above:
-                        raise StorageError(f"file://{entry.path}: a link back to a folder that it lies in")
-                    waiting.append((f"{below}{entry.name}/", above | {real}))
+                        check(entry.path, LOOP)
+                    else:
+                        waiting.append((f"{below}{entry.name}/", above | {real}))
                 elif entry.is_file():
                     yield below + entry.name, entry.stat().st_size
-                elif entry.is_symlink():
-                    raise StorageError(f"file://{entry.path}: a link that leads nowhere")
                 else:
-                    raise StorageError(f"file://{entry.path}: a pipe, a socket or a device")
+                    check(entry.path, SPECIAL if os.path.exists(entry.path) else NOWHERE)
 
 
 def _file_size(uri: str) -> int | None:

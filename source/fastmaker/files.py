@@ -1,8 +1,10 @@
 """Files that exist whole or not at all, through a kill, a reboot or a full disk."""
 
 import contextlib
+import errno
 import os
 import secrets
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -33,6 +35,21 @@ def write_text(path: str | os.PathLike, text: str) -> None:
     """Write `text` to `path` in UTF-8, whole or not at all. Raises OSError."""
     with atomic(path) as partial:
         partial.write_text(text, "utf-8")
+
+
+def read_regular(path: str | os.PathLike, most: int) -> bytes:
+    """Return the bytes of a file, but not of what a link leads to, of a pipe or a device, nor more than `most`.
+
+    Raises OSError.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    with open(descriptor, "rb") as stream:
+        found = os.fstat(descriptor)
+        if not stat.S_ISREG(found.st_mode):
+            raise OSError(errno.EINVAL, "no regular file")
+        if found.st_size > most:
+            raise OSError(errno.EFBIG, f"it has more than {most:,} bytes")
+        return stream.read()
 
 
 def sync(path: str | os.PathLike) -> None:

@@ -216,16 +216,20 @@ class Instance:
         raise ObjectError(f"the server has had no worker for {READY_SECONDS} s")
 
     def _start_server(self) -> None:
-        """Start the server and wait for its workers. Raises JobFailure with the reason if it does not come up."""
+        """Start the server and wait for its workers. Raises JobFailure with the reason if it does not come up.
+
+        One that has died is started again on what was unpacked for it: the model may have been deleted or replaced.
+        """
         if self.starts == SERVER_STARTS:
             raise ObjectError(f"the server has died {self.starts} times")
-        self.close()
-        container = Container(self.job.directory / f"instance-{self.number + 1}-{self.starts + 1}")
-        self.container = container
         env = {**self.job.model.get("Environment", {}), **self._environment()}
         model = {**self.job.model, "Environment": env}
-        torchserve.prepare(container, model)
-        self._start_process(container, model)
+        if container := self.container:
+            self._start_again(container, model)
+        else:
+            container = self.container = Container(self.job.directory / f"instance-{self.number + 1}")
+            torchserve.prepare(container, model)
+            self._start_process(container, model)
         attempts = 1
         while not self._is_ready():
             if self.job.halted.is_set():
@@ -233,15 +237,19 @@ class Instance:
             ended = torchserve.clashed(container) or torchserve.was_killed(container)
             if ended and attempts < SERVER_STARTS:
                 attempts += 1
-                container.stop(0)
-                container.renew_temporary()
-                container.set_log_aside()
-                self._start_process(container, model)
+                self._start_again(container, model)
             elif reason := torchserve.why_not_starting(container):
                 raise JobFailure("\n".join([reason, container.log_tail(15)]))
             time.sleep(0.1)
         self._http = connections.pool_of(container, self.port, maxsize=self.concurrency, timeout=self.timeout)
         self.starts += 1
+
+    def _start_again(self, container: Container, model: dict[str, Any]) -> None:
+        """End what is left of the server of a container and start it anew."""
+        container.stop(0)
+        container.renew_temporary()
+        container.set_log_aside()
+        self._start_process(container, model)
 
     def _start_process(self, container: Container, model: dict[str, Any]) -> None:
         """Start the server of a container at a free port."""

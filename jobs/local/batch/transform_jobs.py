@@ -5,7 +5,9 @@ divided among the instances by key. One that fails has no .out; the others go on
 Rules, defaults and limits: https://docs.aws.amazon.com/sagemaker/latest/APIReference/API_CreateTransformJob.html
 """
 
+import contextlib
 import json
+import os
 import sys
 import threading
 import time
@@ -32,11 +34,25 @@ MODULE = "fastmaker.local.batch.transform_jobs"
 KIND = "transform-jobs"
 SHAPE = {"description": {"TransformJobName": str, "TransformJobStatus": str, "CreationTime": datetime}}
 FAILURES_FILE = "failures.jsonl"  # key, URI and error of each object that failed
+ARCHIVE = "model.tar.gz"  # in a job's directory, of a model whose archive is deleted with it
 PROGRESS_FILE = "progress.json"
 
 
-def start(store: Store, request: dict[str, Any], arn: str, model: dict[str, Any], env: dict[str, str]) -> None:
-    """Record the job and start the process that runs it. Raises FileExistsError if the name is taken."""
+def start(
+    store: Store,
+    request: dict[str, Any],
+    arn: str,
+    model: dict[str, Any],
+    env: dict[str, str],
+    archive: Path | None = None,
+) -> None:
+    """Record the job and start the process that runs it.
+
+    An `archive` of the model that goes with the model is linked into the job's directory. Raises FileExistsError if the
+    name is taken, FileNotFoundError if the archive is gone.
+    """
+    name = request["TransformJobName"]
+    own = store.directory(name) / ARCHIVE
     source = request["TransformInput"]["DataSource"]["S3DataSource"]
     source = {**source, "S3Uri": storage.absolute(source["S3Uri"])}
     output = request["TransformOutput"]
@@ -48,8 +64,14 @@ def start(store: Store, request: dict[str, Any], arn: str, model: dict[str, Any]
         "TransformJobStatus": "InProgress",
         "CreationTime": now(),
     }
+    model = {**model, **({"ModelDataUrl": f"file://{own}"} if archive else {})}
     record = {"description": description, "model": model, "tags": request.get("Tags", [])}
-    supervisor.start(store, request["TransformJobName"], record, MODULE, env)
+
+    def prepare(directory: Path) -> None:
+        if archive:
+            os.link(archive, own)
+
+    supervisor.start(store, name, record, MODULE, env, prepare)
 
 
 def describe(store: Store, name: str) -> dict[str, Any]:
@@ -129,7 +151,8 @@ class Job:
         """Record the final status and, if the job failed, why."""
         self._write_progress()
         self.inputs.close()
-        with self.store.changing(self.name) as record:
+        reason = reason and supervisor.reason(self.store, reason)
+        with self.store.changing(self.name, last=True) as record:
             if record["description"]["TransformJobStatus"] not in FINAL:
                 _finish(record["description"], status, reason)
 
@@ -200,8 +223,9 @@ class Job:
     def _write_progress(self) -> None:
         counts = {"objects": self.inputs.count, "answers": self.answers, "failures": self.failures}
         if counts != self._written_progress:
-            files.write_text(self.directory / PROGRESS_FILE, json.dumps(counts))
-            self._written_progress = counts
+            with contextlib.suppress(OSError):  # on a full disk the job goes on
+                files.write_text(self.directory / PROGRESS_FILE, json.dumps(counts))
+                self._written_progress = counts
 
     def request_stop(self, number: int, frame: FrameType | None) -> None:
         """Take SIGTERM: the job stops."""

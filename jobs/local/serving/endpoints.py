@@ -30,7 +30,7 @@ SHAPE = {
 
 def store_below(home: Path) -> Store:
     """Return the records of endpoints in FASTMAKER_HOME."""
-    return Store(home, KIND, SHAPE, partial(end_below, depth=2))
+    return Store(home, KIND, SHAPE, partial(end_below, depth=2), ignore_case=True)
 
 
 def create(

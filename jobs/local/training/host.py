@@ -1,17 +1,17 @@
 """One host of a training job: its /opt/ml tree, its share of the data, the toolkit's process and its failure."""
 
+import contextlib
 import json
 import os
 import re
 import shutil
 import subprocess
 import sys
-import tarfile
 from pathlib import Path
 from typing import Any
 
 from fastmaker.jobs import instance_types, runtime, storage
-from fastmaker.local import docker, supervisor
+from fastmaker.local import archives, docker, supervisor
 from fastmaker.local.containers import Container, ContainerError, copy_tree, unpack
 from fastmaker.local.training import failures
 from fastmaker.local.training.checkpoints import OPT_ML
@@ -19,6 +19,7 @@ from fastmaker.local.training.validation import hyperparameter
 
 LAUNCHER = Path(runtime.__file__).with_name("training_launcher.py")
 NETWORK_INTERFACE = "lo"
+MAX_FAILURE = 2**20  # characters that are read of what a script may have written
 # What a host reports whose peer has ended: the other host is the cause.
 PEER_GONE = re.compile(r"Connection (closed|reset)|gloo|NCCL|Broken pipe|recvValue|timed? ?out", re.I)
 
@@ -95,10 +96,10 @@ class Host:
 
     def failure(self, length: int) -> str:
         """Return why the host failed, in at most `length` characters."""
-        try:
-            text = (self.container.root / "output" / "failure").read_text("utf-8", "replace").strip()
-        except OSError:
-            text = ""
+        file, text = self.container.root / "output" / "failure", ""
+        if file.is_file():  # else a script has put a pipe there
+            with contextlib.suppress(OSError), open(file, encoding="utf-8", errors="replace") as stream:
+                text = stream.read(MAX_FAILURE).strip()
         status = self.process.returncode if self.process else 0
         return failures.explain(text, self.container.log_tail(None), status, length)
 
@@ -151,7 +152,7 @@ class Host:
         source = storage.fetch(uri, self.container.tmp / "sourcedir.tar.gz")
         if source.is_dir():
             copy_tree(source, root / "code")
-        elif tarfile.is_tarfile(source):
+        elif archives.is_archive(source):
             unpack(source, root / "code")
         else:
             (root / "code").mkdir()

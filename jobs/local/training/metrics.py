@@ -14,7 +14,7 @@ from botocore.utils import parse_to_aware_datetime
 from fastmaker.local import arguments, boto
 from fastmaker.local.errors import must_exist
 from fastmaker.local.store import Store, now
-from fastmaker.local.training import training_jobs
+from fastmaker.local.training import logs, training_jobs
 
 NAMESPACE = "/aws/sagemaker/TrainingJobs"
 
@@ -50,12 +50,10 @@ def _values(store: Store, job: str, metric: str) -> Iterator[tuple[datetime, flo
     Raises KeyError and DamagedRecord.
     """
     description = training_jobs.describe(store, job)
-    definitions = description["AlgorithmSpecification"].get("MetricDefinitions", ())
+    given = description["AlgorithmSpecification"].get("MetricDefinitions", ())
+    definitions = [definition for definition in given if definition["Name"] == metric]
     started = description.get("TrainingStartTime", description["CreationTime"])
     duration: timedelta = description.get("TrainingEndTime", now()) - started
     for container in training_jobs.containers(store, job):
-        log = container.log.read_text("utf-8", "replace") if container.log.exists() else ""
-        for definition in definitions:
-            if definition["Name"] == metric:
-                for place, value in training_jobs.numbers(definition["Regex"], log):
-                    yield started + place / len(log) * duration, value
+        for _, place, value in logs.values(definitions, container.log):
+            yield started + place * duration, value

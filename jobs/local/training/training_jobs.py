@@ -12,7 +12,6 @@ import re
 import secrets
 import shutil
 import time
-from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 from types import FrameType
@@ -24,10 +23,10 @@ from fastmaker.local import supervisor
 from fastmaker.local.containers import Container, ContainerError, end_below, free_ports, pack, stop_processes
 from fastmaker.local.store import Store, now
 from fastmaker.local.supervisor import FINAL, MAX_REASON
-from fastmaker.local.training import failures
+from fastmaker.local.training import failures, logs
 from fastmaker.local.training.checkpoints import Checkpoints
 from fastmaker.local.training.host import PEER_GONE, Host
-from fastmaker.local.training.validation import channel_uri, hyperparameter
+from fastmaker.local.training.validation import DEFAULT_RUNTIME_SECONDS, channel_uri, hyperparameter
 
 MODULE = "fastmaker.local.training.training_jobs"
 KIND = "training-jobs"
@@ -77,7 +76,7 @@ def start(store: Store, request: dict[str, Any], arn: str, env: dict[str, str], 
         "SecondaryStatus": "Starting",
         "SecondaryStatusTransitions": [_transition("Starting", "Starting the training job", created)],
         **({"CheckpointConfig": _with_absolute_uri(checkpoints)} if checkpoints else {}),
-        "StoppingCondition": {"MaxRuntimeInSeconds": 86400, **request.get("StoppingCondition", {})},
+        "StoppingCondition": {"MaxRuntimeInSeconds": DEFAULT_RUNTIME_SECONDS, **request.get("StoppingCondition", {})},
         "CreationTime": created,
         "LastModifiedTime": created,
     }
@@ -167,7 +166,7 @@ class Job:
         except (ContainerError, storage.StorageError) as error:
             return "Failed", f"ClientError: {error}", None
         except AlgorithmError as error:
-            with contextlib.suppress(storage.StorageError):  # the script's error is the reason
+            with contextlib.suppress(OSError):  # the script's error is the reason
                 self._upload({"output.tar.gz": "output/data"})
             return "Failed", f"AlgorithmError: {error}", None
         return "Completed", None, None
@@ -291,14 +290,12 @@ class Job:
 
     def _metrics(self) -> list[dict[str, Any]]:
         """Return the last value of each metric definition in the log (FinalMetricDataList)."""
-        logs = [host.container.log for host in self.hosts]
-        log = "".join(log.read_text("utf-8", "replace") for log in logs if log.exists())
-        metrics = []
-        for definition in self.request["AlgorithmSpecification"].get("MetricDefinitions", ()):
-            found = [number for _, number in numbers(definition["Regex"], log)]
-            if found:
-                metrics.append({"MetricName": definition["Name"], "Value": found[-1], "Timestamp": now()})
-        return metrics
+        definitions = self.request["AlgorithmSpecification"].get("MetricDefinitions", ())
+        last: dict[str, float] = {}
+        for host in self.hosts:
+            last |= {name: value for name, _, value in logs.values(definitions, host.container.log)}
+        names = [definition["Name"] for definition in definitions if definition["Name"] in last]
+        return [{"MetricName": name, "Value": last[name], "Timestamp": now()} for name in names]
 
     def _enter(self, secondary: str, message: str, **values: Any) -> None:
         """Record the next SecondaryStatus. Raises Stopped if the job was asked to stop."""
@@ -309,7 +306,8 @@ class Job:
     def finish(self, status: str, reason: str | None = None, secondary: str | None = None) -> None:
         """Record the final status and, if the job failed, why."""
         metrics = self._metrics()
-        with self.store.changing(self.name) as record:
+        reason = reason and supervisor.reason(self.store, reason)
+        with self.store.changing(self.name, last=True) as record:
             if record["description"]["TrainingJobStatus"] in FINAL:
                 return
             record["description"]["FinalMetricDataList"] = metrics
@@ -330,13 +328,6 @@ def _is_uncompressed(request: dict[str, Any]) -> bool:
 
 class AlgorithmError(Exception):
     """The training script failed."""
-
-
-def numbers(regex: str, log: str) -> Iterator[tuple[int, float]]:
-    """Yield what the first group of a metric's regular expression matches in a log, with its place, if a number."""
-    for match in re.finditer(regex, log):
-        with contextlib.suppress(IndexError, TypeError, ValueError):
-            yield match.start(), float(match[1])
 
 
 def _enter(description: dict[str, Any], secondary: str, message: str, status: str | None = None, **values: Any) -> None:

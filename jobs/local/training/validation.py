@@ -5,6 +5,7 @@ https://docs.aws.amazon.com/sagemaker/latest/APIReference/API_CreateTrainingJob.
 
 import json
 import re
+from pathlib import PurePosixPath
 from typing import Any
 
 from fastmaker.jobs import instance_types, storage
@@ -18,6 +19,8 @@ LAUNCHERS = {
     "sagemaker_pytorch_xla_multi_worker_enabled": "PyTorch/XLA",
     "mp_parameters": "the SageMaker model parallel library",
 }
+MAX_RUNTIME_SECONDS = 28 * 24 * 3600  # as StoppingCondition's reference says
+DEFAULT_RUNTIME_SECONDS = 24 * 3600
 MAX_HOSTS = 20  # https://docs.aws.amazon.com/sagemaker/latest/dg/regions-quotas.html
 
 
@@ -28,6 +31,7 @@ def validation_error(request: dict[str, Any]) -> str | None:
         or _algorithm_error(request.get("AlgorithmSpecification", {}), request)
         or _locations_error(request)
         or _channels_error(request)
+        or _times_error(request.get("StoppingCondition", {}))
     )
 
 
@@ -76,7 +80,8 @@ def _algorithm_error(algorithm: dict[str, Any], request: dict[str, Any]) -> str 
 
 def _locations_error(request: dict[str, Any]) -> str | None:
     checkpoints = request.get("CheckpointConfig", {})
-    if checkpoints and not checkpoints.get("LocalPath", DEFAULT_PATH).startswith(OPT_ML):
+    below = PurePosixPath(checkpoints.get("LocalPath", DEFAULT_PATH)).parts[1:]
+    if below[:2] != ("opt", "ml") or len(below) < 3 or ".." in below:
         return f"checkpoint_local_path is {checkpoints['LocalPath']!r}; expected a path below {OPT_ML}"
     source = str(hyperparameter(request, "sagemaker_submit_directory"))
     locations = {
@@ -95,9 +100,23 @@ def _locations_error(request: dict[str, Any]) -> str | None:
 
 def _channels_error(request: dict[str, Any]) -> str | None:
     mode = request["AlgorithmSpecification"].get("TrainingInputMode", "File")
+    names = [channel["ChannelName"] for channel in request.get("InputDataConfig", ())]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        return f"two channels are named {twice!r}"
+    if odd := next((name for name in names if not name.strip(".")), None):
+        return f"a channel is named {odd!r}, which is no name of a folder"
     for channel in request.get("InputDataConfig", ()):
         if reason := _channel_error(channel, mode):
             return f"channel {channel['ChannelName']!r}: {reason}"
+    return None
+
+
+def _times_error(condition: dict[str, Any]) -> str | None:
+    runtime = condition.get("MaxRuntimeInSeconds", DEFAULT_RUNTIME_SECONDS)
+    if runtime > MAX_RUNTIME_SECONDS:
+        return f"MaxRuntimeInSeconds is {runtime}; expected at most {MAX_RUNTIME_SECONDS}, which is 28 days"
+    if (wait := condition.get("MaxWaitTimeInSeconds", runtime)) < runtime:
+        return f"MaxWaitTimeInSeconds is {wait}; expected at least MaxRuntimeInSeconds, which is {runtime}"
     return None
 
 

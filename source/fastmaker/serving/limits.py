@@ -2,7 +2,8 @@
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextvars import ContextVar
 from typing import TypeVar
 
 from fastmaker import preprocess
@@ -13,6 +14,7 @@ TIMEOUTS = ("SAGEMAKER_TS_RESPONSE_TIMEOUT", "TS_DEFAULT_RESPONSE_TIMEOUT", "SAG
 DEFAULT_TIMEOUT, TOOLKIT_TIMEOUT = 120, 60
 SHARE = 5 / 12  # of that time, for decoding images, and again for computing: 50 seconds
 Item = TypeVar("Item")
+_share: ContextVar[float | None] = ContextVar("share", default=None)  # seconds of a request that is one of several
 
 
 def max_images() -> int:
@@ -39,16 +41,33 @@ def check_count(images: int) -> None:
         raise preprocess.ImageError(f"the request has {images:,} images; at most {max_images():,} are accepted")
 
 
+def in_turn(sizes: Sequence[int], steps: int = 1) -> Iterator[int]:
+    """Yield the numbers of requests that came at once, by their sizes, the smallest first.
+
+    The server waits no longer for all of them than for one. Until the next one is asked for, each has an equal share of
+    the time that is left, in each of the `steps` that follow: decoding, computing. What one leaves the others have.
+    """
+    end = time.monotonic() + steps * max_seconds()
+    for done, number in enumerate(sorted(range(len(sizes)), key=sizes.__getitem__)):
+        before = _share.set(max(0.0, end - time.monotonic()) / steps / (len(sizes) - done))
+        try:
+            yield number
+        finally:
+            _share.reset(before)
+
+
 def in_time(items: list[Item]) -> Iterator[Item]:
     """Yield the images of a request while there is time for more. Raises preprocess.ImageError once there is none.
 
     How many there is time for depends on the model and the machine, hence it is no fixed number.
     """
-    end = time.monotonic() + max_seconds()
+    share = _share.get()
+    seconds = max_seconds() if share is None else share
+    end = time.monotonic() + seconds
     for number, item in enumerate(items):
         if number and time.monotonic() > end:
             raise preprocess.ImageError(
-                f"{number:,} of the request's {len(items):,} images took {max_seconds()} s, which is all that it has;"
-                " send fewer in one request"
+                f"{number:,} of the request's {len(items):,} images took {round(seconds, 1):g} s, which is all that it"
+                " has; send fewer in one request"
             )
         yield item

@@ -7,7 +7,7 @@ first for all of them, gives the type of the last answer to the first alone, and
 import copy
 from typing import Any
 
-from fastmaker.serving import wire
+from fastmaker.serving import limits, wire
 from fastmaker.serving.errors import RequestError
 
 
@@ -22,7 +22,10 @@ def prepare() -> None:
         return
 
     def transform_each(self: Any, data: list[dict[str, Any]], context: Any) -> list[Any]:
-        return [_alone(self, transform, parts, context, number) for number, parts in enumerate(data)]
+        answers = dict.fromkeys(range(len(data)))
+        for number in limits.in_turn([wire.size_of(parts) for parts in data], steps=2):
+            answers[number] = _alone(self, transform, data[number], context, number)
+        return list(answers.values())
 
     Transformer.transform = transform_each
 

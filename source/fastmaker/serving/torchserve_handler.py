@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from fastmaker import preprocess
-from fastmaker.serving import errors, models, wire
+from fastmaker.serving import errors, limits, models, wire
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +46,9 @@ class Handler:
             attributes = wire.header(headers, wire.CUSTOM_ATTRIBUTES)
             return wire.decode(wire.body_of(item), wire.header(headers, "content-type"), attributes)
 
-        return [_catch(decode, item, context.get_all_request_header(i)) for i, item in enumerate(data)]
+        turns = limits.in_turn([wire.size_of(item) for item in data])
+        decoded = {i: _catch(decode, data[i], context.get_all_request_header(i)) for i in turns}
+        return [decoded[i] for i in range(len(data))]
 
     def inference(self, requests: list[wire.Images | Exception]) -> list[wire.Answer | Exception]:
         """Return the answer to each request. Those of up to MAX_BATCH images are computed in one batch."""
@@ -57,8 +59,15 @@ class Handler:
         try:
             outputs = iter(list(self.model.outputs(tensors)))
         except Exception:  # it does not say whose image it is
-            return [_catch(self._alone, request) for request in requests]
-        return [_catch(self._answer, *pair, outputs) for pair in zip(prepared, requests, strict=True)]
+            prepared = [tensors if isinstance(tensors, Exception) else None for tensors in prepared]
+            outputs = iter(())
+        pairs = list(zip(prepared, requests, strict=True))
+        answers = {i: _catch(self._answer, *pairs[i], outputs) for i in range(len(pairs)) if pairs[i][0] is not None}
+        alone = [(i, it) for i, it in enumerate(requests) if i not in answers and isinstance(it, wire.Images)]
+        for turn in limits.in_turn([len(request.images) for _, request in alone]):
+            number, request = alone[turn]
+            answers[number] = _catch(self._alone, request)
+        return [answers[i] for i in range(len(requests))]
 
     def postprocess(self, answers: list[wire.Answer | Exception], context: Any) -> list[bytes | str]:
         """Return the bytes of each answer, in a type that the request accepts, or its error message."""
@@ -73,11 +82,7 @@ class Handler:
     def _alone(self, request: wire.Images) -> wire.Answer:
         return wire.Answer(self.model.predict_in_time(request.images, request.mask_size), request.single)
 
-    def _answer(
-        self, tensors: list[torch.Tensor] | None, request: wire.Images, outputs: Iterator[np.ndarray]
-    ) -> wire.Answer:
-        if tensors is None:
-            return self._alone(request)
+    def _answer(self, tensors: list[torch.Tensor], request: wire.Images, outputs: Iterator[np.ndarray]) -> wire.Answer:
         own = [next(outputs) for _ in tensors]  # all, even if an answer fails: the next request's outputs follow
         pairs = zip(own, request.images, strict=True)
         return wire.Answer([self.model.answer(*pair, request.mask_size) for pair in pairs], request.single)

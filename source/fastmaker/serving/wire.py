@@ -60,6 +60,11 @@ def body_of(parts: Mapping[str, Any]) -> bytes | str | None:
     return body
 
 
+def size_of(parts: Mapping[str, Any]) -> int:
+    """Return the length of the parts of a request, in the form that `body_of` takes."""
+    return sum(len(part) for part in parts.values() if isinstance(part, (bytes, bytearray, str)))
+
+
 def decode(body: bytes | str | None, content_type: str | None, attributes: str | None = None) -> Images:
     """Return the images in a request body. Raises UnsupportedContentType or BadRequest.
 

@@ -8,6 +8,7 @@ import tarfile
 import time
 
 import pytest
+from helpers.local_mode import bundle_model
 
 from fastmaker.local import archives
 from fastmaker.local.containers import ContainerError, unpack
@@ -104,6 +105,44 @@ def test_the_names_in_an_archive_are_read_within_the_same_limits(name, tmp_path)
     with pytest.raises(archives.ArchiveError, match="cannot be unpacked") as error:
         archives.names(tmp_path / "x")
     assert reason in str(error.value)
+
+
+SLOW_OR_NONE = ("zeros of bzip2", "text", "nothing", "half of one")
+FIRST_TOUCHED = {
+    **{name: (make, True) for name, (make, _) in BAD.items() if name not in SLOW_OR_NONE},
+    "text": (BAD["text"][0], False),
+    "nothing": (BAD["nothing"][0], False),
+    "a text of gzip": (lambda path: path.write_bytes(gzip.compress(b"text" * 1000)), False),
+    "zeros": (lambda path: path.write_bytes(bytes(2000)), True),  # an archive without files
+    "the beginning of gzip": (lambda path: path.write_bytes(b"\x1f\x8b"), False),
+    "the beginning of bzip2": (lambda path: path.write_bytes(b"BZ"), False),
+    "the beginning of xz": (lambda path: path.write_bytes(b"\xfd7"), False),
+}
+
+
+@pytest.mark.parametrize("name", FIRST_TOUCHED)
+def test_a_look_whether_it_is_an_archive_reads_no_more_than_its_beginning(name, tmp_path, monkeypatch):
+    make, expected = FIRST_TOUCHED[name]
+    make(tmp_path / "x")
+    sizes = []
+
+    class Watched(io.BufferedReader):
+        def read(self, size=-1):
+            sizes.append(size)
+            return super().read(size)
+
+    stream = archives._stream
+    monkeypatch.setattr(archives, "_stream", lambda path: Watched(stream(path)))
+    assert archives.is_archive(tmp_path / "x") is expected
+    assert sizes == [tarfile.BLOCKSIZE]
+
+
+def test_a_model_that_is_packed_anew_with_its_code_is_read_within_the_same_limits(session, write_script, tmp_path):
+    with_header_of(tmp_path / "model.tar.gz", 400 * MB)
+    model = bundle_model(session, tmp_path / "model.tar.gz", entry_point="train.py", source_dir=str(write_script("")))
+    with pytest.raises(archives.ArchiveError, match=LIMIT):
+        model.create("local")
+    assert session.sagemaker_client.repacked_models.names() == []
 
 
 def test_another_limit_can_be_set(tmp_path, monkeypatch):

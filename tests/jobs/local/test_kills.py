@@ -15,6 +15,7 @@ from collections import Counter
 import psutil
 import pytest
 from helpers import PATIENCE
+from helpers.engine_requests import ECHO, make_model, settled, training_request, transform_request
 from helpers.kills import killed_at
 from helpers.waiting import nothing_runs_below, wait_until
 
@@ -26,14 +27,7 @@ from fastmaker.local.serving import instances, torchserve
 from fastmaker.local.supervisor import FINAL
 
 pytestmark = pytest.mark.slow
-ECHO = """
-def model_fn(model_dir): return {name!r}
-def input_fn(body, content_type): return bytes(body)
-def predict_fn(body, model): return model.encode() + b":" + body
-def output_fn(answer, accept): return answer, accept
-"""
 KILLS = int(os.environ.get("FASTMAKER_KILLS", "3"))  # of each kind
-IMAGE = {"Image": "x", "Environment": {"SAGEMAKER_PROGRAM": "inference.py", "SAGEMAKER_MODEL_SERVER_WORKERS": "1"}}
 
 
 @pytest.fixture
@@ -48,56 +42,8 @@ def runtime(tmp_path):
     return SageMakerRuntime(tmp_path / "home")
 
 
-def make_model(client, archive, name, count=1):
-    """A model, and a configuration of the same name."""
-    client.create_model(ModelName=name, PrimaryContainer={**IMAGE, "ModelDataUrl": f"file://{archive}"})
-    variant = {"VariantName": "v", "ModelName": name, "InstanceType": "local", "InitialInstanceCount": count}
-    client.create_endpoint_config(EndpointConfigName=name, ProductionVariants=[variant])
-
-
-def settled(client, name="e"):
-    """The endpoint's status once it is none that a process has to end; None if there is no endpoint."""
-
-    def status():
-        try:
-            found = client.describe_endpoint(EndpointName=name)["EndpointStatus"]
-        except ClientError:
-            return "none"
-        return found if found in ("InService", "Failed") else None
-
-    return wait_until(status)
-
-
 def ask(runtime, body=b"x", name="e"):
     return runtime.invoke_endpoint(EndpointName=name, Body=body, ContentType="text/x")["Body"].read()
-
-
-def training_request(name, source, output):
-    return {
-        "TrainingJobName": name,
-        "AlgorithmSpecification": {"TrainingImage": "x", "TrainingInputMode": "File"},
-        "RoleArn": "arn:aws:iam::000000000000:role/r",
-        "OutputDataConfig": {"S3OutputPath": f"file://{output}"},
-        "ResourceConfig": {"InstanceType": "local", "InstanceCount": 1, "VolumeSizeInGB": 1},
-        "HyperParameters": {
-            "sagemaker_program": '"train.py"',
-            "sagemaker_submit_directory": f'"file://{source}"',
-        },
-        "StoppingCondition": {"MaxRuntimeInSeconds": 600},
-    }
-
-
-def transform_request(name, model, source, output):
-    return {
-        "TransformJobName": name,
-        "ModelName": model,
-        "TransformInput": {
-            "DataSource": {"S3DataSource": {"S3DataType": "S3Prefix", "S3Uri": f"file://{source}"}},
-            "ContentType": "text/x",
-        },
-        "TransformOutput": {"S3OutputPath": f"file://{output}"},
-        "TransformResources": {"InstanceType": "local", "InstanceCount": 1},
-    }
 
 
 def test_who_creates_an_endpoint_is_killed_at_any_step(client, runtime, model_archive, tmp_path):
@@ -341,36 +287,3 @@ def test_updates_under_load_lose_no_request(client, runtime, model_archive):
     assert set(load.answers) <= {b"a", b"b"}
     client.delete_endpoint(EndpointName="e")
     print(load.answers)
-
-
-def test_processes_that_use_the_same_names_at_once_see_no_unexpected_error(client, model_archive, tmp_path):
-    make_model(client, model_archive(ECHO.format(name="m")), "m")
-    program = f"""
-import random, sys, time
-from pathlib import Path
-from botocore.exceptions import ClientError
-from fastmaker.local.client import SageMaker
-client = SageMaker("us-west-2", Path({str(tmp_path / "home")!r}))
-end, random = time.monotonic() + {KILLS * 6}, random.Random(int(sys.argv[1]))
-config = {{"EndpointConfigName": "m"}}
-while time.monotonic() < end:
-    name = random.choice(("e", "f"))
-    calls = [
-        lambda: client.create_endpoint(EndpointName=name, **config),
-        lambda: client.describe_endpoint(EndpointName=name),
-        lambda: client.update_endpoint(EndpointName=name, **config),
-        lambda: client.delete_endpoint(EndpointName=name),
-        client.list_endpoints, client.list_models, lambda: client.describe_model(ModelName=name),
-        lambda: client.create_model(ModelName=name, PrimaryContainer={{"Image": "x"}}),
-        lambda: client.delete_model(ModelName=name),
-    ]
-    try:
-        random.choices(calls, [1, 8, 1, 1, 8, 8, 8, 8, 8])[0]()
-    except ClientError as error:
-        if error.response["Error"]["Code"] != "ValidationException":
-            raise
-"""
-    users = [subprocess.Popen([sys.executable, "-c", program, str(number)]) for number in range(8)]
-    assert [user.wait(PATIENCE * 4) for user in users] == [0] * 8
-    for name in client.endpoints.names():
-        client.delete_endpoint(EndpointName=name)

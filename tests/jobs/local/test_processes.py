@@ -3,18 +3,22 @@
 import json
 import os
 import random
+import shutil
+import signal
 import subprocess
 import sys
+import tempfile
 import time
 from contextlib import contextmanager
 
 import psutil
 import pytest
 import urllib3
+from helpers.kills import every_kill
 from helpers.waiting import wait_until
 
 from fastmaker.local import processes
-from fastmaker.local.containers import Container, end_below, free_ports
+from fastmaker.local.containers import TOKEN_FILE, Container, end_below, free_ports
 from fastmaker.local.serving import connections
 
 SLEEP = [sys.executable, "-c", "import time; time.sleep(600)"]
@@ -78,6 +82,56 @@ def test_a_process_is_not_ended_because_it_has_the_number_of_ours(container, cha
         assert not container.alive()
         container.stop(0)
         assert process.poll() is None
+
+
+def test_a_process_is_not_ended_because_a_script_has_written_its_identity_into_the_file(container):
+    container.start(SLEEP, dict(os.environ))
+    file = container.root / processes.PROCESS_FILE
+    with strangers(SLEEP) as stranger:
+        file.write_text(json.dumps({**json.loads(file.read_text()), **processes.identity(stranger.pid)}))
+        assert stranger.pid not in [process.pid for process in container.processes()]
+        assert len(container.processes()) == 1
+        container.stop(0)
+        assert stranger.poll() is None
+
+
+def test_a_temporary_folder_is_found_though_its_maker_was_killed_at_any_line(tmp_path, monkeypatch):
+    short = tempfile.mkdtemp(prefix="t-")
+    monkeypatch.setattr(tempfile, "tempdir", short)
+    for _ in every_kill(lambda: Container(tmp_path / "container").create()):
+        end_below(tmp_path)
+        assert os.listdir(short) == []
+    Container(tmp_path / "container").close()
+    os.rmdir(short)
+
+
+IN_ITS_PLACE = {
+    "pipe": lambda path: os.mkfifo(path),
+    "device": lambda path: path.symlink_to("/dev/zero"),
+    "a terabyte": lambda path: path.touch() or os.truncate(path, 2**40),
+    "folder": lambda path: path.mkdir(),
+    "nothing": lambda path: None,
+}
+
+
+@pytest.mark.parametrize("kind", IN_ITS_PLACE)
+@pytest.mark.parametrize("name", [processes.PROCESS_FILE, TOKEN_FILE, "container.log"])
+def test_what_a_script_puts_in_the_place_of_a_file_of_the_engine_holds_nothing_up(tmp_path, name, kind):
+    container = Container(tmp_path / "container")
+    container.create()
+    process, temporary = container.start(SLEEP, container.environment({})), os.path.realpath(container.tmp)
+    (container.root / name).unlink()
+    IN_ITS_PLACE[kind](container.root / name)
+    start = time.monotonic()
+    container.note("a line")
+    assert container.last_line()
+    assert container.alive()
+    end_below(tmp_path)
+    assert process.poll() == -signal.SIGKILL
+    assert not container.alive()
+    assert time.monotonic() - start < 10
+    if os.path.isdir(temporary):  # whose it is could not be told
+        shutil.rmtree(temporary)
 
 
 def test_what_a_killed_starter_began_is_found_by_its_token(container):

@@ -129,6 +129,17 @@ TRAINING = {
     "HyperParameters": {"sagemaker_program": "train.py"},
     "StoppingCondition": {"MaxRuntimeInSeconds": 60},
 }
+OUTSIDE = ("/opt/ml/../../etc", "/opt/ml/", "/opt/ml", "/opt/mlx/c", "/tmp/c", "opt/ml/c", "/opt/ml/c/../../x")
+CHANNEL = {
+    "ChannelName": "train",
+    "DataSource": {"S3DataSource": {"S3DataType": "S3Prefix", "S3Uri": "file:///usr/bin"}},
+}
+
+
+def stops(**condition):
+    return {"StoppingCondition": condition}
+
+
 MISFITS = {
     "environment-number": ("CreateModel", model(Environment={"N": 3}), "Invalid type for parameter"),
     "environment-name": ("CreateModel", model(Environment={"a-b": "3"}), "'primaryContainer.environment.key'"),
@@ -138,6 +149,60 @@ MISFITS = {
     "twice": ("CreateEndpointConfig", {**variants(), "ProductionVariants": [VARIANT, VARIANT]}, "one name"),
     "instances": ("CreateEndpointConfig", variants(InitialInstanceCount=10**9), "at most 100"),
     "aws-type": ("CreateEndpointConfig", variants(InstanceType="ml.m5.large"), "serves on local"),
+    "variable": ("CreateModel", model(Environment={"A": "é" * 1024}), "has 2048 bytes; expected at most 1024"),
+    "variables": ("CreateModel", model(Environment={f"A{n}": "1" * 1000 for n in range(33)}), "at most 32,768"),
+    "variables-count": (
+        "CreateModel",
+        model(Environment={f"A{n}": "1" for n in range(101)}),
+        "less than or equal to 100",
+    ),
+    "routing": ("CreateEndpointConfig", variants(RoutingConfig={"RoutingStrategy": "KV_AWARE"}), "KV_AWARE needs AWS"),
+    "prefixes": ("CreateEndpointConfig", variants(RoutingConfig={"RoutingStrategy": "PREFIX_AWARE"}), "_AWARE needs"),
+    "job-variable": ("CreateTrainingJob", {**TRAINING, "Environment": {"A": "1" * 513}}, "less than or equal to 512"),
+    "job-variables": (
+        "CreateTrainingJob",
+        {**TRAINING, "Environment": {f"A{n}": "1" for n in range(101)}},
+        "less than or equal to 100",
+    ),
+    "batch-variables": (
+        "CreateTransformJob",
+        {**JOB, "Environment": {f"A{n}": "1" for n in range(17)}},
+        "less than or equal to 16",
+    ),
+    "hyperparameters": (
+        "CreateTrainingJob",
+        {**TRAINING, "HyperParameters": {f"a{n}": "1" for n in range(101)}},
+        "less than or equal to 100",
+    ),
+    "hyperparameter": ("CreateTrainingJob", {**TRAINING, "HyperParameters": {"a": "1" * 2501}}, "or equal to 2500"),
+    "29-days": ("CreateTrainingJob", {**TRAINING, **stops(MaxRuntimeInSeconds=29 * 86400)}, "which is 28 days"),
+    "wait": (
+        "CreateTrainingJob",
+        {**TRAINING, **stops(MaxRuntimeInSeconds=60, MaxWaitTimeInSeconds=59)},
+        "is 59; expected at least MaxRuntimeInSeconds, which is 60",
+    ),
+    "channel-up": (
+        "CreateTrainingJob",
+        {**TRAINING, "InputDataConfig": [{**CHANNEL, "ChannelName": ".."}]},
+        "a channel is named '..', which is no name of a folder",
+    ),
+    **{
+        f"checkpoints-{path}": (
+            "CreateTrainingJob",
+            {**TRAINING, "CheckpointConfig": {"S3Uri": "s3://b/c", "LocalPath": path}},
+            f"checkpoint_local_path is '{path}'; expected a path below /opt/ml/",
+        )
+        for path in (
+            "/opt/ml/../../etc",
+            "/opt/ml/",
+            "/opt/ml",
+            "/opt/mlx/c",
+            "/tmp/c",
+            "opt/ml/c",
+            "/opt/ml/c/../../x",
+        )
+    },
+    "channel-twice": ("CreateTrainingJob", {**TRAINING, "InputDataConfig": [CHANNEL, CHANNEL]}, "are named 'train'"),
     "container": ("CreateModel", {"ModelName": "m"}, "the model has 0 containers"),
     "pipeline": ("CreateModel", {"ModelName": "m", "Containers": [{"Image": "x"}] * 2}, "has 2 containers"),
     "multi-model": ("CreateModel", model(Mode="MultiModel"), "multi-model"),

@@ -7,6 +7,9 @@ from botocore.exceptions import ClientError, ParamValidationError
 
 from fastmaker.local.runtime_client import SageMakerRuntime
 
+MOST = 6_291_456  # bytes of a body, in botocore's model
+TOO_LARGE = "'body' failed to satisfy constraint: Member must have length less than or equal to 6291456"
+
 
 class Holding:
     """A file whose content may be anything."""
@@ -68,6 +71,11 @@ def test_what_boto3_does_not_take_is_its_error(tmp_path, request_, reason):
         ({"Body": io.StringIO("\ud800")}, "the Body cannot be read"),
         ({"Body": Holding(None)}, "the Body cannot be read: it holds NoneType"),
         ({"Body": io.BytesIO(b"x")}, "not found"),
+        ({"Body": b"x" * MOST}, "not found"),
+        ({"Body": b"x" * (MOST + 1)}, TOO_LARGE),
+        ({"Body": bytearray(MOST + 1)}, TOO_LARGE),
+        ({"Body": "é" * (MOST // 2 + 1)}, TOO_LARGE),
+        ({"Body": io.BytesIO(bytes(MOST + 1))}, TOO_LARGE),
     ],
 )
 def test_what_sagemaker_does_not_take_is_a_validation_error(tmp_path, request_, reason):

@@ -256,6 +256,27 @@ def test_what_is_left_of_a_record_of_an_earlier_version_blocks_no_name(store):
         store.delete(name)
 
 
+def test_of_names_that_differ_by_case_alone_one_is_created_however_many_try_at_once(tmp_path):
+    home, names = tmp_path / "home", ["name", "Name", "NAME"]
+    for _ in range(10):
+        store, children = Store(home, "kind", ignore_case=True), []
+        for name in names:
+            if not (pid := os.fork()):
+                status = 1
+                try:
+                    store.create(name, record())
+                    status = 0
+                except FileExistsError:
+                    status = 2
+                finally:
+                    os._exit(status)
+            children.append(pid)
+        statuses = sorted(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in children)
+        assert statuses == [0, 2, 2]
+        [name] = store.names()
+        store.delete(name)
+
+
 WHOLE = json.dumps({"value": 1, "time": {"$time": "2026-01-01T00:00:00+00:00"}, "description": {"status": ""}})
 DAMAGED = {
     "empty": "",
@@ -269,6 +290,7 @@ DAMAGED = {
     "element": WHOLE[:-1] + ', "list": [1]}',
     "time": WHOLE.replace("2026-01-01T00:00:00+00:00", "yesterday"),
     "zone": WHOLE.replace("+00:00", ""),
+    "terabyte": None,
     "folder": None,
     "pipe": None,
     "link": None,
@@ -285,6 +307,9 @@ def test_a_damaged_record_is_listed_and_named_and_can_be_deleted(store, tmp_path
             file.mkdir()
         case "pipe":
             os.mkfifo(file)
+        case "terabyte":
+            file.touch()
+            os.truncate(file, 2**40)
         case "link":
             (tmp_path / "elsewhere.json").write_text(WHOLE)
             file.symlink_to(tmp_path / "elsewhere.json")

@@ -146,6 +146,29 @@ def test_a_request_has_the_more_time_the_longer_the_server_waits(monkeypatch, va
     assert limits.max_seconds() == seconds
 
 
+@pytest.mark.parametrize(
+    ("sizes", "order", "used", "shares"),
+    [
+        ([5], [0], [0], [8]),
+        ([5, 5], [0, 1], [4, 0], [4, 4]),
+        ([9, 1, 5], [1, 2, 0], [0, 0, 0], [8 / 3, 4, 8]),  # what small ones leave is for the largest
+        ([1, 1, 1, 1], [0, 1, 2, 3], [2, 2, 2, 2], [2, 2, 2, 2]),
+        ([1, 2, 3], [0, 1, 2], [20, 0, 0], [8 / 3, 0, 0]),  # one image always has the time that it takes
+        ([], [], [], []),
+    ],
+)
+def test_requests_that_come_at_once_share_the_time_of_one(monkeypatch, sizes, order, used, shares):
+    monkeypatch.setenv("FASTMAKER_MAX_SECONDS", "8")
+    moment = 0.0
+    monkeypatch.setattr(limits.time, "monotonic", lambda: moment)
+    seen = []
+    for number, seconds in zip(limits.in_turn(sizes), [*used, 0], strict=False):
+        seen.append((number, pytest.approx(limits._share.get())))
+        moment += seconds
+    assert seen == list(zip(order, shares, strict=True))
+    assert limits._share.get() is None
+
+
 @pytest.mark.parametrize(("build", "kind"), [(instances, "json"), (lines, "jsonlines")])
 def test_images_that_take_too_long_to_decode_are_given_up(build, kind, monkeypatch):
     monkeypatch.setenv("FASTMAKER_MAX_SECONDS", "0")

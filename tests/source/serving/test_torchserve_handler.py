@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import shutil
+import time
 
 import numpy as np
 import pytest
@@ -130,6 +131,19 @@ def test_requests_that_are_bad_fail_alone_each_in_its_own_way(by_the_entry_point
     assert [status for status, _, _ in answers[-2:]] == [200, 406]
     label = json.loads(by_the_entry_point(digits_bundle, good)[0])["label"]
     assert json.loads(answers[-2][2])["label"] == label
+
+
+def test_slow_requests_of_a_batch_have_the_time_of_one_and_leave_another_its_own(ask, pngs, monkeypatch):
+    monkeypatch.setenv("FASTMAKER_MAX_SECONDS", "1")
+    stream = io.BytesIO()
+    np.save(stream, np.zeros((10_000, 1, 1, 3), np.uint8))
+    slow = (stream.getvalue(), "application/x-npy", {})
+    ask((pngs[0], "image/png", {}))
+    start = time.monotonic()
+    *refused, (status, _, _) = ask(*[slow] * 7, (pngs[0], "image/png", {}))
+    assert time.monotonic() - start < 5
+    assert status == 200
+    assert {status for status, _, _ in refused} == {400}
 
 
 def test_a_batch_of_nothing_but_bad_requests_is_answered(ask, pngs):

@@ -23,6 +23,7 @@ from fastmaker import preprocess
 from fastmaker.jobs import manifest as manifest_script
 from fastmaker.local import ProcessSession
 from fastmaker.local.batch import transform_jobs
+from fastmaker.local.containers import pack
 from fastmaker.serving import models
 
 # Answers with the body between brackets; Accept says which ones.
@@ -444,15 +445,21 @@ def test_broken_objects_fail_the_job_and_a_retry_leaves_the_others_untouched(
     "victim", ["org.pytorch.serve.ModelServer", pytest.param("model_service_worker", marks=pytest.mark.slow)]
 )
 def test_a_server_or_worker_that_is_killed_loses_nothing_and_nothing_is_written_twice(
-    s3, bucket, home, model_archive, victim
+    s3, bucket, home, write_script, tmp_path, victim
 ):
+    """Nor does it need its model any more, which goes with the archive that was packed for it."""
     s3.put_bucket_versioning(Bucket=bucket, VersioningConfiguration={"Status": "Enabled"})
     names = [f"{n:03}" for n in range(120)]
     data = upload(s3, bucket, "in/", {name: name.encode() for name in names})
-    model = script_mode(ProcessSession(home=home), model_archive(SLOW), SECONDS_FOR_ONE="0.1")
+    pack(write_script(""), tmp_path / "model.tar.gz")
+    code = {"entry_point": "inference.py", "source_dir": str(write_script("", **{"inference.py": SLOW}))}
+    session = ProcessSession(home=home)
+    model = bundle_model(session, tmp_path / "model.tar.gz", env={"SECONDS_FOR_ONE": "0.1"}, **code)
     transformer = model.transformer(1, "local", output_path=f"s3://{bucket}/out", max_concurrent_transforms=2)
     arguments = {"model_client_config": {"InvocationsMaxRetries": 0 if "Server" in victim else 3}}
     transformer.transform(data, content_type="text/plain", wait=False, **arguments)
+    session.sagemaker_client.delete_model(ModelName=model.name)
+    assert not Path(model.repacked_model_data.removeprefix("file://")).exists()
     wait_until(lambda: s3.list_objects_v2(Bucket=bucket, Prefix="out/")["KeyCount"] > 10)
     found = running_below(directory_of(transformer), victim)
     found[0].send_signal(signal.SIGKILL)

@@ -3,6 +3,7 @@
 import io
 import json
 import subprocess
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -23,7 +24,12 @@ BATCH = {"SAGEMAKER_TS_BATCH_SIZE": "8", "SAGEMAKER_TS_MAX_BATCH_DELAY": "300"}
 @pytest.fixture(scope="module")
 def endpoint(session, digits_archive):
     """The URL of an endpoint whose worker gets requests in lists, and whose settings would open its management."""
-    env = {**BATCH, "TS_MANAGEMENT_ADDRESS": "http://127.0.0.1:8081", "TS_INFERENCE_ADDRESS": "http://0.0.0.0:8080"}
+    env = {
+        **BATCH,
+        "FASTMAKER_MAX_SECONDS": "2",
+        "TS_MANAGEMENT_ADDRESS": "http://127.0.0.1:8081",
+        "TS_INFERENCE_ADDRESS": "http://0.0.0.0:8080",
+    }
     with deployed(session, digits_archive, env=env) as predictor:
         (server,) = session.sagemaker_client.endpoints.read(predictor.endpoint_name)["servers"]
         container = container_of(session.sagemaker_client.endpoints, predictor.endpoint_name, server)
@@ -103,6 +109,21 @@ def test_requests_that_come_together_are_answered_as_if_they_came_alone(server, 
                     assert body[:9] == expected_body[:9]
                 else:
                     assert body.splitlines()[0] == expected_body.splitlines()[0]
+
+
+def test_slow_requests_that_come_together_have_the_time_of_one_and_leave_another_its_own(endpoint, pngs):
+    url, workers = endpoint
+    before = workers()
+    slow = (npy(np.zeros((10_000, 1, 1, 3), np.uint8)), "application/x-npy")
+    start = time.monotonic()
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(lambda request: ask(url, *request), [*[slow] * 7, (pngs[0], "image/png")]))
+    assert time.monotonic() - start < 7  # alone each has 2 seconds
+    *refused, (status, _, _) = answers
+    assert status == 200
+    assert {status for status, _, _ in refused} == {400}
+    assert all(b" s, which is all that it has" in line for _, line, _ in refused)
+    assert workers() == before
 
 
 def test_a_bomb_is_refused_and_the_worker_lives_on(server, pngs):

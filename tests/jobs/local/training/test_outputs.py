@@ -1,9 +1,13 @@
-"""A model that is not compressed, and the values that a job has printed."""
+"""A model that is not compressed, the values that a job has printed, and the names of checkpoints."""
 
 import pytest
 from botocore.exceptions import ClientError
 from helpers.local_mode import estimator
 from helpers.shapes import assert_answers_as
+
+from fastmaker.jobs.storage import StorageError
+from fastmaker.local.containers import Container
+from fastmaker.local.training.checkpoints import Checkpoints
 
 
 def test_a_model_may_stay_uncompressed_and_its_metrics_are_read_from_its_log(session, write_script, tmp_path):
@@ -56,3 +60,13 @@ def _assert_that_cloudwatch_answers(session, name):
         cloudwatch.get_metric_statistics(**{**request, "Dimensions": [{"Name": "TrainingJobName", "Value": "none"}]})
     with pytest.raises(ClientError, match="ListMetrics needs AWS"):
         cloudwatch.list_metrics()
+
+
+@pytest.mark.parametrize("name", ["../outside", "run/../../outside", "/tmp/outside"])
+def test_a_checkpoint_whose_name_leads_out_of_the_folder_is_refused(s3, bucket, tmp_path, name):
+    s3.put_object(Bucket=bucket, Key=f"c/{name}", Body=b"x")
+    container = Container(tmp_path / "host")
+    config = {"S3Uri": f"s3://{bucket}/c", "LocalPath": "/opt//ml/checkpoints"}
+    with pytest.raises(StorageError, match="its name leads out of the checkpoints"):
+        Checkpoints(config, [container]).restore()
+    assert [path.name for path in tmp_path.rglob("*")] == ["host", "checkpoints"]
