@@ -45,10 +45,12 @@ class Exported:
         if error := self.stand_ins.error():
             raise error
 
-    def save_bundle(self, model_dir: str | os.PathLike, mask_size: str = "model") -> bundle.ModelInfo:
+    def save_bundle(
+        self, model_dir: str | os.PathLike, mask_size: str = "model", image_size: from_learner.ImageSize = None
+    ) -> bundle.ModelInfo:
         """Write the Learner's bundle into `model_dir`, as `from_learner.save_bundle` does. Raises BundleError."""
         with self.answering():  # nothing is written where an answer used a stand-in
-            network, info = from_learner.checked(self.learn, mask_size=mask_size)
+            network, info = from_learner.checked(self.learn, mask_size=mask_size, image_size=image_size)
         return bundle.save(model_dir, network, info)
 
 

@@ -104,9 +104,8 @@ def _size_taken(learn: Learner, info: bundle.ModelInfo) -> tuple[int, int] | Non
     names = [step["step"] for step in info.steps if step["step"] in pipeline.OF_IMAGES]
     if info.resize_method == preprocess.NO_RESIZE:
         return info.image_size
-    if names[:1] == ["check_size"]:
-        height, width = info.steps[0]["size"]
-        return height, width
+    if names[:1] == ["check_size"] or ("check_size" in names and not len(learn.dls.valid_ds)):
+        return info.image_size
     if "ratio_resize" in names and len(learn.dls.valid_ds):
         image = _source(learn, 0)
         return image.height, image.width

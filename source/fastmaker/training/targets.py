@@ -48,23 +48,30 @@ def task(learn: Learner) -> str:
     return "regression" if getattr(learn.dls, "vocab", None) is None else "classification"
 
 
-def fields(learn: Learner, task: str, image: tuple[int, int, int]) -> dict[str, Any]:
-    """Return the fields of `ModelInfo` about the network's output. Raises BundleError.
+def fields(learn: Learner, task: str, shape: tuple[int, ...]) -> dict[str, Any]:
+    """Return the fields of `ModelInfo` about the network's output, whose shape for one image is `shape`.
 
-    `image` is the shape (C, H, W) of the network's input.
+    Raises BundleError.
+    """
+    labelled = task in tasks.LABELLED
+    found = {"labels": _labels(learn)} if labelled else {"labels": (), "output_shape": shape}
+    return found | losses.read(learn.loss_func, task, shape)
+
+
+def output_shape(learn: Learner, task: str, image: tuple[int, int, int]) -> tuple[int, ...]:
+    """Return the shape of the network's output for one image, whose own shape is `image` (C, H, W).
+
+    Raises BundleError if the network has none, or another than the task needs.
     """
     shape = _output_shape(learn, image)
-    if task not in tasks.LABELLED:
-        found: dict[str, Any] = {"labels": (), "output_shape": shape}
-    else:
-        found = {"labels": _labels(learn)}
-        expected = len(found["labels"]), *(image[1:] if task == "segmentation" else ())
+    if task in tasks.LABELLED:
+        expected = len(_labels(learn)), *(image[1:] if task == "segmentation" else ())
         if shape != expected:
             raise bundle.BundleError(
                 f"the output of the Learner's network has the shape {list(shape)} for one image; expected"
                 f" {list(expected)}, a number for each of its labels"
             )
-    return found | losses.read(learn.loss_func, task, shape)
+    return shape
 
 
 def _labels(learn: Learner) -> tuple[str, ...]:
@@ -86,7 +93,10 @@ def _output_shape(learn: Learner, image: tuple[int, int, int]) -> tuple[int, ...
     except Exception as error:  # whatever a network of the user's own raises
         reason = (" ".join(str(error).split()) or type(error).__name__)[:200]
         where = f"its layer {entered[-1]}" if entered else "it"
-        raise bundle.BundleError(f"the Learner's network cannot be kept in a bundle: {where} fails: {reason}") from None
+        raise bundle.BundleError(
+            f"the Learner's network cannot be kept in a bundle: {where} fails for images of"
+            f" {'x'.join(map(str, image[1:]))} pixels: {reason}"
+        ) from None
     finally:
         remove()
         for module, training in modes.items():
