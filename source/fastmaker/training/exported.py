@@ -111,6 +111,8 @@ def _why_unreadable(path: Path, error: Exception, missing: stand_ins.StandIns) -
         return "is an archive that learn.export did not write"
     if start != b"PK\x03\x04" and not missing.names() and type(error).__name__ in _NO_PICKLE:
         return "is no file of learn.export, or is cut short"
+    if isinstance(error, ModuleNotFoundError) and error.name:
+        return f"cannot be loaded without the package {error.name.partition('.')[0]}: install it"
     lacking = f", and lacks {', '.join(missing.names())}" if missing.names() else ""
     return f"cannot be loaded: {_line(error)}{lacking}"
 
