@@ -136,8 +136,8 @@ def _output(learn: Learner, batch: tuple[int, ...]) -> tuple[int, ...]:
         reason = (" ".join(str(error).split()) or type(error).__name__)[:200]
         where = f"its layer {entered[-1]}" if entered else "it"
         raise bundle.BundleError(
-            f"the Learner's network cannot be kept in a bundle: {where} fails for {batch[0]} images of"
-            f" {'x'.join(map(str, batch[2:]))} pixels: {reason}"
+            f"the Learner's network cannot be kept in a bundle: {where} fails for a batch of"
+            f" {batch[0]} of {'x'.join(map(str, batch[2:]))} pixels: {reason}"
         ) from None
     finally:
         remove()

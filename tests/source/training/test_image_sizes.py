@@ -109,7 +109,7 @@ def test_an_export_is_answered_exactly_for_images_of_the_size_that_is_given(tmp_
     [
         (None, {}, None, "224x224 pixels were tried: image_size=(height, width), or --image-size HEIGHTxWIDTH, says"),
         (Branching, {}, None, "network cannot be kept for images of any size; the Learner resizes no image and holds"),
-        (None, {}, 28, "(Linear) fails for images of 28x28 pixels"),
+        (None, {}, 28, "(Linear) fails for a batch of 2 of 28x28 pixels"),
         (None, {"item_tfms": Resize(SIZE)}, 28, "is 28x28, but the Learner's transforms make all images 20x28; leave"),
         (free, {"batch_tfms": aug_transforms(size=40)}, SIZE, "make all images 40x40"),
         (None, {"item_tfms": RatioResize(30)}, SIZE, "the Learner's RatioResize makes the longer side 30"),
