@@ -9,7 +9,7 @@ import shlex
 import sys
 from pathlib import Path
 
-from fastmaker.jobs.cli import errors
+from fastmaker.jobs.cli import arguments, errors
 from fastmaker.jobs.packaging import exported
 
 
@@ -29,6 +29,13 @@ def get_parser() -> argparse.ArgumentParser:
         default="model",
         help="size of a U-Net's served masks unless a request names one (default: %(default)s)",
     )
+    parser.add_argument(
+        "--image-size",
+        type=arguments.size,
+        metavar="SIZE",
+        help="of all images, if the Learner resizes none and its network takes one size; pixels, one number or"
+        " HEIGHTxWIDTH (default: any size)",
+    )
     parser.add_argument("--force", action="store_true", help="write into a MODEL that exists")
     return parser
 
@@ -44,7 +51,12 @@ def main(args) -> int:
     _check_target(args.model, args.force)
     print(f"loading {args.pickle}: {exported.WARNING}", flush=True)
     missing = exported.convert(
-        args.pickle, args.model, imports=args.imports, ignored=args.ignored, mask_size=args.mask_size
+        args.pickle,
+        args.model,
+        imports=args.imports,
+        ignored=args.ignored,
+        mask_size=args.mask_size,
+        image_size=args.image_size,
     )
     if missing:
         print(f"stand-ins for {', '.join(missing)}: the answer does not depend on them")

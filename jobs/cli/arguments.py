@@ -1,6 +1,7 @@
 """Arguments that several commands have, and what is made of them."""
 
 import argparse
+import re
 
 from fastmaker.jobs import instance_types
 
@@ -63,3 +64,12 @@ def name_and_value(text: str) -> tuple[str, str]:
     if not sign:
         raise argparse.ArgumentTypeError(f"{text!r}: expected NAME=VALUE")
     return name, value
+
+
+def size(text: str) -> tuple[int, int]:
+    """An argument's type: return (height, width) of one number of pixels or HEIGHTxWIDTH."""
+    match = re.fullmatch(r"(\d{1,6})(?:x(\d{1,6}))?", text)
+    found = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
+    if not all(found):
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a number of pixels nor HEIGHTxWIDTH")
+    return found

@@ -54,13 +54,21 @@ def check(file: Path, trust: bool) -> None:
 
 
 def convert(
-    file: Path, model_dir: Path, *, imports: Sequence[str] = (), ignored: Sequence[str] = (), mask_size: str = "model"
+    file: Path,
+    model_dir: Path,
+    *,
+    imports: Sequence[str] = (),
+    ignored: Sequence[str] = (),
+    mask_size: str = "model",
+    image_size: tuple[int, int] | None = None,
 ) -> list[str]:
     """Write the bundle of the Learner in `file`; return the names of the missing objects, which have stand-ins.
 
-    Raises ValueError, before anything is written, if the Learner cannot be loaded or a bundle cannot reproduce it.
+    `mask_size` and `image_size`, (height, width), are those of `fastmaker.save_bundle`. Raises ValueError, before
+    anything is written, if the Learner cannot be loaded or a bundle cannot reproduce it.
     """
     words = ["--model-dir", str(model_dir.absolute()), "--mask-size", mask_size]
+    words += ["--image-size", *map(str, image_size)] if image_size else []
     with _loading(file, imports, ignored, words) as (_, receive):
         names: list[str] = receive()["stand_ins"]
         return names

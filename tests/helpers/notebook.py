@@ -4,6 +4,7 @@ python notebook.py PHOTOS FOLDER NAME ...
 """
 
 import collections
+import importlib
 import pickle
 import sys
 import types
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import cloudpickle
 import numpy as np
+import torch
 from fastai.vision.all import (
     Callback,
     CategoryBlock,
@@ -124,10 +126,23 @@ LEARNERS = {
     "callback": lambda photos: small(block(photos), cbs=Doubled()),
     "network": lambda photos: Learner(block(photos), Net(), loss_func=CrossEntropyLossFlat()),
     "module": lambda photos: Learner(block(photos), in_module(Net)(), loss_func=CrossEntropyLossFlat()),
+    "fp16": lambda photos: small(block(photos)).to_fp16(),
+    "parallel": lambda photos: Learner(block(photos), nn.DataParallel(layers()), loss_func=CrossEntropyLossFlat()),
+    "distributed": lambda photos: Learner(block(photos), distributed(layers()), loss_func=CrossEntropyLossFlat()),
+    "dill": lambda photos: Learner(block(photos), Net(), loss_func=CrossEntropyLossFlat(), metrics=my_metric),
     "by_value": lambda photos: small(by_name(photos), metrics=my_metric),
     "of_another_python": lambda photos: small(block(photos)),
     "network_of_another_python": lambda photos: Learner(block(photos), Net(), loss_func=CrossEntropyLossFlat()),
 }
+
+
+def layers():
+    return nn.Sequential(nn.Conv2d(3, 8, 3, 2), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 3))
+
+
+def distributed(network):
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    return nn.parallel.DistributedDataParallel(network)
 
 
 def in_module(kind):
@@ -159,4 +174,5 @@ if __name__ == "__main__":
         if name.endswith("another_python"):
             pickler = cloudpickle.Pickler
             pickler.dispatch_table = collections.ChainMap({types.CodeType: fewer}, pickler.dispatch_table)
-        learn.export(folder.resolve() / f"{name}.pkl", pickle_module=cloudpickle if by_value else pickle)
+        module = importlib.import_module("dill") if name == "dill" else cloudpickle if by_value else pickle
+        learn.export(folder.resolve() / f"{name}.pkl", pickle_module=module)

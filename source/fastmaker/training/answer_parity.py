@@ -3,8 +3,11 @@
 from typing import Any
 
 import numpy as np
+import torch
+from fastai.vision.all import Learner
 
 from fastmaker import answers, bundle
+from fastmaker.training import own_code
 
 TOLERANCE = 1e-6  # of a number; equal bits are usual
 
@@ -34,6 +37,27 @@ def compare(given: answers.Answer, decoded: Any, numbers: np.ndarray, size: tupl
     else:
         of_input = given.array if isinstance(given, answers.Values) else _pixels(given, size)
         _compare_decoded(of_input, decoded, name)
+
+
+def check_decoding(learn: Learner, info: bundle.ModelInfo, image: torch.Tensor) -> None:
+    """Raise BundleError if code of the user's own decodes answers, but for that of labels which gives their names.
+
+    It may do to some answers what it does not to those that are compared. `image` is a batch of one.
+    """
+    transforms = learn.dls.valid_ds.tls[-1].tfms.fs if len(learn.dls.valid_ds.tls) > 1 else ()
+    own = next((type(transform).__name__ for transform in transforms if own_code.decodes_itself(transform)), None)
+    if own is None:
+        return
+    if info.task != "classification":
+        raise bundle.BundleError(
+            f"the Learner's {own} decodes answers by code of its own, which a bundle lacks; leave out its decodes"
+        )
+    for index, label in enumerate(info.labels):
+        decoded = str(learn.dls.decode_batch((image, torch.tensor([index])))[0][1])
+        if decoded != label:
+            raise bundle.BundleError(
+                f"the Learner's {own} decodes class {index} as {decoded!r}; a bundle answers with dls.vocab, {label!r}"
+            )
 
 
 def _compare_masks(given: answers.Mask, decoded: Any, name: str) -> None:

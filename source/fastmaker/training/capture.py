@@ -7,8 +7,10 @@ Needed where a bundle is written. A bundle is served without it.
 
 import contextlib
 import copy
+import itertools
 import operator
 import re
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -19,7 +21,7 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
 from fastmaker import graph, graph_operators
-from fastmaker.training import capture_checks, trace_guards, tracing
+from fastmaker.training import capture_checks, shape_branches, trace_guards, tracing
 from fastmaker.training.tracing import CaptureError
 
 PASSED_ON = ("aten.detach_.default", "aten.detach.default", "aten.lift_fresh.default")  # their result is their argument
@@ -38,14 +40,13 @@ def capture(model: nn.Module, example: torch.Tensor, any_size: bool = False) -> 
         raise CaptureError(f"{tracing.words(*scripted)} is scripted; use the module that it was made of")
     # Copies: what a network keeps from one call for the next, torch.export would fill with tensors without values.
     try:
-        network, traced = _copy(unwrapped(model)), _without_casts(_copy(unwrapped(model)))
-        computed = _with_plain_weights(_copy(traced))
+        network, computed = _copy(unwrapped(model)), _with_plain_weights(_traceable(model))
     except Exception as error:
         raise CaptureError(f"it cannot be copied: {tracing.one_line(error)}") from None
     if computed is not None:
         with contextlib.suppress(CaptureError):  # a network of its own may use what its weights are computed of
-            return _captured(network, computed, example, any_size)
-    return _captured(network, traced, example, any_size)
+            return _captured(network, lambda: _with_plain_weights(_traceable(model)), example, any_size)
+    return _captured(network, lambda: _traceable(model), example, any_size)
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
@@ -55,24 +56,29 @@ def unwrapped(model: nn.Module) -> nn.Module:
     return model
 
 
-def _captured(network: nn.Module, traced: nn.Module, example: torch.Tensor, any_size: bool) -> graph.GraphNetwork:
-    """Return `traced`, a copy of `network`, as a graph with the bits of `network`. Raises CaptureError."""
+def _captured(network: nn.Module, make: Callable[[], Any], example: torch.Tensor, any_size: bool) -> graph.GraphNetwork:
+    """Return what `make` makes, copies of `network` to trace, as a graph with its bits. Raises CaptureError."""
     tracing.check_answers(network, example)
-    program = tracing.export(traced, example, any_size)
+    program = tracing.export(make(), example, any_size)
     captured = _to_graph(program, example, any_size)
     capture_checks.check_bits(network, captured, example)
     capture_checks.check_independent(network, example)
     try:
         tried = trace_guards.breaking(program, example, any_size)
-        other = capture_checks.answers_alike(network, captured, tried, example.shape[1])
+        ways = shape_branches.explore(make, program, example, any_size)
+        other = capture_checks.answers_alike(network, captured, itertools.chain(tried, ways), example.shape[1])
         fault = f"it computes otherwise for {other[0]} images of {other[1]} x {other[2]} pixels" if other else None
     except CaptureError as error:
         fault = str(error)
     if any_size and (fault or not capture_checks.takes_other_sizes(network, captured, example)):
-        return capture(network, example)
+        return _captured(network, make, example, any_size=False)
     if fault:
         raise CaptureError(f"{fault}, which a graph cannot")
     return captured
+
+
+def _traceable(model: nn.Module) -> nn.Module:
+    return _without_casts(_copy(unwrapped(model)))
 
 
 def _copy(model: nn.Module) -> nn.Module:

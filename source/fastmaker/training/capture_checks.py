@@ -1,7 +1,7 @@
 """Compares a graph with its network, bit by bit, and the network's answers with each other: is each image's its own?"""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -26,7 +26,7 @@ def check_bits(network: nn.Module, captured: graph.GraphNetwork, example: torch.
 
 
 def answers_alike(
-    network: nn.Module, captured: graph.GraphNetwork, shapes: list[tuple[int, int, int]], channels: int
+    network: nn.Module, captured: graph.GraphNetwork, shapes: Iterable[tuple[int, int, int]], channels: int
 ) -> tuple[int, int, int] | None:
     """Return the first of `shapes` (number, height, width) where one answers otherwise, or fails alone; else None."""
     for count, *size in shapes:
@@ -43,7 +43,7 @@ def takes_other_sizes(network: nn.Module, captured: graph.GraphNetwork, example:
     """Return whether both give the same bits for images of other sizes, those of one row and square ones included."""
     channels, height, width = example.shape[1:]
     sizes = ((height, width + 32), (height + 13, width), (2 * height, 2 * width), (height - 7, width - 5))
-    others = [(2, 1, width), (2, height, 1), (1, height + 3, width + 5)]
+    others = [(n, *size) for n in (1, 2) for size in ((1, width), (height, 1), (1, 1))] + [(1, height + 3, width + 5)]
     others += [(2, width, height), (2, height, height), (2, width, width)]
     try:
         taken = all(_equal(network, captured, _images(2, (channels, *size))) for size in sizes)

@@ -29,6 +29,7 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument("--reply", type=int, required=True)
     parser.add_argument("--model-dir", type=Path)
     parser.add_argument("--mask-size", default="model")
+    parser.add_argument("--image-size", type=int, nargs=2)
     parser.add_argument("--answers", type=Path)
     parser.add_argument("--import", dest="imports", action="append", default=[])
     parser.add_argument("--ignore", dest="ignored", action="append", default=[])
@@ -45,7 +46,7 @@ def main(args: argparse.Namespace) -> int:
         try:
             loaded = exported.load(args.pickle, args.imports, args.ignored)
             if args.model_dir:
-                loaded.save_bundle(args.model_dir, args.mask_size)
+                loaded.save_bundle(args.model_dir, args.mask_size, args.image_size)
                 reply(stand_ins=loaded.stand_ins.names())
             else:
                 reply(stand_ins=loaded.stand_ins.names())

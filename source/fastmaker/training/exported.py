@@ -45,10 +45,12 @@ class Exported:
         if error := self.stand_ins.error():
             raise error
 
-    def save_bundle(self, model_dir: str | os.PathLike, mask_size: str = "model") -> bundle.ModelInfo:
+    def save_bundle(
+        self, model_dir: str | os.PathLike, mask_size: str = "model", image_size: from_learner.ImageSize = None
+    ) -> bundle.ModelInfo:
         """Write the Learner's bundle into `model_dir`, as `from_learner.save_bundle` does. Raises BundleError."""
         with self.answering():  # nothing is written where an answer used a stand-in
-            network, info = from_learner.checked(self.learn, mask_size=mask_size)
+            network, info = from_learner.checked(self.learn, mask_size=mask_size, image_size=image_size)
         return bundle.save(model_dir, network, info)
 
 
@@ -109,6 +111,8 @@ def _why_unreadable(path: Path, error: Exception, missing: stand_ins.StandIns) -
         return "is an archive that learn.export did not write"
     if start != b"PK\x03\x04" and not missing.names() and type(error).__name__ in _NO_PICKLE:
         return "is no file of learn.export, or is cut short"
+    if isinstance(error, ModuleNotFoundError) and error.name:
+        return f"cannot be loaded without the package {error.name.partition('.')[0]}: install it"
     lacking = f", and lacks {', '.join(missing.names())}" if missing.names() else ""
     return f"cannot be loaded: {_line(error)}{lacking}"
 

@@ -9,44 +9,62 @@ reproduce exactly.
 import dataclasses
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 from fastai.vision.all import Learner
 
 from fastmaker import bundle, masks, pipeline, preprocess, unet
-from fastmaker.training import capture, image_classes, layers, learner_checks, learner_steps, parity, targets
+from fastmaker.training import (
+    capture,
+    image_classes,
+    image_sizes,
+    layers,
+    learner_checks,
+    learner_steps,
+    parity,
+    targets,
+)
 
 # What format 1 knows; of its tasks the activation is softmax.
 PLAIN_RESIZE = {"step": "resize", "pad_mode": "reflection", "resample": "bilinear"}
 PLAIN_MODES = ("RGB", "L")
 PLAIN_TASKS = ("classification", "segmentation")
-EXAMPLE_SIZE = (224, 224)  # of a Learner that resizes no image and holds none
+ImageSize = int | Sequence[int] | None  # pixels, one number or (height, width)
 
 
 def save_bundle(
-    learn: Learner, model_dir: str | os.PathLike, metrics: dict[str, float] | None = None, mask_size: str = "model"
+    learn: Learner,
+    model_dir: str | os.PathLike,
+    metrics: dict[str, float] | None = None,
+    mask_size: str = "model",
+    image_size: ImageSize = None,
 ) -> bundle.ModelInfo:
     """Write the bundle of a fitted `learn` into `model_dir` and return its `ModelInfo`.
 
     The bundle predicts as ``learn.predict`` does, from torch and torchvision alone. `learn` is a Learner with its
     DataLoaders, and left as it was. A network that this package cannot rebuild is kept as a graph (`capture`).
     `metrics`, by name, are stored in model.json. `mask_size` is one of masks.SIZES: the size of a U-Net's served masks
-    unless a request names one. Raises BundleError, before anything is written, if the Learner has a network, a
-    transform or a loss that the bundle cannot reproduce; OSError if `model_dir` cannot be written.
+    unless a request names one. `image_size` is the size of all images, in pixels, one number or (height, width): only
+    of a Learner that resizes none and holds none, as one of load_learner, whose network takes one size. Raises
+    BundleError, before anything is written, if the Learner has a network, a transform or a loss that the bundle cannot
+    reproduce; OSError if `model_dir` cannot be written.
     """
-    network, info = checked(learn, metrics, mask_size)
+    network, info = checked(learn, metrics, mask_size, image_size)
     return bundle.save(model_dir, network, info)
 
 
 def checked(
-    learn: Learner, metrics: dict[str, float] | None = None, mask_size: str = "model"
+    learn: Learner,
+    metrics: dict[str, float] | None = None,
+    mask_size: str = "model",
+    image_size: ImageSize = None,
 ) -> tuple[torch.nn.Module, bundle.ModelInfo]:
     """Return what `save_bundle` writes, once it has been compared with `learn`: network and `ModelInfo`."""
     learner_checks.check(learn)
     with parity.predicting(learn):
-        info = dataclasses.replace(describe(learn, metrics), mask_size=mask_size)
+        info = dataclasses.replace(describe(learn, metrics, image_size), mask_size=mask_size)
         _check_mask_size(info)
         network, info = _network(learn, info)
         parity.check(learn, network, info)
@@ -62,15 +80,17 @@ def _check_mask_size(info: bundle.ModelInfo) -> None:
         )
 
 
-def describe(learn: Learner, metrics: dict[str, float] | None = None) -> bundle.ModelInfo:
+def describe(learn: Learner, metrics: dict[str, float] | None = None, image_size: ImageSize = None) -> bundle.ModelInfo:
     """Return what ``learn.predict`` does to an image, as a `ModelInfo`. Raises BundleError."""
     task = targets.task(learn)
     architecture, known = _architecture(learn), bundle.ARCHITECTURES[task]
     if architecture not in known:
         architecture = bundle.GRAPH
-    prepared = _pipeline_fields(learn)
+    prepared = _pipeline_fields(learn, image_size)
     channels = preprocess.CHANNELS[prepared["image_mode"]]
-    outputs = targets.fields(learn, task, (channels, *prepared["image_size"]))
+    with image_sizes.explaining(_is_assumed(learn, prepared.get("steps", ()))):
+        shape = targets.output_shape(learn, task, (channels, *prepared["image_size"]))
+    outputs = targets.fields(learn, task, shape)
     plain = not prepared.get("steps") and task in PLAIN_TASKS and outputs["activation"] == "softmax"
     return bundle.ModelInfo(
         task=task,
@@ -88,7 +108,12 @@ def _architecture(learn: Learner) -> str:
     return getattr(getattr(learn, "arch", None), "__name__", type(learn.model).__name__)
 
 
-def _pipeline_fields(learn: Learner) -> dict[str, Any]:
+def _is_assumed(learn: Learner, steps: Iterable[pipeline.Step]) -> bool:
+    """Return whether nothing says the size of the images: the Learner resizes none, and holds none."""
+    return not len(learn.dls.valid_ds) and any(step["step"] == "any_size" for step in steps)
+
+
+def _pipeline_fields(learn: Learner, image_size: ImageSize) -> dict[str, Any]:
     """Return the fields of `ModelInfo` that say how images are prepared: one resize if that is all, else the steps."""
     mode = image_classes.mode_of(parity.image_of(learn))
     validation = learner_steps.read(learn, preprocess.CHANNELS[mode])
@@ -98,8 +123,8 @@ def _pipeline_fields(learn: Learner) -> dict[str, Any]:
         "mean": tuple(validation.mean),
         "std": tuple(validation.std),
     }
-    steps, size = validation.steps, pipeline.output_size(validation.steps)
-    sizes = parity.sizes_of_images(learn) if size is None else [size]
+    steps, size = validation.steps, image_sizes.ASSUMED
+    sizes = image_sizes.find(learn, steps, image_size)
     if len(sizes) == 1:
         size = sizes[0]
         steps, fields["resampled"] = learner_steps.split_identity(steps, size)
@@ -108,7 +133,7 @@ def _pipeline_fields(learn: Learner) -> dict[str, Any]:
     if mode in PLAIN_MODES and not steps and len(sizes) == 1:
         return fields | {"image_size": size, "resize_method": preprocess.NO_RESIZE}
     if pipeline.output_size(steps) is None:
-        size = sizes[0] if sizes else EXAMPLE_SIZE
+        size = sizes[0] if sizes else image_sizes.ASSUMED
         of_images = [step for step in steps if step["step"] in pipeline.OF_IMAGES]
         alike = {"step": "check_size", "size": list(size)} if len(sizes) == 1 else {"step": "any_size"}
         steps = [*of_images, alike, *steps[len(of_images) :]]
@@ -139,17 +164,20 @@ def _network(learn: Learner, info: bundle.ModelInfo) -> tuple[torch.nn.Module, b
             return learn.model, info
         except Exception:  # it has other layers than the architecture: a head of one's own, say, or none with weights
             info = dataclasses.replace(info, architecture=bundle.GRAPH, options={})
+    with image_sizes.explaining(_is_assumed(learn, info.steps)):
+        return _graph(learn, info), info
+
+
+def _graph(learn: Learner, info: bundle.ModelInfo) -> torch.nn.Module:
     any_size = pipeline.takes_any_size(info)
     try:
         network = capture.capture(learn.model, torch.rand(2, info.channels, *info.image_size), any_size)
     except capture.CaptureError as error:
         raise bundle.BundleError(f"the Learner's network cannot be kept in a bundle: {error}") from None
     if any_size and None not in network.document["input"]:
-        raise bundle.BundleError(
-            "the Learner resizes no image, and its images do not all have one size; its network cannot be kept for"
-            " images of any size"
-        )
-    return network, info
+        hint = "; its images have several: item_tfms=Resize(...) makes one of them" if len(learn.dls.valid_ds) else ""
+        raise bundle.BundleError(f"the Learner's network cannot be kept for images of any size{hint}")
+    return network
 
 
 def _check_layers(model: torch.nn.Module, info: bundle.ModelInfo) -> None:

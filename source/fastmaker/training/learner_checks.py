@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from fastai.vision.all import Callback, Learner, TfmdDL
+from fastai.vision.all import Callback, Datasets, Learner, TfmdDL
 from torch import nn
 from torch.nn.parameter import is_lazy
 
@@ -33,6 +33,11 @@ def check(learn: Any) -> None:
         raise bundle.BundleError(
             f"the Learner's validation data is in a {type(loader).__module__}.{type(loader).__name__}; expected a"
             " DataLoader of fastai, as a DataBlock makes"
+        )
+    if not isinstance(loader.dataset, Datasets):
+        raise bundle.BundleError(
+            f"the Learner's validation data is a {type(loader.dataset).__name__}, which does not say how it opens an"
+            " image file; make the DataLoaders by a DataBlock or ImageDataLoaders"
         )
     if next(learn.model.parameters(), None) is None:
         raise bundle.BundleError("the Learner's network cannot predict: it has no weights, which learn.predict needs")

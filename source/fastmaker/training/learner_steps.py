@@ -1,7 +1,6 @@
 """Reads from a Learner what its validation images go through, as the steps of model.json (`fastmaker.pipeline`)."""
 
 import math
-import types
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -25,10 +24,10 @@ from fastai.vision.all import (
 
 from fastmaker import bundle, pipeline
 from fastmaker.pipeline import Step
+from fastmaker.training import own_code
 
 IDENTITY = {"step": "grid_sample", "size": None, "mode": "bilinear", "pad_mode": "reflection", "align_corners": True}
 BY_255 = {"step": "divide", "by": 255.0}
-OWN_METHODS = ("before_call", "encodes")  # of a transform, if they are attributes of the one object
 
 
 @dataclass(frozen=True)
@@ -76,17 +75,18 @@ def _check_other_transforms(learn: Learner) -> None:
     """Raise BundleError for a transform at a place where only a user's own ones are."""
     for transform in learn.dls.valid.before_batch.fs:
         if not _is_training_only(transform):
-            raise bundle.BundleError(f"the Learner's {_name(transform)} changes validation batches; a bundle cannot")
+            raise _unknown(transform, "batches")
 
 
 def _of_images(learn: Learner) -> list[Step]:
     steps: list[Step] = []
     for transform in learn.dls.valid.after_item.fs:
-        if _is_training_only(transform) or type(transform) in (ToTensor, AddMaskCodes, PointScaler):
+        kind = own_code.kind(transform)
+        if _is_training_only(transform) or kind in (ToTensor, AddMaskCodes, PointScaler):
             continue
-        if type(transform) not in _ITEM_STEPS or _is_altered(transform):
-            raise bundle.BundleError(f"the Learner's {_name(transform)} changes validation images; a bundle cannot")
-        steps += _ITEM_STEPS[type(transform)](transform)
+        if kind not in _ITEM_STEPS:
+            raise _unknown(transform, "images")
+        steps += _ITEM_STEPS[kind](transform)
     return steps
 
 
@@ -100,16 +100,16 @@ def _of_batches(learn: Learner, channels: int) -> list[Step]:
 
 def _batch_step(transform: Any, channels: int) -> Step:
     """Return the step of a batch transform."""
-    if not _is_altered(transform):
-        if type(transform) is IntToFloatTensor:
-            return {"step": "divide", "by": float(transform.div or 0)}
-        if type(transform) is Normalize:
-            return _normalize(transform, channels)
-        if _is_fastais(transform) and isinstance(transform, AffineCoordTfm):
-            return _grid_sample(transform)
-        if type(transform) is RandomResizedCropGPU:
-            return _crop_and_grid_sample(transform)
-    raise bundle.BundleError(f"the Learner's {_name(transform)} changes validation batches; a bundle cannot")
+    kind = own_code.kind(transform)
+    if kind is IntToFloatTensor:
+        return {"step": "divide", "by": float(transform.div or 0)}
+    if kind is Normalize:
+        return _normalize(transform, channels)
+    if kind is RandomResizedCropGPU:
+        return _crop_and_grid_sample(transform)
+    if kind and issubclass(kind, AffineCoordTfm):
+        return _grid_sample(transform)
+    raise _unknown(transform, "batches")
 
 
 def _normalize(transform: Normalize, channels: int) -> Step:
@@ -155,7 +155,7 @@ def _ratio_resize(transform: RatioResize) -> list[Step]:
     return [{"step": "ratio_resize", "longest": transform.max_sz, "resample": resample}]
 
 
-_ITEM_STEPS: dict[type, Callable[[Any], list[Step]]] = {
+_ITEM_STEPS: dict[type | None, Callable[[Any], list[Step]]] = {
     Resize: _resize,
     CropPad: _crop_pad,
     RandomCrop: _random_crop,
@@ -190,21 +190,15 @@ def _height_width(size: Any) -> list[int]:
     return [int(size[1]), int(size[0])]
 
 
-def _is_fastais(transform: Any) -> bool:
-    return type(transform).__module__ == AffineCoordTfm.__module__
-
-
 def _is_training_only(transform: Any) -> bool:
     return getattr(transform, "split_idx", None) == 0
 
 
-def _is_altered(transform: Any) -> bool:
-    """Return whether the object does something else than its class. fastai before 2.7 gave it a method of its class."""
-    for name in OWN_METHODS:
-        of_class = getattr(type(transform), name, None)
-        if name in vars(transform) and (not of_class or vars(transform)[name] != types.MethodType(of_class, transform)):
-            return True
-    return False
+def _unknown(transform: Any, what: str) -> bundle.BundleError:
+    return bundle.BundleError(
+        f"the Learner's {_name(transform)} changes validation {what}; a bundle cannot: if it is for training alone,"
+        " give it split_idx = 0"
+    )
 
 
 def _name(transform: Any) -> str:

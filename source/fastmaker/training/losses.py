@@ -27,6 +27,13 @@ EXPECTED = {
     "regression": "keeps the numbers",
     "points": "keeps the numbers",
 }
+SUCH = {
+    "classification": "CrossEntropyLossFlat()",
+    "segmentation": "CrossEntropyLossFlat(axis=1)",
+    "multilabel": "BCEWithLogitsLossFlat()",
+    "regression": "MSELossFlat()",
+    "points": "MSELossFlat()",
+}
 SCALES = (1.0, 5.0, 40.0, 0.0, 0.1, 0.1, 1e3, 1e6, 1e12, 1e30)  # of the logits of each generated image
 LARGEST = float(np.finfo(np.float32).max)
 
@@ -38,7 +45,7 @@ def read(loss: Any, task: str, shape: tuple[int, ...]) -> dict[str, Any]:
     repeat them.
     """
     logits = _generate(shape)
-    activation = _activation(loss, logits)
+    activation = _activation(loss, logits, task)
     numbers = tasks.ACTIVATIONS[activation](logits)
     decodes = getcallable(loss, "decodes")
     decoded = _call(decodes, numbers)
@@ -62,17 +69,20 @@ def name(loss: Any) -> str:
 
 def _refuse(loss: Any, task: str) -> dict[str, Any]:
     found = "decodes otherwise" if callable(getattr(loss, "decodes", None)) else "has no decodes"
-    raise BundleError(f"the Learner's loss {name(loss)} {found}; expected one whose decodes {EXPECTED[task]}")
+    raise BundleError(
+        f"the Learner's loss {name(loss)} {found}; expected one whose decodes {EXPECTED[task]}:"
+        f" learn.loss_func = {SUCH[task]} answers so"
+    )
 
 
-def _activation(loss: Any, logits: torch.Tensor) -> str:
+def _activation(loss: Any, logits: torch.Tensor, task: str) -> str:
     found = _call(getcallable(loss, "activation"), logits)
     for known, function in tasks.ACTIVATIONS.items():
         if (known != "softmax" or logits.ndim > 1) and _equal(found, function(logits)):
             return known
     raise BundleError(
         f"the Learner's loss {name(loss)} has an activation that a bundle lacks; expected softmax over axis 1, sigmoid,"
-        " or none"
+        f" or none: learn.loss_func = {SUCH[task]} has one"
     )
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from fastai.vision.all import AttrGetter, ColReader, DataLoader, Datasets, ItemGetter, L, Learner, PILBase
+from fastai.vision.all import AttrGetter, ColReader, DataLoader, ItemGetter, L, Learner, PILBase
 from PIL import Image
 
 from fastmaker import bundle, image_steps, pipeline, preprocess
@@ -44,11 +44,6 @@ def check(learn: Learner, network: torch.nn.Module, info: bundle.ModelInfo) -> N
 
     Also raised if that cannot be found out. `learn` must be `predicting`.
     """
-    if not isinstance(learn.dls.valid_ds, Datasets) or learn.dls.n_inp != 1:
-        raise bundle.BundleError(
-            f"the bundle cannot be compared with the Learner, whose data is a {type(learn.dls.valid_ds).__name__} with"
-            f" {learn.dls.n_inp} inputs; expected the Datasets of a DataBlock with one image"
-        )
     with tempfile.TemporaryDirectory() as folder:
         model = _model(learn, network, info)
         _check_generated(learn, model, Path(folder))
@@ -93,6 +88,7 @@ def _check_generated(learn: Learner, model: models.Model, folder: Path) -> None:
             accepted = accepted_item(learn, file)
             _check_opened(learn, accepted)
             _check_repeats(learn, accepted)
+            answer_parity.check_decoding(learn, model.info, learn.dls.test_dl([accepted], num_workers=0).one_batch()[0])
         item = next(item for item in _forms(file) if isinstance(item, type(accepted)))
         compared += _compare_generated(learn, model, item, (name, data), whole=compared < ANSWERED)
     if not compared:
@@ -104,9 +100,8 @@ def _size_taken(learn: Learner, info: bundle.ModelInfo) -> tuple[int, int] | Non
     names = [step["step"] for step in info.steps if step["step"] in pipeline.OF_IMAGES]
     if info.resize_method == preprocess.NO_RESIZE:
         return info.image_size
-    if names[:1] == ["check_size"]:
-        height, width = info.steps[0]["size"]
-        return height, width
+    if names[:1] == ["check_size"] or ("check_size" in names and not len(learn.dls.valid_ds)):
+        return info.image_size
     if "ratio_resize" in names and len(learn.dls.valid_ds):
         image = _source(learn, 0)
         return image.height, image.width
@@ -249,7 +244,9 @@ def _answer(learn: Learner, item: Any) -> Answer:
         batch = learn.dls.test_dl([item], num_workers=0).one_batch()[0]
         decoded, _, numbers = learn.predict(item)
     except Exception as error:  # whatever a Learner of the user's own raises
-        raise bundle.BundleError(f"the Learner's own predict fails: {_line(error)}") from None
+        raise bundle.BundleError(
+            f"the Learner's own predict fails: {_line(error)}; learn.predict(image) has to give an answer first"
+        ) from None
     return Answer(torch.Tensor(batch), decoded, np.asarray(numbers))
 
 

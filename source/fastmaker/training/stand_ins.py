@@ -80,8 +80,10 @@ class StandIn(metaclass=_StandInType):
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:
         return object.__new__(cls)
 
-    def __setstate__(self, state: Any) -> None:
-        object.__setattr__(self, _STATE, state)
+    def __setstate__(*args: Any) -> None:
+        """Keep what the pickle gives an instance. What stands for a function gets its attributes without itself."""
+        if len(args) == 2:
+            object.__setattr__(args[0], _STATE, args[1])
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__") or name == _STATE:

@@ -5,6 +5,7 @@ torch's own operators and change no result, so each is tried: on the nearest bat
 """
 
 import functools
+import math
 import operator
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -40,28 +41,30 @@ def breaking(program: Any, example: torch.Tensor, any_size: bool) -> list[tuple[
     Raises CaptureError for what stays open, also where the export took a size that was to be free as a constant.
     """
     free = (0, 2, 3) if any_size else (0,)
-    shape = next(node for node in program.graph.nodes if _is_image(program, node)).meta["val"].shape
+    shape = input_shape(program)
     symbols = [getattr(getattr(shape[dim], "node", None), "expr", None) for dim in free]
     if any(symbol is None or not symbol.is_Symbol for symbol in symbols) or len(set(symbols)) != len(symbols):
         raise CaptureError("the size of an image is a constant in it")
     count, _, height, width = example.shape
-    families = [np.array(family, dtype=np.int64).T for family in _families(count, height, width, any_size)]
+    tried = [np.array(family, dtype=np.int64).T for family in families(count, height, width, any_size)]
     conditions = {str(guard.expr): guard.expr for guard in shape[0].node.shape_env.guards}
     found = set()
     for condition in conditions.values():
-        for batches in families:
+        for batches in tried:
             values = dict(zip(symbols, batches if any_size else batches[:1], strict=True))
             with np.errstate(all="ignore"):
-                broken = np.broadcast_to(np.logical_not(_evaluate(condition, values)), batches.shape[1:])
+                broken = np.broadcast_to(np.logical_not(evaluate(condition, values)), batches.shape[1:])
             found |= _near_and_far(condition, batches[:, broken], example)
     return sorted(found)
 
 
-def _is_image(program: Any, node: Any) -> bool:
-    return node.op == "placeholder" and node.name in program.graph_signature.user_inputs
+def input_shape(program: Any) -> Any:
+    """Return the shape of the images of an ExportedProgram: symbols where it is free."""
+    names = program.graph_signature.user_inputs
+    return next(n for n in program.graph.nodes if n.op == "placeholder" and n.name in names).meta["val"].shape
 
 
-def _families(count: int, height: int, width: int, any_size: bool) -> Iterator[list[tuple[int, int, int]]]:
+def families(count: int, height: int, width: int, any_size: bool) -> Iterator[list[tuple[int, int, int]]]:
     """Yield families of batches: of every number, high, wide, square, twice as high or wide, and small in both.
 
     A condition such as ``height > 100 and width > 100`` is noted as that on the height alone: the breaking batches of
@@ -82,19 +85,34 @@ def _families(count: int, height: int, width: int, any_size: bool) -> Iterator[l
 
 def _near_and_far(condition: Any, broken: Any, example: torch.Tensor) -> set[tuple[int, int, int]]:
     """Return of the batches `broken`, which break `condition`, the nearest to the example in pixels and a far one."""
-    if not broken.size or any(number.is_Integer and int(number) >= POINTER for number in condition.atoms()):
+    if any(number.is_Integer and int(number) >= POINTER for number in condition.atoms()):
         return set()
+    if (near := nearest(condition, broken, example)) is None:
+        return set()
+    pixels, of_near = broken.prod(0), math.prod(near)
+    if of_near <= example.numel() / example.shape[1]:
+        return {near}
+    far = np.where(pixels <= max(FAR, of_near), pixels, 0).argmax()  # larger batches break it: so may much larger
+    number, height, width = map(int, broken[:, far])
+    return {near, (number, height, width)}
+
+
+def nearest(condition: Any, broken: Any, example: torch.Tensor) -> tuple[int, int, int] | None:
+    """Return of the batches `broken`, (3, N), which break `condition`, the nearest to the example in pixels, if any.
+
+    Raises CaptureError if that is too large to be tried.
+    """
+    if not broken.size:
+        return None
     pixels = broken.prod(0)
-    near = np.abs(np.log(pixels / (example.numel() / example.shape[1]))).argmin()
-    if pixels[near] > LARGEST_TRIED:
+    found = np.abs(np.log(pixels / (example.numel() / example.shape[1]))).argmin()
+    if pixels[found] > LARGEST_TRIED:
         raise CaptureError(f"it has a condition on shapes, {str(condition)[:80]}, that only very large batches break")
-    chosen = {int(near)}
-    if pixels[near] > example.numel() / example.shape[1]:  # larger batches break it: so may much larger
-        chosen.add(int(np.where(pixels <= max(FAR, pixels[near]), pixels, 0).argmax()))
-    return {(int(n), int(height), int(width)) for n, height, width in broken[:, sorted(chosen)].T}
+    number, height, width = map(int, broken[:, found])
+    return number, height, width
 
 
-def _evaluate(expression: Any, values: dict[Any, Any]) -> Any:
+def evaluate(expression: Any, values: dict[Any, Any]) -> Any:
     """Return a sympy expression's value for each batch. Raises CaptureError for a function that is not known."""
     if expression in values:
         return values[expression]
@@ -104,7 +122,7 @@ def _evaluate(expression: Any, values: dict[Any, Any]) -> Any:
         return float(expression)
     if not expression.args and str(expression) in ("True", "False"):
         return str(expression) == "True"
-    name, arguments = type(expression).__name__, [_evaluate(part, values) for part in expression.args]
+    name, arguments = type(expression).__name__, [evaluate(part, values) for part in expression.args]
     if name in REDUCED and arguments:
         return functools.reduce(REDUCED[name], arguments)
     if name in OPERATIONS and arguments:

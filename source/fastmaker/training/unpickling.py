@@ -16,13 +16,24 @@ import types
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from torch import nn
+
 from fastmaker.training import old_fastai
 from fastmaker.training.stand_ins import StandIns
 
 MAIN = "__main__"  # the notebook
 HERE = ".".join(map(str, sys.version_info[:2]))
 PATHS = {"WindowsPath", "PosixPath"}  # only one of them can be made on a system
+NOTEBOOK_OF_DILL = [("__builtin__", MAIN), ("builtins", MAIN), (MAIN, "__dict__")]  # the dictionary of its names
+PARALLEL = [("torch.nn.parallel.distributed", "DistributedDataParallel")]
 MOVED = {"pathlib._local": "pathlib", "numpy._core": "numpy.core", "numpy.core": "numpy._core"}
+
+
+class _Parallel(nn.parallel.DistributedDataParallel):
+    """Holds a network as ``DistributedDataParallel`` does, without the processes that its own unpickling needs."""
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
 
 
 class PickleModule(types.ModuleType):
@@ -46,6 +57,8 @@ class _Finder:
 
     def __init__(self, stand_ins: StandIns, imported: Sequence[types.ModuleType]) -> None:
         self.stand_ins, self.imported = stand_ins, imported
+        self.notebook = {name: value for candidate in imported for name, value in vars(candidate).items()}
+        self.notebook["__name__"] = MAIN
 
     def find(self, module: str, name: str, find_class: Callable[[str, str], Any]) -> Any:
         """Return the object that a pickle names: of the imported modules, of this machine, or a stand-in.
@@ -55,10 +68,16 @@ class _Finder:
         provided = self.provided(module, name)
         if provided is not None:
             return provided
+        if (module, name) in NOTEBOOK_OF_DILL:
+            return self.notebook
+        if (module, name) in PARALLEL:
+            return _Parallel
         if module == MAIN:  # here that is another program
             return self.stand_ins.make(module, name, _IN_NOTEBOOK)
         if module in ("pathlib", "pathlib._local") and name in PATHS:
             return type(pathlib.Path())
+        if module.partition(".")[0] == "dill":
+            importlib.import_module("dill")  # where it is missing, nothing of the pickle can be made
         if module.partition(".")[0] in ("cloudpickle", "dill") and (maker := self._maker(module, name)):
             return maker
         try:
@@ -148,6 +167,8 @@ _OF_ANOTHER_PYTHON = (
 
 def _code(*args: Any) -> Any:
     """Return a code object, or what stands for one that is of another Python."""
+    if args and isinstance(args[0], bytes):  # dill's begin with the line numbers of older Pythons
+        args = args[1:]
     operations = next((value for value in args if isinstance(value, bytes)), b"")
     inner = any(isinstance(value, _OtherCode) for arg in args if isinstance(arg, tuple) for value in arg)
     if _is_of_this_python(operations) and not inner:

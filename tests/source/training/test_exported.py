@@ -1,5 +1,6 @@
 """Exports of a notebook whose functions are missing here: stand-ins where no answer depends on them, else a refusal."""
 
+import importlib.util
 import pickle
 import re
 import sys
@@ -29,8 +30,9 @@ pytestmark = pytest.mark.learner
 
 NAMES = (
     "functions", "get_x", "transform", "only_trains", "loss", "callback", "network", "module", "by_value",
-    "of_another_python", "network_of_another_python",
+    "of_another_python", "network_of_another_python", "fp16", "parallel", "distributed",
 )  # fmt: skip
+with_dill = pytest.mark.skipif(not importlib.util.find_spec("dill"), reason="dill is not installed")
 OF_FUNCTIONS = ["__main__.is_striped", "__main__.my_metric", "__main__.my_splitter"]
 
 
@@ -41,7 +43,8 @@ def number(file):
 @pytest.fixture(scope="module")
 def files(photos, tmp_path_factory):
     """The folder with the exports of NAMES."""
-    return exports.make(photos, tmp_path_factory.mktemp("exports") / "notebook", *NAMES)
+    names = (*NAMES, "dill") if importlib.util.find_spec("dill") else NAMES
+    return exports.make(photos, tmp_path_factory.mktemp("exports") / "notebook", *names)
 
 
 def converted(file, model_dir, **options):
@@ -106,6 +109,41 @@ def test_a_file_that_defines_the_missing_class_takes_its_place(files, photos, tm
     file = files / f"{name}.pkl"
     assert converted(file, tmp_path / "model", imports=[str(exports.NOTEBOOK)]) == []
     assert_answers(tmp_path / "model", photos, file)
+
+
+ON_DEVICES = [("functions", b"cuda:0"), ("distributed", None)]
+SLOW_ON_DEVICES = [("functions", b"mps:0"), ("parallel", None), ("parallel", b"cuda:7"), ("distributed", b"cuda:1")]
+SLOW_ON_DEVICES += [("fp16", None), ("fp16", b"cuda:0")]
+
+
+@pytest.mark.parametrize(
+    ("name", "device"), [*ON_DEVICES, *(pytest.param(*case, marks=pytest.mark.slow) for case in SLOW_ON_DEVICES)]
+)
+def test_an_export_of_a_gpu_of_half_precision_or_of_several_processes_is_converted(
+    files, photos, tmp_path, name, device
+):
+    file = files / f"{name}.pkl"
+    if device:  # torch notes the device of each tensor
+        cpu, other = b"X\x03\x00\x00\x00cpu", b"X" + len(device).to_bytes(4, "little") + device
+        file = exports.changed(file, tmp_path / "export.pkl", (cpu, other))
+        np.save(file.with_suffix(".npy"), np.load(files / f"{name}.npy"))
+    converted(file, tmp_path / "model")
+    assert_answers(tmp_path / "model", photos, file)
+
+
+@with_dill
+def test_an_export_by_dill_holds_the_notebooks_code(files, photos, tmp_path):
+    assert converted(files / "dill.pkl", tmp_path / "model") == []
+    assert_answers(tmp_path / "model", photos, files / "dill.pkl")
+
+
+@with_dill
+def test_an_export_by_dill_needs_dill(files, tmp_path, monkeypatch):
+    for name in [name for name in sys.modules if name.partition(".")[0] == "dill"]:
+        monkeypatch.setitem(sys.modules, name, None)
+    monkeypatch.setitem(sys.modules, "dill", None)
+    said = refusal(files / "dill.pkl", tmp_path)
+    assert said.endswith("dill.pkl cannot be loaded without the package dill: install it")
 
 
 def test_an_imported_transform_that_changes_pixels_is_refused_as_any_other(files, tmp_path):

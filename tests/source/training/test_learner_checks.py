@@ -7,11 +7,18 @@ import pytest
 import torch
 from fastai.vision.all import (
     Callback,
+    CategoryBlock,
     CrossEntropyLossFlat,
+    DataBlock,
     DataLoaders,
+    ImageBlock,
     ImageDataLoaders,
     L,
     Learner,
+    MSELossFlat,
+    PILImageBW,
+    RandomSplitter,
+    RegressionBlock,
     Resize,
     set_seed,
 )
@@ -240,4 +247,83 @@ def test_a_learner_without_validation_data_loader_is_refused(tmp_path, dls):
 @pytest.mark.parametrize("vocab", [[], ["alone"]])
 def test_classes_that_are_none_are_refused(learn, tmp_path, vocab):
     learn.dls.vocab = L(vocab)
-    assert_refused(learn, tmp_path, "")
+    assert_refused(learn, tmp_path, f"the Learner's classes are {vocab}; expected two or more")
+
+
+class Opened(torch.utils.data.Dataset):
+    def __len__(self):
+        return 8
+
+    def __getitem__(self, index):
+        return torch.rand(3, 24, 24), 0
+
+
+def test_a_learner_of_torchs_dataset_is_refused(tmp_path):
+    dls = DataLoaders.from_dsets(Opened(), Opened(), bs=4, num_workers=0)
+    learn = Learner(dls, network(), loss_func=CrossEntropyLossFlat())
+    assert_refused(learn, tmp_path, "validation data is a Opened, which does not say how it opens an image file; make")
+
+
+class Squeezed(nn.Module):
+    def __init__(self, n_out):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Conv2d(3, n_out, 3), nn.AdaptiveAvgPool2d(1))
+
+    def forward(self, images):
+        return self.layers(images).squeeze()
+
+
+class Decoder(nn.Sequential):
+    def __init__(self):
+        super().__init__(nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 3, 3, padding=1))
+
+
+class OtherDecodes(CrossEntropyLossFlat):
+    def decodes(self, numbers):
+        return numbers.argmin(dim=1)
+
+
+class OtherActivation(CrossEntropyLossFlat):
+    def activation(self, logits):
+        return (logits / 2).softmax(dim=1)
+
+
+def number(file):
+    return float(file.stem)
+
+
+def as_it_is(file):
+    return file
+
+
+OF_NUMBERS = {"blocks": (ImageBlock, RegressionBlock), "get_y": number}
+
+
+@pytest.mark.parametrize(
+    ("network", "loss", "data", "reason"),
+    [
+        (
+            Decoder(),
+            MSELossFlat(),
+            {"blocks": (ImageBlock, ImageBlock), "get_y": as_it_is},
+            "predicts images (TensorImage), which a",
+        ),
+        (
+            Decoder(),
+            MSELossFlat(),
+            {"blocks": (ImageBlock, ImageBlock(PILImageBW)), "get_y": as_it_is},
+            "images (TensorImageBW)",
+        ),
+        (Decoder(), MSELossFlat(), OF_NUMBERS, "[3, 24, 24] for one image; expected [n], for numbers and points: x.fl"),
+        (Squeezed(3), CrossEntropyLossFlat(), {}, "[2, 3] for two images and [3] for one; expected a row for each"),
+        (Squeezed(1), MSELossFlat(), OF_NUMBERS, "[2] for two images and [] for one; expected a row for each image: ."),
+        (network(), OtherDecodes(), {}, "decodes otherwise; expected one whose decodes picks the highest number of e"),
+        (network(), OtherDecodes(), {}, "learn.loss_func = CrossEntropyLossFlat() answers so"),
+        (network(), OtherActivation(), {}, "or none: learn.loss_func = CrossEntropyLossFlat() has one"),
+    ],
+)
+def test_what_a_bundle_cannot_answer_is_refused_with_what_to_do(files, tmp_path, network, loss, data, reason):
+    options = {"blocks": (ImageBlock, CategoryBlock), "get_y": lambda file: file.parent.name} | data
+    block = DataBlock(get_items=lambda _: files, splitter=RandomSplitter(seed=1), item_tfms=Resize(24), **options)
+    learn = Learner(block.dataloaders("/", bs=4, num_workers=0), network, loss_func=loss)
+    assert_refused(learn, tmp_path, reason)
