@@ -119,4 +119,5 @@ def _run_archiver(model_name: str, handler: Path, contents: Path, config_file: P
     (temporary := export_path / "archiver").mkdir()
     done = subprocess.run(command, env={**os.environ, "TMPDIR": str(temporary)}, capture_output=True, text=True)
     if done.returncode:
-        raise RuntimeError(f"torch-model-archiver failed:\n{done.stderr}")
+        *_, reason = done.stderr.splitlines() or [f"exit status {done.returncode}"]
+        raise RuntimeError(f"torch-model-archiver failed: {reason}")
