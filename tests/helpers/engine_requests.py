@@ -1,8 +1,13 @@
 """Requests to the engine as boto3 makes them, for a model that answers with its name and what it was sent."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
 from botocore.exceptions import ClientError
 
-from helpers.waiting import wait_until
+from fastmaker.local.client import SageMaker
+from helpers.waiting import nothing_runs_below, wait_until
 
 ECHO = """
 def model_fn(model_dir): return {name!r}
@@ -11,6 +16,16 @@ def predict_fn(body, model): return model.encode() + b":" + body
 def output_fn(answer, accept): return answer, accept
 """
 IMAGE = {"Image": "x", "Environment": {"SAGEMAKER_PROGRAM": "inference.py", "SAGEMAKER_MODEL_SERVER_WORKERS": "1"}}
+
+
+@contextmanager
+def client_of(home: Path) -> Iterator[SageMaker]:
+    """A client of the engine at `home`; its endpoints are deleted in the end, and then nothing may run there."""
+    client = SageMaker("us-west-2", home)
+    yield client
+    for name in client.endpoints.names():
+        client.delete_endpoint(EndpointName=name)
+    assert nothing_runs_below(home)
 
 
 def make_model(client, archive, name, count=1):

@@ -13,10 +13,9 @@ from pathlib import Path
 import pytest
 from botocore.exceptions import ClientError
 from helpers import PATIENCE, REPOSITORY
-from helpers.engine_requests import ECHO, make_model, settled, training_request, transform_request
-from helpers.waiting import nothing_runs_below, wait_until
+from helpers.engine_requests import ECHO, client_of, make_model, settled, training_request, transform_request
+from helpers.waiting import wait_until
 
-from fastmaker.local.client import SageMaker
 from fastmaker.local.runtime_client import SageMakerRuntime
 from fastmaker.local.supervisor import FINAL
 
@@ -61,14 +60,11 @@ def output():
 
 @pytest.fixture
 def client(home):
-    client = SageMaker("us-west-2", home)
-    yield client
-    for name in client.endpoints.names():
-        client.delete_endpoint(EndpointName=name)
+    with client_of(home) as client:
+        yield client
     for store in (client.training_jobs, client.transform_jobs, client.endpoint_configs, client.models):
         for name in store.names():
             store.delete(name)
-    assert nothing_runs_below(home)
     assert [str(path) for path in home.rglob("*") if path.is_file()] == []
 
 

@@ -16,11 +16,10 @@ from itertools import pairwise
 import psutil
 import pytest
 from helpers import PATIENCE, REPOSITORY
-from helpers.engine_requests import ECHO, make_model, settled, training_request, transform_request
+from helpers.engine_requests import ECHO, client_of, make_model, settled, training_request, transform_request
 from helpers.measuring import Clock, Samples
-from helpers.waiting import nothing_runs_below, running_below, wait_until
+from helpers.waiting import running_below, wait_until
 
-from fastmaker.local.client import SageMaker
 from fastmaker.local.serving import instances, torchserve
 from fastmaker.local.supervisor import FINAL
 
@@ -91,11 +90,8 @@ def home(tmp_path):
 
 @pytest.fixture
 def client(home):
-    client = SageMaker("us-west-2", home)
-    yield client
-    for name in client.endpoints.names():
-        client.delete_endpoint(EndpointName=name)
-    assert nothing_runs_below(home)
+    with client_of(home) as client:
+        yield client
 
 
 def assert_flat(samples):
