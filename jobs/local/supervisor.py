@@ -104,10 +104,8 @@ def settle(store: Store, name: str, finish: Callable[[dict[str, Any], str, str |
     record = store.read(name)
     if status(record) in FINAL or running(store, name, record):
         return record
-    with (
-        contextlib.suppress(OSError),
-        store.changing(name, last=True) as record,
-    ):  # on a full disk the next one writes it
+    # What cannot be written, on a full disk, the next one writes.
+    with contextlib.suppress(OSError), store.changing(name, last=True) as record:
         if status(record) not in FINAL and not running(store, name, record):
             end_below(store.directory(name))
             stopped = status(record) == "Stopping"

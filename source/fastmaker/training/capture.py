@@ -38,14 +38,18 @@ def capture(model: nn.Module, example: torch.Tensor, any_size: bool = False) -> 
     """
     if scripted := next((m for m in model.named_modules() if isinstance(m[1], torch.jit.ScriptModule)), None):
         raise CaptureError(f"{tracing.words(*scripted)} is scripted; use the module that it was made of")
+
+    def with_plain_weights() -> nn.Module | None:
+        return _with_plain_weights(_traceable(model))
+
     # Copies: what a network keeps from one call for the next, torch.export would fill with tensors without values.
     try:
-        network, computed = _copy(unwrapped(model)), _with_plain_weights(_traceable(model))
+        network, computed = _copy(unwrapped(model)), with_plain_weights()
     except Exception as error:
         raise CaptureError(f"it cannot be copied: {tracing.one_line(error)}") from None
     if computed is not None:
         with contextlib.suppress(CaptureError):  # a network of its own may use what its weights are computed of
-            return _captured(network, lambda: _with_plain_weights(_traceable(model)), example, any_size)
+            return _captured(network, with_plain_weights, example, any_size)
     return _captured(network, lambda: _traceable(model), example, any_size)
 
 

@@ -23,7 +23,7 @@ import torch
 from fastai.vision.all import CastToTensor, DataLoaders, L, Learner
 
 from fastmaker import bundle
-from fastmaker.training import from_learner, stand_ins, unpickling
+from fastmaker.training import from_learner, image_sizes, stand_ins, unpickling
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Exported:
             raise error
 
     def save_bundle(
-        self, model_dir: str | os.PathLike, mask_size: str = "model", image_size: from_learner.ImageSize = None
+        self, model_dir: str | os.PathLike, mask_size: str = "model", image_size: image_sizes.ImageSize = None
     ) -> bundle.ModelInfo:
         """Write the Learner's bundle into `model_dir`, as `from_learner.save_bundle` does. Raises BundleError."""
         with self.answering():  # nothing is written where an answer used a stand-in

@@ -9,7 +9,7 @@ reproduce exactly.
 import dataclasses
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -26,12 +26,12 @@ from fastmaker.training import (
     parity,
     targets,
 )
+from fastmaker.training.image_sizes import ImageSize
 
 # What format 1 knows; of its tasks the activation is softmax.
 PLAIN_RESIZE = {"step": "resize", "pad_mode": "reflection", "resample": "bilinear"}
 PLAIN_MODES = ("RGB", "L")
 PLAIN_TASKS = ("classification", "segmentation")
-ImageSize = int | Sequence[int] | None  # pixels, one number or (height, width)
 
 
 def save_bundle(
@@ -123,17 +123,16 @@ def _pipeline_fields(learn: Learner, image_size: ImageSize) -> dict[str, Any]:
         "mean": tuple(validation.mean),
         "std": tuple(validation.std),
     }
-    steps, size = validation.steps, image_sizes.ASSUMED
+    steps = validation.steps
     sizes = image_sizes.find(learn, steps, image_size)
+    size = sizes[0] if sizes else image_sizes.ASSUMED
     if len(sizes) == 1:
-        size = sizes[0]
         steps, fields["resampled"] = learner_steps.split_identity(steps, size)
     if mode in PLAIN_MODES and len(steps) == 1 and steps[0].items() >= PLAIN_RESIZE.items():
         return fields | {"image_size": size, "resize_method": steps[0]["method"]}
     if mode in PLAIN_MODES and not steps and len(sizes) == 1:
         return fields | {"image_size": size, "resize_method": preprocess.NO_RESIZE}
     if pipeline.output_size(steps) is None:
-        size = sizes[0] if sizes else image_sizes.ASSUMED
         of_images = [step for step in steps if step["step"] in pipeline.OF_IMAGES]
         alike = {"step": "check_size", "size": list(size)} if len(sizes) == 1 else {"step": "any_size"}
         steps = [*of_images, alike, *steps[len(of_images) :]]

@@ -11,9 +11,10 @@ from fastmaker.training import parity
 
 ASSUMED = (224, 224)  # where nothing says the size: of the images that the network is tried with
 Size = tuple[int, int]  # (height, width) in pixels
+ImageSize = int | Sequence[int] | None  # of all images, as a caller says it: one number or (height, width), in pixels
 
 
-def find(learn: Learner, steps: Sequence[pipeline.Step], image_size: int | Sequence[int] | None) -> list[Size]:
+def find(learn: Learner, steps: Sequence[pipeline.Step], image_size: ImageSize) -> list[Size]:
     """Return the sizes of the network's images: one if all are alike, several, or none if nothing says them.
 
     `image_size` is that of all images, in pixels: one number or (height, width). Raises BundleError if it is none, or
