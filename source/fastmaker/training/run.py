@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastmaker import masks
-from fastmaker.training import data, mask_data
+from fastmaker.training import arguments, data, mask_data
 
 if TYPE_CHECKING:  # fastai takes seconds to import, and a run that only checks its data does not need it
     from fastai.vision.all import DataLoaders, Learner
@@ -215,16 +215,11 @@ def _fit(
 
 def _run_config(args: argparse.Namespace, samples: data.Samples, group: "ProcessGroup") -> dict[str, Any]:
     """Return what a checkpoint must share with a run that resumes from it: each of these changes later epochs."""
-    names = ("arch", "epochs", "lr", "image_mode", "resize_method", "pretrained", "augment", "seed")
-    segmentation = {}
-    if isinstance(samples, mask_data.MaskedSamples):
-        segmentation = {"void": samples.void_code, "self_attention": args.self_attention}
     return {
-        **segmentation,
-        **{name: getattr(args, name) for name in names},
-        "batch_size": args.batch_size
-        * group.world_size,  # of all ranks: two resume from one with a batch twice as large
-        "image_size": list(args.image_size),
+        **arguments.of_the_run(args),
+        # Of all ranks: two resume from one with a batch twice as large.
+        "batch_size": args.batch_size * group.world_size,
+        **({"void": samples.void_code} if isinstance(samples, mask_data.MaskedSamples) else {}),
         "labels": samples.classes,
         "training_images": samples.n_train,
         "validation_images": sum(samples.is_valid),

@@ -47,18 +47,31 @@ def test_the_help_lists_every_argument_in_a_group_with_an_explanation(capsys):
     groups = re.findall(r"^(\S.*):$", printed, re.MULTILINE)
     assert groups[1:] == [
         "model and task",
-        "training",
-        "data",
         "segmentation (only with --task segmentation)",
+        "data",
+        "augmentation",
+        "training",
         "directories (set by SageMaker in a container)",
         "checkpoints",
-        "distributed training",
+        "processes",
     ]
     parser = arguments.get_parser()
     ungrouped, *grouped = parser._action_groups[1:]
     assert [action.dest for action in ungrouped._group_actions] == ["help"]
     for group in grouped:
         assert all(action.help and action.option_strings[0] in printed for action in group._group_actions)
+
+
+@pytest.mark.parametrize("words", [["--batch_size", "16"], ["--batch_size=16"], ["--batch-size", "16"]])
+def test_a_name_may_have_underscores_as_hyperparameters_of_examples_have(words):
+    assert parse_args(["--train", "images_of_mine", *words]).batch_size == 16
+    assert parse_args(["--train", "images_of_mine", *words]).train == "images_of_mine"
+
+
+def test_each_option_is_of_the_run_or_said_not_to_be():
+    args = parse_args(["--train", "images"])
+    assert set(arguments.NOT_OF_THE_RUN) <= set(vars(args)), "a name that is no option"
+    assert arguments.of_the_run(args).keys() == vars(args).keys() - set(arguments.NOT_OF_THE_RUN)
 
 
 # Defaults and checks
