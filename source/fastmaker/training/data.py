@@ -12,12 +12,12 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
 
-from fastmaker import preprocess
+from fastmaker import preprocess, tasks
 from fastmaker.training import layouts
 from fastmaker.training.layouts import DataError, Pairs
 
@@ -36,20 +36,25 @@ class Samples:
 
     layout: str
     images: Sequence[Path] | np.ndarray
-    labels: Sequence[str] | Sequence[Path]  # class names or, for segmentation, mask files
+    labels: Sequence[Any]  # by task: class names, tuples of them, of numbers or of points (x, y), or mask files
     is_valid: Sequence[bool]
     skipped: tuple[str, ...] = ()  # unreadable files, each with the reason
+    task: str = "classification"  # one of fastmaker.tasks.TASKS
+    notes: tuple[str, ...] = ()  # lines to print after the summary
+    names: tuple[str, ...] = ()  # of several numbers
 
     @property
     def classes(self) -> list[str]:
-        """The class names, in the order of the network's outputs."""
-        return sorted(set(map(str, self.labels)))
+        """The class names, in the order of the network's outputs; none of numbers and points."""
+        if self.task == "multilabel":
+            return sorted({label for labels in self.labels for label in labels})
+        return sorted(set(map(str, self.labels))) if self.task in tasks.LABELLED else []
 
     def block(self) -> "TransformBlock":
         """Return fastai's TransformBlock for the labels."""
-        from fastai.vision.all import CategoryBlock
+        from fastmaker.training import task_parts
 
-        return CategoryBlock(vocab=self.classes)
+        return task_parts.TASKS[self.task].block(self)
 
     @property
     def n_train(self) -> int:
@@ -120,9 +125,9 @@ def dataloaders(
 ) -> "DataLoaders":
     """Return fastai DataLoaders of (images, labels).
 
-    Images are float32 (N, C, H, W), normalised with STATISTICS; labels are int64, class indexes (N,) or masks
-    (N, H, W). `image_mode` is RGB or L, `image_size` is (height, width) in pixels, `resize_method` is one of
-    preprocess.RESIZE_METHODS.
+    Images are float32 (N, C, H, W), normalised with STATISTICS. Labels are int64, class indexes (N,) or masks
+    (N, H, W), or float32: 0 or 1 for each class (N, n), numbers (N, n), or points in -1..1 (N, n, 2). `image_mode` is
+    RGB or L, `image_size` is (height, width) in pixels, `resize_method` is one of preprocess.RESIZE_METHODS.
     """
     from fastai.vision.all import (
         DataBlock,
@@ -141,7 +146,9 @@ def dataloaders(
         item_tfms=Resize(image_size, method=resize_method),
         batch_tfms=[*(aug_transforms() if augment else []), Normalize.from_stats(*STATISTICS[image_mode])],
     )
-    items = list(zip(samples.images, samples.labels, strict=True))
+    # fastai would apply a transform to each part of a tuple.
+    labels = [list(label) if isinstance(label, tuple) else label for label in samples.labels]
+    items = list(zip(samples.images, labels, strict=True))
     return block.dataloaders(items, bs=batch_size, num_workers=workers)
 
 

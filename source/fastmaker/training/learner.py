@@ -1,45 +1,40 @@
 """DataLoaders -> a fastai Learner, and its fit."""
 
-import contextlib
-from collections.abc import Iterator
+import argparse
+from typing import Any
 
 import torch
 import torchvision.models
-from fastai.vision.all import CrossEntropyLossFlat, DataLoaders, Learner, accuracy, error_rate, vision_learner
+from fastai.vision.all import DataLoaders, Learner, unet_learner, vision_learner
 
 from fastmaker import networks
+from fastmaker.training import task_parts, weights
+from fastmaker.training.data import Samples
 
 
-class WeightsError(ValueError):
-    """Pretrained weights that cannot be downloaded."""
+def create(
+    dls: DataLoaders, samples: Samples, args: argparse.Namespace, pretrained: bool, loss_func: Any = None
+) -> Learner:
+    """Return a Learner of the network and the task of `args`, which are those of `arguments.parse_args`.
 
-
-def create(dls: DataLoaders, architecture: str, image_mode: str, pretrained: bool) -> Learner:
-    """Return a Learner for `dls`: ``vision_learner`` for torchvision's architectures, a plain Learner for convnet.
-
-    Raises WeightsError if the pretrained weights cannot be downloaded.
+    It is one of ``unet_learner`` for masks, of ``vision_learner`` for other tasks, and a plain one for convnet.
+    `loss_func` replaces the task's own loss. Raises weights.WeightsError if the pretrained weights cannot be had.
     """
-    n_in = 3 if image_mode == "RGB" else 1
-    metrics = [accuracy, error_rate]
-    if architecture == "convnet":
-        learn = Learner(dls, networks.convnet(dls.c, n_in), loss_func=CrossEntropyLossFlat(), metrics=metrics)
+    parts, n_in = task_parts.TASKS[args.task], 3 if args.image_mode == "RGB" else 1
+    n_out = parts.n_out(samples)
+    if loss_func is None:
+        loss_func = parts.loss(samples, args)
+    common: dict[str, Any] = {"loss_func": loss_func, "metrics": parts.metrics(samples, args)}
+    if args.arch == "convnet":
+        learn = Learner(dls, networks.convnet(n_out, n_in), **common)
         learn.arch = networks.convnet
         return learn
-    arch = getattr(torchvision.models, architecture)
-    with downloading_weights(architecture):
-        return vision_learner(dls, arch, pretrained=pretrained, n_in=n_in, normalize=False, metrics=metrics)
-
-
-@contextlib.contextmanager
-def downloading_weights(architecture: str) -> Iterator[None]:
-    """Turn the OSError of a failed download within the block into a WeightsError."""
-    try:
-        yield
-    except OSError as error:  # urllib's errors are OSErrors
-        raise WeightsError(
-            f"the pretrained weights of {architecture} cannot be downloaded ({error}); use --pretrained false, or put"
-            f" the file into {torch.hub.get_dir()}/checkpoints"
-        ) from None
+    common |= {"pretrained": pretrained, "n_in": n_in, "n_out": n_out, "normalize": False}
+    arch = getattr(torchvision.models, args.arch)
+    with weights.downloading(args.arch):
+        if args.task == "segmentation":
+            return unet_learner(dls, arch, self_attention=args.self_attention, **common)
+        return vision_learner(dls, arch, y_range=args.y_range, **common)
 
 
 def total_epochs(epochs: int, fine_tune: bool) -> int:

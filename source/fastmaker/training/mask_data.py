@@ -10,7 +10,7 @@ The layout is that of fast.ai's CAMVID_TINY:
 
 import os
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,6 +30,7 @@ VOID_NAMES = ("void", "unlabelled", "unlabeled", "ignore")
 class MaskedSamples(Samples):
     """Images whose labels are mask files."""
 
+    task: str = "segmentation"
     codes: tuple[str, ...] = ()
     void_code: int | None = None  # the index of the class that is ignored in loss and metrics
     void_pixel: int | None = None  # its pixel value in the mask files, if that is not void_code
@@ -68,8 +69,7 @@ def read(
     VOID_NAMES. An index that codes.txt does not name, such as 255, adds a class for pixels with that value. Raises
     DataError.
     """
-    train_dir = Path(train_dir)
-    codes = _read_codes(train_dir)
+    codes = _read_codes(train_dir := Path(train_dir))
     void, void_pixel = _void(codes, void_code)
     train, skipped = _read_pairs(train_dir, codes, void_pixel)
     valid: Pairs = []
@@ -93,7 +93,8 @@ def read(
             raise DataError(f"--void-code {void_pixel}: no mask has it, and codes.txt names 0 to {len(codes) - 1}")
         codes.append("void" if "void" not in codes else f"void {void_pixel}")
     images, labels = zip(*train, *valid, strict=True)
-    return MaskedSamples("images with masks", images, labels, is_valid, tuple(skipped), tuple(codes), void, void_pixel)
+    samples = MaskedSamples("images with masks", images, labels, is_valid, tuple(skipped))
+    return replace(samples, codes=tuple(codes), void_code=void, void_pixel=void_pixel)
 
 
 def _read_codes(folder: Path) -> list[str]:

@@ -34,14 +34,17 @@ def main(args: argparse.Namespace) -> int:
 
 def _read(args: argparse.Namespace) -> data.Samples:
     if args.task == "segmentation":
-        samples = mask_data.read(args.train, args.valid, args.void_code, args.valid_pct, args.seed)
-        if args.mask_size == "original" and not masks.can_resize_to_original(args.resize_method, samples.void_code):
+        masked = mask_data.read(args.train, args.valid, args.void_code, args.valid_pct, args.seed)
+        if args.mask_size == "original" and not masks.can_resize_to_original(args.resize_method, masked.void_code):
             raise data.DataError(
                 "--mask-size original: --resize-method crop cuts parts of the image off, which would be void, and no"
                 " class is void; give a --void-code or another --resize-method"
             )
-        return samples
-    return data.read(args.train, args.valid, args.label_regex, args.valid_pct, args.seed)
+        return masked
+    samples = data.read(args.train, args.valid, args.label_regex, args.valid_pct, args.seed)
+    if samples.task != args.task:
+        raise data.DataError(f"--task {args.task}: the data is for --task {samples.task}, as one label an image is")
+    return samples
 
 
 def _print_summary(samples: data.Samples) -> None:
@@ -57,14 +60,14 @@ def _fail(error: ValueError | str) -> int:
 
 
 def _train(args: argparse.Namespace, samples: data.Samples) -> int:
-    from fastmaker.training import callbacks, checkpoint, distributed, learner
+    from fastmaker.training import callbacks, checkpoint, distributed, learner, weights
 
     try:
         group = _join(args, samples)
         run_config = _run_config(args, samples, group)
         resumed = group.broadcast(lambda: _resume(args, run_config))
         learn = _learner(args, samples, group, resumed)
-    except (checkpoint.CheckpointError, distributed.ProcessGroupError, learner.WeightsError) as error:
+    except (checkpoint.CheckpointError, distributed.ProcessGroupError, weights.WeightsError) as error:
         return _fail(error)
     with learn.no_bar(), learn.no_logging(), distributed.sharded(learn.dls, group):
         stopped = _fit(learn, args, run_config, group, resumed)
@@ -95,12 +98,12 @@ def _learner(
 ) -> "Learner":
     from fastai.vision.all import set_seed
 
-    from fastmaker.training import callbacks, checkpoint
+    from fastmaker.training import callbacks, checkpoint, learner
 
     set_seed(args.seed, reproducible=True)
     dls = dataloaders(args, samples, group.world_size)
     # The checkpoint's weights replace ImageNet's, which need not be downloaded again.
-    learn = _create(args, samples, dls, args.pretrained and not resumed)
+    learn = learner.create(dls, samples, args, bool(args.pretrained and not resumed))
     if resumed:
         checkpoint.restore(learn, resumed)
     learn.add_cb(callbacks.MetricLog(resumed["log"] if resumed else (), group))
@@ -127,15 +130,6 @@ def _write(learn: "Learner", args: argparse.Namespace, group: "ProcessGroup", di
         from_learner.save_bundle(learn, args.model_dir, metrics, args.mask_size)
     report.write(learn, args.output_data_dir, metrics)
     print("finished " + json.dumps(metrics), flush=True)
-
-
-def _create(args: argparse.Namespace, samples: data.Samples, dls: "DataLoaders", pretrained: bool) -> "Learner":
-    """Return a Learner for the task. Raises learner.WeightsError."""
-    from fastmaker.training import learner, segmentation
-
-    if isinstance(samples, mask_data.MaskedSamples):
-        return segmentation.create(dls, samples, args.arch, args.image_mode, pretrained, args.self_attention)
-    return learner.create(dls, args.arch, args.image_mode, pretrained)
 
 
 def _check_group(samples: data.Samples, group: "ProcessGroup") -> None:
