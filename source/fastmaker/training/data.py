@@ -122,12 +122,14 @@ def dataloaders(
     batch_size: int,
     augment: bool,
     workers: int,
+    statistics: tuple[Sequence[float], Sequence[float]] | None = None,
 ) -> "DataLoaders":
     """Return fastai DataLoaders of (images, labels).
 
-    Images are float32 (N, C, H, W), normalised with STATISTICS. Labels are int64, class indexes (N,) or masks
-    (N, H, W), or float32: 0 or 1 for each class (N, n), numbers (N, n), or points in -1..1 (N, n, 2). `image_mode` is
-    RGB or L, `image_size` is (height, width) in pixels, `resize_method` is one of preprocess.RESIZE_METHODS.
+    Images are float32 (N, C, H, W), normalised with `statistics`, by default STATISTICS. Labels are int64, class
+    indexes (N,) or masks (N, H, W), or float32: 0 or 1 for each class (N, n), numbers (N, n), or points in -1..1
+    (N, n, 2). `image_mode` is RGB or L, `image_size` is (height, width) in pixels, `resize_method` is one of
+    preprocess.RESIZE_METHODS.
     """
     from fastai.vision.all import (
         DataBlock,
@@ -138,18 +140,25 @@ def dataloaders(
         aug_transforms,
     )
 
+    statistics = statistics or STATISTICS[image_mode]
     block = DataBlock(
         blocks=(_image_block(image_mode), samples.block()),
         get_x=ItemGetter(0),
         get_y=ItemGetter(1),
         splitter=IndexSplitter(np.flatnonzero(samples.is_valid)),
         item_tfms=Resize(image_size, method=resize_method),
-        batch_tfms=[*(aug_transforms() if augment else []), Normalize.from_stats(*STATISTICS[image_mode])],
+        batch_tfms=[
+            *(aug_transforms() if augment else []),
+            Normalize.from_stats(*(statistics or STATISTICS[image_mode])),
+        ],
     )
-    # fastai would apply a transform to each part of a tuple.
+    return block.dataloaders(_items(samples), bs=batch_size, num_workers=workers)
+
+
+def _items(samples: Samples) -> list[tuple[Any, Any]]:
+    """Return pairs of image and label. Labels are no tuples: fastai would apply a transform to each part of one."""
     labels = [list(label) if isinstance(label, tuple) else label for label in samples.labels]
-    items = list(zip(samples.images, labels, strict=True))
-    return block.dataloaders(items, bs=batch_size, num_workers=workers)
+    return list(zip(samples.images, labels, strict=True))
 
 
 def _image_block(image_mode: str) -> "TransformBlock":

@@ -4,11 +4,10 @@ import argparse
 from typing import Any
 
 import torch
-import torchvision.models
-from fastai.vision.all import DataLoaders, Learner, unet_learner, vision_learner
+from fastai.vision.all import DataLoaders, DynamicUnet, Learner, add_head
 
 from fastmaker import networks
-from fastmaker.training import task_parts, weights
+from fastmaker.training import architectures, task_parts
 from fastmaker.training.data import Samples
 
 
@@ -17,8 +16,9 @@ def create(
 ) -> Learner:
     """Return a Learner of the network and the task of `args`, which are those of `arguments.parse_args`.
 
-    It is one of ``unet_learner`` for masks, of ``vision_learner`` for other tasks, and a plain one for convnet.
-    `loss_func` replaces the task's own loss. Raises weights.WeightsError if the pretrained weights cannot be had.
+    It is what ``unet_learner`` makes for masks, ``vision_learner`` for other tasks, and a plain one for convnet.
+    `loss_func` replaces the task's own loss. Raises weights.WeightsError if the pretrained weights cannot be had, and
+    architectures.ArchitectureError.
     """
     parts, n_in = task_parts.TASKS[args.task], 3 if args.image_mode == "RGB" else 1
     n_out = parts.n_out(samples)
@@ -29,12 +29,16 @@ def create(
         learn = Learner(dls, networks.convnet(n_out, n_in), **common)
         learn.arch = networks.convnet
         return learn
-    common |= {"pretrained": pretrained, "n_in": n_in, "n_out": n_out, "normalize": False}
-    arch = getattr(torchvision.models, args.arch)
-    with weights.downloading(args.arch):
-        if args.task == "segmentation":
-            return unet_learner(dls, arch, self_attention=args.self_attention, **common)
-        return vision_learner(dls, arch, y_range=args.y_range, **common)
+    body = architectures.body(args.arch, pretrained, n_in, args.image_size, sequential=args.task == "segmentation")
+    if args.task == "segmentation":
+        model = DynamicUnet(body.module, n_out, args.image_size, self_attention=args.self_attention)
+    else:
+        model = add_head(body.module, body.n_features, n_out, pool=body.pool, y_range=args.y_range)
+    learn = Learner(dls, model, splitter=body.split, **common)
+    learn.arch, learn.self_attention = body.arch, args.self_attention
+    if pretrained:
+        learn.freeze()
+    return learn
 
 
 def total_epochs(epochs: int, fine_tune: bool) -> int:

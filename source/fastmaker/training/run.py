@@ -60,14 +60,19 @@ def _fail(error: ValueError | str) -> int:
 
 
 def _train(args: argparse.Namespace, samples: data.Samples) -> int:
-    from fastmaker.training import callbacks, checkpoint, distributed, learner, weights
+    from fastmaker.training import architectures, callbacks, checkpoint, distributed, learner, weights
 
     try:
         group = _join(args, samples)
         run_config = _run_config(args, samples, group)
         resumed = group.broadcast(lambda: _resume(args, run_config))
         learn = _learner(args, samples, group, resumed)
-    except (checkpoint.CheckpointError, distributed.ProcessGroupError, weights.WeightsError) as error:
+    except (
+        checkpoint.CheckpointError,
+        distributed.ProcessGroupError,
+        weights.WeightsError,
+        architectures.ArchitectureError,
+    ) as error:
         return _fail(error)
     with learn.no_bar(), learn.no_logging(), distributed.sharded(learn.dls, group):
         stopped = _fit(learn, args, run_config, group, resumed)
@@ -223,13 +228,22 @@ def _run_config(args: argparse.Namespace, samples: data.Samples, group: "Process
 
 def dataloaders(args: argparse.Namespace, samples: data.Samples, world_size: int = 1) -> "DataLoaders":
     """Return fastai DataLoaders for one of `world_size` ranks."""
+    from fastmaker.training import architectures
+
     workers = args.workers
     if workers is None:  # few small images load faster without worker processes
         workers = _cores() if len(samples.labels) >= 5000 or min(args.image_size) >= 64 else 0
     # fastai drops an incomplete last batch: with fewer images than a batch, it would train on none.
     batch_size = min(args.batch_size, samples.n_train // world_size)
     return data.dataloaders(
-        samples, args.image_mode, args.image_size, args.resize_method, batch_size, args.augment, workers
+        samples,
+        args.image_mode,
+        args.image_size,
+        args.resize_method,
+        batch_size,
+        args.augment,
+        workers,
+        architectures.statistics(args.arch, args.image_mode),
     )
 
 

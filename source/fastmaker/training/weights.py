@@ -17,6 +17,14 @@ def downloading(architecture: str) -> Iterator[None]:
         yield
     except OSError as error:  # urllib's errors are OSErrors
         raise WeightsError(
-            f"the pretrained weights of {architecture} cannot be downloaded ({error}); use --pretrained false, or put"
-            f" the file into {torch.hub.get_dir()}/checkpoints"
+            f"{not_downloaded(architecture, error)}, or put it into {torch.hub.get_dir()}/checkpoints"
         ) from None
+
+
+def not_downloaded(architecture: str, error: Exception) -> str:
+    """Return a line about weights that cannot be downloaded."""
+    reason = " ".join(str(error).split())[:300] or type(error).__name__
+    return (
+        f"the pretrained weights of {architecture} cannot be downloaded ({reason}); use --pretrained false, or give"
+        " their file as --pretrained FILE"
+    )

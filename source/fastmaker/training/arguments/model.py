@@ -41,10 +41,12 @@ def defaults(args: argparse.Namespace) -> dict[str, Any]:
 def check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     """End with one line if these options are wrong or do not go together. Called before `defaults`."""
     if args.task == "segmentation" or args.arch != "convnet":
-        from fastmaker import bundle  # imported only here: it imports torch, which takes a second
+        from fastmaker.training import architectures  # imported only here: it imports torch, which takes a second
 
-        if args.arch not in bundle.ARCHITECTURES[args.task]:
-            parser.error(f"--arch {args.arch!r}: expected one of {', '.join(bundle.ARCHITECTURES[args.task])}")
+        try:
+            architectures.check(args.arch, args.task, args.image_size or (224, 224), args.pretrained in (None, True))
+        except architectures.ArchitectureError as error:
+            parser.error(str(error))
     for name, those in OF_TASKS.items():
         if getattr(args, name) is not None and args.task not in those:
             parser.error(f"--{name.replace('_', '-')} is not for {args.task}")
@@ -59,7 +61,7 @@ def _add_model(add: Callable[..., Any]) -> None:
         default="classification",
         help="what is learnt of an image: one label, several, numbers, points or a mask (default: %(default)s)",
     )
-    add("--arch", default="resnet34", help="convnet or a torchvision architecture (default: %(default)s)")
+    add("--arch", default="resnet34", help="convnet, or a network of torchvision or timm (default: %(default)s)")
     add(
         "--pretrained",
         type=kinds.flag,
