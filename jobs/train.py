@@ -13,6 +13,7 @@ from pathlib import Path
 from fastmaker.jobs import backends, files, storage
 from fastmaker.jobs.backends.pytorch import fetch_report
 from fastmaker.jobs.cli import arguments, errors, tables
+from fastmaker.jobs.packaging.models import locate
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -26,6 +27,7 @@ def get_parser() -> argparse.ArgumentParser:
     arguments.add_backend(parser)
     parser.add_argument("--data", required=True, help="a directory, file:// or s3:// URI: the channel `train`")
     parser.add_argument("--valid", help="likewise: the channel `valid`")
+    _add_first_weights(parser)
     parser.add_argument("--job-name", help="(default: made from the time)")
     parser.add_argument("--output", help="folder or URI for artifacts (default: in FASTMAKER_HOME)")
     parser.add_argument(
@@ -47,11 +49,28 @@ def get_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_first_weights(parser) -> None:
+    parser.add_argument(
+        "--pretrained",
+        metavar="{true,false,FILE}",
+        help="start from weights that are downloaded, or from those of a file, or of a folder or URI that holds one:"
+        " the channel `pretrained`",
+    )
+    parser.add_argument(
+        "--resume-from",
+        metavar="MODEL",
+        help="start from an earlier model with the same labels, a training job, a model directory, a model.tar.gz or"
+        " its URI: the channel `resume_from`",
+    )
+
+
 def parse_args(argv=None) -> argparse.Namespace:
     """Parse the arguments; those of the entry point become `hyperparameters`, a dict."""
     parser = get_parser()
     args, rest = parser.parse_known_args(argv)
     args.hyperparameters = _pairs(parser, rest)
+    if args.pretrained and args.pretrained.lower() in ("true", "false", "1", "0", "yes", "no"):
+        args.hyperparameters["pretrained"], args.pretrained = args.pretrained, None
     if args.max_wait and not args.spot:
         parser.error("--max-wait is for spot instances; give --spot as well")
     if args.spot:
@@ -66,9 +85,14 @@ def main(args) -> int:
     from sagemaker.utils import name_from_base
 
     channels = {"train": _channel(args.data), **({"valid": _channel(args.valid)} if args.valid else {})}
+    if args.pretrained:
+        channels["pretrained"] = storage.uri_of(args.pretrained)
+        storage.check(channels["pretrained"])
     if args.spot and not args.checkpoints:
         print("without --checkpoints an interrupted job starts from the beginning")
     backend = backends.connect(**arguments.backend_options(args))
+    if args.resume_from:
+        channels["resume_from"] = storage.uri_of(str(locate(args.resume_from, lambda: backend.session)))
     check_entry_point(channels, args.hyperparameters)
     request = backends.TrainingRequest(
         name=args.job_name or name_from_base("fastmaker"),

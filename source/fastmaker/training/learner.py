@@ -1,13 +1,14 @@
 """DataLoaders -> a fastai Learner, and its fit."""
 
 import argparse
+from pathlib import Path
 from typing import Any
 
 import torch
 from fastai.vision.all import DataLoaders, DynamicUnet, Learner, add_head
 
 from fastmaker import networks
-from fastmaker.training import architectures, task_parts
+from fastmaker.training import architectures, task_parts, weights
 from fastmaker.training.data import Samples
 
 
@@ -25,17 +26,23 @@ def create(
     if loss_func is None:
         loss_func = parts.loss(samples, args)
     common: dict[str, Any] = {"loss_func": loss_func, "metrics": parts.metrics(samples, args)}
+    file = Path(args.pretrained) if pretrained and isinstance(args.pretrained, str) else None
     if args.arch == "convnet":
         learn = Learner(dls, networks.convnet(n_out, n_in), **common)
         learn.arch = networks.convnet
+        if file:
+            print(weights.load(file, [learn.model], learn.model[:-1]), flush=True)
         return learn
-    body = architectures.body(args.arch, pretrained, n_in, args.image_size, sequential=args.task == "segmentation")
-    if args.task == "segmentation":
+    downloaded, segments = pretrained and file is None, args.task == "segmentation"
+    body = architectures.body(args.arch, downloaded, n_in, args.image_size, sequential=segments)
+    if segments:
         model = DynamicUnet(body.module, n_out, args.image_size, self_attention=args.self_attention)
     else:
         model = add_head(body.module, body.n_features, n_out, pool=body.pool, y_range=args.y_range)
     learn = Learner(dls, model, splitter=body.split, **common)
     learn.arch, learn.self_attention = body.arch, args.self_attention
+    if file:
+        print(weights.load(file, [body.whole, body.module, model], body.module), flush=True)
     if pretrained:
         learn.freeze()
     return learn

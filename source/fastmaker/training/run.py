@@ -26,7 +26,7 @@ def main(args: argparse.Namespace) -> int:
         samples = _read(args)
         if args.check_only:
             _print_summary(samples)
-            return 0
+            return _check_first_weights(args, samples)
         return _train(args, samples)
     except data.DataError as error:
         return _fail(error)
@@ -45,6 +45,19 @@ def _read(args: argparse.Namespace) -> data.Samples:
     if samples.task != args.task:
         raise data.DataError(f"--task {args.task}: the data is for --task {samples.task}, as one label an image is")
     return samples
+
+
+def _check_first_weights(args: argparse.Namespace, samples: data.Samples) -> int:
+    """Return the exit status of a run that only checks: whether the network takes the weights of a file or bundle."""
+    if not args.resume_from and not isinstance(args.pretrained, str):
+        return 0
+    from fastmaker.training import architectures, distributed, weights
+
+    try:
+        _learner(args, samples, distributed.SINGLE, None)
+    except (weights.WeightsError, architectures.ArchitectureError) as error:
+        return _fail(error)
+    return 0
 
 
 def _print_summary(samples: data.Samples) -> None:
@@ -103,7 +116,7 @@ def _learner(
 ) -> "Learner":
     from fastai.vision.all import set_seed
 
-    from fastmaker.training import callbacks, checkpoint, learner
+    from fastmaker.training import callbacks, checkpoint, earlier, learner
 
     set_seed(args.seed, reproducible=True)
     dls = dataloaders(args, samples, group.world_size)
@@ -111,6 +124,8 @@ def _learner(
     learn = learner.create(dls, samples, args, bool(args.pretrained and not resumed))
     if resumed:
         checkpoint.restore(learn, resumed)
+    elif args.resume_from:
+        earlier.load(learn, Path(args.resume_from), args.task, samples.classes, args.image_mode)
     learn.add_cb(callbacks.MetricLog(resumed["log"] if resumed else (), group))
     return learn
 
@@ -216,6 +231,7 @@ def _run_config(args: argparse.Namespace, samples: data.Samples, group: "Process
     """Return what a checkpoint must share with a run that resumes from it: each of these changes later epochs."""
     return {
         **arguments.of_the_run(args),
+        **_first_weights(args),
         # Of all ranks: two resume from one with a batch twice as large.
         "batch_size": args.batch_size * group.world_size,
         **({"void": samples.void_code} if isinstance(samples, mask_data.MaskedSamples) else {}),
@@ -223,6 +239,17 @@ def _run_config(args: argparse.Namespace, samples: data.Samples, group: "Process
         "training_images": samples.n_train,
         "validation_images": sum(samples.is_valid),
         "fingerprint of the images": data.fingerprint(samples),
+    }
+
+
+def _first_weights(args: argparse.Namespace) -> dict[str, Any]:
+    """Return the options about the weights that a run starts from; files by their SHA-256. Raises WeightsError."""
+    from fastmaker.training import earlier, weights
+
+    file = args.pretrained if isinstance(args.pretrained, str) else None
+    return {
+        "pretrained": weights.sha256(Path(file)) if file else args.pretrained,
+        "resume_from": earlier.state_sha256(Path(args.resume_from)) if args.resume_from else None,
     }
 
 

@@ -67,3 +67,11 @@ def flag(text: str) -> bool:
     if text.lower() in ("false", "0", "no"):
         return False
     raise argparse.ArgumentTypeError(f"{text!r} is neither true nor false")
+
+
+def flag_or_path(text: str) -> bool | str:
+    """Return the bool of `flag`, or any other text, a path, as it is."""
+    try:
+        return flag(text)
+    except argparse.ArgumentTypeError:
+        return text
