@@ -10,7 +10,7 @@ import os
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +19,7 @@ from PIL import Image
 
 from fastmaker import preprocess, tasks
 from fastmaker.training import layouts
-from fastmaker.training.layouts import DataError, Pairs
+from fastmaker.training.layouts import DataError, Found, Pairs, Reading
 
 if TYPE_CHECKING:
     from fastai.vision.all import DataLoaders, TransformBlock
@@ -63,10 +63,12 @@ class Samples:
 
     def summary(self) -> str:
         """Return one line about the layout, the numbers of images and the classes."""
-        return (
-            f"found {self.layout}: {self.n_train} images to train, {sum(self.is_valid)} to validate,"
-            f" {len(self.classes)} classes ({', '.join(self.classes[:5])}{', ...' if len(self.classes) > 5 else ''})"
-            + (f"; {len(self.skipped)} unreadable images skipped" if self.skipped else "")
+        classes = f"{', '.join(self.classes[:5])}{', ...' if len(self.classes) > 5 else ''}"
+        what = f"{len(self.classes)} classes ({classes})"
+        if self.task in ("regression", "points"):
+            what = f"{len(self.labels[0])} {'points' if self.task == 'points' else 'numbers'} each"
+        return f"found {self.layout}: {self.n_train} images to train, {sum(self.is_valid)} to validate, {what}" + (
+            f"; {len(self.skipped)} unreadable images skipped" if self.skipped else ""
         )
 
 
@@ -76,35 +78,50 @@ def read(
     label_regex: str | None = None,
     valid_pct: float = 0.2,
     seed: int = 42,
+    task: str = "classification",
+    labels_csv: str | None = None,
+    label_columns: Sequence[str] = (),
+    label_delimiter: str | None = None,
 ) -> Samples:
     """Return the samples of a channel directory. Every image file is decoded once, and unreadable ones are skipped.
 
-    If the data has no validation images (`valid_dir`, a valid folder, t10k files), the fraction `valid_pct` of each
-    class, drawn with `seed`, is used for validation. Raises DataError.
+    If the data has no validation images (`valid_dir`, a valid folder, t10k files, a column is_valid), the fraction
+    `valid_pct`, drawn with `seed`, is used for validation; of a classifier, that of each class. `task` is one of
+    fastmaker.tasks.TASKS without segmentation. Raises DataError.
     """
     train_dir = Path(train_dir)
-    if not train_dir.is_dir():
-        raise DataError(f"{train_dir} is not a directory")
     pattern = layouts.compile_regex(label_regex)
-    layout, train, valid = layouts.find(train_dir, pattern)
+    reading = layouts.Reading(task, pattern, labels_csv, tuple(label_columns), label_delimiter)
+    found = layouts.find(train_dir, reading)
     if valid_dir is not None:
-        if valid:
-            raise DataError(f"{train_dir} has validation images of its own; do not give {valid_dir} as well")
-        valid_layout, valid, _ = layouts.find(Path(valid_dir), pattern)
-        if "idx" in (layout, valid_layout) and layout != valid_layout:
-            raise DataError(f"{train_dir} has the layout {layout}, {valid_dir} the layout {valid_layout}")
-    if layout == "idx":
-        return _checked(_samples(layout, train, valid, (), valid_pct, seed))
-    n_files = len(train) + len(valid)
-    labels = {label for _, label in train}
-    train, bad_train = _readable(train)
-    valid, bad_valid = _readable(valid)
-    skipped = (*bad_train, *bad_valid)
-    check_skipped(skipped, n_files, train_dir)
-    lost = sorted(labels - {label for _, label in train})
-    if lost:
-        raise DataError(f"no image of {', '.join(map(repr, lost[:5]))} can be read: " + "; ".join(skipped[:3]))
-    return _checked(_samples(layout, train, valid, skipped, valid_pct, seed))
+        found = _with_channel(found, train_dir, Path(valid_dir), reading)
+    if task == "classification":
+        layouts.labels.check_classes([label for _, label in (*found.train, *found.valid)], label_delimiter)
+    train, valid = found.train, found.valid
+    skipped: tuple[str, ...] = ()
+    if found.layout != "idx":
+        labels = {label for _, label in train}
+        train, bad_train = _readable(train)
+        valid, bad_valid = _readable(valid)
+        skipped = (*bad_train, *bad_valid)
+        check_skipped(skipped, len(found.train) + len(found.valid), train_dir)
+        lost = sorted(labels - {label for _, label in train}) if task == "classification" else []
+        if lost:
+            raise DataError(f"no image of {', '.join(map(repr, lost[:5]))} can be read: " + "; ".join(skipped[:3]))
+    samples = _samples(found.layout, train, valid, skipped, valid_pct, seed, task)
+    return _checked(replace(samples, notes=found.notes, names=found.names))
+
+
+def _with_channel(found: Found, train_dir: Path, valid_dir: Path, reading: Reading) -> Found:
+    """Return what the directories of two channels hold, the second of which validates. Raises DataError."""
+    if found.valid:
+        raise DataError(f"{train_dir} has validation images of its own; do not give {valid_dir} as well")
+    other = layouts.find(valid_dir, reading)
+    if "idx" in (found.layout, other.layout) and found.layout != other.layout:
+        raise DataError(f"{train_dir} has the layout {found.layout}, {valid_dir} the layout {other.layout}")
+    if found.names != other.names:
+        raise DataError(f"{train_dir} and {valid_dir} have different columns of labels")
+    return replace(found, valid=other.train, notes=(*found.notes, *other.notes))
 
 
 def fingerprint(samples: Samples) -> str:
@@ -210,13 +227,27 @@ def check_skipped(skipped: Sequence[str], n_files: int, folder: Path) -> None:
         )
 
 
-def _samples(layout: str, train: Pairs, valid: Pairs, skipped: tuple[str, ...], valid_pct: float, seed: int) -> Samples:
+def _samples(
+    layout: str, train: Pairs, valid: Pairs, skipped: tuple[str, ...], valid_pct: float, seed: int, task: str
+) -> Samples:
     if valid:
         is_valid = [False] * len(train) + [True] * len(valid)
     else:
-        is_valid = split([label for _, label in train], valid_pct, seed)
+        # Of labels that differ from image to image, none could be drawn by class.
+        is_valid = split([label if task == "classification" else "" for _, label in train], valid_pct, seed)
     images, labels = zip(*train, *valid, strict=True)
-    return Samples(layout, images, labels, is_valid, skipped)
+    if task == "multilabel" and not valid:
+        _train_on_each(labels, is_valid)
+    return Samples(layout, images, labels, is_valid, skipped, task)
+
+
+def _train_on_each(labels: Sequence[tuple[str, ...]], is_valid: list[bool]) -> None:
+    """Let the first image of a label train if all of its images were drawn to validate."""
+    trained = {name for label, valid in zip(labels, is_valid, strict=True) if not valid for name in label}
+    for i, label in enumerate(labels):
+        if is_valid[i] and not trained.issuperset(label):
+            is_valid[i] = False
+            trained.update(label)
 
 
 def split(labels: Sequence[str], valid_pct: float, seed: int) -> list[bool]:
@@ -232,15 +263,31 @@ def split(labels: Sequence[str], valid_pct: float, seed: int) -> list[bool]:
 
 
 def _checked(samples: Samples) -> Samples:
-    train = Counter(label for label, valid in zip(samples.labels, samples.is_valid, strict=True) if not valid)
-    if len(samples.classes) < 2:
-        raise DataError(
-            f"there is only one class: {samples.classes[0]!r} ({len(samples.labels)} images); a classifier needs two."
-            " If file names contain the label, give --label-regex"
-        )
+    if samples.task in ("regression", "points"):
+        sizes = sorted({len(label) for label in samples.labels})
+        if len(sizes) > 1:
+            raise DataError(f"images have {sizes[0]} to {sizes[-1]} {samples.task} values; each needs as many")
+    elif len(samples.classes) < (2 if samples.task == "classification" else 1):
+        raise DataError(_too_few(samples))
+    train = _counted(samples, False)
     unseen = [label for label in samples.classes if not train[label]]
     if unseen:
         raise DataError(f"no training image for {', '.join(map(repr, unseen[:5]))}, which the validation images have")
     if not any(samples.is_valid):
         raise DataError("no image is left for validation: every class has a single image")
     return samples
+
+
+def _counted(samples: Samples, valid: bool) -> Counter[str]:
+    """Return how many images of a part have each class."""
+    labels = [label for label, is_valid in zip(samples.labels, samples.is_valid, strict=True) if is_valid == valid]
+    return Counter(name for label in labels for name in (label if samples.task == "multilabel" else (label,)))
+
+
+def _too_few(samples: Samples) -> str:
+    if samples.task == "multilabel":
+        return "no image has a label; --task multilabel needs at least one"
+    return (
+        f"there is only one class: {samples.classes[0]!r} ({len(samples.labels)} images); a classifier needs two."
+        " If file names contain the label, give --label-regex"
+    )

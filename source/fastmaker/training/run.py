@@ -25,7 +25,7 @@ def main(args: argparse.Namespace) -> int:
     try:
         samples = _read(args)
         if args.check_only:
-            _print_summary(samples)
+            _print_summary(args, samples)
             return _check_first_weights(args, samples)
         return _train(args, samples)
     except data.DataError as error:
@@ -41,10 +41,17 @@ def _read(args: argparse.Namespace) -> data.Samples:
                 " class is void; give a --void-code or another --resize-method"
             )
         return masked
-    samples = data.read(args.train, args.valid, args.label_regex, args.valid_pct, args.seed)
-    if samples.task != args.task:
-        raise data.DataError(f"--task {args.task}: the data is for --task {samples.task}, as one label an image is")
-    return samples
+    return data.read(
+        args.train,
+        args.valid,
+        args.label_regex,
+        args.valid_pct,
+        args.seed,
+        args.task,
+        args.labels_csv,
+        args.label_columns or (),
+        args.label_delimiter,
+    )
 
 
 def _check_first_weights(args: argparse.Namespace, samples: data.Samples) -> int:
@@ -60,10 +67,12 @@ def _check_first_weights(args: argparse.Namespace, samples: data.Samples) -> int
     return 0
 
 
-def _print_summary(samples: data.Samples) -> None:
+def _print_summary(args: argparse.Namespace, samples: data.Samples) -> None:
     for problem in samples.skipped:
         print(f"skipped {problem}", flush=True)
     print(samples.summary(), flush=True)
+    for note in (*samples.notes, *arguments.data.channel_notes(args)):
+        print(f"note: {note}", flush=True)
 
 
 def _fail(error: ValueError | str) -> int:
@@ -106,7 +115,7 @@ def _join(args: argparse.Namespace, samples: data.Samples) -> "ProcessGroup":
         distributed.launch(processes)
     group = distributed.join(args.dist_backend, args.timeout)
     if group.is_first:
-        _print_summary(samples)
+        _print_summary(args, samples)
     _check_group(samples, group)
     return group
 

@@ -60,6 +60,14 @@ def interval(text: str) -> tuple[float, float]:
     return low, high
 
 
+def names(text: str) -> tuple[str, ...]:
+    """Return names that have commas between them."""
+    found = tuple(name.strip() for name in text.split(","))
+    if "" in found or len(set(found)) < len(found):
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME,NAME,..., each once")
+    return found
+
+
 def flag(text: str) -> bool:
     """Return the bool of true or false, 1 or 0, yes or no."""
     if text.lower() in ("true", "1", "yes"):

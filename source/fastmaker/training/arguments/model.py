@@ -11,7 +11,10 @@ from fastmaker.training.arguments import kinds
 
 # The options of some tasks.
 OF_TASKS = {
-    "label_regex": [task for task in tasks.TASKS if task != "segmentation"],
+    **{
+        name: [task for task in tasks.TASKS if task != "segmentation"]
+        for name in ("label_regex", "labels_csv", "label_columns", "label_delimiter")
+    },
     "threshold": ["multilabel"],
     "y_range": ["regression", "points"],
     "void_code": ["segmentation"],
