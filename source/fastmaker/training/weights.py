@@ -15,6 +15,7 @@ WITHIN = ("state_dict", "model", "model_state_dict")  # what holds the tensors i
 # As torchvision's own loader renames the tensors of its older files of DenseNets.
 OLD_DENSENET = re.compile(r"^(.*denselayer\d+\.(?:norm|conv))\.([12]\.\w+)$")
 SHOWN = 3
+MAX_MISSING = 0.1  # a larger fraction of the body means a file of another network
 
 
 class WeightsError(ValueError):
@@ -82,17 +83,18 @@ def read(path: Path) -> dict[str, torch.Tensor]:
 def load(path: Path, networks: Sequence[nn.Module], body: nn.Module) -> str:
     """Copy the tensors of a file into that of `networks` whose names they have, and return a line about it.
 
-    `body` is what all of them share. Raises WeightsError if a tensor of the body has another shape, or none is found.
+    `body` is what all of them share. Raises WeightsError if one of the body has another shape, or many are missing.
     """
     state = read(path)
     network = max(networks, key=lambda module: len(state.keys() & module.state_dict().keys()))
     own = network.state_dict(keep_vars=True)
     of_body = {id(tensor) for tensor in body.state_dict(keep_vars=True).values()}
     expected = [name for name, tensor in own.items() if id(tensor) in of_body and not name.endswith("batches_tracked")]
-    if not (found := [name for name in expected if name in state]):
+    missing = [name for name in expected if name not in state]
+    if len(missing) > MAX_MISSING * len(expected):
         raise WeightsError(
-            f"--pretrained {path}: none of its {len(state)} tensors, such as {next(iter(state))!r}, is one of the"
-            f" network's, such as {expected[0]!r}; is it of another --arch?"
+            f"--pretrained {path}: it lacks {len(missing)} of the {len(expected)} tensors of the network's body, such"
+            f" as {missing[0]!r}, and has others, such as {next(iter(state))!r}; is it of another --arch?"
         )
     for name in state.keys() & own.keys():
         tensor, target = state[name], own[name]
@@ -105,9 +107,8 @@ def load(path: Path, networks: Sequence[nn.Module], body: nn.Module) -> str:
                 f"--pretrained {path}: {name!r} has the shape {list(tensor.shape)}; the network's has"
                 f" {list(target.shape)}: it is of another --arch or --image-size"
             )
-    return f"{path}: took {len(found)} of the {len(expected)} tensors of the network's body" + _differences(
-        [name for name in expected if name not in state], [name for name in state if name not in own]
-    )
+    taken = f"{path}: took {len(expected) - len(missing)} of the {len(expected)} tensors of the network's body"
+    return taken + _differences(missing, [name for name in state if name not in own])
 
 
 def sha256(path: Path) -> str:

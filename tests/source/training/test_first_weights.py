@@ -100,9 +100,13 @@ class Code:
 
 
 WRONG = {
+    "a part of another network": (
+        lambda state: {n: state[n] for n in state if "layer4" not in n},
+        "it lacks 25 of",
+    ),
     "another network": (
         lambda state: torchvision.models.squeezenet1_1().state_dict(),
-        "none of its 52 tensors, such as",
+        "it lacks 100 of the 100 tensors",
     ),
     "another shape": (lambda state: state | {"conv1.weight": torch.zeros(8, 3, 7, 7)}, "'conv1.weight' has the shape"),
     "no tensors": (lambda state: {"epoch": 3}, "it holds no tensors by name"),
