@@ -1,5 +1,6 @@
 """`fastmaker train` brings the weights that a job starts from: a file or an earlier model, as channels."""
 
+import os
 import subprocess
 import sys
 
@@ -27,7 +28,8 @@ def test_a_file_of_weights_is_a_channel_and_true_and_false_are_hyperparameters(w
 def test_a_job_starts_from_the_model_of_another(few, home, tmp_path):
     def run(*words):
         command = [sys.executable, "-m", "fastmaker.jobs", "train", "--data", str(few), "--arch", "convnet", *words]
-        return subprocess.run([*command, "--epochs", "1"], cwd=tmp_path, capture_output=True, text=True)
+        env = os.environ | {"FASTMAKER_HOME": str(home)}
+        return subprocess.run([*command, "--epochs", "1"], cwd=tmp_path, env=env, capture_output=True, text=True)
 
     first = run("--job-name", "first")
     assert first.returncode == 0, first.stderr[-2000:]
