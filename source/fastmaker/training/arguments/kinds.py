@@ -60,6 +60,33 @@ def interval(text: str) -> tuple[float, float]:
     return low, high
 
 
+def sizes(text: str) -> tuple[tuple[int, int], ...]:
+    """Return several of `size`, with commas or spaces between them, in brackets or not."""
+    found = tuple(map(size, text.strip("[]() ").replace(",", " ").replace("'", "").replace('"', "").split()))
+    if not found:
+        raise argparse.ArgumentTypeError(f"{text!r} names no size")
+    return found
+
+
+def at_least_0(text: str) -> float:
+    """Return a float from 0."""
+    value = float(text)
+    if not 0 <= value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} is below 0 or infinite")
+    return value
+
+
+at_least_0.__name__ = "float"
+
+
+def number_or_find(text: str) -> float | str:
+    """Return a float above 0, or the word find."""
+    return text if text == "find" else positive(float)(text)
+
+
+number_or_find.__name__ = "float"
+
+
 def flag(text: str) -> bool:
     """Return the bool of true or false, 1 or 0, yes or no."""
     if text.lower() in ("true", "1", "yes"):
