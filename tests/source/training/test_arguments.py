@@ -103,7 +103,7 @@ def test_what_is_given_overrides_every_default():
         " --processes 2 --dist-backend gloo --timeout 9"
     )
     args = parse_args(text.split())
-    assert vars(args) == {
+    expected = {
         "task": "classification",
         "arch": "convnet",
         "epochs": 2,
@@ -135,6 +135,7 @@ def test_what_is_given_overrides_every_default():
         "timeout": 9.0,
         "check_only": True,
     }
+    assert {name: vars(args)[name] for name in expected} == expected
 
 
 @pytest.mark.parametrize(("train", "valid"), [("TRAIN", "VALID"), ("TRAINING", "VALIDATION")])
