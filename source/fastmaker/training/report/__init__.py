@@ -109,7 +109,15 @@ def write(
         sections.insert(1, _tta_section(details["tta"]))
     pictures = [part for section in sections for part in section.parts if isinstance(part, page.Picture)]
     files = plots.save(pictures, folder)
-    page.write(folder / "report.html", _title(findings, run), metrics.items(), [*sections, _about(findings, run)])
+    figures = {name: value for name, value in metrics.items() if name not in findings.metrics}
+    figures = (findings.gathered.key_figures() if known else {}) | figures
+    page.write(
+        folder / "report.html",
+        _title(findings, run),
+        _lead(learn, run),
+        figures.items(),
+        [*sections, _about(findings, run)],
+    )
     return [folder / "metrics.json", folder / "history.csv", *files, folder / "report.html"]
 
 
@@ -148,6 +156,16 @@ def _title(findings: Findings, run: Run) -> str:
     return f"{findings.task.capitalize()}{arch}: {findings.images} validation images"
 
 
+def _lead(learn: "Learner", run: Run) -> str:
+    """Return the sentences below the title: what was trained on what, and which epoch was kept."""
+    epochs = len(learn.recorder.values)
+    size = f", images of {_value(run.options['image_size'])} pixels" if "image_size" in run.options else ""
+    took = f" in {_duration(run.seconds)}" if run.seconds is not None else ""
+    best = getattr(learn, "best_epoch", None)
+    kept = f" The weights are those of epoch {best}, the best one." if best else ""
+    return f"{epochs} {'epoch' if epochs == 1 else 'epochs'}{took}{size}.{kept} {run.summary}"
+
+
 def _about(findings: Findings, run: Run) -> page.Section:
     """Return the part that says what ran: the data, the options, the versions."""
     modules = {name: sys.modules[name] for name in ("fastmaker", "fastai", "torch", "torchvision")}
@@ -168,7 +186,9 @@ def _about(findings: Findings, run: Run) -> page.Section:
 def _value(value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
-    return " ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+    if isinstance(value, (list, tuple)):
+        return ("x" if isinstance(value, tuple) else " ").join(map(str, value))
+    return "-" if value is None else str(value)
 
 
 def _duration(seconds: float) -> str:

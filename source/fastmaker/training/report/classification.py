@@ -50,11 +50,17 @@ class Classes:
 
     def key_figures(self) -> dict[str, float]:
         """Return the figures that a run is compared by."""
-        return {"accuracy": float(self.right.mean())}
+        by_class = [f1 for _, _, f1, _ in self._by_class() if f1 is not None]
+        return {
+            "accuracy": float(self.right.mean()),
+            "f1_macro": float(np.mean(by_class)),
+            "ece": self._calibration().ece,
+        }
 
     def details(self) -> dict[str, Any]:
         """Return what metrics.json has beside the metrics."""
         return {
+            **self.key_figures(),
             "classes": {
                 label: dict(zip(("precision", "recall", "f1", "support"), row, strict=True))
                 for label, row in zip(self.labels, self._by_class(), strict=True)

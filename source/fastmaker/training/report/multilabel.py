@@ -87,8 +87,10 @@ class Labels:
             ),
             table,
         ]
-        curves = min(len(rows), MAX_CURVES)
-        alt = f"F1 by the threshold, of {curves} labels, the lowest F1 first. A line marks the threshold in use."
+        curves = min(sum(row["best_f1"] is not None for row in rows), MAX_CURVES)
+        alt = (
+            f"F1 by the threshold, of {curves} labels, the lowest F1 first: a line at the threshold, a dot at the best."
+        )
         order = [self.labels.index(row["label"]) for row in rows[:curves]]
         sections = [
             Section(
@@ -98,8 +100,10 @@ class Labels:
                 " validation images, in steps of 0.001; a dash: no validation image has the label.",
                 parts,
             ),
-            Section("Thresholds", "", [Picture("thresholds.png", alt, lambda: self._plot_thresholds(order))]),
         ]
+        if order:
+            thresholds = Picture("thresholds.png", alt, lambda: self._plot_thresholds(order))
+            sections.append(Section("Thresholds", "", [thresholds]))
         if len(self.labels) <= MAX_LABELS:
             alt = "How many validation images have two labels together, and on the diagonal each one."
             sections.append(Section("Labels together", "", [Picture("together.png", alt, self._plot_together)]))
@@ -139,10 +143,11 @@ class Labels:
 
     def _plot_thresholds(self, order: list[int]) -> Figure:
         figure, cells = plots.grid(len(order), 3, (3.4, 2.6))
-        curves = self._curves()
+        curves, rows = self._curves(), self._rows()
         for cell, i in zip(cells, order, strict=True):
             cell.plot(THRESHOLDS, curves[i], color=plots.BLUE)
             cell.axvline(self.threshold[i], color=plots.ORANGE, linewidth=1)
+            cell.plot(rows[i]["best_threshold"], rows[i]["best_f1"], "o", color=plots.GREEN)
             cell.set(title=plots.short(self.labels[i]), xlim=(0, 1), ylim=(0, 1.02), xlabel="threshold", ylabel="F1")
         return figure
 

@@ -2,6 +2,7 @@
 
 import base64
 import html
+import struct
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-LONG_TABLE = 30  # rows; a longer table is folded
+WIDE = 640  # pixels of a picture
+LONG_TABLE = 50  # rows; a longer table is folded
 STYLE = """
 :root { color-scheme: light; }
 body { font: 16px/1.5 system-ui, sans-serif; color: #1c2733; background: #fff; max-width: 60rem; margin: 0 auto;
@@ -19,15 +21,17 @@ h1 { font-size: 1.6rem; line-height: 1.2; margin: .5rem 0; }
 h2 { font-size: 1.2rem; margin: 2.5rem 0 .5rem; border-bottom: 1px solid #d5dde5; }
 p { margin: .5rem 0; max-width: 45rem; }
 figure { margin: 1rem 0; }
+figure div { overflow-x: auto; }
 figure img { display: block; max-width: 100%; height: auto; margin: 0 auto; }
+figure img.wide { max-width: max(100%, 36rem); }
 figcaption { color: #526171; font-size: .9rem; }
 .scroll { overflow-x: auto; margin: 1rem 0; }
 table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; }
 caption, summary { text-align: left; font-weight: 600; padding: .25rem 0; }
 th, td { text-align: left; vertical-align: top; padding: .25rem 1rem .25rem 0; border-bottom: 1px solid #e6ebf0;
-  min-width: 3.2rem; }
+  overflow-wrap: break-word; max-width: 24rem; }
 th { font-weight: 600; }
-td.number, th.number { text-align: right; white-space: nowrap; }
+td.number, th.number { text-align: right; white-space: nowrap; min-width: 3.2rem; }
 .key { display: flex; flex-wrap: wrap; gap: .5rem 2rem; margin: 1rem 0; padding: 0; list-style: none; }
 .key b { display: block; font-size: 1.5rem; line-height: 1.2; font-variant-numeric: tabular-nums; }
 .key span { color: #526171; font-size: .9rem; }
@@ -63,15 +67,21 @@ class Section:
     parts: Sequence[Picture | Table]
 
 
-def write(path: Path, title: str, key_figures: Iterable[tuple[str, float | None]], sections: Iterable[Section]) -> None:
-    """Write the page with its sections. The PNG files of their pictures lie in the folder of `path`."""
+def write(
+    path: Path,
+    title: str,
+    lead: str,
+    key_figures: Iterable[tuple[str, float | None]],
+    sections: Iterable[Section],
+) -> None:
+    """Write the page: a title, a sentence, figures, and sections, whose PNG files lie in the folder of `path`."""
     figures = "".join(f"<li><b>{_cell(value)}</b><span>{_text(name)}</span></li>" for name, value in key_figures)
     body = "".join(_section(section, path.parent) for section in sections)
     path.write_text(
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f'<link rel="icon" href="data:,">\n<title>{_text(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n'
-        f'<h1>{_text(title)}</h1>\n<ul class="key">{figures}</ul>\n{body}</body>\n</html>\n',
+        f'<h1>{_text(title)}</h1>\n<p>{_text(lead)}</p>\n<ul class="key">{figures}</ul>\n{body}</body>\n</html>\n',
         "utf-8",
         errors="backslashreplace",  # a file's name may hold bytes that are no text
     )
@@ -84,9 +94,13 @@ def _section(section: Section, folder: Path) -> str:
 
 
 def _picture(picture: Picture, folder: Path) -> str:
-    data = base64.b64encode((folder / picture.file).read_bytes()).decode()
+    """Return a figure; on a narrow screen a wide picture scrolls rather than becomes illegible."""
+    data = (folder / picture.file).read_bytes()
+    width, height = struct.unpack(">II", data[16:24])  # a PNG begins so
+    kind = ' class="wide"' if width > WIDE else ""
     return (
-        f'<figure><img src="data:image/png;base64,{data}" alt="{_text(picture.alt)}">'
+        f'<figure><div><img{kind} src="data:image/png;base64,{base64.b64encode(data).decode()}" width="{width}"'
+        f' height="{height}" alt="{_text(picture.alt)}"></div>'
         f"<figcaption>{_text(picture.alt)}</figcaption></figure>\n"
     )
 

@@ -127,7 +127,7 @@ def _curves(names: Sequence[str], values: np.ndarray, losses: Sequence[float], e
     left.legend()
     epochs = range(1, len(values) + 1)
     for name, column in zip(names[2:], values[:, 2:].T, strict=True):
-        right.plot(epochs, column, "o-", label=f"{short(name)} {column[-1]:.4f}")
+        right.plot(epochs, column, "o-", label=f"{short(name).lstrip('_')} {column[-1]:.4f}")
     if np.nanmax(values[:, 2:], initial=0) <= 1:
         right.set_ylim(0, 1.05)
     right.set(title="Validation metrics", xlabel="epoch")
@@ -160,5 +160,6 @@ def _finder(found: dict[str, Any]) -> Figure:
         low, start = min(finite), losses[0] if np.isfinite(losses[0]) else max(finite)
         axes.set_ylim(low - 0.1 * (start - low + 1e-6), start + 0.5 * (start - low + 1e-6))
     axes.set(title="Learning rate finder", xlabel="learning rate", ylabel="loss", xscale="log")
+    axes.xaxis.set_major_formatter("{x:.0e}")
     axes.legend()
     return figure

@@ -63,12 +63,16 @@ class Numbers:
     def details(self) -> dict[str, Any]:
         """Return what metrics.json has beside the metrics."""
         names = ("mae", "rmse", "r2", "mean_residual")
-        return {"columns": {name: dict(zip(names, row, strict=True)) for name, *row in self._rows()}}
+        return {
+            **self.key_figures(),
+            "columns": {name: dict(zip(names, row, strict=True)) for name, *row in self._rows()},
+        }
 
     def sections(self, learn: "Learner") -> list[Section]:
         """Return the parts of the page. `learn` answers again to the few images that are shown."""
         header = ("", "MAE", "RMSE", "R²", "mean residual")
-        plotted = f"{min(len(self.names), MAX_PLOTS)} of {len(self.names)} numbers" if len(self.names) > 1 else "values"
+        n = len(self.names)
+        cut = f", of the first {MAX_PLOTS} of {n} numbers" if n > MAX_PLOTS else ""
         images = f"The {min(SHOWN_ERRORS, len(self.indexes))} images with the largest errors."
         return [
             Section(
@@ -77,10 +81,8 @@ class Numbers:
                 " equal. A residual is the predicted number less the true one.",
                 [
                     Table("Errors", header, self._rows()),
-                    Picture("predicted.png", f"Predicted against true {plotted}.", self._plot_predicted),
-                    Picture(
-                        "residuals.png", f"How many images have which residual, of {plotted}.", self._plot_residuals
-                    ),
+                    Picture("predicted.png", f"Predicted numbers against true ones{cut}.", self._plot_predicted),
+                    Picture("residuals.png", f"How many images have which residual{cut}.", self._plot_residuals),
                 ],
             ),
             Section("Largest errors", "", [Picture("largest_errors.png", images, lambda: self._plot_errors(learn))]),
