@@ -163,7 +163,9 @@ def _lead(learn: "Learner", run: Run) -> str:
     took = f" in {_duration(run.seconds)}" if run.seconds is not None else ""
     best = getattr(learn, "best_epoch", None)
     kept = f" The weights are those of epoch {best}, the best one." if best else ""
-    return f"{epochs} {'epoch' if epochs == 1 else 'epochs'}{took}{size}.{kept} {run.summary}"
+    return (
+        f"{epochs} {'epoch' if epochs == 1 else 'epochs'}{took}{size}.{kept} {run.summary[:1].upper()}{run.summary[1:]}"
+    )
 
 
 def _about(findings: Findings, run: Run) -> page.Section:

@@ -87,7 +87,7 @@ class Masks:
 
     def _plot_iou(self, rows: list[list[Any]]) -> Figure:
         """Plot a bar for each class that occurs or is predicted, the best at the top."""
-        figure, [axes] = plots.grid(1, 1, (8, 1.5 + 0.3 * len(rows)))
+        figure, [axes] = plots.grid(1, 1, (6.4, 1.5 + 0.3 * len(rows)))
         colours = [self.colours[self.labels.index(row[0])] for row in rows]
         bars = axes.barh(range(len(rows)), [row[1] for row in rows], color=colours)
         axes.set_yticks(range(len(rows)), [plots.short(row[0]) for row in rows])

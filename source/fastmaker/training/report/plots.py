@@ -60,13 +60,13 @@ def grid(count: int, columns: int, size: tuple[float, float]) -> tuple[Figure, "
 def show_image(axes: "Axes", image: np.ndarray, title: str = "") -> None:
     """Show an image, uint8 (H, W, 3), without axes, as its pixels are."""
     axes.imshow(image, interpolation="nearest")
-    axes.set_title(title, fontsize=8)
+    axes.set_title(title, fontsize=9)
     axes.set_axis_off()
 
 
 def bars(rows: list[list[Any]]) -> Figure:
     """Return a plot of rows that begin with a name, precision, recall and F1: dots on a line each."""
-    figure, [axes] = grid(1, 1, (8, 1.6 + 0.26 * len(rows)))
+    figure, [axes] = grid(1, 1, (6.4, 1.6 + 0.26 * len(rows)))
     names = [short(row[0]) for row in rows]
     for column, (name, marker, colour) in enumerate(
         (("precision", "<", BLUE), ("recall", ">", ORANGE), ("F1", "o", GREEN)), 1
@@ -161,5 +161,6 @@ def _finder(found: dict[str, Any]) -> Figure:
         axes.set_ylim(low - 0.1 * (start - low + 1e-6), start + 0.5 * (start - low + 1e-6))
     axes.set(title="Learning rate finder", xlabel="learning rate", ylabel="loss", xscale="log")
     axes.xaxis.set_major_formatter("{x:.0e}")
+    axes.tick_params(axis="x", labelsize=7)
     axes.legend()
     return figure

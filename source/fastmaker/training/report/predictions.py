@@ -28,13 +28,16 @@ def gather(learn: "Learner", into: Gatherer, passes: int = 0, seed: int = 0) -> 
     in training, with draws of `seed`, and a quarter of it the answer to the image as it is. The random state, the
     Learner's history and its parameters stay as they were.
     """
+    from fastai.vision.all import no_random
+
     n, lost = len(learn.dls.valid_ds), 0
-    for indexes, numbers, true in _averaged(learn, n, passes, seed) if passes else _batches(learn, range(n)):
-        finite = numbers.isfinite().flatten(1).all(1).cpu()
-        lost += int((~finite).sum())
-        numbers, true = numbers[finite.to(numbers.device)], true[finite.to(true.device)]
-        if len(numbers):
-            into.add(indexes[finite.numpy()], numbers, _function(learn, "decodes")(numbers), true)
+    with no_random(seed):
+        for indexes, numbers, true in _averaged(learn, n, passes, seed) if passes else _batches(learn, range(n)):
+            finite = numbers.isfinite().flatten(1).all(1).cpu()
+            lost += int((~finite).sum())
+            numbers, true = numbers[finite.to(numbers.device)], true[finite.to(true.device)]
+            if len(numbers):
+                into.add(indexes[finite.numpy()], numbers, _function(learn, "decodes")(numbers), true)
     return lost
 
 
