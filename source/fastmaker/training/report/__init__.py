@@ -101,15 +101,10 @@ def write(
     document = metrics | lost | ({"details": details} if details else {})
     (folder / "metrics.json").write_text(json.dumps(document, indent=2, allow_nan=False) + "\n")
     _write_history(learn.recorder, folder / "history.csv")
-    sections = [
-        page.Section("Training", "", plots.of_training(learn)),
-        *(findings.gathered.sections(learn) if known else []),
-    ]
-    if "tta" in details:
-        sections.insert(1, _tta_section(details["tta"]))
+    sections = _sections(learn, findings, details)
     pictures = [part for section in sections for part in section.parts if isinstance(part, page.Picture)]
     files = plots.save(pictures, folder)
-    figures = {name: value for name, value in metrics.items() if name not in findings.metrics}
+    figures = {name: value for name, value in metrics.items() if name not in findings.metrics}  # a table has those
     figures = (findings.gathered.key_figures() if known else {}) | figures
     page.write(
         folder / "report.html",
@@ -119,6 +114,14 @@ def write(
         [*sections, _about(findings, run)],
     )
     return [folder / "metrics.json", folder / "history.csv", *files, folder / "report.html"]
+
+
+def _sections(learn: "Learner", findings: Findings, details: dict[str, Any]) -> list[page.Section]:
+    """Return the parts of the page that have plots, and those of the task if its figures are known."""
+    sections = [page.Section("Training", "", plots.of_training(learn))]
+    if "tta" in details:
+        sections.append(_tta_section(details["tta"]))
+    return sections + (findings.gathered.sections(learn) if details else [])
 
 
 def _averaged(learn: "Learner", findings: Findings, run: Run) -> dict[str, Any]:

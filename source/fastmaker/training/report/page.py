@@ -119,8 +119,9 @@ def _table(table: Table) -> str:
     )
     title = _text(table.title)
     folded = len(rows) > LONG_TABLE
-    caption = "" if folded else f"<caption>{title}</caption>"
-    grid = f'<div class="scroll"><table>{caption}<thead><tr>{head}</tr></thead>\n<tbody>{body}</tbody></table></div>\n'
+    caption = f"<caption>{title}</caption>" if title and not folded else ""
+    head = f"<thead><tr>{head}</tr></thead>\n" if any(table.header) else ""
+    grid = f'<div class="scroll"><table>{caption}{head}<tbody>{body}</tbody></table></div>\n'
     return f"<details><summary>{title}</summary>{grid}</details>\n" if folded else grid
 
 
