@@ -130,11 +130,13 @@ def _write(
         print(f"the parameters of all {group.world_size} processes are equal, SHA-256 {digest}", flush=True)
     metrics = dict(zip(learn.recorder.metric_names[1:-1], learn.recorder.values[-1], strict=False))
     metrics = {name: float(value) for name, value in metrics.items() if math.isfinite(value)}  # JSON has no NaN
-    findings = report.measure(learn)
+    names, best = getattr(samples, "names", ()), getattr(learn, "best_epoch", None)
+    findings = report.measure(learn, names)
     metrics |= findings.metrics
     if not diverged:
         from_learner.save_bundle(learn, args.model_dir, metrics, args.mask_size)
-    about = report.Run(vars(args), samples.summary(), time.monotonic() - started)
+    kept = best.state["epoch"] if best else None
+    about = report.Run(vars(args), samples.summary(), time.monotonic() - started, names, kept)
     report.write(learn, args.output_data_dir, metrics, findings, about)
     print("finished " + json.dumps(metrics), flush=True)
 

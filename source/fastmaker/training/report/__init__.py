@@ -41,6 +41,7 @@ class Run:
     summary: str = ""  # of the data
     seconds: float | None = None  # that it took
     names: Sequence[str] = ()  # of several numbers
+    best_epoch: int | None = None  # whose weights were kept, from 1; None if they are the last one's
 
 
 @dataclass(frozen=True)
@@ -164,8 +165,7 @@ def _lead(learn: "Learner", run: Run) -> str:
     epochs = len(learn.recorder.values)
     size = f", images of {_value(run.options['image_size'])} pixels" if "image_size" in run.options else ""
     took = f" in {_duration(run.seconds)}" if run.seconds is not None else ""
-    best = getattr(learn, "best_epoch", None)
-    kept = f" The weights are those of epoch {best}, the best one." if best else ""
+    kept = f" The weights are those of epoch {run.best_epoch}, the best one." if run.best_epoch else ""
     return (
         f"{epochs} {'epoch' if epochs == 1 else 'epochs'}{took}{size}.{kept} {run.summary[:1].upper()}{run.summary[1:]}"
     )

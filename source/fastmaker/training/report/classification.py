@@ -133,7 +133,7 @@ class Classes:
     def _plot_top_losses(self, learn: "Learner") -> Figure:
         top = np.argsort(-self.losses, kind="stable")[:TOP_LOSSES]
         images, *_ = predictions.shown(learn, self.indexes[top].tolist())
-        figure, cells = plots.grid(len(top), 3, (3.2, 3.6))
+        figure, cells = plots.grid(len(top), 3, (3.2, 3.9))
         for cell, image, i in zip(cells, images, top, strict=True):
             lines = (
                 f"true: {plots.short(self.labels[self.true[i]])}",

@@ -131,7 +131,7 @@ class Numbers:
         errors = (abs(predicted - true) / np.where(scale > 0, scale, 1)).max(1)  # columns have units of their own
         top = np.argsort(-errors, kind="stable")[:SHOWN_ERRORS]
         images, *_ = predictions.shown(learn, self.indexes[top].tolist())
-        figure, cells = plots.grid(len(top), 3, (3.2, 3.4))
+        figure, cells = plots.grid(len(top), 3, (3.2, 3.7))
         for cell, image, i in zip(cells, images, top, strict=True):
             lines = [f"true: {_several(true[i])}", f"predicted: {_several(predicted[i])}"]
             plots.show_image(cell, image, "\n".join(lines))
