@@ -8,6 +8,7 @@ import math
 import os
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -86,6 +87,7 @@ def _fail(error: ValueError | str) -> int:
 def _train(args: argparse.Namespace, samples: data.Samples) -> int:
     from fastmaker.training import architectures, callbacks, checkpoint, distributed, learner, schedule, weights
 
+    started = time.monotonic()
     try:
         group = _join(args, samples)
         run_config = _run_config(args, samples, group)
@@ -103,7 +105,7 @@ def _train(args: argparse.Namespace, samples: data.Samples) -> int:
         stopped = _fit(learn, args, samples, run_config, group, resumed)
     diverged = not stopped and not learner.is_finite(learn.model)
     if not stopped:
-        _write(learn, args, group, diverged)
+        _write(learn, args, samples, group, diverged, started)
     group.leave()
     if diverged:
         return _fail("the training diverged: weights are not finite, and no bundle was written; lower --lr")
@@ -160,12 +162,19 @@ def _new_learner(
     return learn
 
 
-def _write(learn: "Learner", args: argparse.Namespace, group: "ProcessGroup", diverged: bool) -> None:
+def _write(
+    learn: "Learner",
+    args: argparse.Namespace,
+    samples: data.Samples,
+    group: "ProcessGroup",
+    diverged: bool,
+    started: float,
+) -> None:
     """Write the report and, unless the training diverged, the bundle, on rank 0.
 
     Raises RuntimeError if the ranks have different parameters.
     """
-    from fastmaker.training import best_epoch, from_learner, report, segmentation
+    from fastmaker.training import best_epoch, from_learner, report
 
     digest = group.check_parameters(learn.model) if group.world_size > 1 else None
     if not group.is_first:
@@ -174,11 +183,13 @@ def _write(learn: "Learner", args: argparse.Namespace, group: "ProcessGroup", di
         print(f"the parameters of all {group.world_size} processes are equal, SHA-256 {digest}", flush=True)
     metrics = dict(zip(learn.recorder.metric_names[1:-1], learn.recorder.values[best_epoch.index(learn)], strict=False))
     metrics = {name: float(value) for name, value in metrics.items() if math.isfinite(value)}  # JSON has no NaN
-    if args.task == "segmentation":
-        metrics |= segmentation.iou_by_class(learn)
+    findings = report.measure(learn, samples.names)
+    metrics |= findings.metrics
     if not diverged:
         from_learner.save_bundle(learn, args.model_dir, metrics, args.mask_size)
-    report.write(learn, args.output_data_dir, metrics)
+    kept = learn.kept["best"]["epoch"] if args.keep_best else None
+    about = report.Run(vars(args), samples.summary(), time.monotonic() - started, samples.names, kept)
+    report.write(learn, args.output_data_dir, metrics, findings, about)
     print("finished " + json.dumps(metrics), flush=True)
 
 

@@ -8,16 +8,16 @@ import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from fastmaker.training.arguments import augmentation, data, environment, model, optimisation
+from fastmaker.training.arguments import augmentation, data, environment, model, optimisation, report
 
-PARTS = (model, data, augmentation, optimisation, environment)
+PARTS = (model, data, augmentation, optimisation, environment, report)
 # What does not change the weights that a run computes, or what the fingerprint of its images says better. Any other
 # option is one that a run shares with the checkpoint that it resumes from.
 NOT_OF_THE_RUN = (
     *("train", "valid", "label_regex", "labels_csv", "label_columns", "label_delimiter", "valid_pct", "check_only"),
     *("model_dir", "output_data_dir", "checkpoint_dir", "checkpoint_minutes"),
     *("workers", "processes", "dist_backend", "timeout"),
-    *("void_code", "mask_size"),
+    *("void_code", "mask_size", "tta"),
 )
 
 
