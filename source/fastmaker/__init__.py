@@ -26,9 +26,10 @@ The exceptions, which can be imported from here, too::
     ├── graph.GraphError                        a document or tensors that are no network
     ├── graph_operators.OperatorError           an operator that a graph may not call
     ├── training.tracing.CaptureError           a network that cannot be kept as a graph
-    ├── training.layouts.DataError              training data that cannot be used
+    ├── training.layouts.files.DataError        training data that cannot be used
     ├── training.checkpoint.CheckpointError     a checkpoint of another run
     ├── training.distributed.ProcessGroupError  processes that cannot train together
+    ├── training.schedule.ScheduleError         a schedule that the network or the data does not allow
     ├── training.architectures.ArchitectureError  a name of no network, or of one that cannot be trained so
     └── training.weights.WeightsError           weights to start from that cannot be had, or do not fit
 """
@@ -54,7 +55,8 @@ if TYPE_CHECKING:
     from fastmaker.training.checkpoint import CheckpointError
     from fastmaker.training.distributed import ProcessGroupError
     from fastmaker.training.from_learner import save_bundle
-    from fastmaker.training.layouts import DataError
+    from fastmaker.training.layouts.files import DataError
+    from fastmaker.training.schedule import ScheduleError
     from fastmaker.training.stand_ins import MissingError
     from fastmaker.training.tracing import CaptureError
     from fastmaker.training.weights import WeightsError
@@ -76,6 +78,7 @@ __all__ = [
     "OperatorError",
     "ProcessGroupError",
     "RequestError",
+    "ScheduleError",
     "UnsupportedContentType",
     "WeightsError",
     "__version__",
@@ -92,7 +95,7 @@ _LAZY = {
     "BundleError": "bundle.BundleError",
     "CaptureError": "training.tracing.CaptureError",
     "CheckpointError": "training.checkpoint.CheckpointError",
-    "DataError": "training.layouts.DataError",
+    "DataError": "training.layouts.files.DataError",
     "ExportError": "export.onnx_file.ExportError",
     "GraphError": "graph.GraphError",
     "ImageError": "preprocess.ImageError",
@@ -102,6 +105,7 @@ _LAZY = {
     "OperatorError": "graph_operators.OperatorError",
     "ProcessGroupError": "training.distributed.ProcessGroupError",
     "RequestError": "serving.errors.RequestError",
+    "ScheduleError": "training.schedule.ScheduleError",
     "UnsupportedContentType": "serving.errors.UnsupportedContentType",
     "WeightsError": "training.weights.WeightsError",
 }
