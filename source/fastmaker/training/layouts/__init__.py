@@ -28,7 +28,18 @@ from fastmaker.training.layouts.files import (
 )
 from fastmaker.training.layouts.labels import Reading
 
-__all__ = ["PARTS", "DataError", "Found", "Reading", "compile_regex", "find", "image_files", "listing", "part_of"]
+__all__ = [
+    "PARTS",
+    "DataError",
+    "Found",
+    "Reading",
+    "compile_regex",
+    "contents",
+    "find",
+    "image_files",
+    "listing",
+    "part_of",
+]
 
 # (image, label); the label as Samples.labels has it
 Pairs = list[tuple[Any, Any]]
