@@ -42,7 +42,8 @@ ENV JAVA_HOME=/opt/java \
     TS_METRICS_MODE=prometheus \
     LOG_LOCATION=/tmp/logs \
     METRICS_LOCATION=/tmp/logs
-COPY docker/run.py jobs/runtime/requirements.py jobs/runtime/torchserve_launcher.py /opt/fastmaker/
+COPY docker/run.py /opt/fastmaker/
+COPY jobs/runtime/*.py /opt/fastmaker/fastmaker/jobs/runtime/
 
 EXPOSE 8080
 HEALTHCHECK --interval=10s --timeout=5s --start-period=60s CMD ["python", "/opt/fastmaker/run.py", "healthy"]

@@ -33,7 +33,7 @@ def serve() -> None:
     os.chdir(tempfile.gettempdir())  # the servers write where they start
     Path(".model_server.pid").unlink(missing_ok=True)  # of before the container was stopped
 
-    import torchserve_launcher
+    from fastmaker.jobs.runtime import torchserve_launcher
 
     if archive is None:
         torchserve_launcher.main()
@@ -102,7 +102,7 @@ def train() -> None:
         from sagemaker_training.cli.train import main
     except ImportError:
         sys.exit("error: this image serves alone; `docker build --target training` makes one that trains as well")
-    import requirements
+    from fastmaker.jobs.runtime import requirements
 
     sys.path.pop(0)  # this folder, whose module names are ours alone: scripts are given the toolkit's path
     # pip runs for what is missing alone, so that a job needs no network.

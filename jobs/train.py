@@ -13,6 +13,7 @@ from pathlib import Path
 from fastmaker.jobs import backends, files, storage
 from fastmaker.jobs.backends.pytorch import fetch_report
 from fastmaker.jobs.cli import arguments, errors, tables
+from fastmaker.jobs.packaging.models import locate
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -26,6 +27,7 @@ def get_parser() -> argparse.ArgumentParser:
     arguments.add_backend(parser)
     parser.add_argument("--data", required=True, help="a directory, file:// or s3:// URI: the channel `train`")
     parser.add_argument("--valid", help="likewise: the channel `valid`")
+    _add_first_weights(parser)
     parser.add_argument("--job-name", help="(default: made from the time)")
     parser.add_argument("--output", help="folder or URI for artifacts (default: in FASTMAKER_HOME)")
     parser.add_argument(
@@ -43,8 +45,23 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument("--max-run", type=int, default=86400, help="seconds (default: %(default)s)")
     parser.add_argument("--spot", action="store_true", help="spot instances, which may be interrupted")
     parser.add_argument("--max-wait", type=int, help="seconds, waiting included (default: --max-run)")
-    parser.add_argument("--report", default="reports", help="where the pictures go, by job (default: %(default)s)")
+    parser.add_argument("--report", default="reports", help="where the reports go, by job (default: %(default)s)")
     return parser
+
+
+def _add_first_weights(parser) -> None:
+    parser.add_argument(
+        "--pretrained",
+        metavar="{true,false,FILE}",
+        help="start from weights that are downloaded, or from those of a file, or of a folder or URI that holds one:"
+        " the channel `pretrained`",
+    )
+    parser.add_argument(
+        "--resume-from",
+        metavar="MODEL",
+        help="start from an earlier model with the same labels, a training job, a model directory, a model.tar.gz or"
+        " its URI: the channel `resume_from`",
+    )
 
 
 def parse_args(argv=None) -> argparse.Namespace:
@@ -52,6 +69,8 @@ def parse_args(argv=None) -> argparse.Namespace:
     parser = get_parser()
     args, rest = parser.parse_known_args(argv)
     args.hyperparameters = _pairs(parser, rest)
+    if args.pretrained and args.pretrained.lower() in ("true", "false", "1", "0", "yes", "no"):
+        args.hyperparameters["pretrained"], args.pretrained = args.pretrained, None
     if args.max_wait and not args.spot:
         parser.error("--max-wait is for spot instances; give --spot as well")
     if args.spot:
@@ -66,9 +85,14 @@ def main(args) -> int:
     from sagemaker.utils import name_from_base
 
     channels = {"train": _channel(args.data), **({"valid": _channel(args.valid)} if args.valid else {})}
+    if args.pretrained:
+        channels["pretrained"] = storage.uri_of(args.pretrained)
+        storage.check(channels["pretrained"])
     if args.spot and not args.checkpoints:
         print("without --checkpoints an interrupted job starts from the beginning")
     backend = backends.connect(**arguments.backend_options(args))
+    if args.resume_from:
+        channels["resume_from"] = storage.uri_of(str(locate(args.resume_from, lambda: backend.session)))
     check_entry_point(channels, args.hyperparameters)
     request = backends.TrainingRequest(
         name=args.job_name or name_from_base("fastmaker"),
@@ -96,7 +120,8 @@ def _print_report(backend: backends.Backend, description: dict, reports: Path) -
     print(tables.table(["metric", "value"], [[m["MetricName"], round(m["Value"], 4)] for m in metrics]))
     print(f"\nmodel:  {model_data}")
     if report := fetch_report(model_data, reports / job, backend.session):
-        print(f"report: {report}")
+        page = report / "report.html"  # which the job of another entry point may lack
+        print(f"report: {page if page.is_file() else report}")
     print(f"next:   fastmaker deploy --model {job}{backend.serving_cli_flags}")
 
 

@@ -35,6 +35,7 @@ MAY_IMPORT = {
     "fastmaker.export": ("fastmaker", "fastmaker.files", "fastmaker.serving", "fastmaker.training"),
     "fastmaker.files": (),
     **dict.fromkeys(FLOOR[1:], FLOOR[:1]),
+    "fastmaker.jobs.runtime": (),  # the images have this room and no other
     "fastmaker.jobs.cli": FLOOR,
     "fastmaker.local": FLOOR,
     "fastmaker.jobs.backends": BELOW_BACKENDS,
@@ -114,6 +115,14 @@ def test_no_room_imports_a_higher_one():
             if not among_themselves and room_of(imported) not in MAY_IMPORT[room]:
                 wrong.append(f"{file.relative_to(REPOSITORY)}:{line}: {room} imports {imported}")
     assert not wrong, "\n".join(wrong)
+
+
+def test_what_the_images_run_imports_nothing_that_they_lack():
+    copied = re.findall(r"^COPY (?!--)(.+) (\S+)$", (REPOSITORY / "Dockerfile").read_text(), re.MULTILINE)
+    assert ("jobs/runtime/*.py", "/opt/fastmaker/fastmaker/jobs/runtime/") in copied
+    names = {name for _, name in imports(REPOSITORY / "docker" / "run.py") if name.startswith("fastmaker")}
+    assert names
+    assert {room_of(name) for name in names} == {"fastmaker.jobs.runtime"}
 
 
 def test_source_and_the_engine_are_imported_by_their_own_names_alone():

@@ -17,7 +17,10 @@ METRIC_DEFINITIONS = [
     {"Name": "train:loss", "Regex": r"train_loss=([0-9.]+)"},
     {"Name": "valid:loss", "Regex": r"valid_loss=([0-9.]+)"},
     {"Name": "valid:accuracy", "Regex": r"accuracy=([0-9.]+)"},
-    {"Name": "valid:mean_iou", "Regex": r"mean_iou=([0-9.]+)"},
+    *(
+        {"Name": f"valid:{name}", "Regex": rf"\b{name}=([0-9.]+)"}
+        for name in ("accuracy_multi", "f1", "mae", "rmse", "point_error", "mean_iou")
+    ),
     {"Name": "train:images_per_second", "Regex": r"images_per_second=([0-9.]+)"},
 ]
 

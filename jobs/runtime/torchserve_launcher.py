@@ -12,7 +12,8 @@ import tempfile
 import time
 from pathlib import Path
 
-sys.path.pop(0)  # this folder, whose module names are ours alone
+if __name__ == "__main__":
+    sys.path.pop(0)  # this folder, whose module names are ours alone
 
 from fastmaker.jobs.runtime import mounts, server_log
 

@@ -29,6 +29,7 @@ The exceptions, which can be imported from here, too::
     ├── training.layouts.DataError              training data that cannot be used
     ├── training.checkpoint.CheckpointError     a checkpoint of another run
     ├── training.distributed.ProcessGroupError  processes that cannot train together
+    ├── training.architectures.ArchitectureError  a name of no network, or of one that cannot be trained so
     └── training.weights.WeightsError           weights to start from that cannot be had, or do not fit
 """
 
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
         UnsupportedContentType,
     )
     from fastmaker.serving.models import load as load_bundle
+    from fastmaker.training.architectures import ArchitectureError
     from fastmaker.training.checkpoint import CheckpointError
     from fastmaker.training.distributed import ProcessGroupError
     from fastmaker.training.from_learner import save_bundle
@@ -59,6 +61,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.2.0"
 __all__ = [
+    "ArchitectureError",
     "BadRequest",
     "BundleError",
     "CaptureError",
@@ -84,6 +87,7 @@ __all__ = [
 _LAZY = {
     "load_bundle": "serving.models.load",
     "save_bundle": "training.from_learner.save_bundle",
+    "ArchitectureError": "training.architectures.ArchitectureError",
     "BadRequest": "serving.errors.BadRequest",
     "BundleError": "bundle.BundleError",
     "CaptureError": "training.tracing.CaptureError",

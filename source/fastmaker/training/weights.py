@@ -1,9 +1,20 @@
-"""The weights that a network starts from: those that torchvision and timm download."""
+"""The weights that a network starts from: those that torchvision and timm download, or those of a file."""
 
 import contextlib
-from collections.abc import Iterator
+import hashlib
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
 
 import torch
+from torch import nn
+
+SUFFIXES = (".pth", ".pt", ".bin", ".safetensors")
+WITHIN = ("state_dict", "model", "model_state_dict")  # what holds the tensors in a file that holds more
+# As torchvision's own loader renames the tensors of its older files of DenseNets.
+OLD_DENSENET = re.compile(r"^(.*denselayer\d+\.(?:norm|conv))\.([12]\.\w+)$")
+SHOWN = 3
 
 
 class WeightsError(ValueError):
@@ -27,4 +38,90 @@ def not_downloaded(architecture: str, error: Exception) -> str:
     return (
         f"the pretrained weights of {architecture} cannot be downloaded ({reason}); use --pretrained false, or give"
         " their file as --pretrained FILE"
+    )
+
+
+def find(path: Path) -> Path:
+    """Return the file of weights that `path` is, or the one that it holds. Raises WeightsError."""
+    if path.is_file():
+        return path
+    files = sorted(file for file in path.iterdir() if file.suffix in SUFFIXES) if path.is_dir() else []
+    if len(files) != 1:
+        raise WeightsError(
+            f"--pretrained {path}: found {', '.join(file.name for file in files[:SHOWN]) or 'no file of weights'};"
+            f" expected true, false, a file, or a folder or channel that holds one of {', '.join(SUFFIXES)}"
+        )
+    return files[0]
+
+
+def read(path: Path) -> dict[str, torch.Tensor]:
+    """Return the tensors of a file by name. No code of the file runs. Raises WeightsError."""
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            state: Any = load_file(path)
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except ImportError:
+        raise WeightsError(
+            f"--pretrained {path}: the package safetensors is missing: pip install safetensors"
+        ) from None
+    except Exception as error:  # damaged bytes make torch raise almost anything
+        reason = " ".join(str(error).split())[:200]
+        raise WeightsError(f"--pretrained {path}: no tensors that load without running code: {reason}") from None
+    while isinstance(state, dict) and (name := next((n for n in WITHIN if isinstance(state.get(n), dict)), None)):
+        state = state[name]
+    named = state.items() if isinstance(state, dict) else ()
+    tensors = {name: value for name, value in named if isinstance(value, torch.Tensor)}
+    if not tensors:
+        raise WeightsError(f"--pretrained {path}: it holds no tensors by name; expected a state_dict")
+    return {OLD_DENSENET.sub(r"\1\2", name.removeprefix("module.")): tensor for name, tensor in tensors.items()}
+
+
+def load(path: Path, networks: Sequence[nn.Module], body: nn.Module) -> str:
+    """Copy the tensors of a file into that of `networks` whose names they have, and return a line about it.
+
+    `body` is what all of them share. Raises WeightsError if a tensor of the body has another shape, or none is found.
+    """
+    state = read(path)
+    network = max(networks, key=lambda module: len(state.keys() & module.state_dict().keys()))
+    own = network.state_dict(keep_vars=True)
+    of_body = {id(tensor) for tensor in body.state_dict(keep_vars=True).values()}
+    expected = [name for name, tensor in own.items() if id(tensor) in of_body and not name.endswith("batches_tracked")]
+    if not (found := [name for name in expected if name in state]):
+        raise WeightsError(
+            f"--pretrained {path}: none of its {len(state)} tensors, such as {next(iter(state))!r}, is one of the"
+            f" network's, such as {expected[0]!r}; is it of another --arch?"
+        )
+    for name in state.keys() & own.keys():
+        tensor, target = state[name], own[name]
+        if tensor.ndim == 4 and tensor.shape[1] == 3 and target.shape[1] == 1:
+            tensor = tensor.sum(1, keepdim=True)  # of colours, for a network of grey images, as fastai does
+        if tensor.shape == target.shape:
+            target.data.copy_(tensor)
+        elif id(target) in of_body:
+            raise WeightsError(
+                f"--pretrained {path}: {name!r} has the shape {list(tensor.shape)}; the network's has"
+                f" {list(target.shape)}: it is of another --arch or --image-size"
+            )
+    return f"{path}: took {len(found)} of the {len(expected)} tensors of the network's body" + _differences(
+        [name for name in expected if name not in state], [name for name in state if name not in own]
+    )
+
+
+def sha256(path: Path) -> str:
+    """Return the SHA-256 of a file."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _differences(missing: list[str], unused: list[str]) -> str:
+    return "".join(
+        f"; {what}: {', '.join(names[:SHOWN])}{f' and {len(names) - SHOWN} more' if len(names) > SHOWN else ''}"
+        for what, names in (("not in it", missing), ("not used", unused))
+        if names
     )

@@ -54,6 +54,7 @@ def test_the_help_lists_every_argument_in_a_group_with_an_explanation(capsys):
         "directories (set by SageMaker in a container)",
         "checkpoints",
         "processes",
+        "report",
     ]
     parser = arguments.get_parser()
     ungrouped, *grouped = parser._action_groups[1:]
@@ -100,10 +101,10 @@ def test_what_is_given_overrides_every_default():
         "--train t --valid v --arch convnet --epochs 2 --batch-size 3 --lr 0.1 --image-size 20x30 --image-mode RGB"
         " --resize-method pad --augment true --valid-pct 0.5 --seed 7 --workers 1 --model-dir m --output-data-dir o"
         " --check-only yes --label-regex (.) --checkpoint-dir c --checkpoint-minutes 1.5"
-        " --processes 2 --dist-backend gloo --timeout 9"
+        " --processes 2 --dist-backend gloo --timeout 9 --tta 3"
     )
     args = parse_args(text.split())
-    assert vars(args) == {
+    expected = {
         "task": "classification",
         "arch": "convnet",
         "epochs": 2,
@@ -113,6 +114,7 @@ def test_what_is_given_overrides_every_default():
         "image_mode": "RGB",
         "resize_method": "pad",
         "pretrained": False,
+        "resume_from": None,
         "augment": True,
         **dict.fromkeys(("mask_scale", "labels_csv", "label_columns", "label_delimiter")),
         "label_regex": "(.)",
@@ -134,7 +136,9 @@ def test_what_is_given_overrides_every_default():
         "dist_backend": "gloo",
         "timeout": 9.0,
         "check_only": True,
+        "tta": 3,
     }
+    assert {name: vars(args)[name] for name in expected} == expected
 
 
 @pytest.mark.parametrize(("train", "valid"), [("TRAIN", "VALID"), ("TRAINING", "VALIDATION")])
@@ -196,7 +200,15 @@ def test_every_architecture_is_accepted(arch):
         ("--image-size 2.5", "argument --image-size: '2.5' is neither"),
         ("--image-mode RGBA", "argument --image-mode: invalid choice: 'RGBA'"),
         ("--resize-method stretch", "argument --resize-method: invalid choice: 'stretch'"),
-        ("--pretrained maybe", "argument --pretrained: 'maybe' is neither true nor false"),
+        (
+            "--pretrained maybe",
+            "--pretrained maybe: found no file of weights; expected true, false, a file, or a folder",
+        ),
+        ("--resume-from nowhere", "--resume-from nowhere: there is no such file or folder"),
+        (
+            "--resume-from . --pretrained true",
+            "--resume-from starts from the weights of a model; leave --pretrained out",
+        ),
         ("--arch convnet --pretrained true", "--pretrained true: there are no pretrained weights for convnet"),
         ("--label-regex (cat", "--label-regex '(cat' is not a regular expression"),
         ("--label-regex cat", "--label-regex 'cat' has no group"),
@@ -206,6 +218,10 @@ def test_every_architecture_is_accepted(arch):
         ("--seed -1", "argument --seed: "),
         ("--seed x", "argument --seed: invalid int value: 'x'"),
         ("--workers -1", "argument --workers: "),
+        ("--tta -1", "argument --tta: "),
+        ("--tta 2 --task segmentation --arch resnet18", "--tta is not for segmentation: its answers move with the"),
+        ("--tta 2 --augment false", "--tta averages over augmented images, and --augment is false"),
+        ("--tta 2 --arch convnet", "--tta averages over augmented images, and --augment is false"),
         ("--colour blue", "unrecognized arguments: --colour blue"),
     ],
 )

@@ -1,10 +1,8 @@
 """Training in several processes, each of them a real one, as hosts of a job or below torchrun."""
 
 import json
-import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -13,6 +11,7 @@ from dataclasses import replace
 import pytest
 import torch
 from helpers import PATIENCE, REPOSITORY
+from helpers.hosts import CLEAN, Hosts
 
 from fastmaker import bundle
 from fastmaker.training import callbacks, data, distributed, run
@@ -21,44 +20,6 @@ from fastmaker.training.arguments import parse_args
 pytestmark = pytest.mark.training
 
 ENTRY_POINT = REPOSITORY / "source" / "entry_point.py"
-# torch 2.15 warns of torch.jit.script, which fastai calls. Tests count the lines that a host prints.
-CLEAN = {**os.environ, "PYTHONWARNINGS": "ignore::FutureWarning:torch.jit._script"}
-SECONDS = PATIENCE
-
-
-def free_port():
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
-
-
-class Hosts:
-    """Processes that stand as the hosts of one job do: `commands` has one for each, or None where none starts."""
-
-    def __init__(self, folder, *commands):
-        names = [f"algo-{number}" for number in range(1, len(commands) + 1)]
-        meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "SM_HOSTS": json.dumps(names)}
-        self.logs = [folder / f"{name}.log" for name in names]
-        self.processes = []
-        for name, log, command in zip(names, self.logs, commands, strict=True):
-            if command:
-                env = CLEAN | meeting | {"SM_CURRENT_HOST": name, "SM_NETWORK_INTERFACE_NAME": "lo"}
-                with open(log, "w") as output:
-                    process = subprocess.Popen(command, env=env, stdout=output, stderr=subprocess.STDOUT)
-                self.processes.append(process)
-
-    def wait(self, seconds=SECONDS):
-        """Their exit statuses."""
-        end = time.monotonic() + seconds
-        try:
-            return [process.wait(max(0.0, end - time.monotonic())) for process in self.processes]
-        finally:
-            for process in self.processes:
-                process.kill()
-
-    @property
-    def output(self):
-        return [log.read_text() for log in self.logs if log.exists()]
 
 
 def command(folder, images, arguments=""):
@@ -187,7 +148,7 @@ def test_one_host_with_two_processes_does_the_same(pair, few, tmp_path):
         env=CLEAN,
         capture_output=True,
         text=True,
-        timeout=SECONDS,
+        timeout=PATIENCE,
     )
     assert done.returncode == 0, done.stderr
     there, here = (bundle.load_info(path / "model") for path in (folder / "first", tmp_path / "both"))

@@ -1,7 +1,9 @@
 """Options of the task, its network and the size of its images."""
 
 import argparse
+import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from fastmaker import masks, tasks
@@ -35,7 +37,7 @@ def defaults(args: argparse.Namespace) -> dict[str, Any]:
         "resize_method": "squish" if segments else "crop",
         "image_size": (28, 28) if small else (224, 224),
         "image_mode": "L" if small else "RGB",
-        "pretrained": not small,
+        "pretrained": not small and args.resume_from is None,
         "self_attention": False,
         "mask_size": "model",
         "threshold": 0.5 if args.task == "multilabel" else None,
@@ -54,8 +56,30 @@ def check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     for name, those in OF_TASKS.items():
         if getattr(args, name) is not None and args.task not in those:
             parser.error(f"--{name.replace('_', '-')} is not for {args.task}")
-    if args.arch == "convnet" and args.pretrained:
+    if args.arch == "convnet" and args.pretrained is True:
         parser.error("--pretrained true: there are no pretrained weights for convnet")
+    _find_weights(parser, args)
+
+
+def _find_weights(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """Make paths of the channels that hold weights; end with one line if there are none where some are said to be."""
+    channel = {name: os.environ.get(f"SM_CHANNEL_{name.upper()}") for name in ("pretrained", "weights", "resume_from")}
+    if args.resume_from is None:
+        args.resume_from = channel["resume_from"]
+    elif not Path(args.resume_from).exists():
+        parser.error(f"--resume-from {args.resume_from}: there is no such file or folder")
+    if args.resume_from is not None and args.pretrained:
+        parser.error("--resume-from starts from the weights of a model; leave --pretrained out")
+    if args.pretrained is None and args.resume_from is None:
+        args.pretrained = channel["pretrained"] or channel["weights"]
+    if isinstance(args.pretrained, str):
+        from fastmaker.training import weights  # imported only here: it imports torch, which takes a second
+
+        variable = f"SM_CHANNEL_{args.pretrained.upper()}"
+        try:
+            args.pretrained = str(weights.find(Path(os.environ.get(variable, args.pretrained))))
+        except weights.WeightsError as error:
+            parser.error(str(error))
 
 
 def _add_model(add: Callable[..., Any]) -> None:
@@ -68,9 +92,16 @@ def _add_model(add: Callable[..., Any]) -> None:
     add("--arch", default="resnet34", help="convnet, or a network of torchvision or timm (default: %(default)s)")
     add(
         "--pretrained",
-        type=kinds.flag,
-        metavar=kinds.BOOL,
-        help="start from ImageNet weights (default: true, convnet false)",
+        type=kinds.flag_or_path,
+        metavar="{true,false,FILE}",
+        help="start from weights that are downloaded (true), or from those of a file, or of a folder or channel that"
+        " holds one (default: the channel pretrained or weights, or true, convnet false)",
+    )
+    add(
+        "--resume-from",
+        metavar="BUNDLE",
+        help="start from the weights of an earlier model with the same labels: a bundle, or its model.tar.gz (default:"
+        " the channel resume_from, or none)",
     )
     add("--image-size", type=kinds.size, help="pixels, one number or HEIGHTxWIDTH (default: 224, convnet 28)")
     add("--image-mode", choices=("RGB", "L"), help="colour or grey (default: RGB, convnet L)")
