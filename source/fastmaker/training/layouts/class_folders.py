@@ -2,7 +2,17 @@
 
 from pathlib import Path
 
-from fastmaker.training.layouts.files import DataError, contents, folders, listing, part_of, parts, shown
+from fastmaker.training.layouts.files import (
+    DataError,
+    contents,
+    folders,
+    is_hidden,
+    listing,
+    part_of,
+    parts,
+    readable_suffixes,
+    shown,
+)
 
 LabelledFiles = list[tuple[Path, str]]
 
@@ -68,9 +78,9 @@ def _pairs(folder: Path) -> tuple[LabelledFiles, list[str]]:
         pairs += [(file, class_folder.name) for file in found.images]
     if not pairs:
         raise DataError(f"{folder} holds no class folder. Found: {listing(folder)}")
-    loose = [file for file in contents(folder).images if file.parent == folder]
+    loose = sum(file.suffix.lower() in readable_suffixes() and not is_hidden(file.name) for file in folder.iterdir())
     if loose:
-        left_out.append(f"left out of {folder}, as in no class folder: {len(loose)} images")
+        left_out.append(f"left out of {folder}, as in no class folder: {loose} images")
     return pairs, left_out
 
 
