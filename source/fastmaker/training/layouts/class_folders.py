@@ -52,7 +52,7 @@ def _check_no_split(folder: Path) -> None:
     for path, names in inner.items():
         if part_of(path.name) and (names or all(map(part_of, (p.name for p in inner)))):
             raise DataError(
-                f"{path} {'holds folders of images' if names else 'is a part of a split'} and is not a class, and there"
+                f"{path} {'holds folders of images and is not a class' if names else 'is a part of a split'}, and there"
                 " is no train/<class>/<image> beside; expected <class>/<image>, or train/<class>/<image> with"
                 " valid/<class>/<image>"
             )
