@@ -20,6 +20,7 @@ class Inputs:
     def __init__(self, file: Path) -> None:
         self.prefix = ""  # prefix + name is an object's URI
         self.count = 0
+        self.hidden = 0  # objects that are not listed: those that systems leave in folders
         self._cut = 0  # characters of each key that belong to the prefix
         self._last = ""  # the key that was added, or could not be added
         self._file = file
@@ -28,7 +29,11 @@ class Inputs:
         self._database.execute("CREATE TABLE objects (number INTEGER PRIMARY KEY, key TEXT UNIQUE, size INTEGER)")
 
     def read(self, data_type: str, uri: str) -> None:
-        """List the objects that an S3DataType and its S3Uri mean. Raises InputError, ManifestError and StorageError."""
+        """List the objects that an S3DataType and its S3Uri mean.
+
+        Of a prefix, hidden ones are left out, though AWS sends them to the model, too; a manifest names what it names.
+        Raises InputError, ManifestError and StorageError.
+        """
         {"S3Prefix": self._read_prefix, "ManifestFile": self._read_manifest}[data_type](uri)
 
     def __iter__(self) -> Iterator[tuple[str, int]]:
@@ -61,12 +66,16 @@ class Inputs:
         def rows() -> Iterator[tuple[str, int]]:
             nonlocal all_below
             for key, size in listed:
+                if _is_hidden((root + key).removeprefix(uri)):
+                    self.hidden += 1
+                    continue
                 all_below = all_below and (root + key).startswith(uri + "/")
                 yield key, size
 
         self._add(rows())
         if not self.count:
-            raise InputError(f"{uri}: there is no object")
+            only = f", only {self.hidden} hidden ones" if self.hidden else ""
+            raise InputError(f"{uri}: there is no object{only}")
         in_s3 = root.startswith("s3://") and uri.startswith(root)
         folder = storage.folder_of(uri.removeprefix(root), all_below) if in_s3 else ""
         self.prefix, self._cut = root + folder, len(folder)
@@ -104,6 +113,11 @@ class Inputs:
 
         with self._database:
             self._database.executemany("INSERT INTO objects (key, size) VALUES (?, ?)", counted())
+
+
+def _is_hidden(name: str) -> bool:
+    """Return whether a system left an object, as .DS_Store, ._a.jpg or __MACOSX/a.jpg: no model could answer it."""
+    return any(part.startswith(".") or part == "__MACOSX" for part in name.split("/"))
 
 
 @contextlib.contextmanager

@@ -30,6 +30,9 @@ NO_RESIZE = "none"  # the method of a model that takes images of one size, uncha
 STEPS = "steps"  # the method of a model whose images go through the steps of model.json (fastmaker.pipeline)
 PADDING = {"reflection": "reflect", "border": "edge", "zeros": "constant"}  # fastai's names and NumPy's
 DEFAULT_MAX_PIXELS = 64_000_000
+# Pillow's decoders written in Python that take at most a second for a megabyte of a file, whatever stands in it. Not
+# among them: fits_gzip, which unpacks a thousand times its size, and ppm (of another maximum than 255 or 65535).
+PYTHON_DECODERS = ("BLP1", "BLP2", "MSP", "SGI16", "bmp_rle", "dds_rgb", "ppm_plain", "qoi", "xpm")
 MAX_SCANS = 100  # over all pixels of the largest image; a usual JPEG has up to 15, and of few bytes it can have 50,000
 
 
@@ -43,7 +46,7 @@ def max_pixels() -> int:
 
 
 def decode(data: bytes) -> Image.Image:
-    """Return the first frame of an encoded image, of any format (except EPS) and mode that Pillow reads.
+    """Return the first frame of an encoded image, of any format (except EPS and slow ones) and mode that Pillow reads.
 
     Like ``fastai.vision.core.load_image``, it does not apply the EXIF orientation. Raises ImageError for bytes that are
     empty, not an image or truncated, and for an image of more than `max_pixels` pixels.
@@ -57,7 +60,7 @@ def decode(data: bytes) -> Image.Image:
             warnings.simplefilter("ignore")
             image = Image.open(io.BytesIO(data), formats=_formats())
             if image.width * image.height <= limit:
-                _check_scans(image, data, limit)
+                _check_speed(image, data, limit)
                 image.load()
     except ImageError:
         raise
@@ -85,8 +88,17 @@ def is_image(data: bytes) -> bool:
     return True
 
 
-def _check_scans(image: Image.Image, data: bytes, limit: int) -> None:
-    """Raise ImageError for a JPEG that goes over its pixels so often that decoding it takes minutes."""
+def _check_speed(image: Image.Image, data: bytes, limit: int) -> None:
+    """Raise ImageError for an image whose few bytes would hold the processor for long.
+
+    Those are the formats that Pillow decodes slowly, in Python, and a JPEG that goes over its pixels very often.
+    """
+    decoders = {tile[0] for tile in getattr(image, "tile", ())}
+    slow = decoders & set(Image.DECODERS) - set(PYTHON_DECODERS)
+    if slow:
+        raise ImageError(
+            f"the image is a {image.format} whose pixels ({min(slow)}) Pillow reads too slowly; convert it to PNG"
+        )
     scans = data.count(b"\xff\xda") if image.format in ("JPEG", "MPO") else 1
     if scans * image.width * image.height > MAX_SCANS * limit:
         raise ImageError(f"the image is {image.width}x{image.height} in {scans:,} scans; it would take too long")

@@ -3,12 +3,15 @@
 The layout is that of fast.ai's CAMVID_TINY:
 
     images/a.png      any image that Pillow reads
-    labels/a_P.png    its mask: one channel, the class index of each pixel, the size of the image; also for a.jpg
+    labels/a_P.png    its mask: one channel, the class index of each pixel, the size of the image; also for a.jpg. The
+                      folder may be masks/ or annotations/, the file a.png or a_mask.png
     codes.txt         the class names, one a line; line 1 names index 0
     valid.txt         names of the validation images, one a line; without it a fraction of all is drawn
 """
 
+import contextlib
 import os
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,6 +26,8 @@ from fastmaker.training.data import DataError, Samples
 if TYPE_CHECKING:
     from fastai.vision.all import TransformBlock
 
+MASK_FOLDERS = ("labels", "masks", "annotations")
+MASK_NAMES = ("{}_P", "{}", "{}_mask")
 VOID_NAMES = ("void", "unlabelled", "unlabeled", "ignore")
 
 
@@ -34,6 +39,7 @@ class MaskedSamples(Samples):
     codes: tuple[str, ...] = ()
     void_code: int | None = None  # the index of the class that is ignored in loss and metrics
     void_pixel: int | None = None  # its pixel value in the mask files, if that is not void_code
+    scale: int = 1  # what the numbers in mask files are divided by
 
     @property
     def classes(self) -> list[str]:
@@ -50,6 +56,7 @@ class MaskedSamples(Samples):
             mask = masks.read(file)
             if self.void_pixel is not None:
                 mask[mask == self.void_pixel] = self.void_code
+            mask //= self.scale
             return PILMask.create(mask.astype(np.uint8))
 
         return TransformBlock(create, item_tfms=AddMaskCodes(codes=self.classes), batch_tfms=IntToFloatTensor)
@@ -61,40 +68,66 @@ def read(
     void_code: str | None = None,
     valid_pct: float = 0.2,
     seed: int = 42,
+    mask_scale: int | None = None,
 ) -> MaskedSamples:
     """Return the samples of a channel directory.
 
     If the data has no validation images (`valid_dir`, valid.txt), the fraction `valid_pct` of all, drawn with `seed`,
     is used for validation. `void_code` is a class name, an index or "none"; by default the class with one of
-    VOID_NAMES. An index that codes.txt does not name, such as 255, adds a class for pixels with that value. Raises
+    VOID_NAMES. An index that codes.txt does not name, such as 255, adds a class for pixels with that value. The
+    numbers in masks are divided by `mask_scale`, by default 255 for two classes in masks of 0 and 255. Raises
     DataError.
     """
     codes = _read_codes(train_dir := Path(train_dir))
     void, void_pixel = _void(codes, void_code)
-    train, skipped = _read_pairs(train_dir, codes, void_pixel)
+    scale = mask_scale or (_scale(_pairs(train_dir)) if len(codes) == 2 and void is None else 1)
+    if scale > 1 and void_pixel is not None:
+        raise DataError("--mask-scale and a --void-code that codes.txt does not name do not go together")
+    train, skipped = _read_pairs(train_dir, codes, void_pixel, scale)
     valid: Pairs = []
     if valid_dir is not None:
-        valid_dir = Path(valid_dir)
-        if (train_dir / "valid.txt").is_file():
-            raise DataError(f"{train_dir / 'valid.txt'} lists the validation images; do not give {valid_dir} as well")
-        if _read_codes(valid_dir) != codes:
-            raise DataError(f"{valid_dir / 'codes.txt'} and {train_dir / 'codes.txt'} differ")
-        valid, skipped_too = _read_pairs(valid_dir, codes, void_pixel)
+        _check_channel(train_dir, valid_dir := Path(valid_dir), codes)
+        valid, skipped_too = _read_pairs(valid_dir, codes, void_pixel, scale)
         skipped += skipped_too
         is_valid = [False] * len(train) + [True] * len(valid)
-    elif (train_dir / "valid.txt").is_file():
-        is_valid = _read_valid(train_dir, [image for image, _ in train])
     else:
-        is_valid = data.split([""] * len(train), valid_pct, seed)
+        is_valid = _split(train_dir, [image for image, _ in train], valid_pct, seed)
     if not any(is_valid) or all(is_valid):
         raise DataError(f"{train_dir}: no image is left for {'training' if any(is_valid) else 'validation'}")
     if void_pixel is not None:
-        if not any((masks.read(mask) == void_pixel).any() for _, mask in (*train, *valid)):
-            raise DataError(f"--void-code {void_pixel}: no mask has it, and codes.txt names 0 to {len(codes) - 1}")
+        _check_void_pixel(void_pixel, (*train, *valid), codes)
         codes.append("void" if "void" not in codes else f"void {void_pixel}")
     images, labels = zip(*train, *valid, strict=True)
     samples = MaskedSamples("images with masks", images, labels, is_valid, tuple(skipped))
-    return replace(samples, codes=tuple(codes), void_code=void, void_pixel=void_pixel)
+    notes = _notes(train_dir, scale if mask_scale is None else 1)
+    return replace(samples, codes=tuple(codes), void_code=void, void_pixel=void_pixel, scale=scale, notes=notes)
+
+
+def _check_channel(train_dir: Path, valid_dir: Path, codes: list[str]) -> None:
+    """Raise DataError if the channel for validation does not go together with the one for training."""
+    if (train_dir / "valid.txt").is_file():
+        raise DataError(f"{train_dir / 'valid.txt'} lists the validation images; do not give {valid_dir} as well")
+    if _read_codes(valid_dir) != codes:
+        raise DataError(f"{valid_dir / 'codes.txt'} and {train_dir / 'codes.txt'} differ")
+
+
+def _split(folder: Path, images: list[Path], valid_pct: float, seed: int) -> list[bool]:
+    """Return which images validate: those of valid.txt, or drawn ones."""
+    if (folder / "valid.txt").is_file():
+        return _read_valid(folder, images)
+    return data.split([""] * len(images), valid_pct, seed)
+
+
+def _check_void_pixel(void_pixel: int, pairs: Sequence[tuple[Path, Path]], codes: list[str]) -> None:
+    if not any((masks.read(mask) == void_pixel).any() for _, mask in pairs):
+        raise DataError(f"--void-code {void_pixel}: no mask has it, and codes.txt names 0 to {len(codes) - 1}")
+
+
+def _notes(folder: Path, scale: int) -> tuple[str, ...]:
+    """Return lines about files that are left out, and a scale that no option gave."""
+    left_out = layouts.contents(folder / "images").left_out()
+    told = (f"left out of {folder / 'images'}, as no images that Pillow reads: {left_out}",) if left_out else ()
+    return (*told, "masks hold 0 and 255, which become 0 and 1, as with --mask-scale 255") if scale > 1 else told
 
 
 def _read_codes(folder: Path) -> list[str]:
@@ -150,32 +183,52 @@ def _named_void(codes: list[str], void_code: str | None) -> int | None:
 Pairs = list[tuple[Path, Path]]
 
 
-def _read_pairs(folder: Path, codes: list[str], void_pixel: int | None) -> tuple[Pairs, list[str]]:
+def _read_pairs(folder: Path, codes: list[str], void_pixel: int | None, scale: int) -> tuple[Pairs, list[str]]:
     """Return the readable pairs, and a line for each unreadable one. Raises DataError for a mask that does not fit."""
-    for name in ("images", "labels"):
-        if not (folder / name).is_dir():
-            raise DataError(f"{folder} holds no folder {name}/. Found: {layouts.listing(folder)}")
-    files = layouts.image_files(folder / "images")
-    if not files:
-        raise DataError(f"{folder / 'images'} holds no image file")
-    pairs = [(file, _mask_of(file, folder)) for file in files]
+    pairs = _pairs(folder)
     with ThreadPoolExecutor() as pool:
-        problems = list(pool.map(lambda pair: _problem(pair[0], pair[1], codes, void_pixel), pairs))
+        problems = list(pool.map(lambda pair: _problem(pair[0], pair[1], codes, void_pixel, scale), pairs))
     skipped = [problem for problem in problems if problem]
     data.check_skipped(skipped, len(pairs), folder)
     return [pair for pair, problem in zip(pairs, problems, strict=True) if not problem], skipped
 
 
-def _mask_of(image: Path, folder: Path) -> Path:
-    below = image.relative_to(folder / "images").parent
-    path = folder / "labels" / below / f"{image.stem}_P.png"  # also for JPEG images: JPEG would change indexes
-    found = next((file for file in map(path.with_suffix, (".png", image.suffix, ".PNG")) if file.is_file()), None)
+def _pairs(folder: Path) -> Pairs:
+    """Return each image with its mask. Raises DataError."""
+    if not (folder / "images").is_dir():
+        raise DataError(f"{folder} holds no folder images/. Found: {layouts.listing(folder)}")
+    found = [folder / name for name in MASK_FOLDERS if (folder / name).is_dir()]
+    if not found:
+        raise DataError(f"{folder} holds no folder labels/ with masks. Found: {layouts.listing(folder)}")
+    if len(found) > 1:
+        raise DataError(f"{found[0]} and {found[1]} may both hold the masks; keep one of them")
+    files = layouts.image_files(folder / "images")
+    if not files:
+        raise DataError(f"{folder / 'images'} holds no image file")
+    return [(file, _mask_of(file, folder, found[0])) for file in files]
+
+
+def _mask_of(image: Path, folder: Path, masks_folder: Path) -> Path:
+    below = masks_folder / image.relative_to(folder / "images").parent
+    # .png also for JPEG images: JPEG would change indexes.
+    paths = [below / (name.format(image.stem) + end) for name in MASK_NAMES for end in (".png", image.suffix, ".PNG")]
+    found = next((path for path in paths if path.is_file()), None)
     if found is None:
-        raise DataError(f"{image} has no mask: {path} is missing")
+        raise DataError(f"{image} has no mask: {paths[0]} is missing, and so is {image.stem}.png beside it")
     return found
 
 
-def _problem(image_file: Path, mask_file: Path, codes: list[str], void_pixel: int | None) -> str | None:
+def _scale(pairs: Pairs) -> int:
+    """Return 255 if the first mask that is not all 0 holds 0 and 255 alone, else 1."""
+    for _, file in pairs:
+        with contextlib.suppress(preprocess.ImageError, OSError):
+            values = set(np.unique(masks.read(file)).tolist())
+            if values - {0}:
+                return 255 if values <= {0, 255} else 1
+    return 1
+
+
+def _problem(image_file: Path, mask_file: Path, codes: list[str], void_pixel: int | None, scale: int) -> str | None:
     """Return why the pair cannot be read, or None. Raises DataError if it can be read but the mask does not fit."""
     try:
         image = data.open_image(image_file)
@@ -194,10 +247,18 @@ def _problem(image_file: Path, mask_file: Path, codes: list[str], void_pixel: in
             f"{mask_file} is {mask.shape[1]}x{mask.shape[0]}, its image {image_file.name} is"
             f" {image.width}x{image.height}; a mask has the size of its image"
         )
+    odd = mask[mask % scale != 0]
+    if odd.size:
+        raise DataError(f"{mask_file} holds the number {odd[0]}, which --mask-scale {scale} does not divide")
+    mask //= scale
     wrong = mask[(mask < 0) | (mask >= len(codes))]
     wrong = wrong if void_pixel is None else wrong[wrong != void_pixel]
     if wrong.size:
-        hint = f" (--void-code {wrong[0]} ignores it in loss and metrics)" if 0 <= wrong[0] < masks.MAX_CLASSES else ""
+        hint = (
+            f" (--void-code {wrong[0]} ignores it in loss and metrics; --mask-scale divides all)"
+            if 0 <= wrong[0] < masks.MAX_CLASSES
+            else ""
+        )
         raise DataError(f"{mask_file} holds the label {wrong[0]}; codes.txt names 0 to {len(codes) - 1}{hint}")
     return None
 

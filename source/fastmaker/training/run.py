@@ -37,7 +37,7 @@ def main(args: argparse.Namespace) -> int:
 
 def _read(args: argparse.Namespace) -> data.Samples:
     if args.task == "segmentation":
-        masked = mask_data.read(args.train, args.valid, args.void_code, args.valid_pct, args.seed)
+        masked = mask_data.read(args.train, args.valid, args.void_code, args.valid_pct, args.seed, args.mask_scale)
         if args.mask_size == "original" and not masks.can_resize_to_original(args.resize_method, masked.void_code):
             raise data.DataError(
                 "--mask-size original: --resize-method crop cuts parts of the image off, which would be void, and no"

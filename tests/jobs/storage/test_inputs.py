@@ -16,6 +16,7 @@ from fastmaker.jobs.storage import StorageError, manifests
 from fastmaker.jobs.storage.listings import InputError, Inputs
 from fastmaker.jobs.storage.manifests import ManifestError
 
+HIDDEN = (".DS_Store", "._a.jpg", "deep/.b.jpg", ".git/config", "__MACOSX/a.jpg")
 PREFIX = '{"prefix": "s3://bucket/some/"}'
 
 
@@ -258,14 +259,35 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
     assert int(kilobytes) * 1024 < file.stat().st_size / 2
 
 
+def test_hidden_objects_are_counted_and_not_listed(place, tmp_path):
+    for name in ("a.jpg", *HIDDEN):
+        place.put(f"in/{name}", b"data")
+    inputs = Inputs(tmp_path / "inputs.sqlite")
+    inputs.read("S3Prefix", f"{place.uri}/in")
+    assert (list(inputs), inputs.hidden) == ([("a.jpg", 4)], len(HIDDEN))
+    inputs.close()
+
+
+def test_a_prefix_of_hidden_objects_alone_fails_and_says_so(listed, place):
+    place.put("in/.DS_Store", b"")
+    with pytest.raises(InputError, match="there is no object, only 1 hidden ones"):
+        listed("S3Prefix", f"{place.uri}/in")
+
+
+def test_a_hidden_object_that_is_named_is_listed(listed, place, manifest_of):
+    place.put("in/.a.jpg", b"data")
+    assert listed("ManifestFile", manifest_of("in/.a.jpg"))[1] == {"in/.a.jpg": 4}
+    assert listed("S3Prefix", f"{place.uri}/in/.a.jpg")[1] == {".a.jpg": 4}
+
+
 @pytest.mark.parametrize("slash", ["", "/"])
 def test_objects_of_a_prefix_are_named_by_what_follows_it(listed, place, slash):
-    for name in NAMES:
+    for name in (*NAMES, *HIDDEN):
         place.put(f"in/{name}", data_of(name))
     place.put("in/empty", b"")
     prefix, objects = listed("S3Prefix", f"{place.uri}/in{slash}")
     assert prefix == f"{place.uri}/in/"
-    assert objects == {"empty": 0, **{name: len(data_of(name)) for name in NAMES}}
+    assert objects == {"empty": 0, **{name: len(data_of(name)) for name in NAMES if not name.startswith(".")}}
 
 
 def test_objects_come_in_the_order_of_their_keys_as_s3_lists_them(listed, place, manifest_of):
@@ -437,5 +459,6 @@ def test_objects_without_an_answer_are_those_whose_out_is_missing(place, manifes
         place.put(f"out/{name}", b"")
         place.put(f"out/another/{name}.out", b"")
     for output in (f"{place.uri}/out", f"{place.uri}/out/"):
-        assert list(inputs.unanswered(output)) == sorted(set(NAMES) - set(answered), key=str.encode)
+        expected = {name for name in set(NAMES) - set(answered) if not name.startswith(".")}
+        assert list(inputs.unanswered(output)) == sorted(expected, key=str.encode)
     inputs.close()

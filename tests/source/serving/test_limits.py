@@ -1,6 +1,7 @@
 """Requests that ask for more than a worker can give: each is refused with 400, soon, and in one line."""
 
 import base64
+import gzip
 import io
 import json
 import os
@@ -46,6 +47,20 @@ def scanned(side, scans):
     return data[:-2] + data[data.rindex(b"\xff\xda") : -2] * scans + data[-2:]
 
 
+def packed_fits(side):
+    """A FITS of zeros, packed by gzip, which Pillow unpacks pixel by pixel."""
+
+    def cards(**values):
+        lines = [f"{key:<8}= {value:>20}".ljust(80) for key, value in values.items()]
+        text = "".join([*lines, "END".ljust(80)])
+        return text.ljust(-(-len(text) // 2880) * 2880).encode()
+
+    data = gzip.compress(bytes(side * side))
+    table = {"XTENSION": "'BINTABLE'", "BITPIX": 8, "NAXIS": 2, "NAXIS1": 8, "NAXIS2": 1, "PCOUNT": len(data)}
+    image = {"ZIMAGE": "T", "ZCMPTYPE": "'GZIP_1  '", "ZBITPIX": 8, "ZNAXIS": 2, "ZNAXIS1": side, "ZNAXIS2": side}
+    return cards(SIMPLE="T", BITPIX=8, NAXIS=0) + cards(**table, GCOUNT=1, TFIELDS=1, **image) + bytes(8) + data
+
+
 def b64(data):
     return {"b64": base64.b64encode(data).decode("ascii")}
 
@@ -76,6 +91,8 @@ BOMBS = {
     "a GIF": (encoded(Image.new("P", (9000, 9000)), "GIF"), "x-image", "64,000,000 pixels"),
     "scans of a JPEG": (scanned(2000, 2000), "x-image", "the image is 2000x2000 in 2,0"),
     "many scans of a small one": (scanned(400, 50_000), "x-image", "the image is 400x400 in 50,0"),
+    "a packed FITS": (packed_fits(7000), "x-image", "a FITS whose pixels (fits_gzip) Pillow reads too slowly"),
+    "a PPM of few colours": (b"P6 900 900 9\n" + bytes(900 * 900 * 3), "x-image", "a PPM whose pixels (ppm) Pillow"),
     "text in a PNG": (huge_png(1)[:33] + chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(10**8))), "x-image", "damaged"),
     "nested lists": (b"[" * 1_000_000, "json", "is not JSON"),
     "nested objects": (b'{"instances":' * 100_000, "json", "is not JSON"),
@@ -97,6 +114,26 @@ def test_a_bomb_is_refused_soon(name, monkeypatch):
     assert time.monotonic() - start < SOON_SECONDS
     assert reason in error.value.message
     assert len(error.value.message.splitlines()) == 1
+
+
+def test_each_decoder_that_pillow_has_in_python_is_known():
+    """One that a new Pillow brings is refused until it was measured."""
+    assert set(Image.DECODERS) == {*preprocess.PYTHON_DECODERS, "fits_gzip", "ppm"}
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"qoif" + struct.pack(">IIBB", 4000, 4000, 3, 0) + b"\xfd" * 258_065 + bytes(8),
+        b"P3 300 300 255\n" + b"1 " * 270_000,
+        b"P5 300 300 65535\n" + bytes(180_000),
+    ],
+    ids=["QOI", "plain PPM", "PGM of 16 bits"],
+)
+def test_formats_that_pillow_reads_in_python_soon_enough_are_read(data):
+    start = time.monotonic()
+    preprocess.decode(data)
+    assert time.monotonic() - start < SOON_SECONDS
 
 
 def test_a_jpeg_of_many_scans_is_decoded_if_that_takes_no_time():

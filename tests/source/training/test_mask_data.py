@@ -133,7 +133,63 @@ def test_the_road_scenes_are_read(test_data):
     assert (len(samples.images), sum(samples.is_valid), len(samples.codes), samples.void_code) == (367, 73, 12, 11)
 
 
+@pytest.mark.parametrize(
+    ("name", "folder_name"), [("{}.png", "labels"), ("{}.png", "masks"), ("{}_mask.png", "annotations")]
+)
+def test_masks_may_have_the_names_of_their_images(folder, name, folder_name):
+    for file in (folder / "labels").iterdir():
+        file.rename(file.with_name(name.format(file.stem.removesuffix("_P"))))
+    (folder / "labels").rename(folder / folder_name)
+    samples = mask_data.read(folder)
+    assert {(i.stem, m.name) for i, m in zip(samples.images, samples.labels, strict=True)} == {
+        (i.stem, name.format(i.stem)) for i in samples.images
+    }
+
+
+def two_classes(folder, high, mixed=()):
+    """Let the masks hold 0 and `high`, and one of them the numbers `mixed`."""
+    (folder / "codes.txt").write_text("ground\nthing\n")
+    for i, file in enumerate(sorted((folder / "labels").iterdir())):
+        mask = np.where(masks.read(file) > 0, high, 0)
+        mask.flat[: len(mixed)] = mixed if i == 5 else mask.flat[: len(mixed)]
+        write_mask(file, mask)
+
+
+@pytest.mark.parametrize(("high", "option", "notes"), [(255, None, 1), (255, 255, 0), (100, 100, 0), (1, None, 0)])
+def test_masks_of_0_and_255_become_0_and_1(folder, high, option, notes):
+    two_classes(folder, high)
+    samples = mask_data.read(folder, mask_scale=option)
+    [create] = samples.block().type_tfms
+    for file in samples.labels:
+        assert np.array_equal(create(file), masks.read(file) > 0)
+    assert len(samples.notes) == notes
+    assert all("--mask-scale 255" in note for note in samples.notes)
+
+
 # Refused
+
+
+@pytest.mark.parametrize(
+    ("high", "mixed", "option", "reason"),
+    [
+        (255, (254,), None, "holds the number 254, which --mask-scale 255 does not divide"),
+        (1, (255,), None, "holds the label 255; codes.txt names 0 to 1"),
+        (200, (), None, "holds the label 200; codes.txt names 0 to 1 (--void-code 200 ignores it in loss and metrics;"),
+        (200, (), 100, "holds the label 2; codes.txt names 0 to 1"),
+    ],
+)
+def test_numbers_that_no_scale_makes_classes_are_refused(folder, high, mixed, option, reason):
+    two_classes(folder, high, mixed)
+    refused(reason, folder=folder, mask_scale=option)
+
+
+def test_a_scale_beside_a_void_number_is_refused(scenes):
+    refused("do not go together", folder=scenes, void_code="255", mask_scale=2)
+
+
+def test_two_folders_of_masks_are_refused(folder):
+    shutil.copytree(folder / "labels", folder / "masks")
+    refused("labels and", "masks may both hold the masks", folder=folder)
 
 
 def test_a_mask_of_another_size_than_its_image_is_refused(folder):

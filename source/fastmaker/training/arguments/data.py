@@ -74,6 +74,12 @@ def _add_data(add: Callable[..., Any]) -> None:
         help="validation data (default: the channel valid, validation, val or eval; else test; or none)",
     )
     add(
+        "--mask-scale",
+        type=kinds.positive(int),
+        help="segmentation: the numbers in mask files are divided by it (default: 255 for two classes in masks of 0 and"
+        " 255, else 1)",
+    )
+    add(
         "--valid-pct",
         type=kinds.fraction,
         default=0.2,

@@ -20,6 +20,7 @@ OF_TASKS = {
     "void_code": ["segmentation"],
     "self_attention": ["segmentation"],
     "mask_size": ["segmentation"],
+    "mask_scale": ["segmentation"],
 }
 
 

@@ -28,7 +28,18 @@ from fastmaker.training.layouts.files import (
 )
 from fastmaker.training.layouts.labels import Reading
 
-__all__ = ["PARTS", "DataError", "Found", "Reading", "compile_regex", "find", "image_files", "listing", "part_of"]
+__all__ = [
+    "PARTS",
+    "DataError",
+    "Found",
+    "Reading",
+    "compile_regex",
+    "contents",
+    "find",
+    "image_files",
+    "listing",
+    "part_of",
+]
 
 # (image, label); the label as Samples.labels has it
 Pairs = list[tuple[Any, Any]]
@@ -189,8 +200,10 @@ def _matched(file: Path, folder: Path, reading: Reading) -> Any:
     if not match or not match.group(1):
         match = reading.pattern.search(below)
     if not match or not match.group(1):
-        where = f"the file name {file.name!r}" if below == file.name else f"the path {below!r}"
-        raise DataError(f"--label-regex {reading.pattern.pattern!r} finds no label in {where}")
+        where = "" if below == file.name else f" and none in its path {below!r}"
+        raise DataError(
+            f"--label-regex {reading.pattern.pattern!r} finds no label in the file name {file.name!r}{where}"
+        )
     groups = match.groups() if reading.task != "classification" else match.groups()[:1]
     return reading.label([group for group in groups if group], str(file))
 

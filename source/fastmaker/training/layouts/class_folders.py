@@ -2,7 +2,17 @@
 
 from pathlib import Path
 
-from fastmaker.training.layouts.files import DataError, contents, folders, listing, part_of, parts, shown
+from fastmaker.training.layouts.files import (
+    DataError,
+    contents,
+    folders,
+    is_hidden,
+    listing,
+    part_of,
+    parts,
+    readable_suffixes,
+    shown,
+)
 
 LabelledFiles = list[tuple[Path, str]]
 
@@ -42,7 +52,7 @@ def _check_no_split(folder: Path) -> None:
     for path, names in inner.items():
         if part_of(path.name) and (names or all(map(part_of, (p.name for p in inner)))):
             raise DataError(
-                f"{path} {'holds folders of images' if names else 'is a part of a split'} and is not a class, and there"
+                f"{path} {'holds folders of images and is not a class' if names else 'is a part of a split'}, and there"
                 " is no train/<class>/<image> beside; expected <class>/<image>, or train/<class>/<image> with"
                 " valid/<class>/<image>"
             )
@@ -68,9 +78,9 @@ def _pairs(folder: Path) -> tuple[LabelledFiles, list[str]]:
         pairs += [(file, class_folder.name) for file in found.images]
     if not pairs:
         raise DataError(f"{folder} holds no class folder. Found: {listing(folder)}")
-    loose = [file for file in contents(folder).images if file.parent == folder]
+    loose = sum(file.suffix.lower() in readable_suffixes() and not is_hidden(file.name) for file in folder.iterdir())
     if loose:
-        left_out.append(f"left out of {folder}, as in no class folder: {len(loose)} images")
+        left_out.append(f"left out of {folder}, as in no class folder: {loose} images")
     return pairs, left_out
 
 

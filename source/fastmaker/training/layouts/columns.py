@@ -37,7 +37,7 @@ def read(table: Table, folder: Path, reading: Reading) -> tuple[list[tuple[Path,
             name = row.cells[table.index(columns.file)]
             raise DataError(f"{table.at(row)}: {name!r} is listed twice; an image has one label")
         rows[file] = file, label, _part(table, row, columns)
-    unlisted = len(set(found.images) - set(rows))
+    unlisted = sum(file not in rows for file in found.images)
     notes = [f"{table.path} does not list {unlisted} images of {folder}, which are not used"] if unlisted else []
     if columns.unused:
         notes.append(f"the columns {', '.join(map(repr, columns.unused))} of {table.path} are not used")

@@ -131,6 +131,8 @@ class FileIndex:
 
     def __init__(self, folder: Path, found: Contents) -> None:
         self._folder = folder
+        start = len(str(folder)) + 1
+        self._by_path = {str(file)[start:].replace("\\", "/"): file for file in (*found.images, *found.others)}
         self._by_name: dict[str, list[Path]] = {}
         self._by_stem: dict[str, list[Path]] = {}
         for file in (*found.images, *found.others):
@@ -140,7 +142,10 @@ class FileIndex:
 
     def exact(self, name: str) -> list[Path]:
         """Return the files that a path names, its beginning left out or not."""
-        return self._matching(_path(name), self._by_name, lambda file: file)
+        path = _path(name)
+        if path in self._by_path:
+            return [self._by_path[path]]
+        return self._matching(path, self._by_name, lambda file: file)
 
     def files(self, name: str) -> list[Path]:
         """Return the files that a path names, also without its suffix or with the root of another machine."""
