@@ -47,7 +47,8 @@ def plan(args: argparse.Namespace, lr: float) -> list[Phase]:
     """
     sizes = [*args.progressive_sizes, args.image_size]
     phases = []
-    head, whole = {"lr_max": slice(lr), "pct_start": 0.99}, {"lr_max": lr}
+    head: dict[str, Any] = {"lr_max": slice(lr), "pct_start": 0.99}
+    whole: dict[str, Any] = {"lr_max": lr}
     if args.pretrained:
         whole = {"lr_max": slice(lr / 2 / 100, lr / 2), "pct_start": 0.3, "div": 5.0}
         if args.freeze_epochs:
