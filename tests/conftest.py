@@ -227,7 +227,8 @@ def scenes_learner(scenes):
     set_seed(1, reproducible=True)
     samples = mask_data.read(scenes)
     dls = data.dataloaders(samples, "RGB", (40, 56), "squish", batch_size=4, augment=False, workers=0)
-    args = parse_args(["--train", "scenes", "--task", "segmentation", "--arch", "resnet18"])
+    arguments = "--train scenes --task segmentation --arch resnet18 --image-size 40x56"
+    args = parse_args(arguments.split())
     learn = learner.create(dls, samples, args, pretrained=False)
     with learn.no_bar(), learn.no_logging():
         learn.fit_one_cycle(2, 0.003)

@@ -89,14 +89,3 @@ def loss(samples: MaskedSamples) -> CrossEntropyLossFlat:
 def metrics(samples: MaskedSamples) -> list[Metric]:
     """Return the metrics of masks, which ignore the void class."""
     return [kind(samples.codes, samples.void_code) for kind in (PixelAccuracy, MeanIou)]
-
-
-def iou_by_class(learn: Learner) -> dict[str, float]:
-    """Return ``iou_<class>`` for each class that occurs in the validation masks or is predicted."""
-    [metric] = [metric for metric in learn.metrics if isinstance(metric, MeanIou)]
-    metric.reset()
-    learn.model.eval()
-    with torch.no_grad():  # not learn.validate(), which would reset its Recorder
-        for images, true in learn.dls.valid:
-            metric.add(learn.model(images), true)
-    return {f"iou_{code}": float(iou) for code, iou in zip(metric.codes, metric.by_class(), strict=True) if iou == iou}

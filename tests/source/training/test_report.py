@@ -239,7 +239,7 @@ def test_the_thresholds_have_the_best_f1_of_all(several, tmp_path):
         assert row["f1"] == pytest.approx(skm.f1_score(true[:, i], probabilities[:, i] > 0.5, zero_division=0))
         assert (row["threshold"], row["images"]) == (0.5, int(true[:, i].sum()))
     assert metrics["details"]["labels"]["c"]["best_threshold"] is None
-    assert metrics["details"]["accuracy"] == pytest.approx(metrics["accuracy_multi"])
+    assert metrics["details"]["accuracy_multi"] == pytest.approx(metrics["accuracy_multi"])
     assert len(Page(text).pictures) == 6
 
 

@@ -25,7 +25,7 @@ from torch import nn
 
 from fastmaker import bundle, masks, preprocess, save_bundle
 from fastmaker.serving import engines, models
-from fastmaker.training import data, learner, mask_data, segmentation
+from fastmaker.training import data, learner, mask_data, report, segmentation
 from fastmaker.training.arguments import parse_args
 
 pytestmark = pytest.mark.learner
@@ -221,7 +221,7 @@ def test_figures_of_masks_that_are_all_void_are_zero():
 
 def test_the_figures_of_the_classes_average_to_the_one_that_fastai_records(scenes_learner):
     before = [list(row) for row in scenes_learner.recorder.values]
-    iou = segmentation.iou_by_class(scenes_learner)
+    iou = report.measure(scenes_learner).metrics
     assert scenes_learner.recorder.values == before
     assert set(iou) == {"iou_ground", "iou_box", "iou_disc"}
     with scenes_learner.no_bar():

@@ -54,8 +54,8 @@ class Labels:
         f1 = _f1(total[1, 1], total[0, 1], total[1, 0])
         best = [row["best_f1"] for row in self._rows() if row["best_f1"] is not None]
         return {
-            "f1_micro": float(np.nan_to_num(f1)),
-            "accuracy": float(total.trace() / total.sum()),
+            "f1": float(np.nan_to_num(f1)),
+            "accuracy_multi": float(total.trace() / total.sum()),
             "all_labels_right": self.exact / self.images,
             "f1_macro_at_best_thresholds": float(np.mean(best)) if best else 0.0,
         }
