@@ -181,7 +181,7 @@ def test_bad_masks_end_the_run_with_one_line_before_training(scenes, tmp_path):
     process = entry_point("--task", "segmentation", "--train", folder, "--arch", "resnet18", cwd=tmp_path)
     assert process.returncode == 2
     assert process.stdout == ""
-    assert re.fullmatch(r"ValueError: .*05\.png has no mask: .*05_P\.png is missing\n", process.stderr)
+    assert re.fullmatch(r"ValueError: .*05\.png has no mask: .*05_P\.png is missing, and so is 05\.png beside it\n", process.stderr)
 
 
 @pytest.mark.data
@@ -295,5 +295,7 @@ def test_without_a_network_the_missing_pretrained_weights_come_with_a_way_out(ph
     arguments = ["--train", str(photos), "--arch", "resnet18", "--workers", "0", "--model-dir", str(tmp_path / "model")]
     assert main(parse_args(arguments)) == 2
     reason = capsys.readouterr().err.splitlines()[-1]
-    assert re.search(r"weights of resnet18 cannot be downloaded .*; use --pretrained false, or put", reason)
+    assert re.search(
+        r"weights of resnet18 cannot be downloaded .*; use --pretrained false, or give --pretrained FILE", reason
+    )
     assert not (tmp_path / "model").exists()

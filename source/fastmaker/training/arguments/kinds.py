@@ -62,7 +62,7 @@ def _listed(text: str) -> list[str]:
 def interval(text: str) -> tuple[float, float]:
     """Return (low, high): two numbers that have a comma between them or are a list of JSON."""
     try:
-        low, high = map(float, _listed(text))
+        low, high = map(float, _listed(text.replace(" ", ",") if "," not in text else text))
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} is not LOW,HIGH, two numbers") from None
     if not -math.inf < low < high < math.inf:
