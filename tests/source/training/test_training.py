@@ -181,7 +181,9 @@ def test_bad_masks_end_the_run_with_one_line_before_training(scenes, tmp_path):
     process = entry_point("--task", "segmentation", "--train", folder, "--arch", "resnet18", cwd=tmp_path)
     assert process.returncode == 2
     assert process.stdout == ""
-    assert re.fullmatch(r"ValueError: .*05\.png has no mask: .*05_P\.png is missing, and so is 05\.png beside it\n", process.stderr)
+    assert re.fullmatch(
+        r"ValueError: .*05\.png has no mask: .*05_P\.png is missing, and so is 05\.png beside it\n", process.stderr
+    )
 
 
 @pytest.mark.data
