@@ -73,6 +73,8 @@ def _print_summary(args: argparse.Namespace, samples: data.Samples) -> None:
     print(samples.summary(), flush=True)
     for note in (*samples.notes, *arguments.data.channel_notes(args)):
         print(f"note: {note}", flush=True)
+    if line := arguments.summary(args):
+        print(line, flush=True)
 
 
 def _fail(error: ValueError | str) -> int:
@@ -125,12 +127,13 @@ def _learner(
 ) -> "Learner":
     from fastai.vision.all import set_seed
 
-    from fastmaker.training import callbacks, checkpoint, earlier, learner
+    from fastmaker.training import augmentation, callbacks, checkpoint, earlier, learner
 
     set_seed(args.seed, reproducible=True)
     dls = dataloaders(args, samples, group.world_size)
     # The checkpoint's weights replace ImageNet's, which need not be downloaded again.
-    learn = learner.create(dls, samples, args, bool(args.pretrained and not resumed))
+    loss = augmentation.loss(args, samples, dls.device)
+    learn = learner.create(dls, samples, args, bool(args.pretrained and not resumed), loss)
     if resumed:
         checkpoint.restore(learn, resumed)
     elif args.resume_from:
@@ -209,7 +212,7 @@ def _fit(
     resumed: dict[str, Any] | None,
 ) -> bool:
     """Train the remaining epochs, and return whether SIGTERM stopped it, which needs a checkpoint directory."""
-    from fastmaker.training import callbacks, checkpoint, distributed, learner
+    from fastmaker.training import augmentation, callbacks, checkpoint, distributed, learner
 
     done, batch = (resumed["epoch"], resumed["batch"]) if resumed else (0, 0)
     if done < _total(args) and group.is_first:
@@ -224,7 +227,7 @@ def _fit(
         for loader in learn.dls.loaders if args.checkpoint_dir else ():
             loader.wif = checkpoint.ignore_platform_sigterm
         try:
-            with learn.added_cbs([position, saving, *averaging]):
+            with learn.added_cbs([position, saving, *averaging, *augmentation.mixing(args)]):
                 learner.fit(learn, args.epochs, args.lr, args.pretrained, done, batch)
         except (Exception, SystemExit):  # an Exception: SIGTERM ended a DataLoader worker before it ignored SIGTERM
             if not stop.is_set():
@@ -264,14 +267,14 @@ def _first_weights(args: argparse.Namespace) -> dict[str, Any]:
 
 def dataloaders(args: argparse.Namespace, samples: data.Samples, world_size: int = 1) -> "DataLoaders":
     """Return fastai DataLoaders for one of `world_size` ranks."""
-    from fastmaker.training import architectures
+    from fastmaker.training import architectures, augmentation
 
     workers = args.workers
     if workers is None:  # few small images load faster without worker processes
         workers = _cores() if len(samples.labels) >= 5000 or min(args.image_size) >= 64 else 0
     # fastai drops an incomplete last batch: with fewer images than a batch, it would train on none.
     batch_size = min(args.batch_size, samples.n_train // world_size)
-    return data.dataloaders(
+    dls = data.dataloaders(
         samples,
         args.image_mode,
         args.image_size,
@@ -280,7 +283,11 @@ def dataloaders(args: argparse.Namespace, samples: data.Samples, world_size: int
         args.augment,
         workers,
         architectures.statistics(args.arch, args.image_mode),
+        (augmentation.of_items(args), augmentation.of_batches(args)),
     )
+    if args.weighted_sampling:
+        augmentation.balance(dls, samples)
+    return dls
 
 
 def _cores() -> int:
