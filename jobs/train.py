@@ -45,7 +45,7 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument("--max-run", type=int, default=86400, help="seconds (default: %(default)s)")
     parser.add_argument("--spot", action="store_true", help="spot instances, which may be interrupted")
     parser.add_argument("--max-wait", type=int, help="seconds, waiting included (default: --max-run)")
-    parser.add_argument("--report", default="reports", help="where the pictures go, by job (default: %(default)s)")
+    parser.add_argument("--report", default="reports", help="where the reports go, by job (default: %(default)s)")
     return parser
 
 
@@ -120,7 +120,8 @@ def _print_report(backend: backends.Backend, description: dict, reports: Path) -
     print(tables.table(["metric", "value"], [[m["MetricName"], round(m["Value"], 4)] for m in metrics]))
     print(f"\nmodel:  {model_data}")
     if report := fetch_report(model_data, reports / job, backend.session):
-        print(f"report: {report}")
+        page = report / "report.html"  # which the job of another entry point may lack
+        print(f"report: {page if page.is_file() else report}")
     print(f"next:   fastmaker deploy --model {job}{backend.serving_cli_flags}")
 
 

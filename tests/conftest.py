@@ -202,7 +202,7 @@ def digits_learner(digits):
     dls = data.dataloaders(samples, "L", (28, 28), "crop", batch_size=64, augment=False, workers=0)
     learn = learner.create(dls, samples, parse_args(["--train", "digits", "--arch", "convnet"]), pretrained=False)
     with learn.no_bar(), learn.no_logging():
-        learner.fit(learn, epochs=1, lr=0.005, fine_tune=False)
+        learn.fit_one_cycle(1, 0.005)
     return learn
 
 
@@ -230,7 +230,7 @@ def scenes_learner(scenes):
     args = parse_args(["--train", "scenes", "--task", "segmentation", "--arch", "resnet18"])
     learn = learner.create(dls, samples, args, pretrained=False)
     with learn.no_bar(), learn.no_logging():
-        learner.fit(learn, epochs=2, lr=0.003, fine_tune=False)
+        learn.fit_one_cycle(2, 0.003)
     return learn
 
 

@@ -142,7 +142,7 @@ def test_all_road_scenes_have_the_mask_of_fastai_in_an_endpoint_and_in_torchserv
     args = parse_args(["--train", "camvid", "--task", "segmentation", "--arch", "resnet18"])
     learn = learner.create(dls, samples, args, pretrained=False)
     with learn.no_bar(), learn.no_logging():
-        learner.fit(learn, epochs=1, lr=0.003, fine_tune=False)
+        learn.fit_one_cycle(1, 0.003)
         save_bundle(learn, tmp_path / "model")
         expected = {file: learn.predict(file)[0].numpy() for file in sorted((test_data / "camvid/images").iterdir())}
     make_archive(tmp_path / "model", tmp_path / "camvid.mar", model_name="camvid", workers=1)

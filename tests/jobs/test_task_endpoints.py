@@ -13,7 +13,7 @@ from PIL import Image
 
 from fastmaker import save_bundle
 from fastmaker.local.containers import pack
-from fastmaker.training import data, learner, mask_data, run
+from fastmaker.training import data, mask_data, run
 from fastmaker.training.arguments import parse_args
 from fastmaker.training.data import Samples
 from fastmaker.training.distributed import SINGLE
@@ -71,7 +71,7 @@ def test_the_endpoint_of_real_images_answers_as_the_learner_does(session, test_d
     learn = run._learner(parse_args(words.split()), real_samples(test_data, name), SINGLE, None)
     learn.remove_cb(learn.metric_log)
     with learn.no_bar(), learn.no_logging():
-        learner.fit(learn, epochs=1, lr=0.003, fine_tune=False)
+        learn.fit_one_cycle(1, 0.003)
         save_bundle(learn, tmp_path / "model")
         items = learn.dls.valid_ds.items[:5]
         expected = [learn.predict(image) for image, _ in items]

@@ -27,11 +27,16 @@ class MetricLog(Callback):
 
     order = 60  # after the Recorder
 
-    def __init__(self, lines: Iterable[str] = (), group: ProcessGroup = SINGLE):
-        """`lines` are those of the epochs before a checkpoint; they are printed again."""
-        self.lines, self.group = list(lines), group
+    def __init__(self, lines: Iterable[str] = (), group: ProcessGroup = SINGLE, total: int | None = None):
+        """`lines` are those of the epochs before a checkpoint; they are printed again. `total` counts all epochs."""
+        self.lines, self.group, self.total = list(lines), group, total
         for line in self.lines if group.is_first else ():
             _log(line)
+
+    @property
+    def _number(self) -> int:
+        """The epoch's, from 1, over all phases of the run."""
+        return (self.position.done if self.total else self.epoch) + 1
 
     def before_fit(self) -> None:
         self.last_print = time.perf_counter()
@@ -46,12 +51,12 @@ class MetricLog(Callback):
         now = time.perf_counter()
         if self.group.is_first and now - self.last_print > PROGRESS_SECONDS:
             self.last_print = now
-            _log(f"epoch {self.epoch + 1}/{self.n_epoch}: batch {self.learn.position.batch + 1}/{self.n_iter}")
+            _log(f"epoch {self._number}/{self.total or self.n_epoch}: batch {self.position.batch + 1}/{self.n_iter}")
 
     def after_train(self) -> None:
         self.rate = self.images / (time.perf_counter() - self.epoch_started)
         if not self.group.is_first:
-            _log(f"epoch {self.epoch + 1}/{self.n_epoch}: {self.images} images, {self.rate:.1f} a second")
+            _log(f"epoch {self._number}/{self.total or self.n_epoch}: {self.images} images, {self.rate:.1f} a second")
 
     def after_epoch(self) -> None:
         recorder = self.learn.recorder
@@ -60,7 +65,7 @@ class MetricLog(Callback):
         values = dict(zip(recorder.metric_names[1:-1], recorder.values[-1], strict=False))
         line = " ".join(f"{name}={value:.6f}" for name, value in values.items())
         rate = self.rate * self.group.world_size
-        self.lines.append(f"epoch={self.epoch + 1} {line} images_per_second={rate:.1f}")
+        self.lines.append(f"epoch={self._number} {line} images_per_second={rate:.1f}")
         if self.group.is_first:
             _log(self.lines[-1])
 

@@ -99,7 +99,7 @@ def check(path: Path, state: dict[str, Any], run: dict[str, Any]) -> None:
 def capture(learn: "Learner", epoch: int, batch: int, run: dict[str, Any]) -> dict[str, Any]:
     """Return the state of `learn` after `epoch` epochs and `batch` batches, for `write`; tensors are on the CPU.
 
-    `run` is what `check` compares.
+    `run` is what `check` compares. What `learn.kept` has is kept as well: tensors, numbers, strings, lists and dicts.
     """
     recorder, model = learn.recorder, learn.model
     if isinstance(model, DistributedDataParallel):
@@ -120,6 +120,7 @@ def capture(learn: "Learner", epoch: int, batch: int, run: dict[str, Any]) -> di
         "optimizer": _plain(learn.opt.state_dict()),
         "log": list(learn.metric_log.lines),
         "recorder": _plain(history),
+        "kept": _plain(getattr(learn, "kept", {})),
     }
 
 

@@ -100,7 +100,7 @@ def describe(learn: Learner, metrics: dict[str, float] | None = None, image_size
         format=bundle.PLAIN_FORMAT if plain else bundle.FORMAT,
         **prepared,
         **outputs,
-        **(_segmentation_fields(learn, outputs["labels"]) if task == "segmentation" else {}),
+        **(_segmentation_fields(learn) if task == "segmentation" else {}),
     )
 
 
@@ -143,15 +143,14 @@ def _pipeline_fields(learn: Learner, image_size: ImageSize) -> dict[str, Any]:
     }
 
 
-def _segmentation_fields(learn: Learner, labels: tuple[str, ...]) -> dict[str, Any]:
-    """Return the fields of `ModelInfo` for segmentation. The void class is the loss's ignore_index."""
-    ignored = getattr(getattr(learn.loss_func, "func", learn.loss_func), "ignore_index", -1)
+def _segmentation_fields(learn: Learner) -> dict[str, Any]:
+    """Return the fields of `ModelInfo` for segmentation."""
     known = _architecture(learn) in bundle.ARCHITECTURES["segmentation"]
     return {
         "options": {}
         if not known
         else {name: bool(getattr(learn, name, default)) for name, default in unet.OPTIONS.items()},
-        "void_code": ignored if 0 <= ignored < len(labels) else None,
+        "void_code": targets.void_code(learn),
     }
 
 

@@ -1,4 +1,4 @@
-"""DataLoaders -> a fastai Learner, and its fit."""
+"""DataLoaders -> a fastai Learner."""
 
 import argparse
 from pathlib import Path
@@ -46,31 +46,6 @@ def create(
     if pretrained:
         learn.freeze()
     return learn
-
-
-def total_epochs(epochs: int, fine_tune: bool) -> int:
-    """Return how many epochs `fit` trains in all."""
-    return epochs + 1 if fine_tune else epochs
-
-
-def fit(learn: Learner, epochs: int, lr: float, fine_tune: bool, done: int = 0, batch: int = 0) -> None:
-    """Train for `epochs` with the one-cycle policy; `fine_tune` first trains only the new head for one epoch.
-
-    The schedule resumes after the first `done` of all these epochs and `batch` batches of the next, which were trained
-    before; that needs a `callbacks.Position` in `learn`.
-    """
-    if not fine_tune:
-        learn.fit_one_cycle(epochs, lr_max=lr, start_epoch=done)
-        return
-    # Learner.fine_tune cannot resume, so its steps are repeated here. Freezing and unfreezing a Learner empties the
-    # optimiser's state, which must not happen where that state was restored.
-    if done == 0:
-        (learn.opt if batch else learn).freeze()
-        learn.fit_one_cycle(1, slice(lr), pct_start=0.99)
-    if done == 0 or (done == 1 and not batch):
-        learn.unfreeze()
-    lr /= 2
-    learn.fit_one_cycle(epochs, slice(lr / 100, lr), pct_start=0.3, div=5.0, start_epoch=max(done - 1, 0))
 
 
 def is_finite(model: torch.nn.Module) -> bool:

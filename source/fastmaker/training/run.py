@@ -1,11 +1,14 @@
 """The training run of the entry point: arguments -> samples -> Learner -> bundle and report."""
 
 import argparse
+import contextlib
+import functools
 import json
 import math
 import os
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -84,8 +87,9 @@ def _fail(error: ValueError | str) -> int:
 
 
 def _train(args: argparse.Namespace, samples: data.Samples) -> int:
-    from fastmaker.training import architectures, callbacks, checkpoint, distributed, learner, weights
+    from fastmaker.training import architectures, callbacks, checkpoint, distributed, learner, schedule, weights
 
+    started = time.monotonic()
     try:
         group = _join(args, samples)
         run_config = _run_config(args, samples, group)
@@ -96,13 +100,14 @@ def _train(args: argparse.Namespace, samples: data.Samples) -> int:
         distributed.ProcessGroupError,
         weights.WeightsError,
         architectures.ArchitectureError,
+        schedule.ScheduleError,
     ) as error:
         return _fail(error)
-    with learn.no_bar(), learn.no_logging(), distributed.sharded(learn.dls, group):
-        stopped = _fit(learn, args, run_config, group, resumed)
+    with learn.no_bar(), learn.no_logging():
+        stopped = _fit(learn, args, samples, run_config, group, resumed)
     diverged = not stopped and not learner.is_finite(learn.model)
     if not stopped:
-        _write(learn, args, group, diverged)
+        _write(learn, args, samples, group, diverged, started)
     group.leave()
     if diverged:
         return _fail("the training diverged: weights are not finite, and no bundle was written; lower --lr")
@@ -125,42 +130,69 @@ def _join(args: argparse.Namespace, samples: data.Samples) -> "ProcessGroup":
 def _learner(
     args: argparse.Namespace, samples: data.Samples, group: "ProcessGroup", resumed: dict[str, Any] | None
 ) -> "Learner":
+    from fastmaker.training import callbacks, checkpoint, schedule
+
+    kept = resumed.get("kept", {}) if resumed else {}
+    if args.lr == "find" and not resumed:
+        kept["lr_finder"] = group.broadcast(lambda: schedule.find_lr(_new_learner(args, samples, group)))
+        if group.is_first:
+            print(f"found the learning rate {kept['lr_finder']['lr']:.3g}", flush=True)
+    learn = _new_learner(args, samples, group, resumed)
+    learn.kept, learn.lr_finder = kept, kept.get("lr_finder")
+    if resumed:
+        checkpoint.restore(learn, resumed)
+    schedule.check_sizes(learn.model, 3 if args.image_mode == "RGB" else 1, args.progressive_sizes)
+    learn.add_cb(callbacks.MetricLog(resumed["log"] if resumed else (), group, _total(args)))
+    return learn
+
+
+def _new_learner(
+    args: argparse.Namespace, samples: data.Samples, group: "ProcessGroup", resumed: dict[str, Any] | None = None
+) -> "Learner":
+    """Return the Learner with the weights that a run starts from, but for those of a checkpoint."""
     from fastai.vision.all import set_seed
 
-    from fastmaker.training import augmentation, callbacks, checkpoint, earlier, learner
+    from fastmaker.training import augmentation, earlier, learner
 
     set_seed(args.seed, reproducible=True)
     dls = dataloaders(args, samples, group.world_size)
     # The checkpoint's weights replace ImageNet's, which need not be downloaded again.
     loss = augmentation.loss(args, samples, dls.device)
     learn = learner.create(dls, samples, args, bool(args.pretrained and not resumed), loss)
-    if resumed:
-        checkpoint.restore(learn, resumed)
-    elif args.resume_from:
+    learn.wd = args.weight_decay
+    if args.resume_from and not resumed:
         earlier.load(learn, Path(args.resume_from), args.task, samples.classes, args.image_mode)
-    learn.add_cb(callbacks.MetricLog(resumed["log"] if resumed else (), group))
     return learn
 
 
-def _write(learn: "Learner", args: argparse.Namespace, group: "ProcessGroup", diverged: bool) -> None:
+def _write(
+    learn: "Learner",
+    args: argparse.Namespace,
+    samples: data.Samples,
+    group: "ProcessGroup",
+    diverged: bool,
+    started: float,
+) -> None:
     """Write the report and, unless the training diverged, the bundle, on rank 0.
 
     Raises RuntimeError if the ranks have different parameters.
     """
-    from fastmaker.training import from_learner, report, segmentation
+    from fastmaker.training import best_epoch, from_learner, report
 
     digest = group.check_parameters(learn.model) if group.world_size > 1 else None
     if not group.is_first:
         return
     if digest:
         print(f"the parameters of all {group.world_size} processes are equal, SHA-256 {digest}", flush=True)
-    metrics = dict(zip(learn.recorder.metric_names[1:-1], learn.recorder.values[-1], strict=False))
+    metrics = dict(zip(learn.recorder.metric_names[1:-1], learn.recorder.values[best_epoch.index(learn)], strict=False))
     metrics = {name: float(value) for name, value in metrics.items() if math.isfinite(value)}  # JSON has no NaN
-    if args.task == "segmentation":
-        metrics |= segmentation.iou_by_class(learn)
+    findings = report.measure(learn, samples.names)
+    metrics |= findings.metrics
     if not diverged:
         from_learner.save_bundle(learn, args.model_dir, metrics, args.mask_size)
-    report.write(learn, args.output_data_dir, metrics)
+    kept = learn.kept["best"]["epoch"] if args.keep_best else None
+    about = report.Run(vars(args), samples.summary(), time.monotonic() - started, samples.names, kept)
+    report.write(learn, args.output_data_dir, metrics, findings, about)
     print("finished " + json.dumps(metrics), flush=True)
 
 
@@ -189,15 +221,21 @@ def _resume(args: argparse.Namespace, run_config: dict[str, Any]) -> dict[str, A
     if path is None or state is None:
         return None
     checkpoint.check(path, state, run_config)
-    what = "resuming" if state["epoch"] < _total(args) else "nothing is left to train"
+    what = "nothing is left to train" if _is_over(args, state) else "resuming"
     print(f"{what} after {_progress(args, state['epoch'], state['batch'])} from {path}", flush=True)
     return state
 
 
-def _total(args: argparse.Namespace) -> int:
-    from fastmaker.training import learner
+def _is_over(args: argparse.Namespace, state: dict[str, Any]) -> bool:
+    from fastmaker.training import best_epoch
 
-    return learner.total_epochs(args.epochs, args.pretrained)
+    return state["epoch"] >= _total(args) or best_epoch.is_over(state, args.early_stopping)
+
+
+def _total(args: argparse.Namespace) -> int:
+    from fastmaker.training import schedule
+
+    return schedule.total_epochs(args)
 
 
 def _progress(args: argparse.Namespace, done: int, batch: int) -> str:
@@ -207,36 +245,58 @@ def _progress(args: argparse.Namespace, done: int, batch: int) -> str:
 def _fit(
     learn: "Learner",
     args: argparse.Namespace,
+    samples: data.Samples,
     run_config: dict[str, Any],
     group: "ProcessGroup",
     resumed: dict[str, Any] | None,
 ) -> bool:
     """Train the remaining epochs, and return whether SIGTERM stopped it, which needs a checkpoint directory."""
-    from fastmaker.training import augmentation, callbacks, checkpoint, distributed, learner
+    from fastmaker.training import augmentation, best_epoch, callbacks, checkpoint, distributed, schedule
 
     done, batch = (resumed["epoch"], resumed["batch"]) if resumed else (0, 0)
-    if done < _total(args) and group.is_first:
+    if group.is_first and not (resumed and _is_over(args, resumed)):
         where = f"{learn.dls.device}" + (f" in {group.world_size} processes" if group.world_size > 1 else "")
         print(f"training {args.arch}, {args.epochs} epoch(s) on {where}", flush=True)
+    phases = schedule.plan(args, learn.lr_finder["lr"] if learn.lr_finder else args.lr)
     position = callbacks.Position(args.seed, done, batch, group.rank)
-    with checkpoint.sigterm_event(bool(args.checkpoint_dir)) as requested:
+    best = best_epoch.callbacks(learn, args, phases[-1].start)
+    with checkpoint.sigterm_event(bool(args.checkpoint_dir)) as requested, contextlib.ExitStack() as stack:
         stop = requested if group.world_size == 1 else threading.Event()  # ranks set it together, after the same batch
         folder = Path(args.checkpoint_dir) if args.checkpoint_dir and group.is_first else None
         saving = callbacks.SaveCheckpoints(folder, run_config, stop, resumed, args.checkpoint_minutes)
         averaging = [distributed.DataParallel(group, requested, stop)] if group.world_size > 1 else []
-        for loader in learn.dls.loaders if args.checkpoint_dir else ():
-            loader.wif = checkpoint.ignore_platform_sigterm
+        dls_of = functools.partial(_dls_of, args, samples, group, stack, learn.dls)
         try:
-            with learn.added_cbs([position, saving, *averaging, *augmentation.mixing(args)]):
-                learner.fit(learn, args.epochs, args.lr, args.pretrained, done, batch)
+            with learn.added_cbs([position, saving, *averaging, *augmentation.mixing(args), *best]):
+                schedule.fit(learn, phases, done, batch, dls_of)
         except (Exception, SystemExit):  # an Exception: SIGTERM ended a DataLoader worker before it ignored SIGTERM
             if not stop.is_set():
                 raise
         if not group.any(requested.is_set()):
+            best_epoch.restore(learn, group.is_first)
             return False
     if group.is_first:
         print(f"stopped by SIGTERM; the next start resumes after {_progress(args, *saving.saved)}", flush=True)
     return True
+
+
+def _dls_of(
+    args: argparse.Namespace,
+    samples: data.Samples,
+    group: "ProcessGroup",
+    stack: contextlib.ExitStack,
+    own: "DataLoaders",
+    size: tuple[int, int],
+) -> "DataLoaders":
+    """Return the DataLoaders of a phase, of this rank's images until `stack` ends: `own`, or those of another size."""
+    from fastmaker.training import checkpoint, distributed
+
+    if size != args.image_size:
+        own = dataloaders(argparse.Namespace(**{**vars(args), "image_size": size}), samples, group.world_size)
+    for loader in own.loaders if args.checkpoint_dir else ():
+        loader.wif = checkpoint.ignore_platform_sigterm
+    stack.enter_context(distributed.sharded(own, group))
+    return own
 
 
 def _run_config(args: argparse.Namespace, samples: data.Samples, group: "ProcessGroup") -> dict[str, Any]:

@@ -70,8 +70,14 @@ def fields(learn: Learner, task: str, shape: tuple[int, ...]) -> dict[str, Any]:
     Raises BundleError.
     """
     labelled = task in tasks.LABELLED
-    found = {"labels": _labels(learn)} if labelled else {"labels": (), "output_shape": shape}
+    found = {"labels": labels(learn)} if labelled else {"labels": (), "output_shape": shape}
     return found | losses.read(learn.loss_func, task, shape)
+
+
+def void_code(learn: Learner) -> int | None:
+    """Return the class that the loss of masks ignores, None if there is none."""
+    ignored = getattr(getattr(learn.loss_func, "func", learn.loss_func), "ignore_index", -1)
+    return ignored if 0 <= ignored < len(labels(learn)) else None
 
 
 def output_shape(learn: Learner, task: str, image: tuple[int, int, int]) -> tuple[int, ...]:
@@ -81,8 +87,8 @@ def output_shape(learn: Learner, task: str, image: tuple[int, int, int]) -> tupl
     """
     shape = _output_shape(learn, image)
     if task in tasks.LABELLED:
-        _check_several(task, _labels(learn))
-        expected = len(_labels(learn)), *(image[1:] if task == "segmentation" else ())
+        _check_several(task, labels(learn))
+        expected = len(labels(learn)), *(image[1:] if task == "segmentation" else ())
         if shape != expected:
             raise bundle.BundleError(
                 f"the output of the Learner's network has the shape {list(shape)} for one image; expected"
@@ -104,7 +110,8 @@ def _check_several(task: str, labels: tuple[str, ...]) -> None:
         )
 
 
-def _labels(learn: Learner) -> tuple[str, ...]:
+def labels(learn: Learner) -> tuple[str, ...]:
+    """Return the names of the classes or labels, in the order of the network's outputs. Raises BundleError."""
     codes = next((t for t in learn.dls.valid.after_item.fs if isinstance(t, AddMaskCodes)), None)
     vocab = codes.codes if codes else getattr(learn.dls, "vocab", None)
     if vocab is None:

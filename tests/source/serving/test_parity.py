@@ -73,7 +73,7 @@ def learner_of(folder, architecture, mode="RGB", size=(64, 64), method="crop", a
 
 def train(learn):
     with learn.no_bar(), learn.no_logging():
-        learner.fit(learn, epochs=1, lr=0.003, fine_tune=False)
+        learn.fit_one_cycle(1, 0.003)
     return learn
 
 
@@ -105,7 +105,7 @@ def test_a_convnet_trained_on_digits_answers_as_in_fastai(digits_learner, digits
 def test_a_fine_tuned_network_answers_as_in_fastai(photos, tmp_path):
     learn = learner_of(photos, "resnet18", size=(32, 32))
     with learn.no_bar(), learn.no_logging():
-        learner.fit(learn, epochs=1, lr=0.003, fine_tune=True)
+        learn.fine_tune(1, 0.003)
     assert_same_answers(learn, tmp_path, images_of(photos))
 
 

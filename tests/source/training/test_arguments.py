@@ -55,6 +55,7 @@ def test_the_help_lists_every_argument_in_a_group_with_an_explanation(capsys):
         "directories (set by SageMaker in a container)",
         "checkpoints",
         "processes",
+        "report",
     ]
     parser = arguments.get_parser()
     ungrouped, *grouped = parser._action_groups[1:]
@@ -101,10 +102,10 @@ def test_what_is_given_overrides_every_default():
         "--train t --valid v --arch convnet --epochs 2 --batch-size 3 --lr 0.1 --image-size 20x30 --image-mode RGB"
         " --resize-method pad --augment true --valid-pct 0.5 --seed 7 --workers 1 --model-dir m --output-data-dir o"
         " --check-only yes --label-regex (.) --checkpoint-dir c --checkpoint-minutes 1.5"
-        " --processes 2 --dist-backend gloo --timeout 9"
+        " --processes 2 --dist-backend gloo --timeout 9 --tta 3"
     )
     args = parse_args(text.split())
-    assert vars(args) == {
+    expected = {
         "task": "classification",
         "arch": "convnet",
         "epochs": 2,
@@ -139,7 +140,9 @@ def test_what_is_given_overrides_every_default():
         **(augmentation.KNOBS | {"erase": 0.0, "pad_mode": "reflection"}),
         **dict.fromkeys(("item_size", "min_scale", "ratio", "mixup", "cutmix", "label_smoothing", "focal")),
         **{"class_weights": "none", "weighted_sampling": False},
+        "tta": 3,
     }
+    assert {name: vars(args)[name] for name in expected} == expected
 
 
 @pytest.mark.parametrize(("train", "valid"), [("TRAIN", "VALID"), ("TRAINING", "VALIDATION")])
@@ -219,6 +222,10 @@ def test_every_architecture_is_accepted(arch):
         ("--seed -1", "argument --seed: "),
         ("--seed x", "argument --seed: invalid int value: 'x'"),
         ("--workers -1", "argument --workers: "),
+        ("--tta -1", "argument --tta: "),
+        ("--tta 2 --task segmentation --arch resnet18", "--tta is not for segmentation: its answers move with the"),
+        ("--tta 2 --augment false", "--tta averages over augmented images, and --augment is false"),
+        ("--tta 2 --arch convnet", "--tta averages over augmented images, and --augment is false"),
         ("--colour blue", "unrecognized arguments: --colour blue"),
     ],
 )

@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from fastmaker.training import callbacks, checkpoint, data, learner
+from fastmaker.training import callbacks, checkpoint, data, learner, schedule
 from fastmaker.training.arguments import parse_args
 
 
@@ -24,16 +24,19 @@ def photo_learner(photos):
     set_seed(5)
     samples = data.read(photos)
     dls = data.dataloaders(samples, "RGB", (32, 32), "crop", batch_size=8, augment=True, workers=0)
-    return learner.create(dls, samples, parse_args(["--train", "photos", "--arch", "resnet18"]), pretrained=False)
+    return learner.create(dls, samples, ARGUMENTS, pretrained=False)
 
 
-def fine_tune(learn, cbs, done=0, batch=0, fit=learner.fit):
+ARGUMENTS = parse_args(["--train", "photos", "--arch", "resnet18", "--image-size", "32", "--epochs", str(EPOCHS)])
+
+
+def fine_tune(learn, cbs, done=0, batch=0, fit=None):
     learn.add_cb(callbacks.MetricLog())
     with learn.no_bar(), learn.no_logging(), learn.added_cbs(cbs):
-        if fit is learner.fit:
-            fit(learn, EPOCHS, 0.01, True, done, batch)
-        else:
+        if fit:
             fit(EPOCHS, base_lr=0.01)
+        else:
+            schedule.fit(learn, schedule.plan(ARGUMENTS, 0.01), done, batch)
     return learn
 
 

@@ -46,6 +46,7 @@ class Run:
         assert self.process.returncode == 0, self.process.stderr[-2000:]
         self.folder, self.model, self.output = folder, folder / "model", folder / "data"
         self.metrics = json.loads((self.output / "metrics.json").read_text())
+        self.details = self.metrics.pop("details")
 
 
 @pytest.fixture(scope="module")
@@ -56,8 +57,9 @@ def run(digits, tmp_path_factory):
 def test_a_run_writes_the_bundle_and_the_report_and_nothing_else(run):
     assert sorted(os.listdir(run.folder)) == ["data", "model"]
     assert sorted(os.listdir(run.model)) == ["code", "model.json", "model.pth"]
-    pictures = ["confusion_matrix.png", "curves.png", "top_losses.png"]
-    assert sorted(os.listdir(run.output)) == sorted([*pictures, "history.csv", "metrics.json"])
+    plots = ["calibration", "classes", "confusion_matrix", "curves", "learning_rate", "top_losses"]
+    pictures = [f"{plot}.png" for plot in plots]
+    assert sorted(os.listdir(run.output)) == sorted([*pictures, "history.csv", "metrics.json", "report.html"])
 
 
 def test_a_run_learns_the_digits(run, digits):
@@ -163,8 +165,9 @@ def test_a_segmentation_run_reports_the_pixels_and_each_class(segmentation_run):
 
 
 def test_a_segmentation_run_shows_images_beside_their_masks(segmentation_run):
-    pictures = ["curves.png", "iou.png", "masks.png"]
-    assert sorted(os.listdir(segmentation_run.output)) == sorted([*pictures, "history.csv", "metrics.json"])
+    pictures = ["curves.png", "iou.png", "learning_rate.png", "masks.png"]
+    files = [*pictures, "history.csv", "metrics.json", "report.html"]
+    assert sorted(os.listdir(segmentation_run.output)) == sorted(files)
     with Image.open(segmentation_run.output / "masks.png") as picture:
         pixels = np.asarray(picture.convert("RGB"))
     photos, *drawn = np.array_split(pixels, 3, axis=1)
@@ -240,7 +243,9 @@ def test_a_training_that_diverges_fails_and_still_gives_a_report(tmp_path, capsy
     metrics = json.loads((tmp_path / "output" / "metrics.json").read_text())
     assert "train_loss" not in metrics  # JSON knows no NaN
     assert all(map(math.isfinite, metrics.values()))
+    assert metrics["images_without_finite_answers"] == 10
     assert (tmp_path / "output" / "curves.png").is_file()
+    assert "left out" in (tmp_path / "output" / "report.html").read_text()
     assert not (tmp_path / "model").exists()
 
 

@@ -4,21 +4,29 @@ Each module of this package has the options of one part of a run: `add_groups`, 
 """
 
 import argparse
-import re
 import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from fastmaker.training.arguments import augmentation, balance, data, environment, kinds, model, optimisation
+from fastmaker.training.arguments import (
+    augmentation,
+    balance,
+    data,
+    environment,
+    kinds,
+    model,
+    optimisation,
+    report,
+)
 
-PARTS = (model, data, augmentation, balance, optimisation, environment)
+PARTS = (model, data, augmentation, balance, optimisation, environment, report)
 # What does not change the weights that a run computes, or what the fingerprint of its images says better. Any other
 # option is one that a run shares with the checkpoint that it resumes from.
 NOT_OF_THE_RUN = (
     *("train", "valid", "label_regex", "labels_csv", "label_columns", "label_delimiter", "valid_pct", "check_only"),
     *("model_dir", "output_data_dir", "checkpoint_dir", "checkpoint_minutes"),
     *("workers", "processes", "dist_backend", "timeout"),
-    *("void_code", "mask_size"),
+    *("void_code", "mask_size", "tta"),
 )
 
 
@@ -37,11 +45,11 @@ def get_parser() -> argparse.ArgumentParser:
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Return the checked arguments of a run, with the defaults for its task, architecture and container.
 
-    A name may have _ for each -, as SageMaker's examples write hyperparameters. Exits with status 2 and one line for
-    arguments that are wrong or do not go together.
+    A name may have _ for each -, as SageMaker's examples write hyperparameters. What is None, or empty, is not given.
+    Exits with status 2 and one line for arguments that are wrong or do not go together.
     """
     parser = get_parser()
-    args = parser.parse_args(list(_hyphenated(sys.argv[1:] if argv is None else argv)))
+    args = parser.parse_args(list(_hyphenated(parser, sys.argv[1:] if argv is None else argv)))
     for part in PARTS:
         part.check(parser, args)
     for part in PARTS:  # those of the optimisation depend on those of the model
@@ -63,27 +71,48 @@ def summary(args: argparse.Namespace) -> str | None:
     return f"options: {' '.join(words)}" if chosen else None
 
 
-def _hyphenated(words: Iterable[str]) -> Iterable[str]:
-    for word in _with_negative_values(words):
-        name, sign, value = word.partition("=")
-        yield name.replace("_", "-") + sign + value if name.startswith("--") else word
+def _hyphenated(parser: argparse.ArgumentParser, words: Iterable[str]) -> Iterable[str]:
+    """Yield the words of options that are given, their names with hyphens.
 
-
-def _with_negative_values(words: Iterable[str]) -> Iterable[str]:
-    """Yield ``--name -1,1`` as one word: argparse takes a value that begins with - for an option, unless a number."""
-    name = ""
-    for word in words:
-        if name and re.match(r"-[\d.]", word):
-            yield f"{name}={word}"
-            name = ""
+    A hyperparameter that is None comes as an empty value or as None: it is not given.
+    """
+    spelled: dict[str, tuple[str, str]] = {}
+    for name, value in _pairs(words):
+        if value in ("", "None", "null") and name.startswith("--"):
             continue
-        if name:
-            yield name
-        name = word if word.startswith("--") and "=" not in word else ""
-        if not name:
-            yield word
-    if name:
-        yield name
+        hyphenated = name.replace("_", "-") if name.startswith("--") else name
+        other = spelled.setdefault(hyphenated, (name, value or ""))
+        if other[0] != name and other[1] != value:
+            parser.error(f"{other[0]} {other[1]} and {name} {value}: expected one of them")
+        if value is None:
+            yield hyphenated
+        else:
+            yield from [f"{hyphenated}={value}"] if value.startswith("-") else [hyphenated, value]
+
+
+def _pairs(words: Iterable[str]) -> Iterable[tuple[str, str | None]]:
+    """Yield each name and its value, or None where none follows.
+
+    argparse takes a value that begins with - for an option, unless it is a number or stands in the same word.
+    """
+    name = None
+    for word in words:
+        if name is not None:
+            if not word.startswith("--"):
+                yield name, word
+                name = None
+                continue
+            yield name, None
+        name = None
+        if word.startswith("--") and "=" in word:
+            first, _, value = word.partition("=")
+            yield first, value
+        elif word.startswith("--"):
+            name = word
+        else:
+            yield word, None
+    if name is not None:
+        yield name, None
 
 
 def _fill(args: argparse.Namespace, values: dict[str, Any]) -> None:

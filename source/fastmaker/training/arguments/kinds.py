@@ -1,6 +1,8 @@
 """What the values of options are: types for argparse, each of which raises argparse.ArgumentTypeError."""
 
 import argparse
+import contextlib
+import json
 import math
 import re
 from collections.abc import Callable
@@ -49,10 +51,18 @@ def size(text: str) -> tuple[int, int]:
     return int(match[1]), int(match[2] or match[1])
 
 
+def _listed(text: str) -> list[str]:
+    """Return what stands between commas; the SDK sends a list as JSON."""
+    with contextlib.suppress(ValueError):
+        if isinstance(value := json.loads(text), list):
+            return list(map(str, value))
+    return [word.strip() for word in text.split(",")]
+
+
 def interval(text: str) -> tuple[float, float]:
-    """Return (low, high) of two numbers with a comma or a space between them, in brackets or not."""
+    """Return (low, high): two numbers that have a comma between them or are a list of JSON."""
     try:
-        low, high = map(float, text.strip("[]() ").replace(",", " ").split())
+        low, high = map(float, _listed(text))
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} is not LOW,HIGH, two numbers") from None
     if not -math.inf < low < high < math.inf:
@@ -61,11 +71,38 @@ def interval(text: str) -> tuple[float, float]:
 
 
 def names(text: str) -> tuple[str, ...]:
-    """Return names that have commas between them."""
-    found = tuple(name.strip() for name in text.split(","))
+    """Return names, which have commas between them or are a list of JSON."""
+    found = tuple(_listed(text))
     if "" in found or len(set(found)) < len(found):
         raise argparse.ArgumentTypeError(f"{text!r} is not NAME,NAME,..., each once")
     return found
+
+
+def sizes(text: str) -> tuple[tuple[int, int], ...]:
+    """Return several of `size`, which have commas between them or are a list of JSON."""
+    found = tuple(map(size, _listed(text)))
+    if not found:
+        raise argparse.ArgumentTypeError(f"{text!r} names no size")
+    return found
+
+
+def at_least_0(text: str) -> float:
+    """Return a float from 0."""
+    value = float(text)
+    if not 0 <= value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} is below 0 or infinite")
+    return value
+
+
+at_least_0.__name__ = "float"
+
+
+def number_or_find(text: str) -> float | str:
+    """Return a float above 0, or the word find."""
+    return text if text == "find" else positive(float)(text)
+
+
+number_or_find.__name__ = "float"
 
 
 def flag(text: str) -> bool:
