@@ -140,32 +140,29 @@ def dataloaders(
     augment: bool,
     workers: int,
     statistics: tuple[Sequence[float], Sequence[float]] | None = None,
+    transforms: tuple[list[Any], list[Any]] | None = None,
 ) -> "DataLoaders":
     """Return fastai DataLoaders of (images, labels).
 
     Images are float32 (N, C, H, W), normalised with `statistics`, by default STATISTICS. Labels are int64, class
     indexes (N,) or masks (N, H, W), or float32: 0 or 1 for each class (N, n), numbers (N, n), or points in -1..1
     (N, n, 2). `image_mode` is RGB or L, `image_size` is (height, width) in pixels, `resize_method` is one of
-    preprocess.RESIZE_METHODS.
+    preprocess.RESIZE_METHODS. `transforms`, of images and of batches, replace the resizing and aug_transforms.
     """
-    from fastai.vision.all import (
-        DataBlock,
-        IndexSplitter,
-        ItemGetter,
-        Normalize,
-        Resize,
-        aug_transforms,
-    )
+    from fastai.vision.all import DataBlock, IndexSplitter, ItemGetter, Normalize, Resize, aug_transforms
 
-    statistics = statistics or STATISTICS[image_mode]
+    of_items, of_batches = transforms or (
+        [Resize(image_size, method=resize_method)],
+        aug_transforms() if augment else [],
+    )
     block = DataBlock(
         blocks=(_image_block(image_mode), samples.block()),
         get_x=ItemGetter(0),
         get_y=ItemGetter(1),
         splitter=IndexSplitter(np.flatnonzero(samples.is_valid)),
-        item_tfms=Resize(image_size, method=resize_method),
+        item_tfms=of_items,
         batch_tfms=[
-            *(aug_transforms() if augment else []),
+            *of_batches,
             Normalize.from_stats(*(statistics or STATISTICS[image_mode])),
         ],
     )

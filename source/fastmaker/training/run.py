@@ -76,6 +76,8 @@ def _print_summary(args: argparse.Namespace, samples: data.Samples) -> None:
     print(samples.summary(), flush=True)
     for note in (*samples.notes, *arguments.data.channel_notes(args)):
         print(f"note: {note}", flush=True)
+    if line := arguments.summary(args):
+        print(line, flush=True)
 
 
 def _fail(error: ValueError | str) -> int:
@@ -150,12 +152,13 @@ def _new_learner(
     """Return the Learner with the weights that a run starts from, but for those of a checkpoint."""
     from fastai.vision.all import set_seed
 
-    from fastmaker.training import earlier, learner
+    from fastmaker.training import augmentation, earlier, learner
 
     set_seed(args.seed, reproducible=True)
     dls = dataloaders(args, samples, group.world_size)
     # The checkpoint's weights replace ImageNet's, which need not be downloaded again.
-    learn = learner.create(dls, samples, args, bool(args.pretrained and not resumed))
+    loss = augmentation.loss(args, samples, dls.device)
+    learn = learner.create(dls, samples, args, bool(args.pretrained and not resumed), loss)
     learn.wd = args.weight_decay
     if args.resume_from and not resumed:
         earlier.load(learn, Path(args.resume_from), args.task, samples.classes, args.image_mode)
@@ -248,7 +251,7 @@ def _fit(
     resumed: dict[str, Any] | None,
 ) -> bool:
     """Train the remaining epochs, and return whether SIGTERM stopped it, which needs a checkpoint directory."""
-    from fastmaker.training import best_epoch, callbacks, checkpoint, distributed, schedule
+    from fastmaker.training import augmentation, best_epoch, callbacks, checkpoint, distributed, schedule
 
     done, batch = (resumed["epoch"], resumed["batch"]) if resumed else (0, 0)
     if group.is_first and not (resumed and _is_over(args, resumed)):
@@ -264,7 +267,7 @@ def _fit(
         averaging = [distributed.DataParallel(group, requested, stop)] if group.world_size > 1 else []
         dls_of = functools.partial(_dls_of, args, samples, group, stack, learn.dls)
         try:
-            with learn.added_cbs([position, saving, *averaging, *best]):
+            with learn.added_cbs([position, saving, *averaging, *augmentation.mixing(args), *best]):
                 schedule.fit(learn, phases, done, batch, dls_of)
         except (Exception, SystemExit):  # an Exception: SIGTERM ended a DataLoader worker before it ignored SIGTERM
             if not stop.is_set():
@@ -324,14 +327,14 @@ def _first_weights(args: argparse.Namespace) -> dict[str, Any]:
 
 def dataloaders(args: argparse.Namespace, samples: data.Samples, world_size: int = 1) -> "DataLoaders":
     """Return fastai DataLoaders for one of `world_size` ranks."""
-    from fastmaker.training import architectures
+    from fastmaker.training import architectures, augmentation
 
     workers = args.workers
     if workers is None:  # few small images load faster without worker processes
         workers = _cores() if len(samples.labels) >= 5000 or min(args.image_size) >= 64 else 0
     # fastai drops an incomplete last batch: with fewer images than a batch, it would train on none.
     batch_size = min(args.batch_size, samples.n_train // world_size)
-    return data.dataloaders(
+    dls = data.dataloaders(
         samples,
         args.image_mode,
         args.image_size,
@@ -340,7 +343,11 @@ def dataloaders(args: argparse.Namespace, samples: data.Samples, world_size: int
         args.augment,
         workers,
         architectures.statistics(args.arch, args.image_mode),
+        (augmentation.of_items(args), augmentation.of_batches(args)),
     )
+    if args.weighted_sampling:
+        augmentation.balance(dls, samples)
+    return dls
 
 
 def _cores() -> int:

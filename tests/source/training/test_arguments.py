@@ -7,7 +7,7 @@ import pytest
 
 from fastmaker import networks
 from fastmaker.training import arguments
-from fastmaker.training.arguments import parse_args
+from fastmaker.training.arguments import augmentation, parse_args
 
 
 @pytest.fixture(autouse=True)
@@ -50,6 +50,7 @@ def test_the_help_lists_every_argument_in_a_group_with_an_explanation(capsys):
         "segmentation (only with --task segmentation)",
         "data",
         "augmentation",
+        "loss and balance of classes",
         "training",
         "directories (set by SageMaker in a container)",
         "checkpoints",
@@ -135,6 +136,10 @@ def test_what_is_given_overrides_every_default():
         "dist_backend": "gloo",
         "timeout": 9.0,
         "check_only": True,
+        **dict.fromkeys(("labels_csv", "label_columns", "label_delimiter")),
+        **(augmentation.KNOBS | {"erase": 0.0, "pad_mode": "reflection"}),
+        **dict.fromkeys(("item_size", "min_scale", "ratio", "mixup", "cutmix", "label_smoothing", "focal")),
+        **{"class_weights": "none", "weighted_sampling": False},
         "tta": 3,
     }
     assert {name: vars(args)[name] for name in expected} == expected

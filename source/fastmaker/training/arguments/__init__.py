@@ -8,9 +8,18 @@ import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from fastmaker.training.arguments import augmentation, data, environment, model, optimisation, report
+from fastmaker.training.arguments import (
+    augmentation,
+    balance,
+    data,
+    environment,
+    kinds,
+    model,
+    optimisation,
+    report,
+)
 
-PARTS = (model, data, augmentation, optimisation, environment, report)
+PARTS = (model, data, augmentation, balance, optimisation, environment, report)
 # What does not change the weights that a run computes, or what the fingerprint of its images says better. Any other
 # option is one that a run shares with the checkpoint that it resumes from.
 NOT_OF_THE_RUN = (
@@ -52,6 +61,14 @@ def of_the_run(args: argparse.Namespace) -> dict[str, Any]:
     """Return the options that a run shares with the checkpoint that it resumes from, as JSON has them."""
     options = {name: value for name, value in vars(args).items() if name not in NOT_OF_THE_RUN}
     return {name: list(value) if isinstance(value, tuple) else value for name, value in options.items()}
+
+
+def summary(args: argparse.Namespace) -> str | None:
+    """Return one line of the options of augmentation, loss and balance that were chosen, None without any."""
+    chosen = {**augmentation.given(args), **balance.given(args)}
+    texts = {name: "x".join(map(str, value)) if name == "item_size" else value for name, value in chosen.items()}
+    words = (f"--{name.replace('_', '-')} {kinds.text(value)}" for name, value in texts.items())
+    return f"options: {' '.join(words)}" if chosen else None
 
 
 def _hyphenated(parser: argparse.ArgumentParser, words: Iterable[str]) -> Iterable[str]:

@@ -120,3 +120,37 @@ def flag_or_path(text: str) -> bool | str:
         return flag(text)
     except argparse.ArgumentTypeError:
         return text
+
+
+def share(text: str) -> float:
+    """Return a float from 0 to 1."""
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text} is not from 0 to 1")
+    return value
+
+
+def from_zero(text: str) -> float:
+    """Return a finite float from 0."""
+    value = float(text)
+    if not 0 <= value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} is not from 0")
+    return value
+
+
+def below_one(text: str) -> float:
+    """Return a float from 0 to below 1."""
+    value = float(text)
+    if not 0 <= value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not from 0 to below 1")
+    return value
+
+
+from_zero.__name__ = below_one.__name__ = share.__name__ = "float"
+
+
+def text(value: Any) -> str:
+    """Return a value as it is written on a command line."""
+    if isinstance(value, tuple):
+        return ",".join(f"{part:g}" for part in value)
+    return str(value).lower() if isinstance(value, bool) else str(value)

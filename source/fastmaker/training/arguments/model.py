@@ -107,8 +107,8 @@ def _add_model(add: Callable[..., Any]) -> None:
     add("--image-mode", choices=("RGB", "L"), help="colour or grey (default: RGB, convnet L)")
     add(
         "--resize-method",
-        choices=("crop", "pad", "squish"),
-        help="how images get that size: cropped around the centre, padded by reflection, or squished"
+        choices=("crop", "pad", "squish", "random-crop"),
+        help="how images get that size: cropped around the centre, padded, squished, or by RandomResizedCrop"
         " (default: crop, segmentation squish)",
     )
     add(

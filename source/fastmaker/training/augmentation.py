@@ -1,0 +1,94 @@
+"""The options of augmentation and of the balance of classes -> fastai's transforms, callbacks and losses."""
+
+import argparse
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from fastai.vision.all import (
+    BCEWithLogitsLossFlat,
+    CrossEntropyLossFlat,
+    CutMix,
+    DataLoaders,
+    FocalLossFlat,
+    LabelSmoothingCrossEntropyFlat,
+    MixUp,
+    RandomErasing,
+    RandomResizedCrop,
+    Resize,
+    aug_transforms,
+)
+
+from fastmaker.training.arguments.augmentation import KNOBS
+from fastmaker.training.data import Samples
+
+
+def of_items(args: argparse.Namespace) -> list[Any]:
+    """Return the transforms of single images."""
+    if args.resize_method == "random-crop":
+        return [RandomResizedCrop(args.image_size, min_scale=args.min_scale, ratio=args.ratio)]
+    return [Resize(args.item_size or args.image_size, method=args.resize_method, pad_mode=args.pad_mode)]
+
+
+def of_batches(args: argparse.Namespace) -> list[Any]:
+    """Return the transforms of batches."""
+    if not args.augment:
+        return []
+    knobs = {"do_flip" if name == "flip" else name: getattr(args, name) for name in KNOBS}
+    size = {"size": args.image_size, "min_scale": args.min_scale} if args.item_size else {}
+    erasing = [RandomErasing(p=args.erase)] if args.erase else []
+    return aug_transforms(**knobs, **size, pad_mode=args.pad_mode, xtra_tfms=erasing)
+
+
+def mixing(args: argparse.Namespace) -> list[Any]:
+    """Return the callbacks that mix the images of a batch."""
+    if args.mixup:
+        return [MixUp(args.mixup)]
+    return [CutMix(args.cutmix)] if args.cutmix else []
+
+
+def loss(args: argparse.Namespace, samples: Samples, device: torch.device) -> Any:
+    """Return the loss of the options, with weights on `device`; None if they say nothing of it."""
+    balanced = args.class_weights == "balanced"
+    if args.task == "multilabel" and balanced:
+        counts = _counts(samples)
+        rare = torch.tensor((samples.n_train - counts) / counts, dtype=torch.float32, device=device)
+        # Without images that lack the label the weight would be 0, and nothing would be learnt of it.
+        return BCEWithLogitsLossFlat(thresh=args.threshold, pos_weight=torch.where(rare > 0, rare, 1.0))
+    weights: dict[str, Any] = {}
+    if balanced:
+        numbers = samples.n_train / (len(samples.classes) * _counts(samples))
+        weights["weight"] = torch.tensor(numbers, dtype=torch.float32, device=device)
+    if args.label_smoothing:
+        return LabelSmoothingCrossEntropyFlat(eps=args.label_smoothing, **weights)
+    if args.focal:
+        return FocalLossFlat(gamma=args.focal, **weights)
+    return CrossEntropyLossFlat(**weights) if weights else None
+
+
+def balance(dls: DataLoaders, samples: Samples) -> None:
+    """Let each epoch of `dls` draw as many images as there are, with replacement, by the inverse number of their class.
+
+    What is drawn depends on the generator of the DataLoader alone, which `callbacks.Position` seeds for each epoch.
+    """
+    counts = dict(zip(samples.classes, _counts(samples), strict=True))
+    weights = [1 / counts[str(label)] for label in _training_labels(samples)]
+    dls.train.shuffle_fn = functools.partial(_draw, dls.train, weights)
+
+
+def _draw(loader: Any, weights: Sequence[float], indexes: Sequence[int]) -> list[int]:
+    return loader.rng.choices(indexes, weights=weights, k=len(indexes))
+
+
+def _training_labels(samples: Samples) -> list[Any]:
+    return [label for label, valid in zip(samples.labels, samples.is_valid, strict=True) if not valid]
+
+
+def _counts(samples: Samples) -> np.ndarray:
+    """Return how many training images have each class, in the order of the classes."""
+    indexes = {name: index for index, name in enumerate(samples.classes)}
+    labels = _training_labels(samples)
+    names = [name for label in labels for name in (label if samples.task == "multilabel" else (str(label),))]
+    return np.bincount([indexes[name] for name in names], minlength=len(indexes))
