@@ -57,14 +57,23 @@ def _fail(error: ValueError | str) -> int:
 
 
 def _train(args: argparse.Namespace, samples: data.Samples) -> int:
-    from fastmaker.training import callbacks, checkpoint, distributed, learner
+    from fastai.vision.all import default_device
+
+    from fastmaker.training import callbacks, checkpoint, distributed, learner, precision
 
     try:
         group = _join(args, samples)
+        device = default_device()
+        args.precision = group.broadcast(lambda: precision.resolve(args.precision, args.image_size, device))
         run_config = _run_config(args, samples, group)
         resumed = group.broadcast(lambda: _resume(args, run_config))
         learn = _learner(args, samples, group, resumed)
-    except (checkpoint.CheckpointError, distributed.ProcessGroupError, learner.WeightsError) as error:
+    except (
+        checkpoint.CheckpointError,
+        distributed.ProcessGroupError,
+        learner.WeightsError,
+        precision.PrecisionError,
+    ) as error:
         return _fail(error)
     with learn.no_bar(), learn.no_logging(), distributed.sharded(learn.dls, group):
         stopped = _fit(learn, args, run_config, group, resumed)
@@ -186,22 +195,23 @@ def _fit(
     resumed: dict[str, Any] | None,
 ) -> bool:
     """Train the remaining epochs, and return whether SIGTERM stopped it, which needs a checkpoint directory."""
-    from fastmaker.training import callbacks, checkpoint, distributed, learner
+    from fastmaker.training import callbacks, checkpoint, distributed, learner, precision
 
     done, batch = (resumed["epoch"], resumed["batch"]) if resumed else (0, 0)
     if done < _total(args) and group.is_first:
         where = f"{learn.dls.device}" + (f" in {group.world_size} processes" if group.world_size > 1 else "")
-        print(f"training {args.arch}, {args.epochs} epoch(s) on {where}", flush=True)
+        print(f"training {args.arch} in {args.precision}, {args.epochs} epoch(s) on {where}", flush=True)
     position = callbacks.Position(args.seed, done, batch, group.rank)
     with checkpoint.sigterm_event(bool(args.checkpoint_dir)) as requested:
         stop = requested if group.world_size == 1 else threading.Event()  # ranks set it together, after the same batch
         folder = Path(args.checkpoint_dir) if args.checkpoint_dir and group.is_first else None
         saving = callbacks.SaveCheckpoints(folder, run_config, stop, resumed, args.checkpoint_minutes)
+        mixed = precision.callbacks(args.precision, learn.dls.device, resumed and resumed.get("scaler"))
         averaging = [distributed.DataParallel(group, requested, stop)] if group.world_size > 1 else []
         for loader in learn.dls.loaders if args.checkpoint_dir else ():
             loader.wif = checkpoint.ignore_platform_sigterm
         try:
-            with learn.added_cbs([position, saving, *averaging]):
+            with learn.added_cbs([position, saving, *mixed, *averaging]):
                 learner.fit(learn, args.epochs, args.lr, args.pretrained, done, batch)
         except (Exception, SystemExit):  # an Exception: SIGTERM ended a DataLoader worker before it ignored SIGTERM
             if not stop.is_set():

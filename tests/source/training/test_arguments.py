@@ -131,6 +131,7 @@ def test_what_is_given_overrides_every_default():
         "dist_backend": "gloo",
         "timeout": 9.0,
         "check_only": True,
+        "precision": "auto",
     }
 
 
