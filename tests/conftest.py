@@ -195,10 +195,12 @@ def digits_learner(digits):
     from fastai.vision.all import set_seed
 
     from fastmaker.training import data, learner
+    from fastmaker.training.arguments import parse_args
 
     set_seed(1, reproducible=True)
-    dls = data.dataloaders(data.read(digits), "L", (28, 28), "crop", batch_size=64, augment=False, workers=0)
-    learn = learner.create(dls, "convnet", "L", pretrained=False)
+    samples = data.read(digits)
+    dls = data.dataloaders(samples, "L", (28, 28), "crop", batch_size=64, augment=False, workers=0)
+    learn = learner.create(dls, samples, parse_args(["--train", "digits", "--arch", "convnet"]), pretrained=False)
     with learn.no_bar(), learn.no_logging():
         learner.fit(learn, epochs=1, lr=0.005, fine_tune=False)
     return learn
@@ -219,12 +221,14 @@ def scenes_learner(scenes):
     """A U-Net that saw the scenes for two epochs."""
     from fastai.vision.all import set_seed
 
-    from fastmaker.training import data, learner, mask_data, segmentation
+    from fastmaker.training import data, learner, mask_data
+    from fastmaker.training.arguments import parse_args
 
     set_seed(1, reproducible=True)
     samples = mask_data.read(scenes)
     dls = data.dataloaders(samples, "RGB", (40, 56), "squish", batch_size=4, augment=False, workers=0)
-    learn = segmentation.create(dls, samples, "resnet18", "RGB", pretrained=False)
+    args = parse_args(["--train", "scenes", "--task", "segmentation", "--arch", "resnet18"])
+    learn = learner.create(dls, samples, args, pretrained=False)
     with learn.no_bar(), learn.no_logging():
         learner.fit(learn, epochs=2, lr=0.003, fine_tune=False)
     return learn

@@ -29,7 +29,7 @@ The exceptions, which can be imported from here, too::
     ├── training.layouts.DataError              training data that cannot be used
     ├── training.checkpoint.CheckpointError     a checkpoint of another run
     ├── training.distributed.ProcessGroupError  processes that cannot train together
-    └── training.learner.WeightsError           pretrained weights that cannot be downloaded
+    └── training.weights.WeightsError           weights to start from that cannot be had, or do not fit
 """
 
 import importlib
@@ -53,9 +53,9 @@ if TYPE_CHECKING:
     from fastmaker.training.distributed import ProcessGroupError
     from fastmaker.training.from_learner import save_bundle
     from fastmaker.training.layouts import DataError
-    from fastmaker.training.learner import WeightsError
     from fastmaker.training.stand_ins import MissingError
     from fastmaker.training.tracing import CaptureError
+    from fastmaker.training.weights import WeightsError
 
 __version__ = "0.2.0"
 __all__ = [
@@ -99,7 +99,7 @@ _LAZY = {
     "ProcessGroupError": "training.distributed.ProcessGroupError",
     "RequestError": "serving.errors.RequestError",
     "UnsupportedContentType": "serving.errors.UnsupportedContentType",
-    "WeightsError": "training.learner.WeightsError",
+    "WeightsError": "training.weights.WeightsError",
 }
 
 

@@ -134,11 +134,13 @@ def test_masks_of_a_batch_are_those_of_single_requests(scenes_server, scenes, by
 @pytest.mark.slow
 def test_all_road_scenes_have_the_mask_of_fastai_in_an_endpoint_and_in_torchserve(session, test_data, tmp_path):
     from fastmaker import save_bundle
-    from fastmaker.training import data, learner, mask_data, segmentation
+    from fastmaker.training import data, learner, mask_data
+    from fastmaker.training.arguments import parse_args
 
     samples = mask_data.read(test_data / "camvid")
     dls = data.dataloaders(samples, "RGB", (96, 128), "squish", batch_size=8, augment=True, workers=0)
-    learn = segmentation.create(dls, samples, "resnet18", "RGB", pretrained=False)
+    args = parse_args(["--train", "camvid", "--task", "segmentation", "--arch", "resnet18"])
+    learn = learner.create(dls, samples, args, pretrained=False)
     with learn.no_bar(), learn.no_logging():
         learner.fit(learn, epochs=1, lr=0.003, fine_tune=False)
         save_bundle(learn, tmp_path / "model")

@@ -9,23 +9,19 @@ import hashlib
 import os
 from collections import Counter
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image
 
-from fastmaker import preprocess
-from fastmaker.training import layouts
-from fastmaker.training.layouts import DataError, Pairs
+from fastmaker import tasks
+from fastmaker.training import image_checks, layouts
+from fastmaker.training.layouts import DataError, Found, Pairs, Reading
 
 if TYPE_CHECKING:
     from fastai.vision.all import DataLoaders, TransformBlock
 
-# A larger fraction of unreadable images means a broken download rather than a few bad files.
-MAX_UNREADABLE = 0.1
 # Mean and std of each channel, for pixels in 0..1: ImageNet's for colour, MNIST's for grey, as in fastai.
 STATISTICS = {"RGB": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)), "L": ((0.1307,), (0.3081,))}
 
@@ -36,20 +32,25 @@ class Samples:
 
     layout: str
     images: Sequence[Path] | np.ndarray
-    labels: Sequence[str] | Sequence[Path]  # class names or, for segmentation, mask files
+    labels: Sequence[Any]  # by task: class names, tuples of them, of numbers or of points (x, y), or mask files
     is_valid: Sequence[bool]
     skipped: tuple[str, ...] = ()  # unreadable files, each with the reason
+    task: str = "classification"  # one of fastmaker.tasks.TASKS
+    notes: tuple[str, ...] = ()  # lines to print after the summary
+    names: tuple[str, ...] = ()  # of several numbers
 
     @property
     def classes(self) -> list[str]:
-        """The class names, in the order of the network's outputs."""
-        return sorted(set(map(str, self.labels)))
+        """The class names, in the order of the network's outputs; none of numbers and points."""
+        if self.task == "multilabel":
+            return sorted({label for labels in self.labels for label in labels})
+        return sorted(set(map(str, self.labels))) if self.task in tasks.LABELLED else []
 
     def block(self) -> "TransformBlock":
         """Return fastai's TransformBlock for the labels."""
-        from fastai.vision.all import CategoryBlock
+        from fastmaker.training import task_parts
 
-        return CategoryBlock(vocab=self.classes)
+        return task_parts.TASKS[self.task].block(self)
 
     @property
     def n_train(self) -> int:
@@ -58,10 +59,12 @@ class Samples:
 
     def summary(self) -> str:
         """Return one line about the layout, the numbers of images and the classes."""
-        return (
-            f"found {self.layout}: {self.n_train} images to train, {sum(self.is_valid)} to validate,"
-            f" {len(self.classes)} classes ({', '.join(self.classes[:5])}{', ...' if len(self.classes) > 5 else ''})"
-            + (f"; {len(self.skipped)} unreadable images skipped" if self.skipped else "")
+        classes = f"{', '.join(self.classes[:5])}{', ...' if len(self.classes) > 5 else ''}"
+        what = f"{len(self.classes)} classes ({classes})"
+        if self.task in ("regression", "points"):
+            what = f"{len(self.labels[0])} {'points' if self.task == 'points' else 'numbers'} each"
+        return f"found {self.layout}: {self.n_train} images to train, {sum(self.is_valid)} to validate, {what}" + (
+            f"; {len(self.skipped)} unreadable images skipped" if self.skipped else ""
         )
 
 
@@ -71,35 +74,52 @@ def read(
     label_regex: str | None = None,
     valid_pct: float = 0.2,
     seed: int = 42,
+    task: str = "classification",
+    labels_csv: str | None = None,
+    label_columns: Sequence[str] = (),
+    label_delimiter: str | None = None,
+    depth: str = "complete",
 ) -> Samples:
-    """Return the samples of a channel directory. Every image file is decoded once, and unreadable ones are skipped.
+    """Return the samples of a channel directory, without unreadable images, which are looked for to a `depth`.
 
-    If the data has no validation images (`valid_dir`, a valid folder, t10k files), the fraction `valid_pct` of each
-    class, drawn with `seed`, is used for validation. Raises DataError.
+    If the data has no validation images (`valid_dir`, a valid folder, t10k files, a column is_valid), the fraction
+    `valid_pct`, drawn with `seed`, is used for validation; of a classifier, that of each class. `task` is one of
+    fastmaker.tasks.TASKS without segmentation, `depth` one of image_checks.DEPTHS. Raises DataError.
     """
     train_dir = Path(train_dir)
-    if not train_dir.is_dir():
-        raise DataError(f"{train_dir} is not a directory")
     pattern = layouts.compile_regex(label_regex)
-    layout, train, valid = layouts.find(train_dir, pattern)
+    reading = layouts.Reading(task, pattern, labels_csv, tuple(label_columns), label_delimiter)
+    found = layouts.find(train_dir, reading)
     if valid_dir is not None:
-        if valid:
-            raise DataError(f"{train_dir} has validation images of its own; do not give {valid_dir} as well")
-        valid_layout, valid, _ = layouts.find(Path(valid_dir), pattern)
-        if "idx" in (layout, valid_layout) and layout != valid_layout:
-            raise DataError(f"{train_dir} has the layout {layout}, {valid_dir} the layout {valid_layout}")
-    if layout == "idx":
-        return _checked(_samples(layout, train, valid, (), valid_pct, seed))
-    n_files = len(train) + len(valid)
-    labels = {label for _, label in train}
-    train, bad_train = _readable(train)
-    valid, bad_valid = _readable(valid)
-    skipped = (*bad_train, *bad_valid)
-    check_skipped(skipped, n_files, train_dir)
-    lost = sorted(labels - {label for _, label in train})
-    if lost:
-        raise DataError(f"no image of {', '.join(map(repr, lost[:5]))} can be read: " + "; ".join(skipped[:3]))
-    return _checked(_samples(layout, train, valid, skipped, valid_pct, seed))
+        found = _with_channel(found, train_dir, Path(valid_dir), reading)
+    if task == "classification":
+        layouts.labels.check_classes([label for _, label in (*found.train, *found.valid)], label_delimiter)
+    train, valid = found.train, found.valid
+    skipped: tuple[str, ...] = ()
+    if found.layout != "idx":
+        labels = {label for _, label in train}
+        train, bad_train = image_checks.readable(train, depth)
+        valid, bad_valid = image_checks.readable(valid, depth)
+        skipped = (*bad_train, *bad_valid)
+        image_checks.check_skipped(skipped, len(found.train) + len(found.valid), train_dir)
+        lost = sorted(labels - {label for _, label in train}) if task == "classification" else []
+        if lost:
+            raise DataError(f"no image of {', '.join(map(repr, lost[:5]))} can be read: " + "; ".join(skipped[:3]))
+    samples = _samples(found.layout, train, valid, skipped, valid_pct, seed, task)
+    samples = image_checks.without_unreadable_validation(samples, depth)
+    return _checked(replace(samples, notes=found.notes, names=found.names))
+
+
+def _with_channel(found: Found, train_dir: Path, valid_dir: Path, reading: Reading) -> Found:
+    """Return what the directories of two channels hold, the second of which validates. Raises DataError."""
+    if found.valid:
+        raise DataError(f"{train_dir} has validation images of its own; do not give {valid_dir} as well")
+    other = layouts.find(valid_dir, reading)
+    if "idx" in (found.layout, other.layout) and found.layout != other.layout:
+        raise DataError(f"{train_dir} has the layout {found.layout}, {valid_dir} the layout {other.layout}")
+    if found.names != other.names:
+        raise DataError(f"{train_dir} and {valid_dir} have different columns of labels")
+    return replace(found, valid=other.train, notes=(*found.notes, *other.notes))
 
 
 def fingerprint(samples: Samples) -> str:
@@ -117,32 +137,38 @@ def dataloaders(
     batch_size: int,
     augment: bool,
     workers: int,
+    statistics: tuple[Sequence[float], Sequence[float]] | None = None,
 ) -> "DataLoaders":
     """Return fastai DataLoaders of (images, labels).
 
-    Images are float32 (N, C, H, W), normalised with STATISTICS; labels are int64, class indexes (N,) or masks
-    (N, H, W). `image_mode` is RGB or L, `image_size` is (height, width) in pixels, `resize_method` is one of
+    Images are float32 (N, C, H, W), normalised with `statistics`, by default STATISTICS. Labels are int64, class
+    indexes (N,) or masks (N, H, W), or float32: 0 or 1 for each class (N, n), numbers (N, n), or points in -1..1
+    (N, n, 2). `image_mode` is RGB or L, `image_size` is (height, width) in pixels, `resize_method` is one of
     preprocess.RESIZE_METHODS.
     """
-    from fastai.vision.all import (
-        DataBlock,
-        IndexSplitter,
-        ItemGetter,
-        Normalize,
-        Resize,
-        aug_transforms,
-    )
+    from fastai.vision.all import DataBlock, IndexSplitter, ItemGetter, Normalize, Resize, aug_transforms
 
+    statistics = statistics or STATISTICS[image_mode]
     block = DataBlock(
         blocks=(_image_block(image_mode), samples.block()),
         get_x=ItemGetter(0),
         get_y=ItemGetter(1),
         splitter=IndexSplitter(np.flatnonzero(samples.is_valid)),
         item_tfms=Resize(image_size, method=resize_method),
-        batch_tfms=[*(aug_transforms() if augment else []), Normalize.from_stats(*STATISTICS[image_mode])],
+        batch_tfms=[
+            *(aug_transforms() if augment else []),
+            Normalize.from_stats(*(statistics or STATISTICS[image_mode])),
+        ],
     )
-    items = list(zip(samples.images, samples.labels, strict=True))
-    return block.dataloaders(items, bs=batch_size, num_workers=workers)
+    dls = block.dataloaders(_items(samples), bs=batch_size, num_workers=workers)
+    image_checks.replace_unreadable(dls.train)
+    return dls
+
+
+def _items(samples: Samples) -> list[tuple[Any, Any]]:
+    """Return pairs of image and label. Labels are no tuples: fastai would apply a transform to each part of one."""
+    labels = [list(label) if isinstance(label, tuple) else label for label in samples.labels]
+    return list(zip(samples.images, labels, strict=True))
 
 
 def _image_block(image_mode: str) -> "TransformBlock":
@@ -152,55 +178,33 @@ def _image_block(image_mode: str) -> "TransformBlock":
     kind = PILImage if image_mode == "RGB" else PILImageBW
 
     def create(image):  # type: ignore[no-untyped-def]  # fastai acts on the annotations of a transform
-        return kind(kind.create(image).convert(image_mode))
+        with image_checks.decoding():
+            return kind(kind.create(image).convert(image_mode))
 
     return TransformBlock(type_tfms=create, batch_tfms=IntToFloatTensor)
 
 
-def _readable(pairs: Pairs) -> tuple[Pairs, list[str]]:
-    """Return the pairs whose image file decodes, and a line for each that does not."""
-    with ThreadPoolExecutor() as pool:  # Pillow's decoders release the interpreter lock
-        problems = list(pool.map(_problem, (file for file, _ in pairs)))
-    good = [pair for pair, problem in zip(pairs, problems, strict=True) if problem is None]
-    return good, [problem for problem in problems if problem is not None]
-
-
-def _problem(file: Path) -> str | None:
-    try:
-        open_image(file)
-    except (preprocess.ImageError, OSError) as error:
-        return f"{file}: {error}"
-    return None
-
-
-def open_image(file: Path) -> Image.Image:
-    """Return a decoded training image. Raises preprocess.ImageError and OSError.
-
-    Pillow, and so fastai, clips 16-bit and floating-point pixels to 0..255, which makes most such images blank: images
-    with other values are an ImageError.
-    """
-    image = preprocess.decode(file.read_bytes())
-    if image.mode.startswith(("I", "F")) and (np.asarray(image.convert("L")) != np.asarray(image)).any():
-        raise preprocess.ImageError(f"its pixels ({image.mode}) are not whole numbers from 0 to 255; convert it")
-    return image
-
-
-def check_skipped(skipped: Sequence[str], n_files: int, folder: Path) -> None:
-    """Raise DataError if more than MAX_UNREADABLE of the files are unreadable."""
-    if len(skipped) > MAX_UNREADABLE * n_files:
-        raise DataError(
-            f"{len(skipped)} of {n_files} images in {folder} cannot be read (more than a tenth): "
-            + "; ".join(skipped[:3])
-        )
-
-
-def _samples(layout: str, train: Pairs, valid: Pairs, skipped: tuple[str, ...], valid_pct: float, seed: int) -> Samples:
+def _samples(
+    layout: str, train: Pairs, valid: Pairs, skipped: tuple[str, ...], valid_pct: float, seed: int, task: str
+) -> Samples:
     if valid:
         is_valid = [False] * len(train) + [True] * len(valid)
     else:
-        is_valid = split([label for _, label in train], valid_pct, seed)
+        # Of labels that differ from image to image, none could be drawn by class.
+        is_valid = split([label if task == "classification" else "" for _, label in train], valid_pct, seed)
     images, labels = zip(*train, *valid, strict=True)
-    return Samples(layout, images, labels, is_valid, skipped)
+    if task == "multilabel" and not valid:
+        _train_on_each(labels, is_valid)
+    return Samples(layout, images, labels, is_valid, skipped, task)
+
+
+def _train_on_each(labels: Sequence[tuple[str, ...]], is_valid: list[bool]) -> None:
+    """Let the first image of a label train if all of its images were drawn to validate."""
+    trained = {name for label, valid in zip(labels, is_valid, strict=True) if not valid for name in label}
+    for i, label in enumerate(labels):
+        if is_valid[i] and not trained.issuperset(label):
+            is_valid[i] = False
+            trained.update(label)
 
 
 def split(labels: Sequence[str], valid_pct: float, seed: int) -> list[bool]:
@@ -216,15 +220,31 @@ def split(labels: Sequence[str], valid_pct: float, seed: int) -> list[bool]:
 
 
 def _checked(samples: Samples) -> Samples:
-    train = Counter(label for label, valid in zip(samples.labels, samples.is_valid, strict=True) if not valid)
-    if len(samples.classes) < 2:
-        raise DataError(
-            f"there is only one class: {samples.classes[0]!r} ({len(samples.labels)} images); a classifier needs two."
-            " If file names contain the label, give --label-regex"
-        )
+    if samples.task in ("regression", "points"):
+        sizes = sorted({len(label) for label in samples.labels})
+        if len(sizes) > 1:
+            raise DataError(f"images have {sizes[0]} to {sizes[-1]} {samples.task} values; each needs as many")
+    elif len(samples.classes) < (2 if samples.task == "classification" else 1):
+        raise DataError(_too_few(samples))
+    train = _counted(samples, False)
     unseen = [label for label in samples.classes if not train[label]]
     if unseen:
         raise DataError(f"no training image for {', '.join(map(repr, unseen[:5]))}, which the validation images have")
     if not any(samples.is_valid):
         raise DataError("no image is left for validation: every class has a single image")
     return samples
+
+
+def _counted(samples: Samples, valid: bool) -> Counter[str]:
+    """Return how many images of a part have each class."""
+    labels = [label for label, is_valid in zip(samples.labels, samples.is_valid, strict=True) if is_valid == valid]
+    return Counter(name for label in labels for name in (label if samples.task == "multilabel" else (label,)))
+
+
+def _too_few(samples: Samples) -> str:
+    if samples.task == "multilabel":
+        return "no image has a label; --task multilabel needs at least one"
+    return (
+        f"there is only one class: {samples.classes[0]!r} ({len(samples.labels)} images); a classifier needs two."
+        " If file names contain the label, give --label-regex"
+    )

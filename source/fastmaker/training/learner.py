@@ -1,45 +1,44 @@
 """DataLoaders -> a fastai Learner, and its fit."""
 
-import contextlib
-from collections.abc import Iterator
+import argparse
+from typing import Any
 
 import torch
-import torchvision.models
-from fastai.vision.all import CrossEntropyLossFlat, DataLoaders, Learner, accuracy, error_rate, vision_learner
+from fastai.vision.all import DataLoaders, DynamicUnet, Learner, add_head
 
 from fastmaker import networks
+from fastmaker.training import architectures, task_parts
+from fastmaker.training.data import Samples
 
 
-class WeightsError(ValueError):
-    """Pretrained weights that cannot be downloaded."""
+def create(
+    dls: DataLoaders, samples: Samples, args: argparse.Namespace, pretrained: bool, loss_func: Any = None
+) -> Learner:
+    """Return a Learner of the network and the task of `args`, which are those of `arguments.parse_args`.
 
-
-def create(dls: DataLoaders, architecture: str, image_mode: str, pretrained: bool) -> Learner:
-    """Return a Learner for `dls`: ``vision_learner`` for torchvision's architectures, a plain Learner for convnet.
-
-    Raises WeightsError if the pretrained weights cannot be downloaded.
+    It is what ``unet_learner`` makes for masks, ``vision_learner`` for other tasks, and a plain one for convnet.
+    `loss_func` replaces the task's own loss. Raises weights.WeightsError if the pretrained weights cannot be had, and
+    architectures.ArchitectureError.
     """
-    n_in = 3 if image_mode == "RGB" else 1
-    metrics = [accuracy, error_rate]
-    if architecture == "convnet":
-        learn = Learner(dls, networks.convnet(dls.c, n_in), loss_func=CrossEntropyLossFlat(), metrics=metrics)
+    parts, n_in = task_parts.TASKS[args.task], 3 if args.image_mode == "RGB" else 1
+    n_out = parts.n_out(samples)
+    if loss_func is None:
+        loss_func = parts.loss(samples, args)
+    common: dict[str, Any] = {"loss_func": loss_func, "metrics": parts.metrics(samples, args)}
+    if args.arch == "convnet":
+        learn = Learner(dls, networks.convnet(n_out, n_in), **common)
         learn.arch = networks.convnet
         return learn
-    arch = getattr(torchvision.models, architecture)
-    with downloading_weights(architecture):
-        return vision_learner(dls, arch, pretrained=pretrained, n_in=n_in, normalize=False, metrics=metrics)
-
-
-@contextlib.contextmanager
-def downloading_weights(architecture: str) -> Iterator[None]:
-    """Turn the OSError of a failed download within the block into a WeightsError."""
-    try:
-        yield
-    except OSError as error:  # urllib's errors are OSErrors
-        raise WeightsError(
-            f"the pretrained weights of {architecture} cannot be downloaded ({error}); use --pretrained false, or put"
-            f" the file into {torch.hub.get_dir()}/checkpoints"
-        ) from None
+    body = architectures.body(args.arch, pretrained, n_in, args.image_size, sequential=args.task == "segmentation")
+    if args.task == "segmentation":
+        model = DynamicUnet(body.module, n_out, args.image_size, self_attention=args.self_attention)
+    else:
+        model = add_head(body.module, body.n_features, n_out, pool=body.pool, y_range=args.y_range)
+    learn = Learner(dls, model, splitter=body.split, **common)
+    learn.arch, learn.self_attention = body.arch, args.self_attention
+    if pretrained:
+        learn.freeze()
+    return learn
 
 
 def total_epochs(epochs: int, fine_tune: bool) -> int:

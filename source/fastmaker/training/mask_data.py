@@ -1,4 +1,4 @@
-"""A channel directory of images and masks -> samples for segmentation. Every file is checked before training starts.
+"""A channel directory of images and masks -> samples for segmentation. Masks are checked before training starts.
 
 The layout is that of fast.ai's CAMVID_TINY:
 
@@ -9,15 +9,14 @@ The layout is that of fast.ai's CAMVID_TINY:
 """
 
 import os
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fastmaker import masks, preprocess
-from fastmaker.training import data, layouts
+from fastmaker import masks
+from fastmaker.training import data, image_checks, layouts
 from fastmaker.training.data import DataError, Samples
 
 if TYPE_CHECKING:
@@ -30,6 +29,7 @@ VOID_NAMES = ("void", "unlabelled", "unlabeled", "ignore")
 class MaskedSamples(Samples):
     """Images whose labels are mask files."""
 
+    task: str = "segmentation"
     codes: tuple[str, ...] = ()
     void_code: int | None = None  # the index of the class that is ignored in loss and metrics
     void_pixel: int | None = None  # its pixel value in the mask files, if that is not void_code
@@ -60,40 +60,45 @@ def read(
     void_code: str | None = None,
     valid_pct: float = 0.2,
     seed: int = 42,
+    depth: str = "complete",
 ) -> MaskedSamples:
     """Return the samples of a channel directory.
 
     If the data has no validation images (`valid_dir`, valid.txt), the fraction `valid_pct` of all, drawn with `seed`,
     is used for validation. `void_code` is a class name, an index or "none"; by default the class with one of
-    VOID_NAMES. An index that codes.txt does not name, such as 255, adds a class for pixels with that value. Raises
-    DataError.
+    VOID_NAMES. An index that codes.txt does not name, such as 255, adds a class for pixels with that value. `depth`
+    is one of image_checks.DEPTHS. Raises DataError.
     """
-    train_dir = Path(train_dir)
-    codes = _read_codes(train_dir)
+    codes = _read_codes(train_dir := Path(train_dir))
     void, void_pixel = _void(codes, void_code)
-    train, skipped = _read_pairs(train_dir, codes, void_pixel)
+    train, skipped = _read_pairs(train_dir, codes, void_pixel, depth)
     valid: Pairs = []
     if valid_dir is not None:
-        valid_dir = Path(valid_dir)
         if (train_dir / "valid.txt").is_file():
             raise DataError(f"{train_dir / 'valid.txt'} lists the validation images; do not give {valid_dir} as well")
-        if _read_codes(valid_dir) != codes:
+        if _read_codes(valid_dir := Path(valid_dir)) != codes:
             raise DataError(f"{valid_dir / 'codes.txt'} and {train_dir / 'codes.txt'} differ")
-        valid, skipped_too = _read_pairs(valid_dir, codes, void_pixel)
+        valid, skipped_too = _read_pairs(valid_dir, codes, void_pixel, depth)
         skipped += skipped_too
         is_valid = [False] * len(train) + [True] * len(valid)
     elif (train_dir / "valid.txt").is_file():
         is_valid = _read_valid(train_dir, [image for image, _ in train])
     else:
         is_valid = data.split([""] * len(train), valid_pct, seed)
-    if not any(is_valid) or all(is_valid):
-        raise DataError(f"{train_dir}: no image is left for {'training' if any(is_valid) else 'validation'}")
+    _check_split(train_dir, is_valid)
     if void_pixel is not None:
-        if not any((masks.read(mask) == void_pixel).any() for _, mask in (*train, *valid)):
+        if depth != "layout" and not any((masks.read(mask) == void_pixel).any() for _, mask in (*train, *valid)):
             raise DataError(f"--void-code {void_pixel}: no mask has it, and codes.txt names 0 to {len(codes) - 1}")
         codes.append("void" if "void" not in codes else f"void {void_pixel}")
     images, labels = zip(*train, *valid, strict=True)
-    return MaskedSamples("images with masks", images, labels, is_valid, tuple(skipped), tuple(codes), void, void_pixel)
+    samples = MaskedSamples("images with masks", images, labels, is_valid, tuple(skipped))
+    samples = replace(samples, codes=tuple(codes), void_code=void, void_pixel=void_pixel)
+    return image_checks.without_unreadable_validation(samples, depth)
+
+
+def _check_split(folder: Path, is_valid: list[bool]) -> None:
+    if not any(is_valid) or all(is_valid):
+        raise DataError(f"{folder}: no image is left for {'training' if any(is_valid) else 'validation'}")
 
 
 def _read_codes(folder: Path) -> list[str]:
@@ -149,7 +154,7 @@ def _named_void(codes: list[str], void_code: str | None) -> int | None:
 Pairs = list[tuple[Path, Path]]
 
 
-def _read_pairs(folder: Path, codes: list[str], void_pixel: int | None) -> tuple[Pairs, list[str]]:
+def _read_pairs(folder: Path, codes: list[str], void_pixel: int | None, depth: str) -> tuple[Pairs, list[str]]:
     """Return the readable pairs, and a line for each unreadable one. Raises DataError for a mask that does not fit."""
     for name in ("images", "labels"):
         if not (folder / name).is_dir():
@@ -158,11 +163,11 @@ def _read_pairs(folder: Path, codes: list[str], void_pixel: int | None) -> tuple
     if not files:
         raise DataError(f"{folder / 'images'} holds no image file")
     pairs = [(file, _mask_of(file, folder)) for file in files]
-    with ThreadPoolExecutor() as pool:
-        problems = list(pool.map(lambda pair: _problem(pair[0], pair[1], codes, void_pixel), pairs))
-    skipped = [problem for problem in problems if problem]
-    data.check_skipped(skipped, len(pairs), folder)
-    return [pair for pair, problem in zip(pairs, problems, strict=True) if not problem], skipped
+    good, skipped = image_checks.readable(
+        pairs, depth, lambda pair, depth: image_checks.mask_problem(pair, depth, codes, void_pixel)
+    )
+    image_checks.check_skipped(skipped, len(pairs), folder)
+    return good, skipped
 
 
 def _mask_of(image: Path, folder: Path) -> Path:
@@ -172,33 +177,6 @@ def _mask_of(image: Path, folder: Path) -> Path:
     if found is None:
         raise DataError(f"{image} has no mask: {path} is missing")
     return found
-
-
-def _problem(image_file: Path, mask_file: Path, codes: list[str], void_pixel: int | None) -> str | None:
-    """Return why the pair cannot be read, or None. Raises DataError if it can be read but the mask does not fit."""
-    try:
-        image = data.open_image(image_file)
-    except (preprocess.ImageError, OSError) as error:
-        return f"{image_file}: {error}"
-    try:
-        mask_image = preprocess.decode(mask_file.read_bytes())
-    except (preprocess.ImageError, OSError) as error:
-        return f"{mask_file}: {error}"
-    try:
-        mask = masks.indexes(mask_image)
-    except preprocess.ImageError as error:
-        raise DataError(f"{mask_file}: {error}") from None
-    if mask.shape != (image.height, image.width):
-        raise DataError(
-            f"{mask_file} is {mask.shape[1]}x{mask.shape[0]}, its image {image_file.name} is"
-            f" {image.width}x{image.height}; a mask has the size of its image"
-        )
-    wrong = mask[(mask < 0) | (mask >= len(codes))]
-    wrong = wrong if void_pixel is None else wrong[wrong != void_pixel]
-    if wrong.size:
-        hint = f" (--void-code {wrong[0]} ignores it in loss and metrics)" if 0 <= wrong[0] < masks.MAX_CLASSES else ""
-        raise DataError(f"{mask_file} holds the label {wrong[0]}; codes.txt names 0 to {len(codes) - 1}{hint}")
-    return None
 
 
 def _read_valid(folder: Path, images: list[Path]) -> list[bool]:

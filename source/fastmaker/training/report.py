@@ -25,6 +25,8 @@ def write(learn: "Learner", output_dir: str | os.PathLike, metrics: dict[str, fl
     from fastai.vision.all import DynamicUnet
     from matplotlib import pyplot
 
+    from fastmaker.training import targets
+
     output_dir = Path(output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
     (output_dir / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
@@ -42,7 +44,7 @@ def write(learn: "Learner", output_dir: str | os.PathLike, metrics: dict[str, fl
     ):
         if isinstance(learn.model, DynamicUnet):
             plots |= _mask_plots(learn, metrics)
-        else:
+        elif targets.task(learn) == "classification":
             plots |= _class_plots(learn)
         for name, plot in plots.items():
             plot()

@@ -25,7 +25,7 @@ def main(args: argparse.Namespace) -> int:
     try:
         samples = _read(args)
         if args.check_only:
-            _print_summary(samples)
+            _print_summary(args, samples)
             return 0
         return _train(args, samples)
     except data.DataError as error:
@@ -33,21 +33,35 @@ def main(args: argparse.Namespace) -> int:
 
 
 def _read(args: argparse.Namespace) -> data.Samples:
+    depth = "layout" if args.check_only == "layout" else "complete" if args.check_only else "headers"
     if args.task == "segmentation":
-        samples = mask_data.read(args.train, args.valid, args.void_code, args.valid_pct, args.seed)
-        if args.mask_size == "original" and not masks.can_resize_to_original(args.resize_method, samples.void_code):
+        masked = mask_data.read(args.train, args.valid, args.void_code, args.valid_pct, args.seed, depth)
+        if args.mask_size == "original" and not masks.can_resize_to_original(args.resize_method, masked.void_code):
             raise data.DataError(
                 "--mask-size original: --resize-method crop cuts parts of the image off, which would be void, and no"
                 " class is void; give a --void-code or another --resize-method"
             )
-        return samples
-    return data.read(args.train, args.valid, args.label_regex, args.valid_pct, args.seed)
+        return masked
+    return data.read(
+        args.train,
+        args.valid,
+        args.label_regex,
+        args.valid_pct,
+        args.seed,
+        args.task,
+        args.labels_csv,
+        args.label_columns or (),
+        args.label_delimiter,
+        depth,
+    )
 
 
-def _print_summary(samples: data.Samples) -> None:
+def _print_summary(args: argparse.Namespace, samples: data.Samples) -> None:
     for problem in samples.skipped:
         print(f"skipped {problem}", flush=True)
     print(samples.summary(), flush=True)
+    for note in (*samples.notes, *arguments.data.channel_notes(args)):
+        print(f"note: {note}", flush=True)
 
 
 def _fail(error: ValueError | str) -> int:
@@ -59,7 +73,7 @@ def _fail(error: ValueError | str) -> int:
 def _train(args: argparse.Namespace, samples: data.Samples) -> int:
     from fastai.vision.all import default_device
 
-    from fastmaker.training import callbacks, checkpoint, distributed, learner, precision
+    from fastmaker.training import architectures, callbacks, checkpoint, distributed, learner, precision, weights
 
     try:
         group = _join(args, samples)
@@ -71,7 +85,8 @@ def _train(args: argparse.Namespace, samples: data.Samples) -> int:
     except (
         checkpoint.CheckpointError,
         distributed.ProcessGroupError,
-        learner.WeightsError,
+        weights.WeightsError,
+        architectures.ArchitectureError,
         precision.PrecisionError,
     ) as error:
         return _fail(error)
@@ -94,7 +109,7 @@ def _join(args: argparse.Namespace, samples: data.Samples) -> "ProcessGroup":
         distributed.launch(processes)
     group = distributed.join(args.dist_backend, args.timeout)
     if group.is_first:
-        _print_summary(samples)
+        _print_summary(args, samples)
     _check_group(samples, group)
     return group
 
@@ -104,15 +119,16 @@ def _learner(
 ) -> "Learner":
     from fastai.vision.all import set_seed
 
-    from fastmaker.training import callbacks, checkpoint
+    from fastmaker.training import callbacks, checkpoint, learner
 
     set_seed(args.seed, reproducible=True)
     dls = dataloaders(args, samples, group.world_size)
     # The checkpoint's weights replace ImageNet's, which need not be downloaded again.
-    learn = _create(args, samples, dls, args.pretrained and not resumed)
+    learn = learner.create(dls, samples, args, bool(args.pretrained and not resumed))
     if resumed:
         checkpoint.restore(learn, resumed)
     learn.add_cb(callbacks.MetricLog(resumed["log"] if resumed else (), group))
+    learn.add_cb(callbacks.UnreadableImages(args.train, group))
     return learn
 
 
@@ -136,15 +152,6 @@ def _write(learn: "Learner", args: argparse.Namespace, group: "ProcessGroup", di
         from_learner.save_bundle(learn, args.model_dir, metrics, args.mask_size)
     report.write(learn, args.output_data_dir, metrics)
     print("finished " + json.dumps(metrics), flush=True)
-
-
-def _create(args: argparse.Namespace, samples: data.Samples, dls: "DataLoaders", pretrained: bool) -> "Learner":
-    """Return a Learner for the task. Raises learner.WeightsError."""
-    from fastmaker.training import learner, segmentation
-
-    if isinstance(samples, mask_data.MaskedSamples):
-        return segmentation.create(dls, samples, args.arch, args.image_mode, pretrained, args.self_attention)
-    return learner.create(dls, args.arch, args.image_mode, pretrained)
 
 
 def _check_group(samples: data.Samples, group: "ProcessGroup") -> None:
@@ -239,13 +246,22 @@ def _run_config(args: argparse.Namespace, samples: data.Samples, group: "Process
 
 def dataloaders(args: argparse.Namespace, samples: data.Samples, world_size: int = 1) -> "DataLoaders":
     """Return fastai DataLoaders for one of `world_size` ranks."""
+    from fastmaker.training import architectures
+
     workers = args.workers
     if workers is None:  # few small images load faster without worker processes
         workers = _cores() if len(samples.labels) >= 5000 or min(args.image_size) >= 64 else 0
     # fastai drops an incomplete last batch: with fewer images than a batch, it would train on none.
     batch_size = min(args.batch_size, samples.n_train // world_size)
     return data.dataloaders(
-        samples, args.image_mode, args.image_size, args.resize_method, batch_size, args.augment, workers
+        samples,
+        args.image_mode,
+        args.image_size,
+        args.resize_method,
+        batch_size,
+        args.augment,
+        workers,
+        architectures.statistics(args.arch, args.image_mode),
     )
 
 

@@ -1,14 +1,12 @@
-"""DataLoaders of images and masks -> the Learner of a U-Net, and its metrics."""
+"""Of the Learner of a U-Net: its loss and its metrics, which ignore void pixels."""
 
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
-import torchvision.models
-from fastai.vision.all import CrossEntropyLossFlat, DataLoaders, Learner, Metric, unet_learner
+from fastai.vision.all import CrossEntropyLossFlat, Learner, Metric
 
-from fastmaker.training import learner
 from fastmaker.training.distributed import ProcessGroup
 from fastmaker.training.mask_data import MaskedSamples
 
@@ -83,31 +81,14 @@ class CrossEntropyWithoutVoid(CrossEntropyLossFlat):
         return super().__call__(logits, true, **kwargs)
 
 
-def create(
-    dls: DataLoaders,
-    samples: MaskedSamples,
-    architecture: str,
-    image_mode: str,
-    pretrained: bool,
-    self_attention: bool = False,
-) -> Learner:
-    """Return a Learner of ``unet_learner``, which ignores the void class in loss and metrics.
+def loss(samples: MaskedSamples) -> CrossEntropyLossFlat:
+    """Return the loss of masks, which ignores the void class."""
+    return CrossEntropyLossFlat(axis=1) if samples.void_code is None else CrossEntropyWithoutVoid(samples.void_code)
 
-    Raises learner.WeightsError if the pretrained weights cannot be downloaded.
-    """
-    loss = CrossEntropyLossFlat(axis=1) if samples.void_code is None else CrossEntropyWithoutVoid(samples.void_code)
-    with learner.downloading_weights(architecture):
-        return unet_learner(
-            dls,
-            getattr(torchvision.models, architecture),
-            pretrained=pretrained,
-            n_in=3 if image_mode == "RGB" else 1,
-            normalize=False,
-            n_out=len(samples.codes),
-            self_attention=self_attention,
-            loss_func=loss,
-            metrics=[kind(samples.codes, samples.void_code) for kind in (PixelAccuracy, MeanIou)],
-        )
+
+def metrics(samples: MaskedSamples) -> list[Metric]:
+    """Return the metrics of masks, which ignore the void class."""
+    return [kind(samples.codes, samples.void_code) for kind in (PixelAccuracy, MeanIou)]
 
 
 def iou_by_class(learn: Learner) -> dict[str, float]:

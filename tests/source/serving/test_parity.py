@@ -38,6 +38,7 @@ from torch import nn
 from fastmaker import bundle, preprocess, save_bundle
 from fastmaker.serving import models
 from fastmaker.training import data, learner
+from fastmaker.training.arguments import parse_args
 
 pytestmark = pytest.mark.learner
 METHODS = preprocess.RESIZE_METHODS
@@ -64,8 +65,10 @@ def assert_same_answers(learn, model_dir, files):
 
 def learner_of(folder, architecture, mode="RGB", size=(64, 64), method="crop", augment=False, batch_size=8):
     set_seed(2)
-    dls = data.dataloaders(data.read(folder), mode, size, method, batch_size, augment, workers=0)
-    return learner.create(dls, architecture, mode, pretrained=False)
+    samples = data.read(folder)
+    dls = data.dataloaders(samples, mode, size, method, batch_size, augment, workers=0)
+    args = parse_args(["--train", "images", "--arch", architecture, "--image-mode", mode])
+    return learner.create(dls, samples, args, pretrained=False)
 
 
 def train(learn):
@@ -280,7 +283,7 @@ def pets_learner(test_data):
     set_seed(6)
     samples = data.read(test_data / "pets" / "images", label_regex=r"^(.+)_\d+\.jpg$")
     dls = data.dataloaders(samples, "RGB", (224, 224), "crop", batch_size=8, augment=False, workers=0)
-    return learner.create(dls, "resnet34", "RGB", pretrained=False)
+    return learner.create(dls, samples, parse_args(["--train", "pets"]), pretrained=False)
 
 
 @pytest.mark.data

@@ -118,6 +118,8 @@ def test_what_is_given_overrides_every_default():
         "void_code": None,
         "self_attention": False,
         "mask_size": "model",
+        "threshold": None,
+        "y_range": None,
         "valid_pct": 0.5,
         "seed": 7,
         "workers": 1,
@@ -146,6 +148,12 @@ def test_the_directories_come_from_the_container(monkeypatch, train, valid):
     assert (args.model_dir, args.output_data_dir) == ("/out/model", "/out/data")
 
 
+@pytest.mark.parametrize("words", [["-1,1"], ["-1, 1"], ["[-1.0, 1.0]"], ["-1 1"]])
+def test_a_value_may_begin_with_a_minus_sign(words):
+    args = parse_args(["--train", "images", "--task", "points", "--y-range", *words, "--epochs", "3"])
+    assert (args.y_range, args.epochs) == ((-1.0, 1.0), 3)
+
+
 @pytest.mark.parametrize(
     ("text", "value"), [("true", True), ("True", True), ("1", True), ("False", False), ("no", False)]
 )
@@ -162,12 +170,17 @@ def test_every_architecture_is_accepted(arch):
     ("arguments", "reason"),
     [
         ("--task detection", "argument --task: invalid choice: 'detection' (choose from"),
-        ("--task segmentation --arch convnet", "--arch 'convnet': expected one of resnet18, resnet34"),
+        ("--task segmentation --arch convnet", "--arch 'convnet' has no U-Net; expected one of resnet18, resnet34"),
         ("--task segmentation --label-regex (.)", "--label-regex is not for segmentation"),
+        ("--task multilabel --void-code 1", "--void-code is not for multilabel"),
+        ("--threshold 0.4", "--threshold is not for classification"),
+        ("--task multilabel --y-range 0,1", "--y-range is not for multilabel"),
+        ("--task points --y-range 1,0", "argument --y-range: '1,0': 1 is not below 0"),
+        ("--task points --y-range 1", "argument --y-range: '1' is not LOW,HIGH, two numbers"),
         ("--void-code 0", "--void-code is not for classification"),
         ("--self-attention false", "--self-attention is not for classification"),
         ("--mask-size model", "--mask-size is not for classification"),
-        ("--arch resnet19", "--arch 'resnet19': expected one of convnet, resnet18, resnet34"),
+        ("--arch resnet19", "--arch 'resnet19': "),
         ("--epochs 0", "argument --epochs: 0 is not above 0"),
         ("--epochs 1.5", "argument --epochs: invalid int value: '1.5'"),
         ("--batch-size -4", "argument --batch-size: -4 is not above 0"),

@@ -70,7 +70,7 @@ def test_a_regex_also_reads_the_validation_channel(tmp_path):
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
 def test_a_labels_csv_is_read(tmp_path, encoding):
     flat(tmp_path, "1.png", "2.png", "images/3.png", "sub/4.png", "unlisted.png")
-    labels_csv(tmp_path, "1.png,Löwe", "2.png,Löwe,extra", "", '3.png,"a, b"', 'sub/4.png,"a, b"', encoding=encoding)
+    labels_csv(tmp_path, "1.png,Löwe", "2.png,Löwe,", "", '3.png,"a, b"', 'sub/4.png,"a, b"', encoding=encoding)
     samples = data.read(tmp_path)
     assert samples.layout == "labels.csv"
     assert [(file.name, label) for file, label in zip(samples.images, samples.labels, strict=True)] == [
@@ -191,12 +191,10 @@ def test_a_train_folder_without_classes_is_refused(tmp_path):
     refused("holds no class folder", "1.png", folder=tmp_path)
 
 
-@pytest.mark.parametrize(("first", "second"), [("training", "validation"), ("train_", "valid"), ("a", "val")])
-def test_folders_of_parts_are_no_classes(tmp_path, first, second):
-    class_folders(tmp_path / first, cat=3, dog=3)
-    class_folders(tmp_path / second, cat=3, dog=3)
-    message = f"{second} holds folders of images and is not a class" if first == "a" else "is not a class"
-    refused(message, folder=tmp_path)
+def test_folders_of_parts_are_no_classes(tmp_path):
+    class_folders(tmp_path / "a", cat=3, dog=3)
+    class_folders(tmp_path / "val", cat=3, dog=3)
+    refused("val holds folders of images and is not a class", folder=tmp_path)
 
 
 def test_a_class_may_be_called_train(tmp_path):

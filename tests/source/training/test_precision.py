@@ -20,8 +20,10 @@ def new_learner(photos):
     from fastai.vision.all import set_seed
 
     set_seed(5)
-    dls = data.dataloaders(data.read(photos), "RGB", (32, 32), "crop", batch_size=8, augment=True, workers=0)
-    learn = learner.create(dls, "resnet18", "RGB", pretrained=False)
+    samples = data.read(photos)
+    dls = data.dataloaders(samples, "RGB", (32, 32), "crop", batch_size=8, augment=True, workers=0)
+    args = arguments.parse_args(["--train", "photos", "--arch", "resnet18"])
+    learn = learner.create(dls, samples, args, pretrained=False)
     learn.add_cb(callbacks.MetricLog())
     return learn
 

@@ -6,6 +6,7 @@ import threading
 import pytest
 
 from fastmaker.training import callbacks, checkpoint, data, learner
+from fastmaker.training.arguments import parse_args
 
 
 def names(folder):
@@ -21,8 +22,9 @@ def photo_learner(photos):
     from fastai.vision.all import set_seed
 
     set_seed(5)
-    dls = data.dataloaders(data.read(photos), "RGB", (32, 32), "crop", batch_size=8, augment=True, workers=0)
-    return learner.create(dls, "resnet18", "RGB", pretrained=False)
+    samples = data.read(photos)
+    dls = data.dataloaders(samples, "RGB", (32, 32), "crop", batch_size=8, augment=True, workers=0)
+    return learner.create(dls, samples, parse_args(["--train", "photos", "--arch", "resnet18"]), pretrained=False)
 
 
 def fine_tune(learn, cbs, done=0, batch=0, fit=learner.fit):

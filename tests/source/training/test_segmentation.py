@@ -25,7 +25,8 @@ from torch import nn
 
 from fastmaker import bundle, masks, preprocess, save_bundle
 from fastmaker.serving import engines, models
-from fastmaker.training import data, mask_data, segmentation
+from fastmaker.training import data, learner, mask_data, segmentation
+from fastmaker.training.arguments import parse_args
 
 pytestmark = pytest.mark.learner
 NAMES = {"ids": lambda value: "+".join(value) or "the plainest" if isinstance(value, dict) else None}
@@ -265,7 +266,8 @@ def camvid_learner(test_data, architecture):
     set_seed(6)
     samples = mask_data.read(test_data / "camvid")
     dls = data.dataloaders(samples, "RGB", (96, 128), "squish", batch_size=8, augment=True, workers=0)
-    return segmentation.create(dls, samples, architecture, "RGB", pretrained=False)
+    args = parse_args(["--train", "camvid", "--task", "segmentation", "--arch", architecture])
+    return learner.create(dls, samples, args, pretrained=False)
 
 
 @pytest.mark.data

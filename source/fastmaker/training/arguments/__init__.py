@@ -4,6 +4,7 @@ Each module of this package has the options of one part of a run: `add_groups`, 
 """
 
 import argparse
+import re
 import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -14,7 +15,7 @@ PARTS = (model, data, augmentation, optimisation, environment)
 # What does not change the weights that a run computes, or what the fingerprint of its images says better. Any other
 # option is one that a run shares with the checkpoint that it resumes from.
 NOT_OF_THE_RUN = (
-    *("train", "valid", "label_regex", "valid_pct", "check_only"),
+    *("train", "valid", "label_regex", "labels_csv", "label_columns", "label_delimiter", "valid_pct", "check_only"),
     *("model_dir", "output_data_dir", "checkpoint_dir", "checkpoint_minutes"),
     *("workers", "processes", "dist_backend", "timeout"),
     *("void_code", "mask_size"),
@@ -25,7 +26,7 @@ def get_parser() -> argparse.ArgumentParser:
     """Return the parser of a training run. Hyperparameters of a job arrive as ``--name value``."""
     parser = argparse.ArgumentParser(
         prog="entry_point.py",
-        description="Train a classifier or a U-Net for segmentation, and write a bundle that serves without fastai.",
+        description="Train a network of one task, and write a bundle that serves without fastai.",
         epilog="example: python source/entry_point.py --train digits --model-dir model --arch convnet --epochs 5",
     )
     for part in PARTS:
@@ -55,9 +56,26 @@ def of_the_run(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _hyphenated(words: Iterable[str]) -> Iterable[str]:
-    for word in words:
+    for word in _with_negative_values(words):
         name, sign, value = word.partition("=")
         yield name.replace("_", "-") + sign + value if name.startswith("--") else word
+
+
+def _with_negative_values(words: Iterable[str]) -> Iterable[str]:
+    """Yield ``--name -1,1`` as one word: argparse takes a value that begins with - for an option, unless a number."""
+    name = ""
+    for word in words:
+        if name and re.match(r"-[\d.]", word):
+            yield f"{name}={word}"
+            name = ""
+            continue
+        if name:
+            yield name
+        name = word if word.startswith("--") and "=" not in word else ""
+        if not name:
+            yield word
+    if name:
+        yield name
 
 
 def _fill(args: argparse.Namespace, values: dict[str, Any]) -> None:

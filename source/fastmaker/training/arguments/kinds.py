@@ -49,6 +49,25 @@ def size(text: str) -> tuple[int, int]:
     return int(match[1]), int(match[2] or match[1])
 
 
+def interval(text: str) -> tuple[float, float]:
+    """Return (low, high) of two numbers with a comma or a space between them, in brackets or not."""
+    try:
+        low, high = map(float, text.strip("[]() ").replace(",", " ").split())
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not LOW,HIGH, two numbers") from None
+    if not -math.inf < low < high < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r}: {low:g} is not below {high:g}")
+    return low, high
+
+
+def names(text: str) -> tuple[str, ...]:
+    """Return names that have commas between them."""
+    found = tuple(name.strip() for name in text.split(","))
+    if "" in found or len(set(found)) < len(found):
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME,NAME,..., each once")
+    return found
+
+
 def flag(text: str) -> bool:
     """Return the bool of true or false, 1 or 0, yes or no."""
     if text.lower() in ("true", "1", "yes"):

@@ -4,8 +4,21 @@ import argparse
 from collections.abc import Callable
 from typing import Any
 
-from fastmaker import masks
+from fastmaker import masks, tasks
 from fastmaker.training.arguments import kinds
+
+# The options of some tasks.
+OF_TASKS = {
+    **{
+        name: [task for task in tasks.TASKS if task != "segmentation"]
+        for name in ("label_regex", "labels_csv", "label_columns", "label_delimiter")
+    },
+    "threshold": ["multilabel"],
+    "y_range": ["regression", "points"],
+    "void_code": ["segmentation"],
+    "self_attention": ["segmentation"],
+    "mask_size": ["segmentation"],
+}
 
 
 def add_groups(parser: argparse.ArgumentParser) -> None:
@@ -24,27 +37,34 @@ def defaults(args: argparse.Namespace) -> dict[str, Any]:
         "pretrained": not small,
         "self_attention": False,
         "mask_size": "model",
+        "threshold": 0.5 if args.task == "multilabel" else None,
     }
 
 
 def check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     """End with one line if these options are wrong or do not go together. Called before `defaults`."""
     if args.task == "segmentation" or args.arch != "convnet":
-        from fastmaker import bundle  # imported only here: it imports torch, which takes a second
+        from fastmaker.training import architectures  # imported only here: it imports torch, which takes a second
 
-        if args.arch not in bundle.ARCHITECTURES[args.task]:
-            parser.error(f"--arch {args.arch!r}: expected one of {', '.join(bundle.ARCHITECTURES[args.task])}")
-    other_task = {"segmentation": ("label_regex",), "classification": ("void_code", "self_attention", "mask_size")}
-    for name in other_task[args.task]:
-        if getattr(args, name) is not None:
+        try:
+            architectures.check(args.arch, args.task, args.image_size or (224, 224), args.pretrained in (None, True))
+        except architectures.ArchitectureError as error:
+            parser.error(str(error))
+    for name, those in OF_TASKS.items():
+        if getattr(args, name) is not None and args.task not in those:
             parser.error(f"--{name.replace('_', '-')} is not for {args.task}")
     if args.arch == "convnet" and args.pretrained:
         parser.error("--pretrained true: there are no pretrained weights for convnet")
 
 
 def _add_model(add: Callable[..., Any]) -> None:
-    add("--task", choices=("classification", "segmentation"), default="classification", help="(default: %(default)s)")
-    add("--arch", default="resnet34", help="convnet or a torchvision architecture (default: %(default)s)")
+    add(
+        "--task",
+        choices=tasks.TASKS,
+        default="classification",
+        help="what is learnt of an image: one label, several, numbers, points or a mask (default: %(default)s)",
+    )
+    add("--arch", default="resnet34", help="convnet, or a network of torchvision or timm (default: %(default)s)")
     add(
         "--pretrained",
         type=kinds.flag,
@@ -58,6 +78,17 @@ def _add_model(add: Callable[..., Any]) -> None:
         choices=("crop", "pad", "squish"),
         help="how images get that size: cropped around the centre, padded by reflection, or squished"
         " (default: crop, segmentation squish)",
+    )
+    add(
+        "--threshold",
+        type=kinds.fraction,
+        help="multilabel: an image has the labels whose probability is above it (default: 0.5)",
+    )
+    add(
+        "--y-range",
+        type=kinds.interval,
+        metavar="LOW,HIGH",
+        help="regression and points: the network answers with numbers between these (default: with any)",
     )
 
 

@@ -22,7 +22,7 @@ def defaults(args: argparse.Namespace) -> dict[str, Any]:
 
 def check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     """End with one line if these options are wrong or do not go together. Called before `defaults`."""
-    if args.task == "classification" and args.batch_size == 1:
+    if args.task != "segmentation" and args.batch_size == 1:
         parser.error("--batch-size 1: batch norms need two images")
 
 
