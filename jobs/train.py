@@ -133,15 +133,16 @@ def _channel(data: str) -> str:
 
 
 def check_entry_point(channels: dict[str, str], hyperparameters: dict[str, str]) -> None:
-    """Let the entry point check its arguments, and data that lies on this machine, before a job starts.
+    """Let the entry point check its arguments, and the layout of data that lies on this machine, before a job starts.
 
+    Each host looks at the images themselves.
     Raises ValueError with the entry point's own message.
     """
     if any(uri.startswith("s3://") for uri in channels.values()):
         return
     given = [word for name, value in hyperparameters.items() for word in (f"--{name}", value)]
     folders = [word for name, uri in channels.items() for word in (f"--{name}", str(storage.local_path(uri)))]
-    command = [sys.executable, str(files.SOURCE / "entry_point.py"), *given, *folders, "--check-only", "true"]
+    command = [sys.executable, str(files.SOURCE / "entry_point.py"), *given, *folders, "--check-only", "layout"]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         lines = [line for line in done.stderr.splitlines() if line.strip()]

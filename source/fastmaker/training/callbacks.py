@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from fastai.vision.all import Callback, set_seed
 
-from fastmaker.training import checkpoint
+from fastmaker.training import checkpoint, image_checks
 from fastmaker.training.distributed import SINGLE, ProcessGroup
 
 PROGRESS_SECONDS = 10.0
@@ -68,6 +68,50 @@ class MetricLog(Callback):
         self.lines.append(f"epoch={self._number} {line} images_per_second={rate:.1f}")
         if self.group.is_first:
             _log(self.lines[-1])
+
+
+class UnreadableImages(Callback):
+    """Name each training image that does not decode, once. Another one is trained on in its place.
+
+    Raises layouts.DataError if they are more than a tenth of those that were loaded: all ranks at the end of an epoch,
+    a single process as soon as it has loaded ENOUGH.
+    """
+
+    order = 61  # after the MetricLog
+    ENOUGH = 100
+
+    def __init__(self, folder: str, group: ProcessGroup = SINGLE):
+        self.folder, self.group = folder, group
+        self.lines: dict[int, str] = {}
+
+    def after_batch(self) -> None:
+        if self.training and self._look() and self.group.world_size == 1:
+            self._check(self.ENOUGH)
+
+    def after_train(self) -> None:
+        self._look()
+        self._check()
+
+    def _look(self) -> bool:
+        """Print a line for each image that was found since the last call; return whether there was one."""
+        images = image_checks.replacing(self.dls.train)
+        if images is None:
+            return False
+        new = [i for i in images.unreadable.nonzero().flatten().tolist() if i not in self.lines]
+        for i in new:
+            self.lines[i] = image_checks.problem(images.file(i)) or f"{images.file(i)}: it was not readable"
+            _log(f"skipped {self.lines[i]}; the next image trains in its place")
+        return bool(new)
+
+    def _check(self, enough: int = 1) -> None:
+        images = image_checks.replacing(self.dls.train)
+        seen = int(images.seen.sum()) if images else 0
+        bad, seen = map(int, self.group.sum([len(self.lines), seen]))
+        if seen >= enough and bad > image_checks.MAX_UNREADABLE * seen:
+            first = "; ".join(list(self.lines.values())[:3])
+            raise image_checks.DataError(
+                f"{bad} of {seen} images in {self.folder} cannot be read (more than a tenth): {first}"
+            )
 
 
 class Position(Callback):

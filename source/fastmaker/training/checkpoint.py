@@ -101,7 +101,7 @@ def capture(learn: "Learner", epoch: int, batch: int, run: dict[str, Any]) -> di
 
     `run` is what `check` compares. What `learn.kept` has is kept as well: tensors, numbers, strings, lists and dicts.
     """
-    recorder, model = learn.recorder, learn.model
+    recorder, model, mixed = learn.recorder, learn.model, getattr(learn, "mixed_precision", None)
     if isinstance(model, DistributedDataParallel):
         model = model.module
     history = {
@@ -118,6 +118,7 @@ def capture(learn: "Learner", epoch: int, batch: int, run: dict[str, Any]) -> di
         "run": run,
         "model": _plain(dict(model.state_dict())),
         "optimizer": _plain(learn.opt.state_dict()),
+        "scaler": mixed.scaling.state_dict() if mixed else {},  # of float16's gradients
         "log": list(learn.metric_log.lines),
         "recorder": _plain(history),
         "kept": _plain(getattr(learn, "kept", {})),

@@ -9,23 +9,19 @@ import hashlib
 import os
 from collections import Counter
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image
 
-from fastmaker import preprocess, tasks
-from fastmaker.training import layouts
+from fastmaker import tasks
+from fastmaker.training import image_checks, layouts
 from fastmaker.training.layouts import DataError, Found, Pairs, Reading
 
 if TYPE_CHECKING:
     from fastai.vision.all import DataLoaders, TransformBlock
 
-# A larger fraction of unreadable images means a broken download rather than a few bad files.
-MAX_UNREADABLE = 0.1
 # Mean and std of each channel, for pixels in 0..1: ImageNet's for colour, MNIST's for grey, as in fastai.
 STATISTICS = {"RGB": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)), "L": ((0.1307,), (0.3081,))}
 
@@ -82,12 +78,13 @@ def read(
     labels_csv: str | None = None,
     label_columns: Sequence[str] = (),
     label_delimiter: str | None = None,
+    depth: str = "complete",
 ) -> Samples:
-    """Return the samples of a channel directory. Every image file is decoded once, and unreadable ones are skipped.
+    """Return the samples of a channel directory, without unreadable images, which are looked for to a `depth`.
 
     If the data has no validation images (`valid_dir`, a valid folder, t10k files, a column is_valid), the fraction
     `valid_pct`, drawn with `seed`, is used for validation; of a classifier, that of each class. `task` is one of
-    fastmaker.tasks.TASKS without segmentation. Raises DataError.
+    fastmaker.tasks.TASKS without segmentation, `depth` one of image_checks.DEPTHS. Raises DataError.
     """
     train_dir = Path(train_dir)
     pattern = layouts.compile_regex(label_regex)
@@ -101,14 +98,15 @@ def read(
     skipped: tuple[str, ...] = ()
     if found.layout != "idx":
         labels = {label for _, label in train}
-        train, bad_train = _readable(train)
-        valid, bad_valid = _readable(valid)
+        train, bad_train = image_checks.readable(train, depth)
+        valid, bad_valid = image_checks.readable(valid, depth)
         skipped = (*bad_train, *bad_valid)
-        check_skipped(skipped, len(found.train) + len(found.valid), train_dir)
+        image_checks.check_skipped(skipped, len(found.train) + len(found.valid), train_dir)
         lost = sorted(labels - {label for _, label in train}) if task == "classification" else []
         if lost:
             raise DataError(f"no image of {', '.join(map(repr, lost[:5]))} can be read: " + "; ".join(skipped[:3]))
     samples = _samples(found.layout, train, valid, skipped, valid_pct, seed, task)
+    samples = image_checks.without_unreadable_validation(samples, depth)
     return _checked(replace(samples, notes=found.notes, names=found.names))
 
 
@@ -166,7 +164,9 @@ def dataloaders(
             Normalize.from_stats(*(statistics or STATISTICS[image_mode])),
         ],
     )
-    return block.dataloaders(_items(samples), bs=batch_size, num_workers=workers)
+    dls = block.dataloaders(_items(samples), bs=batch_size, num_workers=workers)
+    image_checks.replace_unreadable(dls.train)
+    return dls
 
 
 def _items(samples: Samples) -> list[tuple[Any, Any]]:
@@ -182,46 +182,10 @@ def _image_block(image_mode: str) -> "TransformBlock":
     kind = PILImage if image_mode == "RGB" else PILImageBW
 
     def create(image):  # type: ignore[no-untyped-def]  # fastai acts on the annotations of a transform
-        return kind(kind.create(image).convert(image_mode))
+        with image_checks.decoding():
+            return kind(kind.create(image).convert(image_mode))
 
     return TransformBlock(type_tfms=create, batch_tfms=IntToFloatTensor)
-
-
-def _readable(pairs: Pairs) -> tuple[Pairs, list[str]]:
-    """Return the pairs whose image file decodes, and a line for each that does not."""
-    with ThreadPoolExecutor() as pool:  # Pillow's decoders release the interpreter lock
-        problems = list(pool.map(_problem, (file for file, _ in pairs)))
-    good = [pair for pair, problem in zip(pairs, problems, strict=True) if problem is None]
-    return good, [problem for problem in problems if problem is not None]
-
-
-def _problem(file: Path) -> str | None:
-    try:
-        open_image(file)
-    except (preprocess.ImageError, OSError) as error:
-        return f"{file}: {error}"
-    return None
-
-
-def open_image(file: Path) -> Image.Image:
-    """Return a decoded training image. Raises preprocess.ImageError and OSError.
-
-    Pillow, and so fastai, clips 16-bit and floating-point pixels to 0..255, which makes most such images blank: images
-    with other values are an ImageError.
-    """
-    image = preprocess.decode(file.read_bytes())
-    if image.mode.startswith(("I", "F")) and (np.asarray(image.convert("L")) != np.asarray(image)).any():
-        raise preprocess.ImageError(f"its pixels ({image.mode}) are not whole numbers from 0 to 255; convert it")
-    return image
-
-
-def check_skipped(skipped: Sequence[str], n_files: int, folder: Path) -> None:
-    """Raise DataError if more than MAX_UNREADABLE of the files are unreadable."""
-    if len(skipped) > MAX_UNREADABLE * n_files:
-        raise DataError(
-            f"{len(skipped)} of {n_files} images in {folder} cannot be read (more than a tenth): "
-            + "; ".join(skipped[:3])
-        )
 
 
 def _samples(

@@ -1,4 +1,4 @@
-"""A channel directory of images and masks -> samples for segmentation. Every file is checked before training starts.
+"""A channel directory of images and masks -> samples for segmentation. Masks are checked before training starts.
 
 The layout is that of fast.ai's CAMVID_TINY:
 
@@ -12,7 +12,6 @@ The layout is that of fast.ai's CAMVID_TINY:
 import contextlib
 import os
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,7 +19,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fastmaker import masks, preprocess
-from fastmaker.training import data, layouts
+from fastmaker.training import data, image_checks, layouts
 from fastmaker.training.data import DataError, Samples
 
 if TYPE_CHECKING:
@@ -69,38 +68,40 @@ def read(
     valid_pct: float = 0.2,
     seed: int = 42,
     mask_scale: int | None = None,
+    depth: str = "complete",
 ) -> MaskedSamples:
     """Return the samples of a channel directory.
 
     If the data has no validation images (`valid_dir`, valid.txt), the fraction `valid_pct` of all, drawn with `seed`,
     is used for validation. `void_code` is a class name, an index or "none"; by default the class with one of
     VOID_NAMES. An index that codes.txt does not name, such as 255, adds a class for pixels with that value. The
-    numbers in masks are divided by `mask_scale`, by default 255 for two classes in masks of 0 and 255. Raises
-    DataError.
+    numbers in masks are divided by `mask_scale`, by default 255 for two classes in masks of 0 and 255. `depth` is
+    one of image_checks.DEPTHS. Raises DataError.
     """
     codes = _read_codes(train_dir := Path(train_dir))
     void, void_pixel = _void(codes, void_code)
     scale = mask_scale or (_scale(_pairs(train_dir)) if len(codes) == 2 and void is None else 1)
     if scale > 1 and void_pixel is not None:
         raise DataError("--mask-scale and a --void-code that codes.txt does not name do not go together")
-    train, skipped = _read_pairs(train_dir, codes, void_pixel, scale)
+    train, skipped = _read_pairs(train_dir, codes, void_pixel, scale, depth)
     valid: Pairs = []
     if valid_dir is not None:
         _check_channel(train_dir, valid_dir := Path(valid_dir), codes)
-        valid, skipped_too = _read_pairs(valid_dir, codes, void_pixel, scale)
+        valid, skipped_too = _read_pairs(valid_dir, codes, void_pixel, scale, depth)
         skipped += skipped_too
         is_valid = [False] * len(train) + [True] * len(valid)
     else:
         is_valid = _split(train_dir, [image for image, _ in train], valid_pct, seed)
-    if not any(is_valid) or all(is_valid):
-        raise DataError(f"{train_dir}: no image is left for {'training' if any(is_valid) else 'validation'}")
+    _check_split(train_dir, is_valid)
     if void_pixel is not None:
-        _check_void_pixel(void_pixel, (*train, *valid), codes)
+        if depth != "layout":
+            _check_void_pixel(void_pixel, (*train, *valid), codes)
         codes.append("void" if "void" not in codes else f"void {void_pixel}")
     images, labels = zip(*train, *valid, strict=True)
     samples = MaskedSamples("images with masks", images, labels, is_valid, tuple(skipped))
     notes = _notes(train_dir, scale if mask_scale is None else 1)
-    return replace(samples, codes=tuple(codes), void_code=void, void_pixel=void_pixel, scale=scale, notes=notes)
+    samples = replace(samples, codes=tuple(codes), void_code=void, void_pixel=void_pixel, scale=scale, notes=notes)
+    return image_checks.without_unreadable_validation(samples, depth)
 
 
 def _check_channel(train_dir: Path, valid_dir: Path, codes: list[str]) -> None:
@@ -128,6 +129,11 @@ def _notes(folder: Path, scale: int) -> tuple[str, ...]:
     left_out = layouts.contents(folder / "images").left_out()
     told = (f"left out of {folder / 'images'}, as no images that Pillow reads: {left_out}",) if left_out else ()
     return (*told, "masks hold 0 and 255, which become 0 and 1, as with --mask-scale 255") if scale > 1 else told
+
+
+def _check_split(folder: Path, is_valid: list[bool]) -> None:
+    if not any(is_valid) or all(is_valid):
+        raise DataError(f"{folder}: no image is left for {'training' if any(is_valid) else 'validation'}")
 
 
 def _read_codes(folder: Path) -> list[str]:
@@ -183,14 +189,16 @@ def _named_void(codes: list[str], void_code: str | None) -> int | None:
 Pairs = list[tuple[Path, Path]]
 
 
-def _read_pairs(folder: Path, codes: list[str], void_pixel: int | None, scale: int) -> tuple[Pairs, list[str]]:
+def _read_pairs(
+    folder: Path, codes: list[str], void_pixel: int | None, scale: int, depth: str
+) -> tuple[Pairs, list[str]]:
     """Return the readable pairs, and a line for each unreadable one. Raises DataError for a mask that does not fit."""
     pairs = _pairs(folder)
-    with ThreadPoolExecutor() as pool:
-        problems = list(pool.map(lambda pair: _problem(pair[0], pair[1], codes, void_pixel, scale), pairs))
-    skipped = [problem for problem in problems if problem]
-    data.check_skipped(skipped, len(pairs), folder)
-    return [pair for pair, problem in zip(pairs, problems, strict=True) if not problem], skipped
+    good, skipped = image_checks.readable(
+        pairs, depth, lambda pair, depth: image_checks.mask_problem(pair, depth, codes, void_pixel, scale)
+    )
+    image_checks.check_skipped(skipped, len(pairs), folder)
+    return good, skipped
 
 
 def _pairs(folder: Path) -> Pairs:
@@ -226,41 +234,6 @@ def _scale(pairs: Pairs) -> int:
             if values - {0}:
                 return 255 if values <= {0, 255} else 1
     return 1
-
-
-def _problem(image_file: Path, mask_file: Path, codes: list[str], void_pixel: int | None, scale: int) -> str | None:
-    """Return why the pair cannot be read, or None. Raises DataError if it can be read but the mask does not fit."""
-    try:
-        image = data.open_image(image_file)
-    except (preprocess.ImageError, OSError) as error:
-        return f"{image_file}: {error}"
-    try:
-        mask_image = preprocess.decode(mask_file.read_bytes())
-    except (preprocess.ImageError, OSError) as error:
-        return f"{mask_file}: {error}"
-    try:
-        mask = masks.indexes(mask_image)
-    except preprocess.ImageError as error:
-        raise DataError(f"{mask_file}: {error}") from None
-    if mask.shape != (image.height, image.width):
-        raise DataError(
-            f"{mask_file} is {mask.shape[1]}x{mask.shape[0]}, its image {image_file.name} is"
-            f" {image.width}x{image.height}; a mask has the size of its image"
-        )
-    odd = mask[mask % scale != 0]
-    if odd.size:
-        raise DataError(f"{mask_file} holds the number {odd[0]}, which --mask-scale {scale} does not divide")
-    mask //= scale
-    wrong = mask[(mask < 0) | (mask >= len(codes))]
-    wrong = wrong if void_pixel is None else wrong[wrong != void_pixel]
-    if wrong.size:
-        hint = (
-            f" (--void-code {wrong[0]} ignores it in loss and metrics; --mask-scale divides all)"
-            if 0 <= wrong[0] < masks.MAX_CLASSES
-            else ""
-        )
-        raise DataError(f"{mask_file} holds the label {wrong[0]}; codes.txt names 0 to {len(codes) - 1}{hint}")
-    return None
 
 
 def _read_valid(folder: Path, images: list[Path]) -> list[bool]:

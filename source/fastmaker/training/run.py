@@ -36,8 +36,11 @@ def main(args: argparse.Namespace) -> int:
 
 
 def _read(args: argparse.Namespace) -> data.Samples:
+    depth = "layout" if args.check_only == "layout" else "complete" if args.check_only else "headers"
     if args.task == "segmentation":
-        masked = mask_data.read(args.train, args.valid, args.void_code, args.valid_pct, args.seed, args.mask_scale)
+        masked = mask_data.read(
+            args.train, args.valid, args.void_code, args.valid_pct, args.seed, args.mask_scale, depth
+        )
         if args.mask_size == "original" and not masks.can_resize_to_original(args.resize_method, masked.void_code):
             raise data.DataError(
                 "--mask-size original: --resize-method crop cuts parts of the image off, which would be void, and no"
@@ -54,6 +57,7 @@ def _read(args: argparse.Namespace) -> data.Samples:
         args.labels_csv,
         args.label_columns or (),
         args.label_delimiter,
+        depth,
     )
 
 
@@ -87,11 +91,24 @@ def _fail(error: ValueError | str) -> int:
 
 
 def _train(args: argparse.Namespace, samples: data.Samples) -> int:
-    from fastmaker.training import architectures, callbacks, checkpoint, distributed, learner, schedule, weights
+    from fastai.vision.all import default_device
+
+    from fastmaker.training import (
+        architectures,
+        callbacks,
+        checkpoint,
+        distributed,
+        learner,
+        precision,
+        schedule,
+        weights,
+    )
 
     started = time.monotonic()
     try:
         group = _join(args, samples)
+        device = default_device()
+        args.precision = group.broadcast(lambda: precision.resolve(args.precision, args.image_size, device))
         run_config = _run_config(args, samples, group)
         resumed = group.broadcast(lambda: _resume(args, run_config))
         learn = _learner(args, samples, group, resumed)
@@ -101,6 +118,7 @@ def _train(args: argparse.Namespace, samples: data.Samples) -> int:
         weights.WeightsError,
         architectures.ArchitectureError,
         schedule.ScheduleError,
+        precision.PrecisionError,
     ) as error:
         return _fail(error)
     with learn.no_bar(), learn.no_logging():
@@ -143,6 +161,7 @@ def _learner(
         checkpoint.restore(learn, resumed)
     schedule.check_sizes(learn.model, 3 if args.image_mode == "RGB" else 1, args.progressive_sizes)
     learn.add_cb(callbacks.MetricLog(resumed["log"] if resumed else (), group, _total(args)))
+    learn.add_cb(callbacks.UnreadableImages(args.train, group))
     return learn
 
 
@@ -251,12 +270,12 @@ def _fit(
     resumed: dict[str, Any] | None,
 ) -> bool:
     """Train the remaining epochs, and return whether SIGTERM stopped it, which needs a checkpoint directory."""
-    from fastmaker.training import augmentation, best_epoch, callbacks, checkpoint, distributed, schedule
+    from fastmaker.training import augmentation, best_epoch, callbacks, checkpoint, distributed, precision, schedule
 
     done, batch = (resumed["epoch"], resumed["batch"]) if resumed else (0, 0)
     if group.is_first and not (resumed and _is_over(args, resumed)):
         where = f"{learn.dls.device}" + (f" in {group.world_size} processes" if group.world_size > 1 else "")
-        print(f"training {args.arch}, {args.epochs} epoch(s) on {where}", flush=True)
+        print(f"training {args.arch} in {args.precision}, {args.epochs} epoch(s) on {where}", flush=True)
     phases = schedule.plan(args, learn.lr_finder["lr"] if learn.lr_finder else args.lr)
     position = callbacks.Position(args.seed, done, batch, group.rank)
     best = best_epoch.callbacks(learn, args, phases[-1].start)
@@ -264,10 +283,11 @@ def _fit(
         stop = requested if group.world_size == 1 else threading.Event()  # ranks set it together, after the same batch
         folder = Path(args.checkpoint_dir) if args.checkpoint_dir and group.is_first else None
         saving = callbacks.SaveCheckpoints(folder, run_config, stop, resumed, args.checkpoint_minutes)
+        mixed = precision.callbacks(args.precision, learn.dls.device, resumed and resumed.get("scaler"))
         averaging = [distributed.DataParallel(group, requested, stop)] if group.world_size > 1 else []
         dls_of = functools.partial(_dls_of, args, samples, group, stack, learn.dls)
         try:
-            with learn.added_cbs([position, saving, *averaging, *augmentation.mixing(args), *best]):
+            with learn.added_cbs([position, saving, *mixed, *averaging, *augmentation.mixing(args), *best]):
                 schedule.fit(learn, phases, done, batch, dls_of)
         except (Exception, SystemExit):  # an Exception: SIGTERM ended a DataLoader worker before it ignored SIGTERM
             if not stop.is_set():

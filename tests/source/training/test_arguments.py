@@ -141,6 +141,7 @@ def test_what_is_given_overrides_every_default():
         **dict.fromkeys(("item_size", "min_scale", "ratio", "mixup", "cutmix", "label_smoothing", "focal")),
         **{"class_weights": "none", "weighted_sampling": False},
         "tta": 3,
+        "precision": "auto",
     }
     assert {name: vars(args)[name] for name in expected} == expected
 

@@ -9,7 +9,7 @@ from fastai.vision.all import PILImage
 from helpers.channels import class_folders, files_of, idx, image, labels_of, refused
 from PIL import Image
 
-from fastmaker.training import data
+from fastmaker.training import data, image_checks
 
 # Unreadable images
 
@@ -61,6 +61,34 @@ def test_a_class_whose_every_image_is_unreadable_is_refused(tmp_path):
     class_folders(tmp_path, a=20, b=20, c=1)
     (tmp_path / "c" / "00.png").write_bytes(b"no image")
     refused("'c'", folder=tmp_path)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_of_what_does_not_decode_in_training_another_image_takes_the_place(tmp_path, workers, capsys):
+    class_folders(tmp_path, a=15, b=15)
+    whole = data.read(tmp_path)
+    train, valid = whole.is_valid.index(False) + 1, whole.is_valid.index(True)
+    assert not whole.is_valid[train]  # the second: fastai opens the first by itself
+    broken = [whole.images[train], whole.images[valid]]
+    for file in broken:
+        file.write_bytes(file.read_bytes()[:-30])
+    samples = data.read(tmp_path, depth="headers")
+    assert (samples.n_train, sum(samples.is_valid)) == (whole.n_train, sum(whole.is_valid) - 1)  # no metric counts it
+    assert [line.split(":")[0] for line in samples.skipped] == [str(broken[1])]
+    dls = data.dataloaders(samples, "RGB", (8, 8), "squish", 6, False, workers)
+    images = image_checks.replacing(dls.train)
+    assert len(list(dls.train)) == samples.n_train // 6
+    place = list(images.dataset.items).index((broken[0], "a"))
+    assert torch.equal(*(dls.train.do_item(i)[0] for i in (place, place + 1)))
+    assert (images.unreadable.nonzero().flatten().tolist(), images.file(place)) == ([place], broken[0])
+
+
+def test_only_the_layout_is_looked_at_before_a_job(tmp_path):
+    class_folders(tmp_path, a=15, b=15)
+    for file in (tmp_path / "a").iterdir():
+        file.write_bytes(b"no image")
+    assert len(data.read(tmp_path, depth="layout").labels) == 30
+    refused("15 of 30 images", folder=tmp_path, depth="headers")
 
 
 # The split

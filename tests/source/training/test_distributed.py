@@ -126,7 +126,7 @@ def test_the_first_host_writes_the_bundle_and_the_report(pair):
 
 def test_the_first_host_speaks_for_all_and_the_other_has_a_line_an_epoch(pair):
     _, (first, second) = pair
-    assert "training convnet, 2 epoch(s) on cpu in 2 processes\n" in first
+    assert "training convnet in float32, 2 epoch(s) on cpu in 2 processes\n" in first
     assert len(re.findall("^epoch=", first, re.MULTILINE)) == 2
     assert len(second.splitlines()) == 2
     for number, line in enumerate(second.splitlines(), 1):

@@ -110,7 +110,7 @@ def test_the_pictures_are_pictures(run, name):
 def test_a_run_says_what_it_found_and_what_it_does(run):
     lines = run.process.stdout.splitlines()
     assert lines[0].startswith("found class folders: 1438 images to train, 359 to validate, 10 classes")
-    assert re.match(r"training convnet, 2 epoch\(s\) on (cpu|cuda)", lines[1])
+    assert re.match(r"training convnet in float32, 2 epoch\(s\) on (cpu|cuda)", lines[1])
     assert json.loads(lines[-1].removeprefix("finished ")) == run.metrics
 
 

@@ -88,11 +88,15 @@ def _add_data(add: Callable[..., Any]) -> None:
     )
     add(
         "--check-only",
-        type=kinds.flag,
-        metavar=kinds.BOOL,
+        type=_depth,
+        metavar="{true,false,layout}",
         default=False,
-        help="check the arguments and the data, then stop (default: false)",
+        help="check the arguments and the data, then stop; layout opens no image (default: false)",
     )
+
+
+def _depth(text: str) -> bool | str:
+    return text if text == "layout" else kinds.flag(text)
 
 
 def _add_labels(add: Callable[..., Any]) -> None:

@@ -76,6 +76,13 @@ def _add_training(add: Callable[..., Any]) -> None:
         default=42,
         help="of the split, of shuffling and of each batch (default: %(default)s)",
     )
+    add(
+        "--precision",
+        choices=("auto", "float32", "bf16", "fp16"),
+        default="auto",
+        help="what the network computes in while it trains; weights, loss and validation are float32 (default:"
+        " %(default)s, what the device does well)",
+    )
     _add_schedule(add)
 
 
