@@ -170,8 +170,10 @@ class Container:
 
     def set_log_aside(self) -> None:
         """Keep the log as container.1.log, in place of an earlier one; what is started next has a new log."""
+        aside = server_log.aside(self.log)
         with contextlib.suppress(FileNotFoundError):
-            self.log.replace(self.log.with_name("container.1.log"))
+            self.log.replace(aside)
+            server_log.times_of(self.log).replace(server_log.times_of(aside))
 
     def note(self, line: str) -> None:
         """Add a line to the log, if there is space for it."""

@@ -11,6 +11,7 @@ from fastmaker.local import names
 from fastmaker.local.aws.application import HEADERS, Application
 from fastmaker.local.aws.control import ControlPlane
 from fastmaker.local.aws.invocations import Runtime
+from fastmaker.local.aws.logs import Logs
 from fastmaker.local.aws.objects import KeptObjects
 from fastmaker.local.aws.settings import region
 from fastmaker.local.aws.signatures import Key
@@ -22,7 +23,7 @@ def application(folder: Path, hosts: set[str], key: Key, hold: float) -> Applica
     control = ControlPlane(home, _job_environment, lambda: boto3.client("s3"), hold)
     moto = KeptObjects(DomainDispatcherApplication(create_backend_app), folder / "s3", names.ACCOUNT)
     moto.create_bucket(names.default_bucket(region()), region())
-    return Application(hosts, key, control, Runtime(home), moto, lambda operation, request: None)
+    return Application(hosts, key, control, Runtime(home), moto, Logs(home).answer)
 
 
 def handler(idle_seconds: float) -> type:

@@ -18,7 +18,7 @@ from types import FrameType
 from typing import Any
 
 from fastmaker.jobs import storage
-from fastmaker.jobs.runtime import mounts
+from fastmaker.jobs.runtime import mounts, server_log
 from fastmaker.local import supervisor
 from fastmaker.local.containers import Container, ContainerError, end_below, free_ports, pack, stop_processes
 from fastmaker.local.store import Store, now
@@ -140,11 +140,12 @@ class Job:
 
     def run(self) -> None:
         """Run the job from Downloading to a final status; an error becomes the FailureReason."""
-        try:
-            outcome = self._run()
-        finally:
-            for host in self.hosts:
-                host.container.close()
+        with server_log.noting_times([host.container.log for host in self.hosts]):
+            try:
+                outcome = self._run()
+            finally:
+                for host in self.hosts:
+                    host.container.close()
         self.finish(*outcome)
 
     def _run(self) -> tuple[str, str | None, str | None]:
