@@ -56,14 +56,16 @@ def start(store: Store, request: dict[str, Any], arn: str, env: dict[str, str], 
     created = now()
     channels, checkpoints = request.get("InputDataConfig"), request.get("CheckpointConfig")
     output = storage.absolute(request["OutputDataConfig"].get("S3OutputPath") or f"file://{store.folder}")
-    source = storage.absolute(str(hyperparameter(request, "sagemaker_submit_directory")))
+    given = str(hyperparameter(request, "sagemaker_submit_directory"))
+    source = storage.absolute(given)
     own, archive = store.directory(name) / SOURCE, storage.local_path(source)
     copies = source.startswith("file://") and archive.is_file()
+    code = f"file://{own}" if copies else source
     description = {
         **{key: value for key, value in request.items() if key != "Tags"},
         "HyperParameters": {
             **request["HyperParameters"],
-            "sagemaker_submit_directory": json.dumps(f"file://{own}" if copies else source),
+            **({"sagemaker_submit_directory": json.dumps(code)} if code != given else {}),
         },
         **({"InputDataConfig": [_with_s3_source(channel) for channel in channels]} if channels else {}),
         # AWS describes a job without a key with an empty one, which the SDK's attach relies on.

@@ -2,9 +2,10 @@
 
 import os
 import shutil
+from functools import partial
 
-import boto3
 import pytest
+from helpers.front import client_of
 from helpers.waiting import nothing_runs_below
 
 from fastmaker.local import aws
@@ -29,10 +30,7 @@ def front(front_home):
 @pytest.fixture(scope="session")
 def clients(front):
     """clients(service) -> boto3's client of it, which has the server's key and no other configuration."""
-    session = boto3.Session(
-        front["AWS_ACCESS_KEY_ID"], front["AWS_SECRET_ACCESS_KEY"], region_name=front["AWS_DEFAULT_REGION"]
-    )
-    return lambda service, **options: session.client(service, endpoint_url=front["AWS_ENDPOINT_URL"], **options)
+    return partial(client_of, front)
 
 
 @pytest.fixture

@@ -17,8 +17,8 @@ import urllib3
 from botocore.config import Config
 from botocore.exceptions import ClientError
 from helpers import PATIENCE
+from helpers.front import JSON, POOL, sagemaker, send, signed
 from helpers.request_values import lacking, spoiled, whole
-from helpers.signing import JSON, POOL, sagemaker, send, signed
 
 from fastmaker.local import arguments, aws, boto
 from fastmaker.local.aws import settings, signatures

@@ -4,29 +4,15 @@ import io
 import os
 import threading
 
-import boto3
-import psutil
 import pytest
+from botocore.config import Config
 from botocore.exceptions import ClientError, EndpointConnectionError, HTTPClientError
+from helpers.front import client_of, kill_server
 
 from fastmaker.local import aws
-from fastmaker.local.aws import SERVER
 
 pytestmark = pytest.mark.server
 HERE = {"LocationConstraint": "us-west-2"}
-
-
-def s3_of(environment):
-    key = environment["AWS_ACCESS_KEY_ID"], environment["AWS_SECRET_ACCESS_KEY"]
-    return boto3.client(
-        "s3", environment["AWS_DEFAULT_REGION"], None, True, None, environment["AWS_ENDPOINT_URL"], *key
-    )
-
-
-def kill_server():
-    """Kill the server that this process has started last."""
-    servers = [child for child in psutil.Process().children() if SERVER in child.cmdline()]
-    max(servers, key=lambda child: child.create_time()).kill()
 
 
 def put_everything(s3):
@@ -78,7 +64,7 @@ def everything(s3):
 
 def test_nothing_is_lost_when_the_server_is_killed(tmp_path):
     with aws.running(tmp_path) as environment:
-        s3 = s3_of(environment)
+        s3 = client_of(environment, "s3")
         put_everything(s3)
         before = everything(s3)
         kill_server()
@@ -106,7 +92,7 @@ def test_what_was_answered_is_there_after_a_kill_amid_writes(tmp_path):
             done[name] = number
 
     with aws.running(tmp_path) as environment:
-        s3 = boto3_without_retries(environment)
+        s3 = client_of(environment, "s3", config=Config(retries={"total_max_attempts": 1}))
         s3.create_bucket(Bucket="letters", CreateBucketConfiguration=HERE)
         threads = [threading.Thread(target=write, args=(s3, f"key{n}")) for n in range(4)]
         for thread in threads:
@@ -117,25 +103,16 @@ def test_what_was_answered_is_there_after_a_kill_amid_writes(tmp_path):
         for thread in threads:
             thread.join()
     with aws.running(tmp_path) as environment:
-        s3 = s3_of(environment)
+        s3 = client_of(environment, "s3")
         for name, number in done.items():
             body = s3.get_object(Bucket="letters", Key=name)["Body"].read()
             assert body in (str(number).encode() * 1000, str(number + 1).encode() * 1000)
         assert len(list((tmp_path / "aws" / "s3" / "letters").glob("*.value"))) == 4
 
 
-def boto3_without_retries(environment):
-    from botocore.config import Config
-
-    key = environment["AWS_ACCESS_KEY_ID"], environment["AWS_SECRET_ACCESS_KEY"]
-    session = boto3.Session(*key, region_name=environment["AWS_DEFAULT_REGION"])
-    config = Config(retries={"total_max_attempts": 1})
-    return session.client("s3", endpoint_url=environment["AWS_ENDPOINT_URL"], config=config)
-
-
 def test_a_damaged_object_is_named_in_the_log_and_stops_no_other(tmp_path):
     with aws.running(tmp_path) as environment:
-        s3 = s3_of(environment)
+        s3 = client_of(environment, "s3")
         s3.create_bucket(Bucket="letters", CreateBucketConfiguration=HERE)
         for name in ("whole", "broken"):
             s3.put_object(Bucket="letters", Key=name, Body=name.encode())
