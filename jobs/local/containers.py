@@ -6,7 +6,9 @@ container: see `processes`.
 
 import contextlib
 import fnmatch
+import importlib.metadata
 import os
+import platform
 import secrets
 import shutil
 import socket
@@ -180,6 +182,12 @@ class Container:
         if self.log.is_file() or not self.log.exists():
             with contextlib.suppress(OSError), open(self.log, "a", encoding="utf-8") as log:
                 log.write(line + "\n")
+
+    def note_stand_in(self, image: str | None) -> None:
+        """Say in the log what runs in place of an image of AWS."""
+        if image:
+            version = importlib.metadata.version("torch")
+            self.note(f"torch {version} and Python {platform.python_version()} of this machine stand in for {image}")
 
     def last_line(self) -> str:
         """Return the last line of the log that is not blank."""

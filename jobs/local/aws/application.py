@@ -52,6 +52,10 @@ class Application:
         self._hosts, self._key = hosts, key
         self._control, self._runtime, self._logs, self._fallback = control, runtime, logs, fallback
 
+    def resume(self) -> None:
+        """Go on with what an earlier server was doing, once this one answers."""
+        self._control.resume()
+
     def __call__(self, environ: dict[str, Any], start: Start) -> Iterable[bytes]:
         try:
             region, service, received = self._checked(environ)

@@ -16,6 +16,9 @@ from fastmaker.local.aws.objects import KeptObjects
 from fastmaker.local.aws.settings import region
 from fastmaker.local.aws.signatures import Key
 
+IDLE_SECONDS = 120.0  # after which a connection without a request is closed
+MAX_LEFT = 2**26  # bytes of a refused request's body that are read, so that its client reads the answer
+
 
 def application(folder: Path, hosts: set[str], key: Key, hold: float) -> Application:
     """Return the application of a server that keeps what is its own in `folder`, below FASTMAKER_HOME."""
@@ -26,26 +29,54 @@ def application(folder: Path, hosts: set[str], key: Key, hold: float) -> Applica
     return Application(hosts, key, control, Runtime(home), moto, Logs(home).answer)
 
 
-def handler(idle_seconds: float) -> type:
-    """Return the class that reads requests, which keeps their headers as they came."""
+class Handler(MotoRequestHandler):  # type: ignore[misc]  # moto is typed in part
+    """Reads requests and keeps their headers as they came. werkzeug's own ends a connection with each answer."""
 
-    class Handler(MotoRequestHandler):  # type: ignore[misc]  # moto is not typed
-        timeout = idle_seconds
-        server_version = "fastmaker"
+    protocol_version = "HTTP/1.1"
+    timeout = IDLE_SECONDS
+    wbufsize = -1  # an answer leaves in one piece
+    disable_nagle_algorithm = True
 
-        def make_environ(self) -> dict[str, Any]:
-            environ: dict[str, Any] = super().make_environ()
-            received: dict[str, str] = {}
-            for name, value in self.headers.items():
-                name = name.lower()
-                received[name] = f"{received[name]},{value}" if name in received else value
-            environ[HEADERS] = received
-            return environ
+    def make_environ(self) -> dict[str, Any]:
+        environ: dict[str, Any] = super().make_environ()
+        received: dict[str, str] = {}
+        for name, value in self.headers.items():
+            name = name.lower()
+            received[name] = f"{received[name]},{value}" if name in received else value
+        environ[HEADERS] = received
+        return environ
 
-        def log(self, *_: Any) -> None:
-            """Write no line for a request."""
+    def run_wsgi(self) -> None:
+        """Answer one request, whole; what is left of its body is read, as far as that is not too much."""
+        if self.headers.get("Expect", "").lower() == "100-continue":
+            self.wfile.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            self.wfile.flush()
+        environ = self.make_environ()
+        stream = environ["wsgi.input"]
+        answered: list[Any] = []
+        start: Any = lambda *head: answered.append(head)  # noqa: E731
+        body = b"".join(self.server.app(environ, start))
+        status, headers = answered[-1][:2]
+        if environ["wsgi.input"] is stream:  # the body was not read
+            length = environ.get("CONTENT_LENGTH") or "0"
+            chunked = environ.get("wsgi.input_terminated")
+            self.close_connection = bool(chunked) or not length.isdecimal() or int(length) > MAX_LEFT
+            if not self.close_connection:
+                stream.read(int(length))
+        self.send_response(int(status[:3]), status[4:])
+        for name, value in headers:
+            if name.lower() not in ("date", "server", "connection", "content-length"):
+                self.send_header(name, value)
+        given = {name.lower(): value for name, value in headers}.get("content-length")
+        self.send_header("Content-Length", given if given and self.command == "HEAD" else str(len(body)))
+        if self.close_connection:
+            self.send_header("Connection", "close")
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
 
-    return Handler
+    def log(self, *_: Any) -> None:
+        """Write no line for a request."""
 
 
 def _job_environment(region: str) -> dict[str, str]:

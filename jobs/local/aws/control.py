@@ -20,6 +20,7 @@ from fastmaker.jobs import instance_types
 from fastmaker.local import arguments, boto, constraints
 from fastmaker.local.client import Operations
 from fastmaker.local.errors import invalid
+from fastmaker.local.serving import endpoints
 
 NOT_FINAL = ("InProgress", "Creating", "Updating", "Stopping", "Deleting")
 LOOK_SECONDS = 0.2  # between two looks at what a Describe waits for
@@ -59,6 +60,10 @@ class ControlPlane:
         shape = model.output_shape
         return json.dumps(serialized(shape, answered) if shape else {}).encode()
 
+    def resume(self) -> None:
+        """Go on with what an earlier server was starting when it was killed."""
+        endpoints.resume(endpoints.store_below(self._home), self._s3(), _in_thread)
+
     def _held(
         self, engine: Operations, model: OperationModel, request: dict[str, Any], answered: dict[str, Any]
     ) -> dict[str, Any]:
@@ -79,9 +84,13 @@ class ControlPlane:
                     lambda: self._environment(region),
                     self._s3(),
                     runs=instance_types.runs_here,
-                    launch=lambda start: threading.Thread(target=start, daemon=True).start(),
+                    launch=_in_thread,
                 )
             return self._engines[region]
+
+
+def _in_thread(start: Callable[[], None]) -> None:
+    threading.Thread(target=start, daemon=True).start()
 
 
 def _request(model: OperationModel, body: bytes) -> dict[str, Any]:

@@ -21,7 +21,6 @@ from fastmaker.local.aws.signatures import Key
 from fastmaker.local.store import default_home
 
 LOCK = "lock"
-IDLE_SECONDS = 120.0  # after which a connection without a request is closed
 
 
 @contextlib.contextmanager
@@ -69,11 +68,12 @@ def _serve(folder: Path, port: int, hold: float) -> None:
         kept["port"],
         application,
         threaded=True,
-        request_handler=assembly.handler(IDLE_SECONDS),
+        request_handler=assembly.Handler,
         fd=bound.fileno(),
     )
     server.daemon_threads = True
     threading.Thread(target=server.serve_forever, daemon=True).start()
+    application.resume()
     print(READY, flush=True)
     sys.stdin.read()
 

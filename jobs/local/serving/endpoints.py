@@ -12,13 +12,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from fastmaker.jobs import storage
+from fastmaker.jobs import instance_types, storage
 from fastmaker.local import processes
 from fastmaker.local.containers import ContainerError, end_below
 from fastmaker.local.serving import changes, instances, torchserve
 from fastmaker.local.serving.changes import Record
 from fastmaker.local.serving.instances import Server, container_of
-from fastmaker.local.store import RECORD_FILE, Store, now
+from fastmaker.local.store import RECORD_FILE, DamagedRecord, Store, now
 
 KIND = "endpoints"
 Launch = Callable[[Callable[[], None]], None]  # runs what starts the servers, at once or in a thread of its own
@@ -87,6 +87,23 @@ def update(
         record.update(next_config=config, next_servers=servers, launcher=processes.identity())
     launch(partial(_launch, store, name, servers, s3))
     return True
+
+
+def resume(store: Store, s3: Any, launch: Launch) -> None:
+    """Have `launch` start the servers for ``ml.*`` instances whose starter was killed before it had started all."""
+    for name in store.names():
+        with contextlib.suppress(KeyError, DamagedRecord, OSError):
+            with store.changing(name) as record:
+                servers, launcher = record["next_servers"], record.get("launcher")
+                ours = bool(servers) and all(instance_types.is_aws(server["instance_type"]) for server in servers)
+                if not (ours and launcher) or processes.lives(launcher):
+                    continue
+                record["launcher"] = processes.identity()
+                for server in servers:
+                    server["boot"] = processes.boot()
+            for server in servers:
+                instances.end(container_of(store, name, server))
+            launch(partial(_launch, store, name, servers, s3))
 
 
 def describe(store: Store, name: str) -> dict[str, Any]:

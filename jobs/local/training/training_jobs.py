@@ -17,7 +17,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from fastmaker.jobs import storage
+from fastmaker.jobs import instance_types, storage
 from fastmaker.jobs.runtime import mounts, server_log
 from fastmaker.local import supervisor
 from fastmaker.local.containers import Container, ContainerError, end_below, free_ports, pack, stop_processes
@@ -155,6 +155,7 @@ class Job:
         try:
             for host in self.hosts:  # first: a job that is stopped later uploads what its trees hold
                 host.create()
+            self._say_what_stands_in()
             self._say_what_is_missing()
             self._enter("Downloading", "Downloading input data")
             self._stage()
@@ -173,6 +174,11 @@ class Job:
                 self._upload({"output.tar.gz": "output/data"})
             return "Failed", f"AlgorithmError: {error}", None
         return "Completed", None, None
+
+    def _say_what_stands_in(self) -> None:
+        if instance_types.is_aws(self.request["ResourceConfig"]["InstanceType"]):
+            for host in self.hosts:
+                host.container.note_stand_in(self.request["AlgorithmSpecification"]["TrainingImage"])
 
     def _say_what_is_missing(self) -> None:
         """Write into the logs what the script is to read where there is no /opt/ml."""

@@ -114,6 +114,7 @@ def test_a_job_goes_on_while_the_server_is_killed_and_nothing_of_it_is_lost(tmp_
         with tarfile.open(fileobj=io.BytesIO(artifacts["Body"].read())) as tar:
             assert tar.getnames() == ["weights.txt"]
         after = events_of(logs, name, limit=7)
+        assert after[0]["message"].endswith(f"stand in for {IMAGE}")
         assert after[: len(before)] == before
         assert any("on ml.g4dn.xlarge text" in event["message"] for event in after)
         times = [event["timestamp"] for event in after]
@@ -132,6 +133,12 @@ def test_a_job_goes_on_while_the_server_is_killed_and_nothing_of_it_is_lost(tmp_
 def endpoint(clients):
     """An endpoint that is in service."""
     s3, sagemaker = clients("s3"), clients("sagemaker")
+    create_endpoint(s3, sagemaker)
+    yield "endpoint"
+    delete_endpoint(sagemaker)
+
+
+def create_endpoint(s3, sagemaker):
     s3.create_bucket(Bucket="models", CreateBucketConfiguration=HERE)
     archive = packed(weights__txt="weights", code___inference__py=SERVE)
     s3.put_object(Bucket="models", Key="model.tar.gz", Body=archive)
@@ -146,7 +153,9 @@ def endpoint(clients):
     began = time.monotonic()
     sagemaker.create_endpoint(EndpointName="endpoint", EndpointConfigName="config")
     assert time.monotonic() - began < 5, "the servers are started after the answer"
-    yield "endpoint"
+
+
+def delete_endpoint(sagemaker):
     sagemaker.delete_endpoint(EndpointName="endpoint")
     sagemaker.delete_endpoint_config(EndpointConfigName="config")
     sagemaker.delete_model(ModelName="model")
@@ -183,3 +192,18 @@ def test_an_endpoint_answers_as_on_aws(clients, endpoint, front_home):
     assert wait_until(lambda: logs.filter_log_events(logGroupName=group, filterPattern='"/invocations"')["events"])
     assert "has no member" not in (front_home / "aws" / "server.log").read_text()
     assert json.dumps(sagemaker.list_endpoints()["Endpoints"], default=str).count("InService") == 1
+
+
+@pytest.mark.slow
+def test_an_endpoint_that_was_being_created_when_the_server_was_killed_comes_into_service(tmp_path):
+    with aws.running(tmp_path, hold=0) as environment:
+        create_endpoint(client_of(environment, "s3"), client_of(environment, "sagemaker"))
+        kill_server()
+    with aws.running(tmp_path) as environment:
+        sagemaker = client_of(environment, "sagemaker")
+        found = wait_until(lambda: settled(sagemaker, "endpoint"))
+        assert found["EndpointStatus"] == "InService", found.get("FailureReason")
+        answer = client_of(environment, "sagemaker-runtime").invoke_endpoint(EndpointName="endpoint", Body=b"body")
+        assert answer["Body"].read() == b"weights:body"
+        delete_endpoint(sagemaker)
+    assert nothing_runs_below(tmp_path)
