@@ -60,13 +60,13 @@ class Application:
         try:
             region, service, received = self._checked(environ)
             answer = self._answer(environ, region, service, received)
+            if answer is None:
+                return [b"".join(self._fallback(environ, start))]
         except Refused as refused:
             answer = refusal(environ, refused)
         except Exception as error:
             log.exception("%s %s", environ["REQUEST_METHOD"], environ["PATH_INFO"])
             answer = refusal(environ, Refused("InternalFailure", f"{type(error).__name__}: {error}", 500))
-        if answer is None:
-            return self._fallback(environ, start)
         return _sent(answer, start)
 
     def _checked(self, environ: dict[str, Any]) -> tuple[str, str, Received]:

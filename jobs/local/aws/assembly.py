@@ -47,7 +47,7 @@ class Handler(MotoRequestHandler):  # type: ignore[misc]  # moto is typed in par
         return environ
 
     def run_wsgi(self) -> None:
-        """Answer one request, whole; what is left of its body is read, as far as that is not too much."""
+        """Answer one request, whole."""
         if self.headers.get("Expect", "").lower() == "100-continue":
             self.wfile.write(b"HTTP/1.1 100 Continue\r\n\r\n")
             self.wfile.flush()
@@ -56,13 +56,9 @@ class Handler(MotoRequestHandler):  # type: ignore[misc]  # moto is typed in par
         answered: list[Any] = []
         start: Any = lambda *head: answered.append(head)  # noqa: E731
         body = b"".join(self.server.app(environ, start))
+        if environ["wsgi.input"] is stream:
+            self._leave_body(environ)
         status, headers = answered[-1][:2]
-        if environ["wsgi.input"] is stream:  # the body was not read
-            length = environ.get("CONTENT_LENGTH") or "0"
-            chunked = environ.get("wsgi.input_terminated")
-            self.close_connection = bool(chunked) or not length.isdecimal() or int(length) > MAX_LEFT
-            if not self.close_connection:
-                stream.read(int(length))
         self.send_response(int(status[:3]), status[4:])
         for name, value in headers:
             if name.lower() not in ("date", "server", "connection", "content-length"):
@@ -74,6 +70,14 @@ class Handler(MotoRequestHandler):  # type: ignore[misc]  # moto is typed in par
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(body)
+
+    def _leave_body(self, environ: dict[str, Any]) -> None:
+        """Read the body of a request that was refused without it, or have the connection end if it is too long."""
+        length = environ.get("CONTENT_LENGTH") or "0"
+        if environ.get("wsgi.input_terminated") or not length.isdecimal() or int(length) > MAX_LEFT:
+            self.close_connection = True
+        else:
+            environ["wsgi.input"].read(int(length))
 
     def log(self, *_: Any) -> None:
         """Write no line for a request."""

@@ -75,6 +75,24 @@ def events_of(logs, stream, **limits):
         asked["nextToken"] = page["nextForwardToken"]
 
 
+def came_back_as_asked(job, request):
+    """All members of a request but those that AWS completes."""
+    kept = request.keys() - {"Tags", "OutputDataConfig", "InputDataConfig"}
+    assert {name: job[name] for name in kept} == {name: request[name] for name in kept}
+
+
+def times_are_those_of_writing(logs, stream, events):
+    """The steps of the script are half a second apart."""
+    times = [event["timestamp"] for event in events]
+    steps = [event["timestamp"] for event in events if event["message"].startswith("step")]
+    assert times == sorted(times)
+    assert len(steps) == 6
+    assert 1900 < steps[-1] - steps[0] < 6000
+    assert events_of(logs, stream, startTime=steps[3])[0]["timestamp"] == steps[3]
+    (found,) = logs.filter_log_events(logGroupName=GROUP, filterPattern='"step 3"')["events"]
+    assert found["timestamp"] == steps[3]
+
+
 def put_sources(s3, bucket):
     s3.create_bucket(Bucket=bucket, CreateBucketConfiguration=HERE)
     s3.put_object(Bucket=bucket, Key="data/a.txt", Body=b"text")
@@ -104,11 +122,7 @@ def test_a_job_goes_on_while_the_server_is_killed_and_nothing_of_it_is_lost(tmp_
         sagemaker, logs = client_of(environment, "sagemaker"), client_of(environment, "logs")
         job = sagemaker.describe_training_job(TrainingJobName="job")
         assert job["TrainingJobStatus"] == "Completed", job.get("FailureReason")
-        assert {name: job[name] for name in request if name not in ("Tags", "OutputDataConfig", "InputDataConfig")} == {
-            name: value
-            for name, value in request.items()
-            if name not in ("Tags", "OutputDataConfig", "InputDataConfig")
-        }
+        came_back_as_asked(job, request)
         assert sagemaker.list_tags(ResourceArn=arn)["Tags"] == request["Tags"]
         artifacts = client_of(environment, "s3").get_object(Bucket="killed", Key="out/job/output/model.tar.gz")
         with tarfile.open(fileobj=io.BytesIO(artifacts["Body"].read())) as tar:
@@ -117,14 +131,7 @@ def test_a_job_goes_on_while_the_server_is_killed_and_nothing_of_it_is_lost(tmp_
         assert after[0]["message"].endswith(f"stand in for {IMAGE}")
         assert after[: len(before)] == before
         assert any("on ml.g4dn.xlarge text" in event["message"] for event in after)
-        times = [event["timestamp"] for event in after]
-        steps = [event["timestamp"] for event in after if event["message"].startswith("step")]
-        assert times == sorted(times)
-        assert len(steps) == 6
-        assert 1900 < steps[-1] - steps[0] < 6000
-        assert events_of(logs, name, startTime=steps[3])[0]["timestamp"] == steps[3]
-        (found,) = logs.filter_log_events(logGroupName=GROUP, filterPattern='"step 3"')["events"]
-        assert found["timestamp"] == steps[3]
+        times_are_those_of_writing(logs, name, after)
     assert nothing_runs_below(tmp_path)
     assert "has no member" not in (tmp_path / "aws" / "server.log").read_text()
 

@@ -79,6 +79,7 @@ def test_nothing_is_lost_when_the_server_is_killed(tmp_path):
     assert len(values) == sum(1 for key in before if key[0] == "plain" and len(key) == 3)
 
 
+@pytest.mark.slow
 def test_what_was_answered_is_there_after_a_kill_amid_writes(tmp_path):
     """Whatever was put with success has one of its values, whole, and no file is left over."""
     done: dict[str, int] = {}
