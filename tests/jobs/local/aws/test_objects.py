@@ -62,11 +62,24 @@ def everything(s3):
     return found
 
 
+def parts_are_parts_of_the_whole(s3, whole):
+    which = {"Bucket": "plain", "Key": "in parts"}
+    for asked, first, end in (("5-9", 5, 10), ("16000000-", 16_000_000, None), ("0-99999999", 0, None)):
+        answer = s3.get_object(**which, Range=f"bytes={asked}")
+        assert answer["Body"].read() == whole[first:end]
+        assert answer["ContentRange"].endswith(f"/{len(whole)}")
+    with pytest.raises(ClientError, match="InvalidRange"):
+        s3.get_object(**which, Range="bytes=99999999-")
+    s3.download_fileobj("plain", "in parts", stream := io.BytesIO())
+    assert stream.getvalue() == whole
+
+
 def test_nothing_is_lost_when_the_server_is_killed(tmp_path):
     with aws.running(tmp_path) as environment:
         s3 = client_of(environment, "s3")
         put_everything(s3)
         before = everything(s3)
+        parts_are_parts_of_the_whole(s3, before["plain", "in parts", "null"][2])
         kill_server()
     assert ("plain", "in parts", "null") in before
     assert {name for name, _, *_ in before} >= {"plain", "versions", "empty"}
