@@ -39,7 +39,10 @@ def _bound(port: int) -> socket.socket:
     """Return a socket at a port of loopback. Raises OSError."""
     bound = socket.socket()
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    bound.bind(("127.0.0.1", port))
+    try:
+        bound.bind(("127.0.0.1", port))
+    except OSError as error:
+        raise OSError(f"port {port} cannot be had ({error.strerror}); --port gives another") from None
     bound.listen(128)
     return bound
 
@@ -89,7 +92,7 @@ def main(port: int, hold: float) -> int:
         try:
             _serve(folder, port, hold)
         except (OSError, ImportError) as error:
-            print(f"{type(error).__name__}: {error}", flush=True)
+            print(error, flush=True)
             return 1
     return 0
 

@@ -6,6 +6,7 @@ import os
 import random
 import re
 import signal
+import socket
 import stat
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from helpers.front import JSON, POOL, sagemaker, send, signed
 from helpers.request_values import lacking, spoiled, whole
 
 from fastmaker.local import arguments, aws, boto
+from fastmaker.local.aws import command as aws_command
 from fastmaker.local.aws import settings, signatures
 
 pytestmark = pytest.mark.server
@@ -333,6 +335,30 @@ def test_a_command_runs_in_the_environment_and_its_status_is_returned(front_home
     assert subprocess.run(command("--", "no-such-command"), env=env, capture_output=True).returncode == 127
     with contextlib.suppress(urllib3.exceptions.HTTPError):
         assert send(front, "GET", "/").status == 403
+
+
+def test_a_port_that_another_program_has_is_one_line(tmp_path):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        env = {**os.environ, "FASTMAKER_HOME": str(tmp_path)}
+        done = subprocess.run(command("--port", str(port)), env=env, capture_output=True, text=True)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert f"port {port} cannot be had (Address already in use); --port gives another" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["python"], "what is to be run comes after --"),
+        (["--hold", "-1"], "expected 0 or more seconds"),
+    ],
+)
+def test_bad_usage_is_one_line(words, told, capsys):
+    with pytest.raises(SystemExit):
+        aws_command.parse_args(words)
+    assert told in capsys.readouterr().err
 
 
 def test_it_prints_what_to_set_and_runs_until_ctrl_c(tmp_path):
