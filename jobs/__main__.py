@@ -25,6 +25,7 @@ COMMANDS = {
     "image": ("fastmaker.jobs.image", "build images, and push them to Amazon ECR"),
     "cleanup": ("fastmaker.jobs.cleanup", "list what the jobs made, and delete it"),
     "s3": ("fastmaker.local.s3", "run an S3 on this machine, in memory"),
+    "aws": ("fastmaker.local.aws.command", "AWS on this machine, for programs that are written for it"),
     "benchmark": ("fastmaker.jobs.benchmark", "measure against the bare loop"),
     "quickstart": ("fastmaker.jobs.quickstart", "train, deploy, predict and transform, on real digits"),
     "completion": ("fastmaker.jobs.completion", "print a completion script for bash or zsh"),

@@ -14,7 +14,7 @@ from typing import Any
 import botocore.session
 from botocore.awsrequest import AWSResponse
 from botocore.exceptions import ClientError, ParamValidationError
-from botocore.model import OperationModel
+from botocore.model import OperationModel, ServiceModel
 from botocore.validate import ParamValidator
 
 from fastmaker.local import constraints
@@ -31,6 +31,13 @@ _lock = threading.Lock()  # botocore's session makes one client at a time
 def _session() -> botocore.session.Session:
     """Return the session of all clients: it keeps the models of services, of which SageMaker's takes 0.1 s to read."""
     return botocore.session.Session(NO_CONFIGURATION)
+
+
+def service_model(service: str) -> ServiceModel:
+    """Return what botocore knows of a service."""
+    with _lock:
+        model: ServiceModel = _session().get_service_model(service)
+    return model
 
 
 def client(
@@ -54,15 +61,13 @@ def client(
 
     def take(model: OperationModel, params: Request, context: dict[str, Any], **event: Any) -> Request:
         request = prepare(model.name, params)
-        if reasons := _reasons(model, request, operations):
+        if reasons := reasons_against(model, request, operations):
             raise made.exceptions.from_code(code)(_error(code, reasons), model.name)
         context["local_request"] = request
         return request
 
     def reply(model: OperationModel, context: dict[str, Any], **event: Any) -> tuple[AWSResponse, dict[str, Any]]:
-        # A member that is not honoured asks for nothing, if it is there.
-        honoured = {name: value for name, value in context["local_request"].items() if name in operations[model.name]}
-        parsed = _parsed(model, honoured, answer)
+        parsed = _parsed(model, honoured(context["local_request"], operations[model.name]), answer)
         metadata = parsed["ResponseMetadata"]
         return AWSResponse("local://", metadata["HTTPStatusCode"], metadata["HTTPHeaders"], None), parsed
 
@@ -72,23 +77,32 @@ def client(
     return made
 
 
-def _reasons(model: OperationModel, request: Request, operations: Mapping[str, Members]) -> str:
+def honoured(request: Request, members: Members) -> Request:
+    """Return the members of a request that are honoured: any other, if it is there, asks for nothing."""
+    return {name: value for name, value in request.items() if name in members}
+
+
+def reasons_against(model: OperationModel, request: Request, operations: Mapping[str, Members]) -> str:
     """Return why a request is refused, empty if it is not, or if botocore is about to refuse it."""
     if model.name not in operations:
         return f"{model.name} needs AWS: a local session has no such operation"
-    if _has_errors(model, request):
+    if type_errors(model, request):
         return ""
     # Before botocore makes JSON or headers of it, which not all of Python's values can be.
     return constraints.violations(model.input_shape, request) or unsupported(operations[model.name], request)
 
 
-def _has_errors(model: OperationModel, request: Request) -> bool:
-    """Return whether botocore finds errors in a request. Raises ParamValidationError for those that it trips over."""
+def type_errors(model: OperationModel, request: Request) -> str:
+    """Return what botocore finds wrong with the types of a request's members, empty if nothing is.
+
+    Raises ParamValidationError for those that it trips over.
+    """
     try:
-        return bool(ParamValidator().validate(request, model.input_shape).has_errors())
+        report = ParamValidator().validate(request, model.input_shape)
     except (RuntimeError, OverflowError) as error:
         times = [name for name, shape in model.input_shape.members.items() if shape.type_name == "timestamp"]
         raise ParamValidationError(report=f"Invalid value for one of {', '.join(times)}: {error}") from None
+    return str(report.generate_report())
 
 
 def _parsed(model: OperationModel, request: Request, answer: Answer) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from typing import Any
 from botocore import xform_name
 from botocore.model import OperationModel
 
-from fastmaker.jobs import storage
+from fastmaker.jobs import instance_types, storage
 from fastmaker.local import arguments, boto, names, supervisor, tags, validation
 from fastmaker.local.batch import transform_jobs
 from fastmaker.local.batch.validation import validation_error as transform_job_error
@@ -40,7 +40,8 @@ CONFIG_SHAPE = {
 class Operations:
     """Keep training jobs, models, endpoint configs, endpoints and transform jobs under `home`.
 
-    With `use_docker` what is created runs in containers of its image, else as processes of this environment.
+    With `use_docker` what is created runs in containers of its image, else as processes of this environment. `runs`
+    knows the types of instances, `launch` starts the servers of an endpoint.
     """
 
     def __init__(
@@ -50,8 +51,11 @@ class Operations:
         job_environment: Callable[[], dict[str, str]] = lambda: dict(os.environ),
         s3_client: Any = None,
         use_docker: bool = False,
+        runs: instance_types.Check = instance_types.is_local,
+        launch: endpoints.Launch = endpoints.launch_at_once,
     ) -> None:
         self.region = region
+        self._runs, self._launch = runs, launch
         self.use_docker = use_docker
         self._s3_client = s3_client  # for what is fetched by this process; jobs have their environment
         self._job_environment = job_environment
@@ -89,7 +93,7 @@ class Operations:
     def create_training_job(self, **request: Any) -> dict[str, Any]:
         name = request["TrainingJobName"]
         tags.check("CreateTrainingJob", request.get("Tags", []))
-        if reason := training_job_error(request):
+        if reason := training_job_error(request, self._runs):
             raise invalid("CreateTrainingJob", reason)
         validation.check_gpu("CreateTrainingJob", request["ResourceConfig"]["InstanceType"])
         arn = self._arn("training-job", name)
@@ -143,7 +147,7 @@ class Operations:
             record = self.models.read(ModelName)
         if "Containers" in record:  # as it was given
             del record["PrimaryContainer"]
-        return record
+        return _without_tags(record)
 
     def delete_model(self, ModelName: str) -> None:
         """Delete a model, and the archive that was packed anew for it alone."""
@@ -182,7 +186,7 @@ class Operations:
         **request: Any,
     ) -> dict[str, Any]:
         operation = "CreateEndpointConfig"
-        validation.check_variants(operation, ProductionVariants)
+        validation.check_variants(operation, ProductionVariants, self._runs)
         for variant in ProductionVariants:
             self.describe_model(variant["ModelName"])
         arn = self._arn("endpoint-config", EndpointConfigName)
@@ -199,7 +203,7 @@ class Operations:
 
     def describe_endpoint_config(self, EndpointConfigName: str) -> dict[str, Any]:
         with must_exist("DescribeEndpointConfig", "endpoint configuration", EndpointConfigName):
-            return self.endpoint_configs.read(EndpointConfigName)
+            return _without_tags(self.endpoint_configs.read(EndpointConfigName))
 
     def delete_endpoint_config(self, EndpointConfigName: str) -> None:
         with must_exist("DeleteEndpointConfig", "endpoint configuration", EndpointConfigName):
@@ -215,7 +219,7 @@ class Operations:
         arn = self._arn("endpoint", EndpointName)
         try:
             models = self._models_of("CreateEndpoint", config)
-            endpoints.create(self.endpoints, EndpointName, arn, config, models, given, self._s3_client)
+            endpoints.create(self.endpoints, EndpointName, arn, config, models, given, self._s3_client, self._launch)
         except FileExistsError:
             raise invalid("CreateEndpoint", f'Cannot create already existing endpoint "{arn}".') from None
         return {"EndpointArn": arn}
@@ -228,7 +232,7 @@ class Operations:
             raise invalid("UpdateEndpoint", message)
         models = self._models_of("UpdateEndpoint", config)
         with must_exist("UpdateEndpoint", "endpoint", EndpointName):
-            if not endpoints.update(self.endpoints, EndpointName, config, models, self._s3_client):
+            if not endpoints.update(self.endpoints, EndpointName, config, models, self._s3_client, self._launch):
                 raise invalid("UpdateEndpoint", f'Cannot update endpoint "{EndpointName}" in status Updating.')
         return {"EndpointArn": description["EndpointArn"]}
 
@@ -246,7 +250,7 @@ class Operations:
         operation = "CreateTransformJob"
         name = request["TransformJobName"]
         tags.check(operation, request.get("Tags", []))
-        if reason := transform_job_error(request):
+        if reason := transform_job_error(request, self._runs):
             raise invalid(operation, reason)
         env = self._job_environment()
         validation.check_output_bucket(operation, request["TransformOutput"]["S3OutputPath"], self.region, env)
@@ -375,6 +379,11 @@ class SageMaker:
         if name.startswith("_"):  # while it is copied or unpickled there is no client
             raise AttributeError(name)
         return getattr(self._client if hasattr(self._client, name) else self._operations, name)
+
+
+def _without_tags(record: dict[str, Any]) -> dict[str, Any]:
+    """Return a record as a Describe operation answers: its tags have operations of their own."""
+    return {name: value for name, value in record.items() if name != "tags"}
 
 
 def _spelled(kind: str, between: str) -> str:

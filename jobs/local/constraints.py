@@ -32,31 +32,34 @@ def error_code(service: ServiceModel) -> str:
     return "ValidationError" if "ValidationError" in service.shape_names else "ValidationException"
 
 
-def violations(shape: Shape | None, request: Any) -> str:
-    """Return what of a request breaks a constraint, in AWS's words, empty if nothing does."""
-    found = [] if shape is None else list(_violations(shape, request, ""))
+def violations(shape: Shape | None, request: Any, here: bool = True) -> str:
+    """Return what of a request breaks a constraint, in AWS's words, empty if nothing does.
+
+    A request that is made for this machine, `here`, may name its locations and types of instances.
+    """
+    found = [] if shape is None else list(_violations(shape, request, "", here))
     if not found:
         return ""
     count = "1 validation error" if len(found) == 1 else f"{len(found)} validation errors"
     return f"{count} detected: {'; '.join(found[:MAX_ERRORS])}"
 
 
-def _violations(shape: Any, value: Any, where: str) -> Iterator[str]:
+def _violations(shape: Any, value: Any, where: str, here: bool) -> Iterator[str]:
     if shape.type_name == "structure":
         for name, member in value.items():
-            yield from _violations(shape.members[name], member, _below(where, name[:1].lower() + name[1:]))
+            yield from _violations(shape.members[name], member, _below(where, name[:1].lower() + name[1:]), here)
         return
-    reason = _broken(shape, value)
+    reason = _broken(shape, value, here)
     if reason:
         text = "***" if shape.metadata.get("sensitive") else _shown(value)
         yield f"Value '{text}' at '{where}' failed to satisfy constraint: Member must {reason}"
     elif shape.type_name == "list":
         for number, member in enumerate(value, 1):
-            yield from _violations(shape.member, member, _below(where, f"{number}.member"))
+            yield from _violations(shape.member, member, _below(where, f"{number}.member"), here)
     elif shape.type_name == "map":
         for key, member in value.items():
-            yield from _violations(shape.key, key, _below(where, "key"))
-            yield from _violations(shape.value, member, _below(where, f"{_shown(key)}.value"))
+            yield from _violations(shape.key, key, _below(where, "key"), here)
+            yield from _violations(shape.value, member, _below(where, f"{_shown(key)}.value"), here)
 
 
 def _below(where: str, name: str) -> str:
@@ -69,7 +72,7 @@ def _shown(value: Any) -> str:
     return text if len(text) <= MAX_SHOWN else text[:MAX_SHOWN] + "..."
 
 
-def _broken(shape: Any, value: Any) -> str | None:
+def _broken(shape: Any, value: Any, here: bool) -> str | None:
     """Return the constraint of a member that is no structure which its value breaks, or None."""
     kind, most = shape.type_name, shape.metadata.get("max", math.inf)
     if kind in BITS or kind in ("float", "double"):
@@ -79,7 +82,7 @@ def _broken(shape: Any, value: Any) -> str | None:
     # Of a blob, a text or an open file is measured once it is bytes.
     if (kind in ("string", "list", "map") or isinstance(value, (bytes, bytearray))) and len(value) > most:
         return f"have length less than or equal to {most}"
-    return _broken_by_text(shape, value) if kind == "string" else None
+    return _broken_by_text(shape, value, here) if kind == "string" else None
 
 
 def _broken_by_number(kind: str, value: Any, most: float) -> str | None:
@@ -92,11 +95,11 @@ def _broken_by_number(kind: str, value: Any, most: float) -> str | None:
     return None
 
 
-def _broken_by_text(shape: Any, value: str) -> str | None:
+def _broken_by_text(shape: Any, value: str, here: bool) -> str | None:
     pattern = shape.metadata.get("pattern", "")
-    if shape.enum and value not in shape.enum and not shape.name.endswith(INSTANCE_TYPE):
+    if shape.enum and value not in shape.enum and not (here and shape.name.endswith(INSTANCE_TYPE)):
         return f"satisfy enum value set: [{', '.join(shape.enum)}]"
-    if pattern and not pattern.startswith(URI) and not _compiled(pattern).fullmatch(value):
+    if pattern and not (here and pattern.startswith(URI)) and not _compiled(pattern).fullmatch(value):
         return f"satisfy regular expression pattern: {pattern}"
     return None
 

@@ -6,7 +6,9 @@ container: see `processes`.
 
 import contextlib
 import fnmatch
+import importlib.metadata
 import os
+import platform
 import secrets
 import shutil
 import socket
@@ -170,14 +172,22 @@ class Container:
 
     def set_log_aside(self) -> None:
         """Keep the log as container.1.log, in place of an earlier one; what is started next has a new log."""
+        aside = server_log.aside(self.log)
         with contextlib.suppress(FileNotFoundError):
-            self.log.replace(self.log.with_name("container.1.log"))
+            self.log.replace(aside)
+            server_log.times_of(self.log).replace(server_log.times_of(aside))
 
     def note(self, line: str) -> None:
         """Add a line to the log, if there is space for it."""
         if self.log.is_file() or not self.log.exists():
             with contextlib.suppress(OSError), open(self.log, "a", encoding="utf-8") as log:
                 log.write(line + "\n")
+
+    def note_stand_in(self, image: str | None) -> None:
+        """Say in the log what runs in place of an image of AWS."""
+        if image:
+            version = importlib.metadata.version("torch")
+            self.note(f"torch {version} and Python {platform.python_version()} of this machine stand in for {image}")
 
     def last_line(self) -> str:
         """Return the last line of the log that is not blank."""

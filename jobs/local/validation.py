@@ -68,13 +68,13 @@ def check_model(
     return {**container, **({"ModelDataUrl": storage.absolute(url)} if url else {})}
 
 
-def check_variants(operation: str, variants: list[dict[str, Any]]) -> None:
-    """Check the variants of a CreateEndpointConfig request. Raises ClientError."""
+def check_variants(operation: str, variants: list[dict[str, Any]], runs: instance_types.Check) -> None:
+    """Check the variants of a CreateEndpointConfig request; `runs` knows the types of instances. Raises ClientError."""
     for variant in variants:
         label, instance_type = f"the variant {variant['VariantName']!r}", variant.get("InstanceType")
         if missing := {"ModelName", "InstanceType"} - variant.keys():
             raise invalid(operation, f"{label} lacks {sorted(missing)[0]}")
-        if not instance_types.is_local(instance_type):
+        if not runs(instance_type):
             raise invalid(operation, f"the instance type is {instance_type!r}; a ProcessSession serves on local")
         check_gpu(operation, variant["InstanceType"])
         if (strategy := variant.get("RoutingConfig", {}).get("RoutingStrategy", ROUTING[0])) not in ROUTING:

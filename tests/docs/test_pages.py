@@ -311,6 +311,21 @@ def test_the_example_of_the_base_install_loads_a_bundle_and_answers(few, digits_
     assert capsys.readouterr().out.strip() in set("0123456789")
 
 
+@pytest.mark.slow
+def test_the_program_for_aws_runs_here_as_it_stands(few, tmp_path):
+    lay_out(few, tmp_path)
+    (tmp_path / "source").symlink_to(REPOSITORY / "source")
+    (tmp_path / "train_on_sagemaker.py").write_text(example("ml.g4dn.xlarge", "docs/aws-here.md"))
+    env = {**os.environ, "FASTMAKER_HOME": str(tmp_path / "home")}
+    command = [sys.executable, "-m", "fastmaker.jobs", "aws", "--", sys.executable, "train_on_sagemaker.py"]
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "train_loss" in done.stdout or "epoch" in done.stdout
+    assert done.stdout.endswith(f"{len(list((few / '7').iterdir())) + 3} answers\n")
+    assert not list((tmp_path / "home" / "endpoints").iterdir())
+
+
 def test_every_python_example_of_the_pages_is_run_above():
     run = ["README.md", "docs/local-mode.md", "docs/endpoint.md", "docs/from-a-learner.md", "docs/installation.md"]
+    run.append("docs/aws-here.md")
     assert {page for page, text in TEXTS.items() if blocks(text, "python")} == set(run)

@@ -15,10 +15,13 @@ RETRIES = 3  # https://docs.aws.amazon.com/sagemaker/latest/APIReference/API_Mod
 TIMEOUT_SECONDS = 600
 
 
-def validation_error(request: dict[str, Any]) -> str | None:
-    """Return why the CreateTransformJob `request`, which botocore's model takes, cannot be run here, or None."""
+def validation_error(request: dict[str, Any], runs: instance_types.Check = instance_types.is_local) -> str | None:
+    """Return why the CreateTransformJob `request`, which botocore's model takes, cannot be run here, or None.
+
+    `runs` knows the types of instances that can be.
+    """
     source, resources = request["TransformInput"], request["TransformResources"]
-    if not instance_types.is_local(resources["InstanceType"]):
+    if not runs(resources["InstanceType"]):
         return f"the instance type is {resources['InstanceType']!r}; a ProcessSession runs local and local_gpu"
     data_type = source["DataSource"]["S3DataSource"]["S3DataType"]
     choices = {  # of AWS's

@@ -6,26 +6,33 @@ No process watches an endpoint: whoever describes or invokes it looks at its ser
 import contextlib
 import secrets
 import shutil
+from collections.abc import Callable
 from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from fastmaker.jobs import storage
+from fastmaker.jobs import instance_types, storage
 from fastmaker.local import processes
 from fastmaker.local.containers import ContainerError, end_below
 from fastmaker.local.serving import changes, instances, torchserve
 from fastmaker.local.serving.changes import Record
 from fastmaker.local.serving.instances import Server, container_of
-from fastmaker.local.store import RECORD_FILE, Store, now
+from fastmaker.local.store import RECORD_FILE, DamagedRecord, Store, now
 
 KIND = "endpoints"
+Launch = Callable[[Callable[[], None]], None]  # runs what starts the servers, at once or in a thread of its own
 SERVER = {"folder": str, "variant": str, "weight": (int, float), "port": int, "ready": bool}
 SHAPE = {
     "description": {"EndpointName": str, "EndpointArn": str, "EndpointStatus": str, "CreationTime": datetime},
     "servers": [SERVER],
     "next_servers": [SERVER],
 }
+
+
+def launch_at_once(start: Callable[[], None]) -> None:
+    """Start an endpoint's servers before its creation returns, as is seen if that fails."""
+    start()
 
 
 def store_below(home: Path) -> Store:
@@ -41,8 +48,9 @@ def create(
     models: dict[str, dict[str, Any]],
     tags: list[dict[str, str]],
     s3: Any,
+    launch: Launch,
 ) -> None:
-    """Record the endpoint and start its servers; the client `s3` fetches models from S3.
+    """Record the endpoint and have `launch` start its servers; the client `s3` fetches models from S3.
 
     Raises FileExistsError if the name is taken.
     """
@@ -59,13 +67,16 @@ def create(
     servers = instances.planned(config, models, 1)
     record = {"description": description, "tags": tags, "servers": [], "next_servers": servers}
     store.create(name, {**record, "launcher": processes.identity()})
-    _launch(store, name, servers, s3)
+    launch(partial(_launch, store, name, servers, s3))
 
 
-def update(store: Store, name: str, config: dict[str, Any], models: dict[str, dict[str, Any]], s3: Any) -> bool:
-    """Start the servers of `config`; they take over once they are ready (see `describe`). Raises KeyError.
+def update(
+    store: Store, name: str, config: dict[str, Any], models: dict[str, dict[str, Any]], s3: Any, launch: Launch
+) -> bool:
+    """Have `launch` start the servers of `config`; they take over once they are ready (see `describe`).
 
-    Returns False, and does nothing, if the endpoint is not in service, or is being updated by another process.
+    Returns False, and does nothing, if the endpoint is not in service, or is being updated by another process. Raises
+    KeyError.
     """
     generation = 1 + max((_generation(path) for path in store.directory(name).glob("[0-9]*")), default=0)
     servers = instances.planned(config, models, generation)
@@ -74,8 +85,25 @@ def update(store: Store, name: str, config: dict[str, Any], models: dict[str, di
             return False
         record["description"].update(EndpointStatus="Updating", LastModifiedTime=now())
         record.update(next_config=config, next_servers=servers, launcher=processes.identity())
-    _launch(store, name, servers, s3)
+    launch(partial(_launch, store, name, servers, s3))
     return True
+
+
+def resume(store: Store, s3: Any, launch: Launch) -> None:
+    """Have `launch` start the servers for ``ml.*`` instances whose starter was killed before it had started all."""
+    for name in store.names():
+        with contextlib.suppress(KeyError, DamagedRecord, OSError):
+            with store.changing(name) as record:
+                servers, launcher = record["next_servers"], record.get("launcher")
+                ours = bool(servers) and all(instance_types.is_aws(server["instance_type"]) for server in servers)
+                if not (ours and launcher) or processes.lives(launcher):
+                    continue
+                record["launcher"] = processes.identity()
+                for server in servers:
+                    server["boot"] = processes.boot()
+            for server in servers:
+                instances.end(container_of(store, name, server))
+            launch(partial(_launch, store, name, servers, s3))
 
 
 def describe(store: Store, name: str) -> dict[str, Any]:

@@ -74,6 +74,8 @@ def start(container: Container, model: dict[str, Any], instance_type: str, port:
         command = docker.serving_command(container.root, image, instance_type, port, env)
         container.start_server(command, docker.environment(env))
         return
+    if instance_types.is_aws(instance_type):
+        container.note_stand_in(model.get("Image"))
     (container.root / "logs").mkdir(exist_ok=True)
     env = {**_settings(container), **env, **_addresses(container, port), "SAGEMAKER_BIND_TO_PORT": str(port)}
     container.start([sys.executable, str(LAUNCHER)], container.environment(env))

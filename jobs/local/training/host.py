@@ -123,9 +123,11 @@ class Host:
             }
             for channel in self.request.get("InputDataConfig", ())
         }
+        asked = self.request["ResourceConfig"]["InstanceType"]
+        instance_type = asked if instance_types.is_aws(asked) else instance_types.LOCAL
         group = {
             "instance_group_name": "homogeneousCluster",
-            "instance_type": instance_types.LOCAL,
+            "instance_type": instance_type,
             "hosts": self.names,
         }
         return {
@@ -135,7 +137,7 @@ class Host:
                 "current_host": self.name,
                 "hosts": self.names,
                 "network_interface_name": NETWORK_INTERFACE,
-                "current_instance_type": instance_types.LOCAL,
+                "current_instance_type": instance_type,
                 "current_group_name": group["instance_group_name"],
                 "instance_groups": [group],
             },

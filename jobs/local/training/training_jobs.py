@@ -17,8 +17,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from fastmaker.jobs import storage
-from fastmaker.jobs.runtime import mounts
+from fastmaker.jobs import instance_types, storage
+from fastmaker.jobs.runtime import mounts, server_log
 from fastmaker.local import supervisor
 from fastmaker.local.containers import Container, ContainerError, end_below, free_ports, pack, stop_processes
 from fastmaker.local.store import Store, now
@@ -56,14 +56,16 @@ def start(store: Store, request: dict[str, Any], arn: str, env: dict[str, str], 
     created = now()
     channels, checkpoints = request.get("InputDataConfig"), request.get("CheckpointConfig")
     output = storage.absolute(request["OutputDataConfig"].get("S3OutputPath") or f"file://{store.folder}")
-    source = storage.absolute(str(hyperparameter(request, "sagemaker_submit_directory")))
+    given = str(hyperparameter(request, "sagemaker_submit_directory"))
+    source = storage.absolute(given)
     own, archive = store.directory(name) / SOURCE, storage.local_path(source)
     copies = source.startswith("file://") and archive.is_file()
+    code = f"file://{own}" if copies else source
     description = {
         **{key: value for key, value in request.items() if key != "Tags"},
         "HyperParameters": {
             **request["HyperParameters"],
-            "sagemaker_submit_directory": json.dumps(f"file://{own}" if copies else source),
+            **({"sagemaker_submit_directory": json.dumps(code)} if code != given else {}),
         },
         **({"InputDataConfig": [_with_s3_source(channel) for channel in channels]} if channels else {}),
         # AWS describes a job without a key with an empty one, which the SDK's attach relies on.
@@ -140,11 +142,12 @@ class Job:
 
     def run(self) -> None:
         """Run the job from Downloading to a final status; an error becomes the FailureReason."""
-        try:
-            outcome = self._run()
-        finally:
-            for host in self.hosts:
-                host.container.close()
+        with server_log.noting_times([host.container.log for host in self.hosts]):
+            try:
+                outcome = self._run()
+            finally:
+                for host in self.hosts:
+                    host.container.close()
         self.finish(*outcome)
 
     def _run(self) -> tuple[str, str | None, str | None]:
@@ -152,6 +155,7 @@ class Job:
         try:
             for host in self.hosts:  # first: a job that is stopped later uploads what its trees hold
                 host.create()
+            self._say_what_stands_in()
             self._say_what_is_missing()
             self._enter("Downloading", "Downloading input data")
             self._stage()
@@ -170,6 +174,11 @@ class Job:
                 self._upload({"output.tar.gz": "output/data"})
             return "Failed", f"AlgorithmError: {error}", None
         return "Completed", None, None
+
+    def _say_what_stands_in(self) -> None:
+        if instance_types.is_aws(self.request["ResourceConfig"]["InstanceType"]):
+            for host in self.hosts:
+                host.container.note_stand_in(self.request["AlgorithmSpecification"]["TrainingImage"])
 
     def _say_what_is_missing(self) -> None:
         """Write into the logs what the script is to read where there is no /opt/ml."""

@@ -24,10 +24,10 @@ DEFAULT_RUNTIME_SECONDS = 24 * 3600
 MAX_HOSTS = 20  # https://docs.aws.amazon.com/sagemaker/latest/dg/regions-quotas.html
 
 
-def validation_error(request: dict[str, Any]) -> str | None:
-    """Return why the CreateTrainingJob `request` cannot be run here, or None."""
+def validation_error(request: dict[str, Any], runs: instance_types.Check = instance_types.is_local) -> str | None:
+    """Return why the CreateTrainingJob `request` cannot be run here, or None; `runs` knows the types of instances."""
     return (
-        _resources_error(request.get("ResourceConfig", {}))
+        _resources_error(request.get("ResourceConfig", {}), runs)
         or _algorithm_error(request.get("AlgorithmSpecification", {}), request)
         or _locations_error(request)
         or _channels_error(request)
@@ -54,8 +54,8 @@ def channel_uri(channel: dict[str, Any]) -> str | None:
     return uri
 
 
-def _resources_error(resources: dict[str, Any]) -> str | None:
-    if not instance_types.is_local(resources.get("InstanceType")):
+def _resources_error(resources: dict[str, Any], runs: instance_types.Check) -> str | None:
+    if not runs(resources.get("InstanceType")):
         return f"the instance type is {resources.get('InstanceType')!r}; a ProcessSession runs local and local_gpu"
     if not 1 <= resources.get("InstanceCount", 1) <= MAX_HOSTS:
         return f"InstanceCount is {resources['InstanceCount']}; a ProcessSession trains on 1 to {MAX_HOSTS} hosts"

@@ -1,0 +1,191 @@
+"""One loopback port that is AWS: requests are checked, and answered by the engine or by moto's server.
+
+SageMaker, its runtime and the logs of its jobs are the engine's; S3, STS, IAM, ECR and the rest are moto's.
+"""
+
+import io
+import json
+import logging
+import re
+import uuid
+from collections.abc import Callable, Iterable
+from typing import Any
+from urllib.parse import parse_qs
+from xml.sax.saxutils import escape
+
+from botocore.exceptions import ClientError
+
+from fastmaker.local.aws.control import ControlPlane
+from fastmaker.local.aws.invocations import Answer, Runtime
+from fastmaker.local.aws.signatures import Key, Received, Refused, check, check_access, claim, is_s3
+
+JSON = "application/x-amz-json-1.1"
+SAGEMAKER = "SageMaker."
+LOGS = "Logs_20140328."
+MB = 2**20
+MAX_BODY = 8 * MB  # of any service but S3; an invocation has 6 MB at most
+MAX_OBJECT = 5 * 2**30  # of one request of S3, as on AWS
+REGION = re.compile(r"[a-z]{2}(-[a-z]+)+-\d|aws-global")
+# moto's own pages, which change what it holds, and the address of an instance's own credentials.
+NOT_AWS = re.compile(r"/+(moto-api|latest/(meta-data|api))(/|$)")
+FORM = "application/x-www-form-urlencoded"
+HEADERS = "fastmaker.headers"  # in a WSGI environment: those that came, by names in lower case
+log = logging.getLogger("fastmaker.aws")
+Start = Callable[..., Any]
+
+
+class Application:
+    """The WSGI application. `hosts` are the values of Host that are answered, `key` is the one that signs requests.
+
+    `fallback` is moto's application, around which S3 keeps what it holds.
+    """
+
+    def __init__(
+        self,
+        hosts: set[str],
+        key: Key,
+        control: ControlPlane,
+        runtime: Runtime,
+        fallback: Callable[[dict[str, Any], Start], Iterable[bytes]],
+        logs: Callable[[str, dict[str, Any]], dict[str, Any] | None],
+    ) -> None:
+        self._hosts, self._key = hosts, key
+        self._control, self._runtime, self._logs, self._fallback = control, runtime, logs, fallback
+
+    def resume(self) -> None:
+        """Go on with what an earlier server was doing, once this one answers."""
+        self._control.resume()
+
+    def __call__(self, environ: dict[str, Any], start: Start) -> Iterable[bytes]:
+        try:
+            region, service, received = self._checked(environ)
+            answer = self._answer(environ, region, service, received)
+            if answer is None:
+                return [b"".join(self._fallback(environ, start))]
+        except Refused as refused:
+            answer = refusal(environ, refused)
+        except Exception as error:
+            log.exception("%s %s", environ["REQUEST_METHOD"], environ["PATH_INFO"])
+            answer = refusal(environ, Refused("InternalFailure", f"{type(error).__name__}: {error}", 500))
+        return _sent(answer, start)
+
+    def _checked(self, environ: dict[str, Any]) -> tuple[str, str, Received]:
+        """Return the region and service that a request is signed for, after its body was read. Raises Refused."""
+        if environ.get("HTTP_HOST") not in self._hosts:
+            raise Refused("AccessDenied", "the request's Host is not this machine's")
+        target = environ["RAW_URI"]
+        if not target.startswith("/"):  # an absolute URL, as a proxy is asked for
+            raise Refused("AccessDenied", "the request's path does not begin with a slash")
+        received = Received(environ["REQUEST_METHOD"], target, environ[HEADERS])
+        claimed = claim(received)
+        check_access(claimed, self._key)
+        if claimed.version == 4 and not REGION.fullmatch(claimed.region):
+            raise Refused("AccessDenied", f"{claimed.region!r} is no region of AWS")
+        body = _body(environ, MAX_OBJECT if is_s3(claimed.service) else MAX_BODY)
+        check(received, claimed, body, self._key)
+        if NOT_AWS.match(environ["PATH_INFO"]):
+            raise Refused("AccessDenied", "this path is no service's")
+        return claimed.region, claimed.service, received
+
+    def _answer(self, environ: dict[str, Any], region: str, service: str, received: Received) -> Answer | None:
+        """Return the engine's answer, None if the request is for another service."""
+        target, body = received.headers.get("x-amz-target", ""), environ["wsgi.input"].getvalue()
+        if service == "sagemaker":
+            if target.startswith(SAGEMAKER):
+                return _json(lambda: self._control.answer(target.removeprefix(SAGEMAKER), body, region))
+            answer = self._runtime.answer(received.target, received.headers, body)
+            if answer is None:
+                raise Refused("UnknownOperationException", "SageMaker has no such operation", 404)
+            return answer
+        if target.startswith(LOGS):
+            return self._answer_logs(target.removeprefix(LOGS), body)
+        if service == "iam" and environ.get("CONTENT_TYPE", "").startswith(FORM):
+            return _simulated_policy(body)
+        return None
+
+    def _answer_logs(self, operation: str, body: bytes) -> Answer | None:
+        try:
+            request = json.loads(body or b"{}")
+        except (ValueError, RecursionError):
+            request = {}
+        answered = None
+        if isinstance(request, dict):
+            try:
+                answered = self._logs(operation, request)
+            except ClientError as error:
+                return _client_error(error)
+        return None if answered is None else (200, {"Content-Type": JSON}, json.dumps(answered).encode())
+
+
+def _body(environ: dict[str, Any], most: int) -> bytes:
+    """Return the body of a request, which stays to be read. Raises Refused if it is longer than `most`."""
+    length = environ.get("CONTENT_LENGTH", "")
+    if length and not (length.isascii() and length.isdecimal()):
+        raise Refused("InvalidRequest", "Content-Length is no number", 400)
+    if int(length or 0) > most:
+        raise Refused("EntityTooLarge", f"the body has more than {most // MB:,} MB", 413)
+    if length:
+        body = environ["wsgi.input"].read(int(length))
+    else:
+        body = environ["wsgi.input"].read(most + 1) if environ.get("wsgi.input_terminated") else b""
+    if len(body) > most:
+        raise Refused("EntityTooLarge", f"the body has more than {most // MB:,} MB", 413)
+    if environ.pop("wsgi.input_terminated", None):  # it came in chunks
+        environ["CONTENT_LENGTH"] = str(len(body))
+        environ.pop("HTTP_TRANSFER_ENCODING", None)
+    environ["wsgi.input"] = io.BytesIO(body)
+    return bytes(body)
+
+
+def _json(answer: Callable[[], bytes]) -> Answer:
+    try:
+        return 200, {"Content-Type": JSON}, answer()
+    except ClientError as error:
+        return _client_error(error)
+
+
+def _client_error(error: ClientError) -> Answer:
+    given = error.response["Error"]
+    body = {"__type": given["Code"], "message": given["Message"]}
+    return 400, {"Content-Type": JSON, "x-amzn-ErrorType": given["Code"]}, json.dumps(body).encode()
+
+
+def refusal(environ: dict[str, Any], refused: Refused) -> Answer:
+    """Return that a request is not answered, in the form of the protocol that it speaks."""
+    code, text = refused.code, refused.message
+    if environ.get("HTTP_X_AMZ_TARGET") or environ.get("PATH_INFO", "").startswith("/endpoints/"):
+        body = json.dumps({"__type": code, "message": text}).encode()
+        return refused.status, {"Content-Type": JSON, "x-amzn-ErrorType": code}, body
+    error = f"<Code>{escape(code)}</Code><Message>{escape(text)}</Message>"
+    if environ.get("CONTENT_TYPE", "").startswith(FORM):
+        error = f"<ErrorResponse><Error><Type>Sender</Type>{error}</Error></ErrorResponse>"
+    else:
+        error = f'<?xml version="1.0" encoding="UTF-8"?>\n<Error>{error}</Error>'
+    return refused.status, {"Content-Type": "application/xml"}, error.encode()
+
+
+def _simulated_policy(body: bytes) -> Answer | None:
+    """Return that every action is allowed, of iam:SimulatePrincipalPolicy, which moto lacks; else None."""
+    form = parse_qs(body.decode("utf-8", "replace"))
+    if form.get("Action") != ["SimulatePrincipalPolicy"]:
+        return None
+    actions = [values[0] for name, values in form.items() if name.startswith("ActionNames.member.")]
+    results = "".join(
+        f"<member><EvalActionName>{escape(action)}</EvalActionName><EvalResourceName>*</EvalResourceName>"
+        "<EvalDecision>allowed</EvalDecision></member>"
+        for action in actions
+    )
+    answer = (
+        '<SimulatePrincipalPolicyResponse xmlns="https://iam.amazonaws.com/doc/2010-05-08/">'
+        "<SimulatePrincipalPolicyResult><IsTruncated>false</IsTruncated>"
+        f"<EvaluationResults>{results}</EvaluationResults></SimulatePrincipalPolicyResult>"
+        f"<ResponseMetadata><RequestId>{uuid.uuid4()}</RequestId></ResponseMetadata></SimulatePrincipalPolicyResponse>"
+    )
+    return 200, {"Content-Type": "text/xml"}, answer.encode()
+
+
+def _sent(answer: Answer, start: Start) -> Iterable[bytes]:
+    status, headers, body = answer
+    headers = {**headers, "x-amzn-RequestId": str(uuid.uuid4()), "Content-Length": str(len(body))}
+    start(f"{status} {'OK' if status == 200 else 'Error'}", list(headers.items()))
+    return [body]

@@ -1,0 +1,101 @@
+"""The server's process: ``python -m fastmaker.local.aws.server PORT HOLD``, until its standard input ends.
+
+It prints a line once it answers, or why it does not. FASTMAKER_HOME/aws holds its key and port, what its S3 holds, and
+its log.
+"""
+
+import contextlib
+import fcntl
+import logging
+import os
+import socket
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from fastmaker.local import names
+from fastmaker.local.aws.settings import LOG, READY, RUNNING, credentials, folder_below, region, settings, url_of
+from fastmaker.local.aws.signatures import Key
+from fastmaker.local.store import default_home
+
+LOCK = "lock"
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[bool]:
+    """Yield whether no other process serves this folder, as none does while the context lasts."""
+    with open(os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)) as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
+
+
+def _bound(port: int) -> socket.socket:
+    """Return a socket at a port of loopback. Raises OSError."""
+    bound = socket.socket()
+    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        bound.bind(("127.0.0.1", port))
+    except OSError as error:
+        raise OSError(f"port {port} cannot be had ({error.strerror}); --port gives another") from None
+    bound.listen(128)
+    return bound
+
+
+def _environment(url: str, kept: dict[str, Any]) -> None:
+    """Set this process's environment, which jobs get: S3 is this server's, with its key."""
+    for name in [name for name in os.environ if name.startswith(("AWS_ENDPOINT_URL", "AWS_SESSION", "AWS_PROFILE"))]:
+        del os.environ[name]
+    os.environ.update(AWS_ENDPOINT_URL=url, AWS_ENDPOINT_URL_S3=url, MOTO_ACCOUNT_ID=names.ACCOUNT)
+    os.environ.update(credentials(kept), AWS_REGION=region(), AWS_DEFAULT_REGION=region())
+
+
+def _serve(folder: Path, port: int, hold: float) -> None:
+    kept = settings(folder, port)
+    bound = _bound(kept["port"])
+    url = url_of(kept["port"])
+    _environment(url, kept)
+    from werkzeug.serving import make_server  # after the environment: moto reads it
+
+    from fastmaker.local.aws import assembly
+
+    hosts = {f"{name}:{kept['port']}" for name in ("127.0.0.1", "localhost")}
+    application = assembly.application(folder, hosts, Key(kept["access"], kept["secret"]), hold)
+    server: Any = make_server(
+        "127.0.0.1",
+        kept["port"],
+        application,
+        threaded=True,
+        request_handler=assembly.Handler,
+        fd=bound.fileno(),
+    )
+    server.daemon_threads = True
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    application.resume()
+    print(READY, flush=True)
+    sys.stdin.read()
+
+
+def main(port: int, hold: float) -> int:
+    """Serve until standard input ends; return at once where another process serves this home."""
+    folder = folder_below(default_home())
+    logging.basicConfig(filename=folder / LOG, level=logging.WARNING, format="%(asctime)s %(name)s: %(message)s")
+    with _alone(folder) as alone:
+        if not alone:
+            print(RUNNING, flush=True)
+            return 0
+        try:
+            _serve(folder, port, hold)
+        except (OSError, ImportError) as error:
+            print(error, flush=True)
+            return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(int(sys.argv[1]), float(sys.argv[2])))

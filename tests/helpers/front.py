@@ -1,0 +1,51 @@
+"""AWS on this machine as tests reach it: by boto3, and by requests that are signed and sent as they are."""
+
+import json
+from urllib.parse import urlsplit
+
+import boto3
+import psutil
+import urllib3
+from botocore.auth import S3SigV4Auth, SigV4Auth
+from botocore.awsrequest import AWSRequest
+from botocore.credentials import Credentials
+
+from fastmaker.local.aws import SERVER
+
+POOL = urllib3.PoolManager(retries=False)
+JSON = "application/x-amz-json-1.1"
+
+
+def client_of(environment, service, **options):
+    """boto3's client of a service, which has the server's key and no other configuration."""
+    key = environment["AWS_ACCESS_KEY_ID"], environment["AWS_SECRET_ACCESS_KEY"]
+    session = boto3.Session(*key, region_name=environment["AWS_DEFAULT_REGION"])
+    return session.client(service, endpoint_url=environment["AWS_ENDPOINT_URL"], **options)
+
+
+def kill_server():
+    """Kill the server that this process has started last."""
+    servers = [child for child in psutil.Process().children() if SERVER in child.cmdline()]
+    max(servers, key=lambda child: child.create_time()).kill()
+
+
+def signed(environment, service, method, path, body=b"", headers=None, secret=None):
+    """The headers of a request to the server of an environment."""
+    url = environment["AWS_ENDPOINT_URL"] + path
+    request = AWSRequest(method, url, {**(headers or {}), "Host": urlsplit(url).netloc}, body)
+    key = Credentials(environment["AWS_ACCESS_KEY_ID"], secret or environment["AWS_SECRET_ACCESS_KEY"])
+    signer = S3SigV4Auth if service == "s3" else SigV4Auth
+    signer(key, service, environment["AWS_DEFAULT_REGION"]).add_auth(request)
+    return dict(request.headers)
+
+
+def send(environment, method, path, body=b"", headers=None):
+    """The answer: status, headers and data."""
+    return POOL.request(method, environment["AWS_ENDPOINT_URL"] + path, body=body, headers=headers, redirect=False)
+
+
+def sagemaker(environment, operation, body):
+    """The status and the JSON of SageMaker's answer to a body, which may be none that a client would send."""
+    headers = {"X-Amz-Target": f"SageMaker.{operation}", "Content-Type": JSON}
+    answer = send(environment, "POST", "/", body, signed(environment, "sagemaker", "POST", "/", body, headers))
+    return answer.status, json.loads(answer.data)

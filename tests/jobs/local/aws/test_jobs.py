@@ -1,0 +1,216 @@
+"""Jobs and endpoints of ml.* instances, by boto3: what AWS would answer, and what runs."""
+
+import io
+import json
+import tarfile
+import time
+
+import pytest
+from botocore.exceptions import ClientError
+from helpers.front import client_of, kill_server
+from helpers.waiting import nothing_runs_below, wait_until
+
+from fastmaker.local import aws
+
+pytestmark = pytest.mark.server
+HERE = {"LocationConstraint": "us-west-2"}
+ROLE = "arn:aws:iam::000000000000:role/r"
+IMAGE = "763104351884.dkr.ecr.us-west-2.amazonaws.com/pytorch-training:2.6.0-cpu-py312"
+SERVING_IMAGE = IMAGE.replace("training", "inference")
+GROUP = "/aws/sagemaker/TrainingJobs"
+TRAIN = """
+import os, time
+print("on", os.environ["SM_CURRENT_INSTANCE_TYPE"], open(os.environ["SM_CHANNEL_TRAIN"] + "/a.txt").read(), flush=True)
+for number in range(6):
+    print("step", number, flush=True)
+    time.sleep(0.5)
+open(os.environ["SM_MODEL_DIR"] + "/weights.txt", "w").write("weights")
+"""
+SERVE = """
+def model_fn(model_dir): return open(model_dir + "/weights.txt").read()
+def input_fn(body, content_type): return bytes(body)
+def predict_fn(body, model): return (model + ":").encode() + body if body != b"bad" else 1 / 0
+def output_fn(answer, accept): return answer, accept
+"""
+
+
+def packed(**files):
+    """The bytes of an archive of texts by their names, in which a dot is written __ and a slash ___."""
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w:gz") as tar:
+        for name, text in files.items():
+            member = tarfile.TarInfo(name.replace("___", "/").replace("__", "."))
+            member.size = len(text)
+            tar.addfile(member, io.BytesIO(text.encode()))
+    return stream.getvalue()
+
+
+def training_request(bucket, name):
+    source = {"S3DataType": "S3Prefix", "S3Uri": f"s3://{bucket}/data/", "S3DataDistributionType": "FullyReplicated"}
+    return {
+        "TrainingJobName": name,
+        "AlgorithmSpecification": {"TrainingImage": IMAGE, "TrainingInputMode": "File"},
+        "RoleArn": ROLE,
+        "InputDataConfig": [{"ChannelName": "train", "DataSource": {"S3DataSource": source}}],
+        "OutputDataConfig": {"S3OutputPath": f"s3://{bucket}/out"},
+        "ResourceConfig": {"InstanceType": "ml.g4dn.xlarge", "InstanceCount": 1, "VolumeSizeInGB": 30},
+        "VpcConfig": {"SecurityGroupIds": ["sg-1"], "Subnets": ["subnet-1"]},
+        "StoppingCondition": {"MaxRuntimeInSeconds": 600},
+        "HyperParameters": {
+            "sagemaker_program": "train.py",
+            "sagemaker_submit_directory": f"s3://{bucket}/source.tar.gz",
+        },
+        "Tags": [{"Key": "k", "Value": "v"}],
+    }
+
+
+def events_of(logs, stream, **limits):
+    """All events of a stream, by pages."""
+    asked, found = {"logGroupName": GROUP, "logStreamName": stream, "startFromHead": True, **limits}, []
+    while True:
+        page = logs.get_log_events(**asked)
+        found += page["events"]
+        if page["nextForwardToken"] == asked.get("nextToken"):
+            return found
+        asked["nextToken"] = page["nextForwardToken"]
+
+
+def came_back_as_asked(job, request):
+    """All members of a request but those that AWS completes."""
+    kept = request.keys() - {"Tags", "OutputDataConfig", "InputDataConfig"}
+    assert {name: job[name] for name in kept} == {name: request[name] for name in kept}
+
+
+def times_are_those_of_writing(logs, stream, events):
+    """The steps of the script are half a second apart."""
+    times = [event["timestamp"] for event in events]
+    steps = [event["timestamp"] for event in events if event["message"].startswith("step")]
+    assert times == sorted(times)
+    assert len(steps) == 6
+    assert 1900 < steps[-1] - steps[0] < 6000
+    assert events_of(logs, stream, startTime=steps[3])[0]["timestamp"] == steps[3]
+    (found,) = logs.filter_log_events(logGroupName=GROUP, filterPattern='"step 3"')["events"]
+    assert found["timestamp"] == steps[3]
+
+
+def put_sources(s3, bucket):
+    s3.create_bucket(Bucket=bucket, CreateBucketConfiguration=HERE)
+    s3.put_object(Bucket=bucket, Key="data/a.txt", Body=b"text")
+    s3.put_object(Bucket=bucket, Key="source.tar.gz", Body=packed(train__py=TRAIN))
+
+
+def test_a_job_goes_on_while_the_server_is_killed_and_nothing_of_it_is_lost(tmp_path):
+    with aws.running(tmp_path, hold=0) as environment:
+        put_sources(client_of(environment, "s3"), "killed")
+        sagemaker, logs = client_of(environment, "sagemaker"), client_of(environment, "logs")
+        request = training_request("killed", "job")
+        arn = sagemaker.create_training_job(**request)["TrainingJobArn"]
+        assert arn == "arn:aws:sagemaker:us-west-2:000000000000:training-job/job"
+        with pytest.raises(sagemaker.exceptions.ResourceInUse):
+            sagemaker.create_training_job(**request)
+
+        def stream():
+            found = logs.describe_log_streams(logGroupName=GROUP, logStreamNamePrefix="job/")["logStreams"]
+            return found[0]["logStreamName"] if found else None
+
+        name = wait_until(stream)
+        before = wait_until(
+            lambda: [e for e in events_of(logs, name) if "step 1" in e["message"]] and events_of(logs, name)
+        )
+        kill_server()
+    with aws.running(tmp_path) as environment:  # a description waits for the end
+        sagemaker, logs = client_of(environment, "sagemaker"), client_of(environment, "logs")
+        job = sagemaker.describe_training_job(TrainingJobName="job")
+        assert job["TrainingJobStatus"] == "Completed", job.get("FailureReason")
+        came_back_as_asked(job, request)
+        assert sagemaker.list_tags(ResourceArn=arn)["Tags"] == request["Tags"]
+        artifacts = client_of(environment, "s3").get_object(Bucket="killed", Key="out/job/output/model.tar.gz")
+        with tarfile.open(fileobj=io.BytesIO(artifacts["Body"].read())) as tar:
+            assert tar.getnames() == ["weights.txt"]
+        after = events_of(logs, name, limit=7)
+        assert after[0]["message"].endswith(f"stand in for {IMAGE}")
+        assert after[: len(before)] == before
+        assert any("on ml.g4dn.xlarge text" in event["message"] for event in after)
+        times_are_those_of_writing(logs, name, after)
+    assert nothing_runs_below(tmp_path)
+    assert "has no member" not in (tmp_path / "aws" / "server.log").read_text()
+
+
+@pytest.fixture(scope="module")
+def endpoint(clients):
+    """An endpoint that is in service."""
+    s3, sagemaker = clients("s3"), clients("sagemaker")
+    create_endpoint(s3, sagemaker)
+    yield "endpoint"
+    delete_endpoint(sagemaker)
+
+
+def create_endpoint(s3, sagemaker):
+    s3.create_bucket(Bucket="models", CreateBucketConfiguration=HERE)
+    archive = packed(weights__txt="weights", code___inference__py=SERVE)
+    s3.put_object(Bucket="models", Key="model.tar.gz", Body=archive)
+    container = {
+        "Image": SERVING_IMAGE,
+        "ModelDataUrl": "s3://models/model.tar.gz",
+        "Environment": {"SAGEMAKER_PROGRAM": "inference.py", "SAGEMAKER_MODEL_SERVER_WORKERS": "1"},
+    }
+    sagemaker.create_model(ModelName="model", PrimaryContainer=container, ExecutionRoleArn=ROLE)
+    variant = {"VariantName": "v", "ModelName": "model", "InstanceType": "ml.m5.xlarge", "InitialInstanceCount": 1}
+    sagemaker.create_endpoint_config(EndpointConfigName="config", ProductionVariants=[variant])
+    began = time.monotonic()
+    sagemaker.create_endpoint(EndpointName="endpoint", EndpointConfigName="config")
+    assert time.monotonic() - began < 5, "the servers are started after the answer"
+
+
+def delete_endpoint(sagemaker):
+    sagemaker.delete_endpoint(EndpointName="endpoint")
+    sagemaker.delete_endpoint_config(EndpointConfigName="config")
+    sagemaker.delete_model(ModelName="model")
+
+
+def settled(sagemaker, endpoint):
+    """The endpoint's description once it is not being created, which the server waits for."""
+    found = sagemaker.describe_endpoint(EndpointName=endpoint)
+    return found if found["EndpointStatus"] != "Creating" else None
+
+
+def test_an_endpoint_answers_as_on_aws(clients, endpoint, front_home):
+    sagemaker, runtime = clients("sagemaker"), clients("sagemaker-runtime")
+    found = wait_until(lambda: settled(sagemaker, endpoint))
+    assert found["EndpointStatus"] == "InService", found.get("FailureReason")
+    config = sagemaker.describe_endpoint_config(EndpointConfigName="config")
+    assert config["ProductionVariants"][0]["InstanceType"] == "ml.m5.xlarge"
+    assert sagemaker.describe_model(ModelName="model")["ExecutionRoleArn"] == ROLE
+    answer = runtime.invoke_endpoint(EndpointName=endpoint, Body=b"body", ContentType="text/x", Accept="text/y")
+    assert answer["Body"].read() == b"weights:body"
+    assert (answer["ContentType"], answer["InvokedProductionVariant"]) == ("text/y", "v")
+    with pytest.raises(runtime.exceptions.ModelError) as caught:
+        runtime.invoke_endpoint(EndpointName=endpoint, Body=b"bad", ContentType="text/x")
+    assert caught.value.response["OriginalStatusCode"] == 500
+    assert caught.value.response["ResponseMetadata"]["HTTPStatusCode"] == 424
+    with pytest.raises(runtime.exceptions.ValidationError, match="not found"):
+        runtime.invoke_endpoint(EndpointName="another", Body=b"x")
+    with pytest.raises(ClientError, match="TargetModel needs AWS"):
+        runtime.invoke_endpoint(EndpointName=endpoint, Body=b"x", TargetModel="m.tar.gz")
+    logs = clients("logs")
+    group = f"/aws/sagemaker/Endpoints/{endpoint}"
+    (stream,) = logs.describe_log_streams(logGroupName=group)["logStreams"]
+    assert stream["logStreamName"].startswith("v/i-")
+    assert wait_until(lambda: logs.filter_log_events(logGroupName=group, filterPattern='"/invocations"')["events"])
+    assert "has no member" not in (front_home / "aws" / "server.log").read_text()
+    assert json.dumps(sagemaker.list_endpoints()["Endpoints"], default=str).count("InService") == 1
+
+
+@pytest.mark.slow
+def test_an_endpoint_that_was_being_created_when_the_server_was_killed_comes_into_service(tmp_path):
+    with aws.running(tmp_path, hold=0) as environment:
+        create_endpoint(client_of(environment, "s3"), client_of(environment, "sagemaker"))
+        kill_server()
+    with aws.running(tmp_path) as environment:
+        sagemaker = client_of(environment, "sagemaker")
+        found = wait_until(lambda: settled(sagemaker, "endpoint"))
+        assert found["EndpointStatus"] == "InService", found.get("FailureReason")
+        answer = client_of(environment, "sagemaker-runtime").invoke_endpoint(EndpointName="endpoint", Body=b"body")
+        assert answer["Body"].read() == b"weights:body"
+        delete_endpoint(sagemaker)
+    assert nothing_runs_below(tmp_path)
