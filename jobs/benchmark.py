@@ -48,7 +48,9 @@ def _add_train(parser) -> None:
     parser.add_argument("--image-size", default="64", help=DEFAULT)
     parser.add_argument("--label-regex", help="how a file's name gives its label, as of fastmaker train")
     parser.add_argument("--epochs", default="5", help=DEFAULT)
-    parser.add_argument("--hosts", type=int, help="compare so many hosts with one host and batches as large as theirs")
+    beside = parser.add_mutually_exclusive_group()
+    beside.add_argument("--hosts", type=int, help="compare so many hosts with one host and batches as large as theirs")
+    beside.add_argument("--precision", choices=("bf16", "fp16"), help="compare it with float32")
 
 
 def _add_transform(parser) -> None:
@@ -106,7 +108,9 @@ def _train(args) -> tuple[list[str], list[list]]:
     hyperparameters = {"arch": args.arch, "epochs": args.epochs, "image-size": args.image_size}
     if args.label_regex:
         hyperparameters["label-regex"] = args.label_regex
-    return training.HEADER, training.measure(data=args.data, hyperparameters=hyperparameters, hosts=args.hosts)
+    return training.HEADER, training.measure(
+        data=args.data, hyperparameters=hyperparameters, hosts=args.hosts, precision=args.precision
+    )
 
 
 def _transform(args) -> tuple[list[str], list[list]]:

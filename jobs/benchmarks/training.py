@@ -1,6 +1,7 @@
-"""The training job beside a bare fastai loop over the same DataLoaders, or several hosts beside one."""
+"""The training job beside a bare fastai loop over the same DataLoaders, several hosts beside one, bf16 beside float32."""
 
 import contextlib
+import functools
 import io
 import re
 import statistics
@@ -17,17 +18,23 @@ from fastmaker.jobs.benchmarks import common
 HEADER = ["measured", "value", "ratio"]
 BATCH_SIZE = 32  # of one host
 GENERATED_PHOTOS = 600
+ENTRY_POINT = str(files.SOURCE / "entry_point.py")
 
 
-def measure(*, data: str | None, hyperparameters: dict[str, str], hosts: int | None) -> list[list]:
-    """Return rows of HEADER: of the job beside the bare loop, or with `hosts` of so many beside one.
+def measure(
+    *, data: str | None, hyperparameters: dict[str, str], hosts: int | None, precision: str | None = None
+) -> list[list]:
+    """Return rows of HEADER: of the job beside the bare loop, of `hosts` beside one, or of `precision` beside float32.
 
     `data` is a training data directory (None: generated photos in four classes).
     """
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         data = data or str(_generated_classes(folder / "data"))
-        hyperparameters = {**hyperparameters, "pretrained": "false", "batch-size": str(BATCH_SIZE)}
+        given = {"pretrained": "false", "batch-size": str(BATCH_SIZE), "precision": "float32"}
+        hyperparameters = {**hyperparameters, **given}
+        if precision:
+            return _beside_float32(data, hyperparameters, precision, folder)
         if hosts:
             return _hosts_beside_one(data, hyperparameters, hosts)
         return _beside_bare_loop(data, hyperparameters, folder)
@@ -47,16 +54,30 @@ def _beside_bare_loop(data: str, hyperparameters: dict[str, str], folder: Path) 
     ]
 
 
-def _measure_once(data: str, hyperparameters: dict[str, str], folder: Path) -> tuple:
-    """Return images/s by epoch of the entry point, the bare loop and fit; seconds of the entry point and of fit."""
+def _beside_float32(data: str, hyperparameters: dict[str, str], precision: str, folder: Path) -> list[list]:
+    def rate(kind: str) -> float:
+        options = {**hyperparameters, "precision": kind}
+        return statistics.median(_rates(_python(ENTRY_POINT, data=data, hyperparameters=options, folder=folder)))
+
+    halves, whole = common.alternate(lambda: rate(precision), lambda: rate("float32"))
+    return [
+        [f"entry point in {precision}, images/s", round(halves, 1), f"{halves / whole:.2f} of float32"],
+        ["entry point in float32, images/s", round(whole, 1), ""],
+    ]
+
+
+def _python(*command: str, data: str, hyperparameters: dict[str, str], folder: Path) -> str:
+    """Run a program with the arguments of the entry point; return what it prints."""
     arguments = [word for name, value in hyperparameters.items() for word in (f"--{name}", value)]
     arguments += ["--train", data, "--model-dir", str(folder / "model"), "--output-data-dir", str(folder / "output")]
+    return subprocess.check_output([sys.executable, *command, *arguments], text=True)
 
-    def python(*command: str) -> str:
-        return subprocess.check_output([sys.executable, *command, *arguments], text=True)
 
+def _measure_once(data: str, hyperparameters: dict[str, str], folder: Path) -> tuple:
+    """Return images/s by epoch of the entry point, the bare loop and fit; seconds of the entry point and of fit."""
+    python = functools.partial(_python, data=data, hyperparameters=hyperparameters, folder=folder)
     started = time.perf_counter()
-    script = python(str(files.SOURCE / "entry_point.py"))
+    script = python(ENTRY_POINT)
     script_seconds = time.perf_counter() - started
     bare = python("-m", "fastmaker.jobs.benchmarks.bare_loop")
     fit, fit_seconds = _fit(data, hyperparameters)

@@ -262,7 +262,8 @@ def test_a_timeout_that_is_set_holds(session, model_archive):
     env = {"SAGEMAKER_PROGRAM": "inference.py", "SAGEMAKER_MODEL_SERVER_TIMEOUT": "2"}
     with deployed(session, model_archive(slow), env=env) as predictor:
         (container,) = containers_of(session, predictor.endpoint_name)
-        assert torchserve.describe(container, 0)["responseTimeout"] == 2
+        (server,) = session.sagemaker_client.endpoints.read(predictor.endpoint_name)["servers"]
+        assert torchserve.describe(container, server["port"])["responseTimeout"] == 2
         with pytest.raises(session.sagemaker_runtime_client.exceptions.ModelError) as caught:
             invoke(session, predictor.endpoint_name, b"x")
         assert caught.value.response["OriginalStatusCode"] >= 500
