@@ -1,4 +1,4 @@
-"""The training job beside a bare fastai loop over the same DataLoaders, several hosts beside one, bf16 beside float32."""
+"""The training job beside a bare fastai loop over the same DataLoaders, hosts beside one, bf16 beside float32."""
 
 import contextlib
 import functools
