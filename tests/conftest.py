@@ -218,7 +218,7 @@ def digits_bundle(digits_learner, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def scenes_learner(scenes):
-    """A U-Net that saw the scenes for two epochs."""
+    """A U-Net that saw the scenes for three epochs."""
     from fastai.vision.all import set_seed
 
     from fastmaker.training import data, learner, mask_data
@@ -231,7 +231,7 @@ def scenes_learner(scenes):
     args = parse_args(arguments.split())
     learn = learner.create(dls, samples, args, pretrained=False)
     with learn.no_bar(), learn.no_logging():
-        learn.fit_one_cycle(2, 0.003)
+        learn.fit_one_cycle(3, 0.003)
     return learn
 
 

@@ -29,6 +29,7 @@ The exceptions, which can be imported from here, too::
     ├── training.layouts.files.DataError        training data that cannot be used
     ├── training.checkpoint.CheckpointError     a checkpoint of another run
     ├── training.distributed.ProcessGroupError  processes that cannot train together
+    ├── training.precision.PrecisionError       a precision that the device does not compute with
     ├── training.schedule.ScheduleError         a schedule that the network or the data does not allow
     ├── training.architectures.ArchitectureError  a name of no network, or of one that cannot be trained so
     └── training.weights.WeightsError           weights to start from that cannot be had, or do not fit
@@ -56,6 +57,7 @@ if TYPE_CHECKING:
     from fastmaker.training.distributed import ProcessGroupError
     from fastmaker.training.from_learner import save_bundle
     from fastmaker.training.layouts.files import DataError
+    from fastmaker.training.precision import PrecisionError
     from fastmaker.training.schedule import ScheduleError
     from fastmaker.training.stand_ins import MissingError
     from fastmaker.training.tracing import CaptureError
@@ -76,6 +78,7 @@ __all__ = [
     "MissingError",
     "NotAcceptable",
     "OperatorError",
+    "PrecisionError",
     "ProcessGroupError",
     "RequestError",
     "ScheduleError",
@@ -105,6 +108,7 @@ _LAZY = {
     "OperatorError": "graph_operators.OperatorError",
     "ProcessGroupError": "training.distributed.ProcessGroupError",
     "RequestError": "serving.errors.RequestError",
+    "PrecisionError": "training.precision.PrecisionError",
     "ScheduleError": "training.schedule.ScheduleError",
     "UnsupportedContentType": "serving.errors.UnsupportedContentType",
     "WeightsError": "training.weights.WeightsError",

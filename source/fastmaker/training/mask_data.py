@@ -94,8 +94,7 @@ def read(
         is_valid = _split(train_dir, [image for image, _ in train], valid_pct, seed)
     _check_split(train_dir, is_valid)
     if void_pixel is not None:
-        if depth != "layout":
-            _check_void_pixel(void_pixel, (*train, *valid), codes)
+        _check_void_pixel(void_pixel, (*train, *valid) if depth != "layout" else (), codes)
         codes.append("void" if "void" not in codes else f"void {void_pixel}")
     images, labels = zip(*train, *valid, strict=True)
     samples = MaskedSamples("images with masks", images, labels, is_valid, tuple(skipped))
@@ -120,7 +119,7 @@ def _split(folder: Path, images: list[Path], valid_pct: float, seed: int) -> lis
 
 
 def _check_void_pixel(void_pixel: int, pairs: Sequence[tuple[Path, Path]], codes: list[str]) -> None:
-    if not any((masks.read(mask) == void_pixel).any() for _, mask in pairs):
+    if pairs and not any((masks.read(mask) == void_pixel).any() for _, mask in pairs):
         raise DataError(f"--void-code {void_pixel}: no mask has it, and codes.txt names 0 to {len(codes) - 1}")
 
 

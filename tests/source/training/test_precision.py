@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fastmaker import bundle
-from fastmaker.training import arguments, callbacks, checkpoint, data, from_learner, learner, precision
+from fastmaker.training import arguments, callbacks, checkpoint, data, from_learner, learner, precision, schedule
 
 pytestmark = pytest.mark.training
 CPU = torch.device("cpu")
@@ -22,17 +22,19 @@ def new_learner(photos):
     set_seed(5)
     samples = data.read(photos)
     dls = data.dataloaders(samples, "RGB", (32, 32), "crop", batch_size=8, augment=True, workers=0)
-    args = arguments.parse_args(["--train", "photos", "--arch", "resnet18"])
-    learn = learner.create(dls, samples, args, pretrained=False)
+    learn = learner.create(dls, samples, FINE_TUNED, pretrained=False)
     learn.add_cb(callbacks.MetricLog())
     return learn
+
+
+FINE_TUNED = arguments.parse_args(["--train", "photos", "--arch", "resnet18", "--epochs", "1"])
 
 
 def fit(learn, kind, *cbs, state=None):
     place = (state["epoch"], state["batch"]) if state else (0, 0)
     mixed = precision.callbacks(kind, CPU, state and state["scaler"])
     with learn.no_bar(), learn.no_logging(), learn.added_cbs([callbacks.Position(3, *place), *mixed, *cbs]):
-        learner.fit(learn, 1, 0.01, True, *place)  # of two fits: the head's, and that of the whole network
+        schedule.fit(learn, schedule.plan(FINE_TUNED, 0.01), *place)  # of the head, and of the whole network
     return learn
 
 
@@ -92,7 +94,7 @@ def test_the_scaler_goes_on_where_the_checkpoint_left_it(photos, tmp_path):
     learn = new_learner(photos)
     mixed.scaling.load_state_dict(mixed.scaling.state_dict() | {"scale": 2.0**40})  # gradients overflow, and halve it
     with learn.no_bar(), learn.no_logging(), learn.added_cbs([callbacks.Position(3), mixed, saving(tmp_path)]):
-        learner.fit(learn, 1, 0.01, False)
+        learn.fit_one_cycle(1, 0.01)
     state = checkpoint.newest(tmp_path)[1]["scaler"]
     assert state == mixed.scaling.state_dict()
     assert state["scale"] < 2**40

@@ -126,7 +126,7 @@ def test_images_have_the_size_of_the_phase(pictures, tmp_path):
         def before_batch(self):
             seen.append(tuple(self.x.shape[-2:]))
 
-    args = arguments(pictures, tmp_path, "--progressive-sizes 20,24")
+    args = arguments(pictures, tmp_path, "--progressive-sizes 20,24 --precision float32")
     samples = data.read(pictures)
     learn = run._learner(args, samples, SINGLE, None)
     learn.add_cb(Sizes())

@@ -298,6 +298,7 @@ def test_without_a_network_the_missing_pretrained_weights_come_with_a_way_out(ph
     assert main(parse_args(arguments)) == 2
     reason = capsys.readouterr().err.splitlines()[-1]
     assert re.search(
-        r"weights of resnet18 cannot be downloaded .*; use --pretrained false, or give --pretrained FILE", reason
+        r"weights of resnet18 cannot be downloaded .*; use --pretrained false, or give their file as --pretrained FILE",
+        reason,
     )
     assert not (tmp_path / "model").exists()
