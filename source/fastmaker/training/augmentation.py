@@ -44,9 +44,11 @@ def of_batches(args: argparse.Namespace) -> list[Any]:
 
 def mixing(args: argparse.Namespace) -> list[Any]:
     """Return the callbacks that mix the images of a batch."""
-    if args.mixup:
-        return [MixUp(args.mixup)]
-    return [CutMix(args.cutmix)] if args.cutmix else []
+    callbacks = [MixUp(args.mixup)] if args.mixup else [CutMix(args.cutmix)] if args.cutmix else []
+    for callback in callbacks:
+        # They set it before they train, and read it when a fit is cancelled, also where nothing is left to train.
+        callback.stack_y = False
+    return callbacks
 
 
 def loss(args: argparse.Namespace, samples: Samples, device: torch.device) -> Any:

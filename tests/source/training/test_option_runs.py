@@ -62,6 +62,18 @@ def test_a_run_that_stops_within_an_epoch_resumes_to_the_same_result(samples, tm
     assert found[0] == found[1]
 
 
+@pytest.mark.parametrize("options", ["--mixup 0.4", pytest.param("--cutmix 1 --focal 2", marks=pytest.mark.slow)])
+def test_a_run_that_mixes_and_has_stopped_early_is_over_when_it_starts_again(samples, tmp_path, capsys, options):
+    stopping = "--epochs 3 --early-stopping 1 --monitor accuracy --lr 1e-8"
+    words = words_of("classification", tmp_path, f"--checkpoint-dir {tmp_path / 'kept'} {stopping} {options}")
+    found = []
+    for _ in "12":
+        assert run._train(parse_args(words), samples["classification"]) == 0
+        found.append(figures(tmp_path))
+    assert found[0] == found[1]
+    assert "nothing is left to train after epoch 2 of 3" in capsys.readouterr().out
+
+
 OF_THE_RUN = [
     *("--flip-vert true", "--flip false", "--max-rotate 5", "--min-zoom 0.9", "--max-zoom 1.3", "--max-lighting 0"),
     *("--max-warp 0", "--p-affine 0.5", "--p-lighting 1", "--pad-mode zeros", "--erase 0.1", "--item-size 40"),
