@@ -58,3 +58,16 @@ def figures(folder):
     """What a run has left: the SHA-256 of its weights and its metrics."""
     info = bundle.load_info(folder / "model")
     return info.state_sha256, info.metrics, (folder / "history.csv").read_text()
+
+
+# Trains each run on one of two hosts.
+ON_HOSTS = """
+import os, pickle, sys
+from fastmaker.training import run
+from fastmaker.training.arguments import parse_args
+with open(sys.argv[1], "rb") as file:
+    runs = pickle.load(file)
+for port, (words, samples) in zip(sys.argv[2:], runs):
+    os.environ["MASTER_PORT"] = port
+    assert run._train(parse_args(words), samples) == 0
+"""

@@ -285,7 +285,8 @@ def _fit(
         saving = callbacks.SaveCheckpoints(folder, run_config, stop, resumed, args.checkpoint_minutes)
         mixed = precision.callbacks(args.precision, learn.dls.device, resumed and resumed.get("scaler"))
         averaging = [distributed.DataParallel(group, requested, stop)] if group.world_size > 1 else []
-        dls_of = functools.partial(_dls_of, args, samples, group, stack, learn.dls)
+        # Each of a size is made, and cut into the ranks' shares, once.
+        dls_of = functools.cache(functools.partial(_dls_of, args, samples, group, stack, learn.dls))
         try:
             with learn.added_cbs([position, saving, *mixed, *averaging, *augmentation.mixing(args), *best]):
                 schedule.fit(learn, phases, done, batch, dls_of)

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 from helpers import discs
-from helpers.discs import arguments, figures, words_of
+from helpers.discs import ON_HOSTS, arguments, figures, words_of
 from helpers.hosts import Hosts, free_port
 
 from fastmaker.training import augmentation, callbacks, checkpoint, run
@@ -115,19 +115,6 @@ def test_weights_of_classes_are_those_of_the_training_images(samples, tmp_path):
     loss = augmentation.loss(arguments("classification", tmp_path, "--class-weights balanced"), sample, "cpu")
     expected = [len(names) / (2 * names.count(name)) for name in sample.classes]
     assert loss.func.weight.tolist() == pytest.approx(expected)
-
-
-# Trains each run on one of two hosts.
-ON_HOSTS = """
-import os, pickle, sys
-from fastmaker.training import run
-from fastmaker.training.arguments import parse_args
-with open(sys.argv[1], "rb") as file:
-    runs = pickle.load(file)
-for port, (words, samples) in zip(sys.argv[2:], runs):
-    os.environ["MASTER_PORT"] = port
-    assert run._train(parse_args(words), samples) == 0
-"""
 
 
 @pytest.mark.slow

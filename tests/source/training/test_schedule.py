@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import sys
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 from helpers.hosts import Hosts
 from PIL import Image
 
-from fastmaker import bundle
+from fastmaker import bundle, networks
 from fastmaker.training import architectures, checkpoint, data, run, schedule
 from fastmaker.training.arguments import optimisation, parse_args
 from fastmaker.training.distributed import SINGLE
@@ -209,15 +210,18 @@ def test_the_metrics_that_may_be_named_are_those_of_the_task(task):
 
 
 def test_two_hosts_find_stop_and_keep_alike(pictures, tmp_path):
-    more = "--lr find --early-stopping 1 --progressive-sizes 20 --epochs 6 --batch-size 2 --timeout 60"
+    """Of phases at one size, at another, and at the first again, a host sees half of the images in each."""
+    torch.save(networks.convnet(2, 1).state_dict(), tmp_path / "weights.pth")
+    more = f"--lr find --early-stopping 1 --progressive-sizes 28,20 --pretrained {tmp_path / 'weights.pth'}"
     command = "import sys; from fastmaker.training import arguments, run; sys.exit(run.main(arguments.parse_args()))"
-    words = words_of(pictures, tmp_path, more)
+    words = words_of(pictures, tmp_path, f"{more} --epochs 4 --batch-size 2 --timeout 60")
     hosts = Hosts(tmp_path, *[[sys.executable, "-c", command, *words] for _ in range(2)])
     assert hosts.wait() == [0, 0], hosts.output
     first, second = hosts.output
     assert "the parameters of all 2 processes are equal" in first
     assert first.count("found the learning rate") == first.count("kept the weights of epoch") == 1
     assert "learning rate" not in second
+    assert set(re.findall(r"epoch \d/5: (\d+) images", second)) == {"10"}
 
 
 # How hyperparameters are spelled
@@ -234,6 +238,7 @@ def test_two_hosts_find_stop_and_keep_alike(pictures, tmp_path):
         (["--weight-decay", "1e-2", "--augment", "False"], {"weight_decay": 0.01, "augment": False}),
         (["--batch_size", "8", "--batch-size", "8"], {"batch_size": 8}),
         (["--lr", "find"], {"lr": "find"}),
+        (["--image_size", "[20, 30]"], {"image_size": (20, 30)}),
         (["--label-regex", "^(.+)_=x"], {"label_regex": "^(.+)_=x"}),
     ],
 )
@@ -253,7 +258,7 @@ def test_hyperparameters_are_read_as_the_sdk_sends_them(words, expected):
         ("--progressive-sizes 14,20 --epochs 2", "--progressive-sizes: each size and --image-size need an epoch"),
         ("--progressive-sizes 14,0", "is neither a number of pixels nor HEIGHTxWIDTH"),
         ("--progressive-sizes []", "names no size"),
-        ("--weight-decay -1", "-1 is below 0"),
+        ("--weight-decay -1", "-1 is not from 0"),
         ("--lr finds", "invalid float value: 'finds'"),
         ("--early-stopping 0", "0 is not above 0"),
     ],

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import discs, task_bundles
-from helpers.discs import METRICS, arguments, figures, words_of
+from helpers.discs import METRICS, ON_HOSTS, arguments, figures, words_of
 from helpers.hosts import Hosts, free_port
 
 from fastmaker import bundle, preprocess
@@ -103,19 +103,6 @@ def test_metrics_are_those_of_all_images_together(samples, tmp_path, task):
     else:
         expected = [np.linalg.norm(numbers.reshape(true.shape) - true, axis=-1).mean() / 2]
     assert found == pytest.approx(expected, rel=1e-5)
-
-
-# Trains each task on one of two hosts.
-ON_HOSTS = """
-import os, pickle, sys
-from fastmaker.training import run
-from fastmaker.training.arguments import parse_args
-with open(sys.argv[1], "rb") as file:
-    runs = pickle.load(file)
-for port, (words, samples) in zip(sys.argv[2:], runs):
-    os.environ["MASTER_PORT"] = port
-    assert run._train(parse_args(words), samples) == 0
-"""
 
 
 @pytest.mark.slow

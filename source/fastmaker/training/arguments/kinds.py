@@ -43,20 +43,20 @@ def fraction(text: str) -> float:
     return value
 
 
-def size(text: str) -> tuple[int, int]:
-    """Return (height, width) in pixels, of one number or HEIGHTxWIDTH."""
-    match = re.fullmatch(r"(\d+)(?:x(\d+))?", text)
-    if not match or 0 in (int(match[1]), int(match[2] or 1)):
-        raise argparse.ArgumentTypeError(f"{text!r} is neither a number of pixels nor HEIGHTxWIDTH")
-    return int(match[1]), int(match[2] or match[1])
-
-
 def _listed(text: str) -> list[str]:
     """Return what stands between commas; the SDK sends a list as JSON."""
     with contextlib.suppress(ValueError):
         if isinstance(value := json.loads(text), list):
             return list(map(str, value))
     return [word.strip() for word in text.split(",")]
+
+
+def size(text: str) -> tuple[int, int]:
+    """Return (height, width) in pixels, of one number, HEIGHTxWIDTH, or a list of JSON."""
+    match = re.fullmatch(r"(\d+)(?:x(\d+))?", "x".join(_listed(text)))
+    if not match or 0 in (int(match[1]), int(match[2] or 1)):
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a number of pixels nor HEIGHTxWIDTH")
+    return int(match[1]), int(match[2] or match[1])
 
 
 def interval(text: str) -> tuple[float, float]:
@@ -84,17 +84,6 @@ def sizes(text: str) -> tuple[tuple[int, int], ...]:
     if not found:
         raise argparse.ArgumentTypeError(f"{text!r} names no size")
     return found
-
-
-def at_least_0(text: str) -> float:
-    """Return a float from 0."""
-    value = float(text)
-    if not 0 <= value < math.inf:
-        raise argparse.ArgumentTypeError(f"{text} is below 0 or infinite")
-    return value
-
-
-at_least_0.__name__ = "float"
 
 
 def number_or_find(text: str) -> float | str:

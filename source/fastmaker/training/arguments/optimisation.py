@@ -92,7 +92,7 @@ def _add_schedule(add: Callable[..., Any]) -> None:
         type=kinds.whole,
         help="epochs that train the new head alone, before --epochs (default: 1 to fine-tune)",
     )
-    add("--weight-decay", type=kinds.at_least_0, help="weight decay (default: fastai's, 0.01)")
+    add("--weight-decay", type=kinds.from_zero, help="weight decay (default: fastai's, 0.01)")
     add(
         "--early-stopping",
         type=kinds.positive(int),
