@@ -1,6 +1,10 @@
 """Small images with labels for each task, and the words of short runs on them."""
 
+import contextlib
+import signal
+
 import numpy as np
+from fastai.vision.all import Callback, defaults
 from PIL import Image, ImageDraw
 
 from fastmaker import bundle
@@ -58,6 +62,26 @@ def figures(folder):
     """What a run has left: the SHA-256 of its weights and its metrics."""
     info = bundle.load_info(folder / "model")
     return info.state_sha256, info.metrics, (folder / "history.csv").read_text()
+
+
+@contextlib.contextmanager
+def stopped_within_an_epoch(done, batches):
+    """Let the runs within the block get SIGTERM after some epochs and `batches` batches of the next."""
+
+    class Stop(Callback):
+        order = 78  # after the Position, before SaveCheckpoints
+
+        def after_batch(self):
+            position = getattr(self.learn, "position", None)  # a search for the learning rate has none
+            if self.training and position and (position.done, position.batch) == (done, batches):
+                signal.raise_signal(signal.SIGTERM)
+
+    before = defaults.callbacks
+    defaults.callbacks = [*before, Stop]
+    try:
+        yield
+    finally:
+        defaults.callbacks = before
 
 
 # Trains each run on one of two hosts.

@@ -48,18 +48,16 @@ def samples(tmp_path_factory):
 
 @pytest.mark.parametrize(("task", "options"), TRIED)
 def test_a_run_that_stops_within_an_epoch_resumes_to_the_same_result(samples, tmp_path, task, options):
+    def train(name, more=""):
+        words = words_of(task, tmp_path / name, f"--epochs 1 {options} {more}")
+        return run._train(parse_args(words), samples[task])
+
     kept = tmp_path / "kept"
-    found = []
-    for name in ("first", "second"):
-        words = words_of(
-            task, tmp_path / name, f"--checkpoint-dir {kept} --checkpoint-minutes 1e-9 --epochs 1 {options}"
-        )
-        assert run._train(parse_args(words), samples[task]) == 0
-        found.append(figures(tmp_path / name))
-        within, newest = sorted(kept.iterdir())
-        assert "-" in within.stem.removeprefix("epoch-"), "the second run resumes from a batch within the epoch"
-        newest.unlink()
-    assert found[0] == found[1]
+    with discs.stopped_within_an_epoch(done=0, batches=2):
+        assert train("stopped", f"--checkpoint-dir {kept}") == callbacks.STOPPED
+    assert [file.name for file in kept.iterdir()] == ["epoch-0000-batch-000002.pt"]
+    assert train("resumed", f"--checkpoint-dir {kept}") == train("at once") == 0
+    assert figures(tmp_path / "resumed") == figures(tmp_path / "at once")
 
 
 @pytest.mark.parametrize("options", ["--mixup 0.4", pytest.param("--cutmix 1 --focal 2", marks=pytest.mark.slow)])

@@ -8,11 +8,12 @@ import sys
 import numpy as np
 import pytest
 import torch
+from helpers import discs
 from helpers.hosts import Hosts
 from PIL import Image
 
 from fastmaker import bundle, networks
-from fastmaker.training import architectures, checkpoint, data, run, schedule
+from fastmaker.training import architectures, callbacks, checkpoint, data, run, schedule
 from fastmaker.training.arguments import optimisation, parse_args
 from fastmaker.training.distributed import SINGLE
 
@@ -58,33 +59,32 @@ def figures(folder):
 
 @pytest.mark.parametrize("more", OPTIONS)
 def test_a_run_that_resumes_between_epochs_or_within_one_has_the_same_result(pictures, tmp_path, more):
-    kept, found = tmp_path / "kept", []
-    each_batch = f"{more} --checkpoint-dir {kept} --checkpoint-minutes 1e-9"
-    for name in ("at once", "from within an epoch", "from its end"):
-        args = arguments(pictures, tmp_path, each_batch)
-        args.model_dir, args.output_data_dir = str(tmp_path / name / "model"), str(tmp_path / name)
-        assert train(args) == 0
-        found.append(figures(tmp_path / name))
-        if name == "at once":
-            newest, before = sorted(kept.iterdir(), reverse=True)
-            assert "batch" in before.name
-            newest.unlink()
-    assert found[0] == found[1] == found[2]
+    kept = tmp_path / "kept"
+
+    def run_of(name, checkpoints=True):
+        args = arguments(pictures, tmp_path / name, f"{more} --checkpoint-dir {kept}" if checkpoints else more)
+        return train(args)
+
+    with discs.stopped_within_an_epoch(done=1, batches=2):
+        assert run_of("stopped") == callbacks.STOPPED
+    names = ("at once", "from within an epoch", "from its end")
+    assert [run_of(name, checkpoints=name != "at once") for name in names] == [0, 0, 0]
+    first, *others = [figures(tmp_path / name) for name in names]
+    assert others == [first, first]
 
 
 @pytest.mark.parametrize("frozen", [pytest.param(0, marks=pytest.mark.slow), 2])
 def test_freeze_epochs_train_the_head_alone_and_resume(pictures, tmp_path, frozen):
-    weights, kept, found = tmp_path / "weights.pth", tmp_path / "kept", []
+    weights, kept = tmp_path / "weights.pth", tmp_path / "kept"
     torch.save(architectures.body("resnet18", False, 3, (32, 32)).module.state_dict(), weights)
     more = f"--arch resnet18 --image-size 32 --epochs 1 --freeze-epochs {frozen} --pretrained {weights}"
-    for name in ("first", "second"):
-        args = arguments(pictures, tmp_path / name, f"{more} --checkpoint-dir {kept} --checkpoint-minutes 1e-9")
-        assert schedule.total_epochs(args) == 1 + frozen
-        assert train(args) == 0
-        found.append(figures(tmp_path / name))
-        newest, _ = sorted(kept.iterdir(), reverse=True)
-        newest.unlink()
-    assert found[0] == found[1]
+    resuming = f"{more} --checkpoint-dir {kept}"
+    assert schedule.total_epochs(arguments(pictures, tmp_path, more)) == 1 + frozen
+    with discs.stopped_within_an_epoch(done=frozen, batches=2):
+        assert train(arguments(pictures, tmp_path / "stopped", resuming)) == callbacks.STOPPED
+    assert train(arguments(pictures, tmp_path / "first", more)) == 0
+    assert train(arguments(pictures, tmp_path / "second", resuming)) == 0
+    assert figures(tmp_path / "first") == figures(tmp_path / "second")
     trained, first = (torch.load(file, weights_only=True) for file in (tmp_path / "first/model/model.pth", weights))
     assert not torch.equal(trained["0.0.weight"], first["0.weight"]), "the last epoch trains the whole network"
 
