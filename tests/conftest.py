@@ -2,6 +2,8 @@
 
 import atexit
 import contextlib
+import ctypes
+import gc
 import importlib.util
 import os
 import re
@@ -115,6 +117,15 @@ def pytest_report_header():
         with contextlib.suppress(metadata.PackageNotFoundError):  # test_versions.py's environments do without the SDK
             installed.append(f"{name} {metadata.version(name)}")
     return "versions: " + ", ".join(installed)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def memory_is_given_back():
+    """After each file: Learners go in cycles, and the C library keeps what they had, gigabytes in a long process."""
+    yield
+    gc.collect()
+    with contextlib.suppress(AttributeError, OSError):  # glibc alone has it
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 @pytest.fixture(scope="session")
