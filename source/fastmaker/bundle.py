@@ -10,7 +10,6 @@ Nothing in it is unpickled: model.pth is read with ``weights_only=True``. Only t
 """
 
 import dataclasses
-import hashlib
 import json
 import math
 import os
@@ -117,7 +116,9 @@ def save(model_dir: str | os.PathLike, network: nn.Module, info: ModelInfo) -> M
         torch.save(_state_dict(network), file)
     info = dataclasses.replace(info, network_sha256=_save_graph(network, model_dir / GRAPH_FILE))
     save_code(model_dir / CODE_DIR)
-    info = dataclasses.replace(info, versions=_versions() | info.versions, state_sha256=_sha256(model_dir / STATE_FILE))
+    info = dataclasses.replace(
+        info, versions=_versions() | info.versions, state_sha256=files.sha256(model_dir / STATE_FILE)
+    )
     files.write_text(model_dir / INFO_FILE, _to_json(info))
     return info
 
@@ -140,7 +141,7 @@ def _save_graph(network: nn.Module, path: Path) -> str:
         return ""
     with files.atomic(path) as partial:
         partial.write_text(graph.to_json(network.document), "utf-8")
-    return _sha256(path)
+    return files.sha256(path)
 
 
 def _load_graph(path: Path, info: ModelInfo, tensors: dict[str, torch.Tensor]) -> nn.Module:
@@ -149,7 +150,7 @@ def _load_graph(path: Path, info: ModelInfo, tensors: dict[str, torch.Tensor]) -
         raise BundleError(f"{path}: missing; a bundle whose architecture is {GRAPH} holds it")
     if path.stat().st_size > checks.MAX_BYTES:
         raise BundleError(f"{path}: 'nodes' are too many: it has more than {checks.MAX_BYTES} bytes")
-    if _sha256(path) != info.network_sha256:
+    if files.sha256(path) != info.network_sha256:
         raise BundleError(f"{path}: its SHA-256 is not the network_sha256 of {INFO_FILE}; it was altered or cut short")
     try:
         document = checks.parse(path.read_text("utf-8"))
@@ -200,7 +201,7 @@ def load(model_dir: str | os.PathLike) -> tuple[nn.Module, ModelInfo]:
     path = Path(model_dir) / STATE_FILE
     if not path.is_file():
         raise BundleError(f"{path}: missing; a bundle holds {STATE_FILE}, {INFO_FILE} and {CODE_DIR}/")
-    if _sha256(path) != info.state_sha256:
+    if files.sha256(path) != info.state_sha256:
         raise BundleError(f"{path}: its SHA-256 is not the state_sha256 of {INFO_FILE}; it was altered or cut short")
     if info.architecture == GRAPH:
         return _load_graph(Path(model_dir) / GRAPH_FILE, info, _read_state(path)), info
@@ -381,11 +382,3 @@ def _versions() -> dict[str, str]:
         "torchvision": torchvision.__version__,
         "python": platform.python_version(),
     }
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()

@@ -1,7 +1,8 @@
-"""Files that exist whole or not at all, through a kill, a reboot or a full disk."""
+"""Files that exist whole or not at all, through a kill, a reboot or a full disk, and their digests."""
 
 import contextlib
 import errno
+import hashlib
 import os
 import secrets
 import stat
@@ -59,3 +60,12 @@ def sync(path: str | os.PathLike) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def sha256(path: str | os.PathLike) -> str:
+    """Return the SHA-256 of a file. Raises OSError."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()

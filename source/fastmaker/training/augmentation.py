@@ -55,13 +55,14 @@ def loss(args: argparse.Namespace, samples: Samples, device: torch.device) -> An
     """Return the loss of the options, with weights on `device`; None if they say nothing of it."""
     balanced = args.class_weights == "balanced"
     if args.task == "multilabel" and balanced:
-        counts = _counts(samples)
+        counts = np.array(list(samples.training_counts.values()))
         rare = torch.tensor((samples.n_train - counts) / counts, dtype=torch.float32, device=device)
         # Without images that lack the label the weight would be 0, and nothing would be learnt of it.
         return BCEWithLogitsLossFlat(thresh=args.threshold, pos_weight=torch.where(rare > 0, rare, 1.0))
     weights: dict[str, Any] = {}
     if balanced:
-        numbers = samples.n_train / (len(samples.classes) * _counts(samples))
+        counts = np.array(list(samples.training_counts.values()))
+        numbers = samples.n_train / (len(counts) * counts)
         weights["weight"] = torch.tensor(numbers, dtype=torch.float32, device=device)
     if args.label_smoothing:
         return LabelSmoothingCrossEntropyFlat(eps=args.label_smoothing, **weights)
@@ -75,22 +76,10 @@ def balance(dls: DataLoaders, samples: Samples) -> None:
 
     What is drawn depends on the generator of the DataLoader alone, which `callbacks.Position` seeds for each epoch.
     """
-    counts = dict(zip(samples.classes, _counts(samples), strict=True))
-    weights = [1 / counts[str(label)] for label in _training_labels(samples)]
+    counts = samples.training_counts
+    weights = [1 / counts[str(label)] for label in samples.training_labels]
     dls.train.shuffle_fn = functools.partial(_draw, dls.train, weights)
 
 
 def _draw(loader: Any, weights: Sequence[float], indexes: Sequence[int]) -> list[int]:
     return loader.rng.choices(indexes, weights=weights, k=len(indexes))
-
-
-def _training_labels(samples: Samples) -> list[Any]:
-    return [label for label, valid in zip(samples.labels, samples.is_valid, strict=True) if not valid]
-
-
-def _counts(samples: Samples) -> np.ndarray:
-    """Return how many training images have each class, in the order of the classes."""
-    indexes = {name: index for index, name in enumerate(samples.classes)}
-    labels = _training_labels(samples)
-    names = [name for label in labels for name in (label if samples.task == "multilabel" else (str(label),))]
-    return np.bincount([indexes[name] for name in names], minlength=len(indexes))

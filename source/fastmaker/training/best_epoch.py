@@ -11,16 +11,14 @@ from fastai.vision.all import Callback, CancelFitException, Learner
 
 from fastmaker.training.arguments.optimisation import is_better
 
-NONE: dict[str, Any] = {"epoch": 0, "value": math.nan, "since": 0, "state": {}}
-
 
 def callbacks(learn: Learner, args: argparse.Namespace, first: int) -> list[Callback]:
     """Return the callbacks for --keep-best and --early-stopping, where `first` epochs come before the last phase."""
     if not args.keep_best:
         return []
-    keeping = KeepBest(args.monitor, first)
-    learn.kept["best"] = learn.kept.get("best") or {**NONE, "first": first}
-    return [keeping, EarlyStopping(args.early_stopping)] if args.early_stopping else [keeping]
+    none = {"epoch": 0, "value": math.nan, "since": 0, "state": {}, "first": first, "monitor": args.monitor}
+    learn.kept.setdefault("best", none)
+    return [KeepBest(), EarlyStopping(args.early_stopping)] if args.early_stopping else [KeepBest()]
 
 
 def is_over(state: dict[str, Any], patience: int | None) -> bool:
@@ -54,19 +52,14 @@ class KeepBest(Callback):
 
     order = 65  # after the Recorder and DataParallel, before the checkpoint of this epoch
 
-    def __init__(self, monitor: str, first: int):
-        """`first` is the number of epochs before the last phase."""
-        self.monitor, self.first = monitor, first
-
     def after_epoch(self) -> None:
-        done, values = self.learn.position.done, self.recorder.values
-        if done < self.first or not values[-1]:  # an earlier phase, or an epoch before start_epoch
+        best, done, values = self.learn.kept["best"], self.learn.position.done, self.recorder.values
+        if done < best["first"] or not values[-1]:  # an earlier phase, or an epoch before start_epoch
             return
-        best = self.learn.kept["best"]
-        value = float(dict(zip(self.recorder.metric_names[1:-1], values[-1], strict=False))[self.monitor])
-        if not best["epoch"] or is_better(self.monitor, value, best["value"]):
+        value = float(dict(zip(self.recorder.metric_names[1:-1], values[-1], strict=False))[best["monitor"]])
+        if not best["epoch"] or is_better(best["monitor"], value, best["value"]):
             state = {name: tensor.detach().cpu().clone() for name, tensor in self.learn.model.state_dict().items()}
-            best.update(epoch=done + 1, value=value, since=0, state=state, monitor=self.monitor)
+            best.update(epoch=done + 1, value=value, since=0, state=state)
         else:
             best["since"] += 1
 

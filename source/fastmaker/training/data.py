@@ -57,10 +57,22 @@ class Samples:
         """The number of training images."""
         return len(self.labels) - sum(self.is_valid)
 
+    @property
+    def training_labels(self) -> list[Any]:
+        """The labels of the training images."""
+        return [label for label, valid in zip(self.labels, self.is_valid, strict=True) if not valid]
+
+    @property
+    def training_counts(self) -> dict[str, int]:
+        """How many training images each class has, in the order of the classes."""
+        labels = self.training_labels
+        counts = Counter(name for label in labels for name in (label if self.task == "multilabel" else (str(label),)))
+        return {name: counts[name] for name in self.classes}
+
     def summary(self) -> str:
         """Return one line about the layout, the numbers of images and the classes."""
-        classes = f"{', '.join(self.classes[:5])}{', ...' if len(self.classes) > 5 else ''}"
-        what = f"{len(self.classes)} classes ({classes})"
+        classes = self.classes
+        what = f"{len(classes)} classes ({', '.join(classes[:5])}{', ...' if len(classes) > 5 else ''})"
         if self.task in ("regression", "points"):
             what = f"{len(self.labels[0])} {'points' if self.task == 'points' else 'numbers'} each"
         return f"found {self.layout}: {self.n_train} images to train, {sum(self.is_valid)} to validate, {what}" + (
@@ -230,19 +242,12 @@ def _checked(samples: Samples) -> Samples:
             raise DataError(f"images have {sizes[0]} to {sizes[-1]} {samples.task} values; each needs as many")
     elif len(samples.classes) < (2 if samples.task == "classification" else 1):
         raise DataError(_too_few(samples))
-    train = _counted(samples, False)
-    unseen = [label for label in samples.classes if not train[label]]
+    unseen = [name for name, count in samples.training_counts.items() if not count]
     if unseen:
         raise DataError(f"no training image for {', '.join(map(repr, unseen[:5]))}, which the validation images have")
     if not any(samples.is_valid):
         raise DataError("no image is left for validation: every class has a single image")
     return samples
-
-
-def _counted(samples: Samples, valid: bool) -> Counter[str]:
-    """Return how many images of a part have each class."""
-    labels = [label for label, is_valid in zip(samples.labels, samples.is_valid, strict=True) if is_valid == valid]
-    return Counter(name for label in labels for name in (label if samples.task == "multilabel" else (label,)))
 
 
 def _too_few(samples: Samples) -> str:

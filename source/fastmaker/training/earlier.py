@@ -1,6 +1,7 @@
 """An earlier model's bundle, which ``--resume-from`` names, -> the weights that a Learner starts from."""
 
 import contextlib
+import shutil
 import tarfile
 import tempfile
 from collections.abc import Iterator
@@ -100,8 +101,7 @@ def _directory(path: Path) -> Iterator[Path]:
                     name = member.name.removeprefix("./")
                     if name in FILES and member.isfile() and (content := members.extractfile(member)):
                         with content, open(Path(scratch, name), "wb") as file:
-                            while chunk := content.read(1 << 20):
-                                file.write(chunk)
+                            shutil.copyfileobj(content, file)
         except (tarfile.TarError, EOFError, OSError) as error:
             raise WeightsError(f"--resume-from {archive}: it cannot be unpacked: {error}") from None
         yield Path(scratch)

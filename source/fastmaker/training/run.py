@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fastmaker import masks
+from fastmaker import files, masks
 from fastmaker.training import arguments, data, mask_data
 
 if TYPE_CHECKING:  # fastai takes seconds to import, and a run that only checks its data does not need it
@@ -337,11 +337,11 @@ def _run_config(args: argparse.Namespace, samples: data.Samples, group: "Process
 
 def _first_weights(args: argparse.Namespace) -> dict[str, Any]:
     """Return the options about the weights that a run starts from; files by their SHA-256. Raises WeightsError."""
-    from fastmaker.training import earlier, weights
+    from fastmaker.training import earlier
 
     file = args.pretrained if isinstance(args.pretrained, str) else None
     return {
-        "pretrained": weights.sha256(Path(file)) if file else args.pretrained,
+        "pretrained": files.sha256(file) if file else args.pretrained,
         "resume_from": earlier.state_sha256(Path(args.resume_from)) if args.resume_from else None,
     }
 

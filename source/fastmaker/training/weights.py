@@ -1,7 +1,6 @@
 """The weights that a network starts from: those that torchvision and timm download, or those of a file."""
 
 import contextlib
-import hashlib
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -109,15 +108,6 @@ def load(path: Path, networks: Sequence[nn.Module], body: nn.Module) -> str:
             )
     taken = f"{path}: took {len(expected) - len(missing)} of the {len(expected)} tensors of the network's body"
     return taken + _differences(missing, [name for name in state if name not in own])
-
-
-def sha256(path: Path) -> str:
-    """Return the SHA-256 of a file."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def _differences(missing: list[str], unused: list[str]) -> str:

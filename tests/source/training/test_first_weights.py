@@ -12,7 +12,7 @@ import torchvision
 from PIL import Image
 from torch import nn
 
-from fastmaker import bundle
+from fastmaker import bundle, files
 from fastmaker.training import architectures, data, earlier, learner, run, weights
 from fastmaker.training.arguments import parse_args
 
@@ -134,7 +134,7 @@ def test_a_channel_is_taken_by_its_name_and_by_default(resnet, pictures, tmp_pat
     assert (args.pretrained, args.lr) == (str(tmp_path / "weights.pth"), 0.002)
     monkeypatch.setenv("SM_CHANNEL_PRETRAINED", str(tmp_path))
     assert arguments(pictures, tmp_path, "").pretrained == args.pretrained
-    assert run._first_weights(args)["pretrained"] == weights.sha256(tmp_path / "weights.pth")
+    assert run._first_weights(args)["pretrained"] == files.sha256(tmp_path / "weights.pth")
 
 
 def test_a_run_says_what_it_took_and_fine_tunes(resnet, pictures, tmp_path, capsys):

@@ -76,8 +76,8 @@ def add_groups(parser: argparse.ArgumentParser) -> None:
 def defaults(args: argparse.Namespace) -> dict[str, Any]:
     """Return the defaults that depend on other options."""
     random_crop = args.resize_method == "random-crop"
-    values: dict[str, Any] = {"augment": args.arch != "convnet", "pad_mode": "reflection"}
-    if args.augment or (args.augment is None and values["augment"]):
+    values: dict[str, Any] = {"augment": augments(args), "pad_mode": "reflection"}
+    if augments(args):
         values |= KNOBS | {"erase": 0.0}
     if random_crop or args.item_size:
         values["min_scale"] = 0.08 if random_crop else 1.0
@@ -91,6 +91,11 @@ def check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
             parser.error(problem)
 
 
+def augments(args: argparse.Namespace) -> bool:
+    """Return whether images are augmented, as --augment says or the network suggests."""
+    return args.arch != "convnet" if args.augment is None else args.augment
+
+
 def given(args: argparse.Namespace) -> dict[str, Any]:
     """Return those of these options that differ from what fastai does by itself, to print them."""
     usual = {**KNOBS, "pad_mode": "reflection", "erase": 0.0}
@@ -99,10 +104,9 @@ def given(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _of_augmentation(args: argparse.Namespace) -> str | None:
-    augments = args.arch != "convnet" if args.augment is None else args.augment
     names = [*KNOBS, "erase", "item_size", *([] if args.resize_method == "pad" else ["pad_mode"])]
     found = next((name for name in names if getattr(args, name) is not None), None)
-    if found and not augments:
+    if found and not augments(args):
         return f"{_option(found)} changes the augmentation, and there is none; give --augment true or leave it out"
     chosen = {name: value if getattr(args, name) is None else getattr(args, name) for name, value in KNOBS.items()}
     if chosen["min_zoom"] > chosen["max_zoom"]:

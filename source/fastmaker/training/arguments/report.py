@@ -3,7 +3,7 @@
 import argparse
 from typing import Any
 
-from fastmaker.training.arguments import kinds
+from fastmaker.training.arguments import augmentation, kinds
 
 AVERAGED = ("classification", "multilabel", "regression")  # tasks whose answers do not move with the image
 
@@ -29,6 +29,5 @@ def check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     """End with one line if these options are wrong or do not go together. Called before `defaults`."""
     if args.tta and args.task not in AVERAGED:
         parser.error(f"--tta is not for {args.task}: its answers move with the image when that is augmented")
-    augmented = args.arch != "convnet" if args.augment is None else args.augment
-    if args.tta and not augmented:
+    if args.tta and not augmentation.augments(args):
         parser.error("--tta averages over augmented images, and --augment is false; give --augment true, or no --tta")
