@@ -4,6 +4,7 @@
     train       the training job beside a bare fastai loop over the same DataLoaders
     transform   a batch job beside the bare processes, beside one object at a time, and a large job beside a small one
     torchserve  a TorchServe archive that batches requests beside one that does not
+    aws         requests and jobs through `fastmaker aws` beside the same by ProcessSession
     onnx        ONNX Runtime beside torch, the same bundle and threads
 
 Every figure that matters is a ratio of two measurements that alternate within one run: the machine may be shared.
@@ -26,6 +27,7 @@ def get_parser() -> argparse.ArgumentParser:
     _add_train(commands.add_parser("train", help="images/s and start-up of a training job"))
     _add_transform(commands.add_parser("transform", help="throughput of batch jobs, and how it scales"))
     _add_torchserve(commands.add_parser("torchserve", help="throughput of a TorchServe archive with batches"))
+    _add_aws(commands.add_parser("aws", help="what `fastmaker aws` adds to a request and to a job"))
     _add_onnx(commands.add_parser("onnx", help="ONNX Runtime beside torch, without a server"))
     return parser
 
@@ -70,6 +72,14 @@ def _add_torchserve(parser) -> None:
     parser.add_argument("--seconds", type=float, default=10, help=f"length of each measurement {DEFAULT}")
 
 
+def _add_aws(parser) -> None:
+    parser.add_argument("--arch", default="resnet34", help=DEFAULT)
+    parser.add_argument("--image-size", type=int, default=224, help=DEFAULT)
+    parser.add_argument("--images", help="a folder of photos (default: generated JPEGs of 500x375)")
+    parser.add_argument("--turns", type=int, default=9, help=f"turns of 2 s, of each measurement {DEFAULT}")
+    parser.add_argument("--fits", type=int, default=3, help=f"training jobs of each {DEFAULT}")
+
+
 def _add_onnx(parser) -> None:
     parser.add_argument("--threads", type=int, default=1, help=f"threads of each engine {DEFAULT}")
     parser.add_argument("--seconds", type=float, default=10, help=f"length of each measurement {DEFAULT}")
@@ -87,6 +97,7 @@ def main(args) -> int:
         "train": _train,
         "transform": _transform,
         "torchserve": _torchserve,
+        "aws": _aws,
         "onnx": _onnx,
     }[args.command]
     header, rows = measure(args)
@@ -132,6 +143,14 @@ def _torchserve(args) -> tuple[list[str], list[list]]:
         max_batch_delay=args.max_batch_delay,
         clients=args.clients,
         seconds=args.seconds,
+    )
+
+
+def _aws(args) -> tuple[list[str], list[list]]:
+    from fastmaker.jobs.benchmarks import aws
+
+    return aws.HEADER, aws.measure(
+        arch=args.arch, image_size=args.image_size, images=args.images, turns=args.turns, fits=args.fits
     )
 
 

@@ -8,24 +8,26 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import psutil
 
 
-class BareProcesses:
-    """`count` processes with one thread each, fed over pipes; a context that waits for all and ends them."""
+class Processes:
+    """`count` processes, fed over pipes; a context that waits for all and ends them.
 
-    def __init__(self, count: int, model_dir: Path, precision: str):
+    Each calls what `make` returns for `arguments` with one input after another; `make` is a function of a module.
+    """
+
+    def __init__(self, count: int, make: Callable[..., Callable], *arguments):
         context = multiprocessing.get_context("spawn")
         self.pipes = []
         self.processes = []
         for _ in range(count):
             ours, theirs = context.Pipe()
-            process = context.Process(
-                target=_predict_until_ended, args=(theirs, str(model_dir), precision), daemon=True
-            )
+            process = context.Process(target=_call_until_ended, args=(theirs, make, arguments), daemon=True)
             process.start()
             self.pipes.append(ours)
             self.processes.append(process)
@@ -40,15 +42,15 @@ class BareProcesses:
             process.terminate()
             process.join()
 
-    def throughput(self, photos: list[bytes], seconds: float) -> float:
-        """Return the images a second of all processes."""
+    def throughput(self, inputs: list, seconds: float) -> float:
+        """Return the calls a second of all processes."""
         for pipe in self.pipes:
-            pipe.send((photos, seconds))
+            pipe.send((inputs, seconds))
         return sum(count / elapsed for count, elapsed, _ in (pipe.recv() for pipe in self.pipes))
 
-    def latency(self, photos: list[bytes], seconds: float) -> float:
-        """Return the median seconds of an image in one process."""
-        self.pipes[0].send((photos, seconds))
+    def latency(self, inputs: list, seconds: float) -> float:
+        """Return the median seconds of a call in one process, of at least one call."""
+        self.pipes[0].send((inputs, seconds))
         return self.pipes[0].recv()[2]
 
 
@@ -60,18 +62,28 @@ def first_answer(model_dir: Path, precision: str) -> tuple[float, float]:
     return time.perf_counter() - started, int(resident) / 2**20
 
 
-def _predict_until_ended(pipe, model_dir: str, precision: str) -> None:
+def predictor(model_dir: str, precision: str) -> Callable[[bytes], None]:
+    """Return a function that predicts a photo in one thread."""
     from fastmaker import preprocess
 
     model = _load(model_dir, precision)
+
+    def predict(photo: bytes) -> None:
+        model.predict([preprocess.decode(photo)])
+
+    return predict
+
+
+def _call_until_ended(pipe, make: Callable[..., Callable], arguments: tuple) -> None:
+    call = make(*arguments)
     pipe.send("ready")
     while True:
-        photos, seconds = pipe.recv()
+        inputs, seconds = pipe.recv()
         started = time.perf_counter()
-        times = []
-        while time.perf_counter() - started < seconds:
+        times: list[float] = []
+        while not times or time.perf_counter() - started < seconds:
             before = time.perf_counter()
-            model.predict([preprocess.decode(photos[len(times) % len(photos)])])
+            call(inputs[len(times) % len(inputs)])
             times.append(time.perf_counter() - before)
         pipe.send((len(times), time.perf_counter() - started, statistics.median(times)))
 

@@ -17,9 +17,9 @@ ROUNDS = 3
 PHOTO_SIZE = (500, 375)
 
 
-def alternate(first: Callable[[], float], second: Callable[[], float]) -> tuple[float, float]:
-    """Take two measurements in turn, ROUNDS times each; return the median of each."""
-    pairs = [(first(), second()) for _ in range(ROUNDS)]
+def alternate(first: Callable[[], float], second: Callable[[], float], rounds: int = ROUNDS) -> tuple[float, float]:
+    """Take two measurements in turn, `rounds` times each; return the median of each."""
+    pairs = [(first(), second()) for _ in range(rounds)]
     return statistics.median(p[0] for p in pairs), statistics.median(p[1] for p in pairs)
 
 

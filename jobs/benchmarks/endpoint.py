@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from fastmaker.jobs.benchmarks import common
-from fastmaker.jobs.benchmarks.bare_processes import BareProcesses, first_answer
+from fastmaker.jobs.benchmarks.bare_processes import Processes, first_answer, predictor
 from fastmaker.jobs.packaging import endpoint
 from fastmaker.local.containers import Container, pack
 
@@ -40,7 +40,10 @@ def measure(*, model_dir: Path | None, task: str, arch: str, images: str | None,
 def _measure_precision(model_dir: Path, photos: list[bytes], precision: str, seconds: float) -> list[list]:
     cores = len(os.sched_getaffinity(0))
     bare_start, bare_memory = first_answer(model_dir, precision)
-    with tempfile.TemporaryDirectory() as scratch, BareProcesses(cores, model_dir, precision) as bare_processes:
+    with (
+        tempfile.TemporaryDirectory() as scratch,
+        Processes(cores, predictor, str(model_dir), precision) as bare_processes,
+    ):
         archive = Path(scratch, "model.tar.gz")
         pack(model_dir, archive)
         started = time.perf_counter()

@@ -16,7 +16,7 @@ from PIL import Image
 from fastmaker.jobs import backends
 from fastmaker.jobs.backends import pytorch
 from fastmaker.jobs.benchmarks import common
-from fastmaker.jobs.benchmarks.bare_processes import BareProcesses
+from fastmaker.jobs.benchmarks.bare_processes import Processes, predictor
 from fastmaker.jobs.packaging import endpoint
 from fastmaker.local.containers import pack
 
@@ -49,7 +49,7 @@ def _beside_bare_processes(arch: str, photos: list[bytes], count: int, folder: P
     cores = len(os.sched_getaffinity(0))
     data = _write_files(folder / "in", photos, count, ".jpg")
     archive = _untrained_archive(arch, 224, folder / "bundle")
-    with BareProcesses(cores, folder / "bundle", "float32") as bare_processes:
+    with Processes(cores, predictor, str(folder / "bundle"), "float32") as bare_processes:
         rate, bare_rate = common.alternate(
             lambda: count / _run_job(archive, data)["answering"],
             lambda: bare_processes.throughput(photos, count / BARE_IMAGES_PER_SECOND),
