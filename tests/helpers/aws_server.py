@@ -2,7 +2,8 @@
 
 moto has no quotas of SageMaker, takes any credentials and throttles nobody; its endpoints give answers that were put
 there before. Here what fails does so with the status and the error that AWS documents, and an endpoint is a container
-of local mode.
+of local mode. AWS on this machine, which the other tests have, would run the jobs that are only looked at here, and
+refuses what it cannot run: serverless and capturing endpoints, policies that scale.
 """
 
 import json
@@ -16,7 +17,6 @@ from moto.server import ThreadedMotoServer
 
 from helpers import PATIENCE
 
-CREDENTIALS = {"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b", "AWS_DEFAULT_REGION": "us-east-1"}
 READS = ("Describe", "Get", "Head", "List", "BatchGet")
 INVOCATION = re.compile(r"/endpoints/([^/]+)/invocations")
 

@@ -1,7 +1,6 @@
 """Sessions with a home of their own, an endpoint, and scripts to run."""
 
 import functools
-import logging
 import os
 import shutil
 import subprocess
@@ -18,11 +17,11 @@ import torch
 from helpers import REPOSITORY
 from helpers.engine import docker, docker_session
 from helpers.local_mode import deployed, running_below
-from moto.server import ThreadedMotoServer
+from helpers.waiting import nothing_runs_below
 
 from fastmaker import preprocess
 from fastmaker.jobs import image as image_script
-from fastmaker.local import ProcessSession
+from fastmaker.local import ProcessSession, aws
 from fastmaker.local.containers import pack
 from fastmaker.serving import models
 
@@ -141,25 +140,32 @@ def model_archive(tmp_path):
 
 
 @pytest.fixture(scope="session")
-def s3_url():
-    """An S3 server: moto's, over HTTP."""
-    logging.getLogger("werkzeug").setLevel(logging.WARNING)
-    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
-    server.start()
-    yield "http://{}:{}".format(*server.get_host_and_port())
-    server.stop()
+def front_home(tmp_path_factory):
+    """The FASTMAKER_HOME of AWS on this machine; nothing may run below it when the tests end."""
+    home = tmp_path_factory.mktemp("aws-home")
+    yield home
+    assert nothing_runs_below(home)
+    shutil.rmtree(home, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def front(front_home):
+    """The variables by which clients find AWS on this machine, which is one server for all tests."""
+    with aws.running(front_home) as environment:
+        yield environment
+
+
+@pytest.fixture(scope="session")
+def credentials(front):
+    """The variables of a user of that server, in the region where a bucket is created without naming it."""
+    key = {name: front[name] for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")}
+    return {**key, "AWS_DEFAULT_REGION": "us-east-1"}
 
 
 @pytest.fixture
-def s3(s3_url, monkeypatch):
-    """A client of the S3 server, which every other client uses as well while the test runs."""
-    environment = {
-        "AWS_ENDPOINT_URL_S3": s3_url,
-        "AWS_DEFAULT_REGION": "us-east-1",
-        "AWS_ACCESS_KEY_ID": "local",
-        "AWS_SECRET_ACCESS_KEY": "local",
-    }
-    for name, value in environment.items():
+def s3(front, credentials, monkeypatch):
+    """A client of that server's S3, which every other client of S3 uses as well while the test runs."""
+    for name, value in {**credentials, "AWS_ENDPOINT_URL_S3": front["AWS_ENDPOINT_URL"]}.items():
         monkeypatch.setenv(name, value)
     return boto3.client("s3")
 

@@ -13,9 +13,7 @@ from pathlib import Path
 import bcrypt
 import boto3
 import pytest
-import urllib3
 from helpers import REPOSITORY
-from helpers.aws_server import CREDENTIALS
 from helpers.commands import one_line
 from helpers.engine import docker, own_engine, tiny_image
 from helpers.local_mode import wait_until
@@ -40,9 +38,15 @@ def image(*words, **environment):
 
 
 @pytest.fixture
-def ecr(s3_url, monkeypatch):
-    """A client of moto's ECR, whose environment is in CREDENTIALS and AWS_ENDPOINT_URL."""
-    for name, value in {**CREDENTIALS, "AWS_ENDPOINT_URL": s3_url}.items():
+def here(front, credentials):
+    """The environment of a user of AWS on this machine, whose ECR is moto's."""
+    return {**credentials, "AWS_ENDPOINT_URL": front["AWS_ENDPOINT_URL"]}
+
+
+@pytest.fixture
+def ecr(here, monkeypatch):
+    """A client of that ECR."""
+    for name, value in here.items():
         monkeypatch.setenv(name, value)
     client = boto3.client("ecr")
     yield client
@@ -70,7 +74,7 @@ def registry(folder: Path, engine: int, user: str, password: str):
 
 @pytest.mark.docker
 @pytest.mark.skipif(shutil.which("docker-registry") is None, reason="there is no docker-registry")
-def test_an_image_is_pushed_to_a_repository_that_is_made_for_it(ecr, s3_url, tmp_path):
+def test_an_image_is_pushed_to_a_repository_that_is_made_for_it(ecr, here, tmp_path):
     authorization = ecr.get_authorization_token()["authorizationData"][0]
     user, _, password = base64.b64decode(authorization["authorizationToken"]).decode().partition(":")
     host = authorization["proxyEndpoint"].removeprefix("https://")
@@ -79,10 +83,10 @@ def test_an_image_is_pushed_to_a_repository_that_is_made_for_it(ecr, s3_url, tmp
         registry(tmp_path / "registry", engine, user, password),
     ):
         tiny_image("fastmaker-training", environment)
-        here = {"DOCKER_HOST": environment["DOCKER_HOST"], "HOME": str(tmp_path), "AWS_ENDPOINT_URL": s3_url}
-        first = image("push", "--training", **CREDENTIALS, **here)
+        here = {**here, "DOCKER_HOST": environment["DOCKER_HOST"], "HOME": str(tmp_path)}
+        first = image("push", "--training", **here)
         assert first.returncode == 0, first.stderr
-        second = image("push", "--training", "--repository", "fastmaker:again", **CREDENTIALS, **here)
+        second = image("push", "--training", "--repository", "fastmaker:again", **here)
         assert second.returncode == 0, second.stderr
     told = dict(line.split(maxsplit=1) for line in first.stdout.splitlines()[-3:])
     assert told["image:"] == f"{redaction.redact(host)}/fastmaker:training"
@@ -103,15 +107,14 @@ def test_an_image_is_pushed_to_a_repository_that_is_made_for_it(ecr, s3_url, tmp
 
 @pytest.mark.docker
 @pytest.mark.skipif(shutil.which("docker-registry") is None, reason="there is no docker-registry")
-def test_a_registry_that_refuses_the_password_ends_the_push_with_one_line(ecr, s3_url, tmp_path):
+def test_a_registry_that_refuses_the_password_ends_the_push_with_one_line(ecr, here, tmp_path):
     host = ecr.get_authorization_token()["authorizationData"][0]["proxyEndpoint"].removeprefix("https://")
     with (
         own_engine(hosts=f"127.0.0.1 localhost {host}\n") as (environment, engine),
         registry(tmp_path / "registry", engine, "AWS", "another password"),
     ):
         tiny_image("fastmaker", environment)
-        here = {"DOCKER_HOST": environment["DOCKER_HOST"], "AWS_ENDPOINT_URL": s3_url}
-        done = image("push", **CREDENTIALS, **here)
+        done = image("push", **here, DOCKER_HOST=environment["DOCKER_HOST"])
     assert "docker login failed" in done.stderr.splitlines()[-1]
     assert "401 Unauthorized" in done.stderr.splitlines()[-1]
 
@@ -190,20 +193,16 @@ def tiny():
         (None, "would push"),
     ],
 )
-def test_region_and_credentials_are_asked_for_before_anything_is_done(tiny, s3_url, tmp_path, lacking, reason):
-    environment = {name: value for name, value in CREDENTIALS.items() if name != lacking}
-    done = image("push", "--tag", tiny, "--dry-run", HOME=str(tmp_path), AWS_ENDPOINT_URL=s3_url, **environment)
+def test_region_and_credentials_are_asked_for_before_anything_is_done(tiny, here, tmp_path, lacking, reason):
+    environment = {name: value for name, value in here.items() if name != lacking}
+    done = image("push", "--tag", tiny, "--dry-run", HOME=str(tmp_path), **environment)
     assert reason in (one_line(done.stderr) if lacking else done.stdout)
     assert bool(done.returncode) == bool(lacking)
 
 
 @pytest.mark.docker
-def test_who_may_not_push_is_told_in_one_line(tiny, ecr, s3_url):
-    urllib3.request("POST", f"{s3_url}/moto-api/reset-auth", body=b"0")  # from now on, ask who it is
-    try:
-        done = image("push", "--tag", tiny, **CREDENTIALS, AWS_ENDPOINT_URL=s3_url)
-    finally:
-        urllib3.request("POST", f"{s3_url}/moto-api/reset-auth", body=b"inf")
+def test_who_may_not_push_is_told_in_one_line(tiny, here):
+    done = image("push", "--tag", tiny, **{**here, "AWS_SECRET_ACCESS_KEY": "another"})
     assert done.returncode == 1
     assert "GetCallerIdentity operation" in one_line(done.stderr)
 

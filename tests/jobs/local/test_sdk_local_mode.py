@@ -6,7 +6,6 @@ import tarfile
 
 import pytest
 from helpers import REPOSITORY
-from helpers.aws_server import CREDENTIALS
 from helpers.engine import docker
 from helpers.invocations import ask
 from helpers.local_mode import estimator
@@ -23,10 +22,10 @@ pytestmark = pytest.mark.docker
 
 
 @pytest.fixture(scope="module")
-def sdk_session(tmp_path_factory, s3_url):
+def sdk_session(tmp_path_factory, front, credentials):
     """A LocalSession that takes code from its directory, with a port of its own; AWS is a server on this machine."""
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in {**CREDENTIALS, "AWS_ENDPOINT_URL": s3_url}.items():
+        for name, value in {**credentials, "AWS_ENDPOINT_URL": front["AWS_ENDPOINT_URL"]}.items():
             patch.setenv(name, value)
         session = LocalSession(default_bucket="bucket-of-the-sdk", sagemaker_config=opt_out_of_telemetry(None))
         (port,) = free_ports(1)

@@ -11,8 +11,8 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-import boto3
 import pytest
+from helpers.front import client_of
 from helpers.objects import NAMES, data_of
 
 from fastmaker.jobs import storage
@@ -42,10 +42,9 @@ def requests(s3):
 
 
 @pytest.fixture(scope="module")
-def crowded(s3_url):
+def crowded(front):
     """A bucket of more keys than a page holds, and the size of each by a request of its own."""
-    credentials = {"aws_access_key_id": "local", "aws_secret_access_key": "local", "region_name": "us-east-1"}
-    s3 = boto3.client("s3", endpoint_url=s3_url, **credentials)
+    s3 = client_of({**front, "AWS_DEFAULT_REGION": "us-east-1"}, "s3")
     s3.create_bucket(Bucket="crowded")
     names = [*(f"{number:04}" for number in range(MANY)), "z", "zz/a", "ä", "😀"]
 

@@ -1,30 +1,10 @@
 """AWS on this machine, for the tests of this folder."""
 
 import os
-import shutil
 from functools import partial
 
 import pytest
 from helpers.front import client_of
-from helpers.waiting import nothing_runs_below
-
-from fastmaker.local import aws
-
-
-@pytest.fixture(scope="session")
-def front_home(tmp_path_factory):
-    """The FASTMAKER_HOME of the server; nothing may run below it when the tests end."""
-    home = tmp_path_factory.mktemp("aws-home")
-    yield home
-    assert nothing_runs_below(home)
-    shutil.rmtree(home, ignore_errors=True)
-
-
-@pytest.fixture(scope="session")
-def front(front_home):
-    """The variables by which clients find the server, which is one for all tests."""
-    with aws.running(front_home) as environment:
-        yield environment
 
 
 @pytest.fixture(scope="session")

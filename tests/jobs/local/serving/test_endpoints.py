@@ -347,10 +347,10 @@ def test_a_configuration_that_cannot_be_had_is_refused(session, variant, reason)
         session.sagemaker_client.create_endpoint_config(EndpointConfigName="c", ProductionVariants=variants)
 
 
-def test_a_model_in_the_sessions_s3_is_deployed_from_there(s3, s3_url, bucket, home, model_archive, monkeypatch):
+def test_a_model_in_the_sessions_s3_is_deployed_from_there(s3, front, bucket, home, model_archive, monkeypatch):
     s3.upload_file(str(model_archive(ECHO.format(name="from S3"))), bucket, "models/model.tar.gz")
     monkeypatch.delenv("AWS_ENDPOINT_URL_S3")
-    session = ProcessSession(home=home, s3_endpoint_url=s3_url)
+    session = ProcessSession(home=home, s3_endpoint_url=front["AWS_ENDPOINT_URL"])
     model = script_mode(session, "")
     model.model_data = f"s3://{bucket}/models/model.tar.gz"
     predictor = model.deploy(1, "local")

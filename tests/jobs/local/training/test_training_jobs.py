@@ -15,7 +15,6 @@ from botocore.exceptions import ClientError
 from helpers import PATIENCE, REPOSITORY
 from helpers.local_mode import estimator, log_of, nothing_runs_below, start, wait_until
 from helpers.shapes import assert_answers_as
-from moto.server import ThreadedMotoServer
 from sagemaker.exceptions import UnexpectedStatusException
 from sagemaker.inputs import TrainingInput
 from sagemaker.pytorch import PyTorch
@@ -243,32 +242,24 @@ def test_ctrl_c_during_fit_leaves_no_process(write_script, tmp_path):
     assert nothing_runs_below(tmp_path / "home")
 
 
-def test_data_code_and_artefacts_may_lie_in_s3(home, write_script, monkeypatch):
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "local")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "local")
-    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
-    server.start()
-    try:
-        url = "http://{}:{}".format(*server.get_host_and_port())
-        s3 = boto3.client("s3", endpoint_url=url, region_name="us-west-2")
-        s3.create_bucket(Bucket="bucket", CreateBucketConfiguration={"LocationConstraint": "us-west-2"})
-        s3.put_object(Bucket="bucket", Key="data/deep/ünïcode words.txt", Body=b"from S3")
-        source = write_script(
-            """
-            import os, pathlib, shutil
-            words = pathlib.Path(os.environ["SM_CHANNEL_TRAIN"], "deep", "ünïcode words.txt")
-            shutil.copy(words, os.environ["SM_MODEL_DIR"])
-            """
-        )
-        session = ProcessSession(home=home, s3_endpoint_url=url, default_bucket="bucket", disable_local_code=True)
-        job = estimator(session, source)
-        job.fit({"train": "s3://bucket/data"})
-        assert job.model_data.startswith("s3://bucket/")
-        body = s3.get_object(Bucket="bucket", Key=job.model_data.removeprefix("s3://bucket/"))["Body"].read()
-        (home / "model.tar.gz").write_bytes(body)
-        assert members(str(home / "model.tar.gz")) == {"ünïcode words.txt": b"from S3"}
-    finally:
-        server.stop()
+def test_data_code_and_artefacts_may_lie_in_s3(s3, front, bucket, home, write_script, monkeypatch):
+    s3.put_object(Bucket=bucket, Key="data/deep/ünïcode words.txt", Body=b"from S3")
+    source = write_script(
+        """
+        import os, pathlib, shutil
+        words = pathlib.Path(os.environ["SM_CHANNEL_TRAIN"], "deep", "ünïcode words.txt")
+        shutil.copy(words, os.environ["SM_MODEL_DIR"])
+        """
+    )
+    monkeypatch.delenv("AWS_ENDPOINT_URL_S3")
+    url = front["AWS_ENDPOINT_URL"]
+    session = ProcessSession(home=home, s3_endpoint_url=url, default_bucket=bucket, disable_local_code=True)
+    job = estimator(session, source)
+    job.fit({"train": f"s3://{bucket}/data"})
+    assert job.model_data.startswith(f"s3://{bucket}/")
+    body = s3.get_object(Bucket=bucket, Key=job.model_data.removeprefix(f"s3://{bucket}/"))["Body"].read()
+    (home / "model.tar.gz").write_bytes(body)
+    assert members(str(home / "model.tar.gz")) == {"ünïcode words.txt": b"from S3"}
 
 
 def test_an_output_that_cannot_be_written_fails_the_job_before_the_script_runs(s3, home, write_script, data):
