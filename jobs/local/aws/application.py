@@ -64,6 +64,9 @@ class Application:
                 return [b"".join(self._fallback(environ, start))]
         except Refused as refused:
             answer = refusal(environ, refused)
+        except NotImplementedError as error:  # of moto; after a 500 clients would ask again
+            message = f"moto, which stands in for {service}, does not have it: {error}"
+            answer = refusal(environ, Refused("UnknownOperationException", message, 400))
         except Exception as error:
             log.exception("%s %s", environ["REQUEST_METHOD"], environ["PATH_INFO"])
             answer = refusal(environ, Refused("InternalFailure", f"{type(error).__name__}: {error}", 500))

@@ -208,7 +208,7 @@ def _signature(received: Received, claimed: Claim, body: bytes, key: Key) -> str
     signer = make(Credentials(key.access, key.secret), claimed.service, claimed.region)
     if claimed.expires is not None and is_s3(claimed.service):
         signer.payload = lambda request: given_hash if "x-amz-content-sha256" in claimed.signed else UNSIGNED
-    elif given_hash:
-        signer.payload = lambda request: given_hash
+    else:  # botocore would prepare the whole request for it
+        signer.payload = lambda request: given_hash or hashlib.sha256(body).hexdigest()
     text: str = signer.signature(signer.string_to_sign(request, signer.canonical_request(request)), request)
     return text
