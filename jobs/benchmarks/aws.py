@@ -6,13 +6,17 @@ import io
 import multiprocessing
 import os
 import socket
+import statistics
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import psutil
+
 from fastmaker.jobs.benchmarks import common
 from fastmaker.jobs.benchmarks.bare_processes import Processes
 from fastmaker.jobs.packaging import endpoint
+from fastmaker.local import aws
 from fastmaker.local.containers import pack
 
 HEADER = ["measured", "fastmaker aws", "ProcessSession", "compared"]
@@ -31,14 +35,12 @@ def measure(*, arch: str, image_size: int, images: str | None, turns: int, fits:
     The endpoint has an untrained network of `arch`, for images of `image_size`; it is asked through both in `turns` of
     2 s. `images` is a folder of photos (None: generated ones), `fits` the number of jobs through each.
     """
-    from fastmaker.local import aws
-
     with _home_of_its_own() as home, tempfile.TemporaryDirectory() as scratch, aws.running(home) as environment:
         archive = Path(scratch, "model.tar.gz")
         pack(common.untrained_classifier(arch, Path(scratch, "model"), image_size), archive)
         with endpoint.running(archive, {}) as (_, name):
             rows = _invocation_rows(environment, home, name, common.load_photos(images), turns)
-        return [*rows, _fit_row(environment, home, Path(scratch), fits)]
+        return [*rows, *_fit_rows(environment, home, Path(scratch), fits)]
 
 
 @contextlib.contextmanager
@@ -68,11 +70,27 @@ def _invocation_rows(environment: dict[str, str], home: Path, name: str, photos:
             lambda: ours.throughput(photos, TURN_SECONDS), lambda: beside.throughput(photos, TURN_SECONDS), turns
         )
         own = alone.latency(photos, TURN_SECONDS)
+        cpu, beside_cpu = common.alternate(
+            lambda: _cpu_of_a_request(ours, photos), lambda: beside.one(photos, TURN_SECONDS)[3], turns
+        )
     return [
         ["1 client, p50 ms", *_rounded(1000 * p50, 1000 * beside_p50), f"{1000 * (p50 - beside_p50):+.1f} ms"],
+        [
+            "CPU, ms",
+            *_rounded(1000 * cpu, 1000 * beside_cpu),
+            f"{1000 * (cpu - beside_cpu):+.1f} ms, without the model",
+        ],
         ["of these boto3 itself, p50 ms", round(1000 * own, 1), "", "signed, sent and answered at once"],
         [f"{CLIENTS} clients, images/s", *_rounded(rate, beside_rate), f"{rate / beside_rate:.2f}"],
     ]
+
+
+def _cpu_of_a_request(clients: Processes, photos: list[bytes]) -> float:
+    """Return the CPU seconds of a request to `fastmaker aws`, of the client and of the server, which is a child."""
+    (server,) = [child for child in psutil.Process().children() if aws.SERVER in child.cmdline()]
+    before = sum(server.cpu_times()[:2])
+    count, *_, cpu = clients.one(photos, TURN_SECONDS)
+    return cpu + (sum(server.cpu_times()[:2]) - before) / count
 
 
 def _rounded(*values: float) -> list[float]:
@@ -128,17 +146,19 @@ def _answer_at_once(listener: socket.socket) -> None:
                 connection.sendall(answer)
 
 
-def _fit_row(environment: dict[str, str], home: Path, folder: Path, fits: int) -> list:
+def _fit_rows(environment: dict[str, str], home: Path, folder: Path, fits: int) -> list[list]:
     (folder / "train.py").write_text(SCRIPT)
     with (
         Processes(1, fit_of_ml, environment, str(folder)) as ours,
         Processes(1, fit_here, str(home), str(folder)) as beside,
     ):
-        seconds, beside_seconds = common.alternate(
-            lambda: ours.latency([None], 0), lambda: beside.latency([None], 0), fits
-        )
-    difference = f"{seconds - beside_seconds:+.1f} s"
-    return ["fit of a script that sleeps 5 s, s", *_rounded(seconds, beside_seconds), difference]
+        rounds = [(*ours.one([None], 0)[2:], *beside.one([None], 0)[2:]) for _ in range(fits)]
+    seconds, cpu, beside_seconds, beside_cpu = map(statistics.median, zip(*rounds, strict=True))
+    longer = f"{seconds - beside_seconds:+.1f} s"
+    return [
+        ["fit of a script that sleeps 5 s, s", *_rounded(seconds, beside_seconds), longer],
+        ["CPU of its client, s", *_rounded(cpu, beside_cpu), f"{cpu - beside_cpu:+.1f} s"],
+    ]
 
 
 def fit_of_ml(environment: dict[str, str], source: str) -> Callable[[None], None]:

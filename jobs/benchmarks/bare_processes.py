@@ -46,12 +46,16 @@ class Processes:
         """Return the calls a second of all processes."""
         for pipe in self.pipes:
             pipe.send((inputs, seconds))
-        return sum(count / elapsed for count, elapsed, _ in (pipe.recv() for pipe in self.pipes))
+        return sum(count / elapsed for count, elapsed, *_ in (pipe.recv() for pipe in self.pipes))
 
     def latency(self, inputs: list, seconds: float) -> float:
         """Return the median seconds of a call in one process, of at least one call."""
+        return self.one(inputs, seconds)[2]
+
+    def one(self, inputs: list, seconds: float) -> tuple[int, float, float, float]:
+        """Return the number of calls in one process, the seconds of all, their median, and a call's CPU seconds."""
         self.pipes[0].send((inputs, seconds))
-        return self.pipes[0].recv()[2]
+        return self.pipes[0].recv()
 
 
 def first_answer(model_dir: Path, precision: str) -> tuple[float, float]:
@@ -79,13 +83,14 @@ def _call_until_ended(pipe, make: Callable[..., Callable], arguments: tuple) -> 
     pipe.send("ready")
     while True:
         inputs, seconds = pipe.recv()
-        started = time.perf_counter()
+        started, cpu = time.perf_counter(), time.process_time()
         times: list[float] = []
         while not times or time.perf_counter() - started < seconds:
             before = time.perf_counter()
             call(inputs[len(times) % len(inputs)])
             times.append(time.perf_counter() - before)
-        pipe.send((len(times), time.perf_counter() - started, statistics.median(times)))
+        elapsed, cpu = time.perf_counter() - started, time.process_time() - cpu
+        pipe.send((len(times), elapsed, statistics.median(times), cpu / len(times)))
 
 
 def _load(model_dir: str, precision: str):
