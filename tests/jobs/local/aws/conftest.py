@@ -23,8 +23,14 @@ def front_home(tmp_path_factory):
 @pytest.fixture(scope="session")
 def front(front_home):
     """The variables by which clients find the server, which is one for all tests."""
-    with aws.running(front_home) as environment:
-        yield environment
+    with aws.running(front_home, proxy=True):
+        yield aws.environment(front_home)
+
+
+@pytest.fixture(scope="session")
+def proxied(front_home, front):
+    """The variables by which clients that name AWS's hosts find the same server, by its proxy."""
+    return aws.environment(front_home, proxy=True)
 
 
 @pytest.fixture(scope="session")
