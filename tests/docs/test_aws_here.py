@@ -72,3 +72,16 @@ def test_the_program_runs_with_loopback_alone(few, run):
 def test_the_script_of_the_cli_runs_with_loopback_alone(few, run, cli):
     command = cut_off([*FASTMAKER, "bash", "train_on_sagemaker.sh"])
     check_script(run(command, PATH=f"{cli}:{os.environ['PATH']}"), few)
+
+
+# Clients that know AWS's own hosts alone, where no host but this machine could answer.
+AT_AWSS_HOSTS = [*FASTMAKER[:-1], "--proxy", "--", "env", "-u", "AWS_ENDPOINT_URL"]
+
+
+def test_the_program_runs_at_awss_own_hosts_with_loopback_alone(few, run):
+    check_program(run(cut_off([*AT_AWSS_HOSTS, sys.executable, "train_on_sagemaker.py"])), few)
+
+
+def test_the_script_of_the_cli_runs_at_awss_own_hosts_with_loopback_alone(few, run, cli):
+    command = cut_off([*AT_AWSS_HOSTS, "bash", "train_on_sagemaker.sh"])
+    check_script(run(command, PATH=f"{cli}:{os.environ['PATH']}"), few)
