@@ -6,6 +6,7 @@ certificate of it: https://datatracker.ietf.org/doc/html/rfc5280#section-4.2.1.1
 
 import functools
 import os
+import re
 import ssl
 import tempfile
 from datetime import datetime, timedelta, timezone
@@ -25,6 +26,7 @@ from fastmaker.local.aws.settings import BUNDLE, BUNDLE_VARIABLES
 DAYS = 365  # that a certificate is good for, should the server run so long
 MAX_HOSTS = 256  # whose certificates are kept
 PARTIAL = "certificate-"
+CERTIFICATE = re.compile(rb"-----BEGIN CERTIFICATE-----.*?-----END CERTIFICATE-----", re.DOTALL)
 
 
 class Authority:
@@ -48,10 +50,11 @@ class Authority:
         others = [os.environ.get(name) for name in BUNDLE_VARIABLES]
         known = [*others, get_cert_path(True), ssl.get_default_verify_paths().cafile]
         bundle = self._folder / BUNDLE
-        found = dict.fromkeys(Path(file) for file in known if file and Path(file) != bundle and Path(file).is_file())
+        found = [Path(file) for file in known if file and Path(file).is_file() and Path(file) != bundle]
+        trusted = dict.fromkeys(one for file in found for one in CERTIFICATE.findall(file.read_bytes()))
         with files.atomic(bundle) as partial:
             partial.touch(0o600)
-            partial.write_bytes(b"\n".join([self.certificate, *(file.read_bytes() for file in found)]))
+            partial.write_bytes(b"\n".join([self.certificate.strip(), *trusted, b""]))
 
     def _context(self, host: str) -> ssl.SSLContext:
         """Return what a host of AWS is to a client that trusts the bundle."""

@@ -35,14 +35,18 @@ class Server(ThreadedWSGIServer):
         self._lock = threading.Lock()
 
     def enter(self, handler: "TunnelHandler") -> bool:
-        """Return whether a connection may stay. One too many ends the oldest that has sent no signed request."""
+        """Return whether a connection may stay. One too many ends the oldest that waits for a request.
+
+        One that has sent a signed request stays longer than one that has not, and its client connects again.
+        """
         with self._lock:
             if len(self._open) >= MAX_CONNECTIONS:
-                strangers = [other for other in self._open if not other.signed]
-                if not strangers:
+                waiting = [other for other in self._open if not other.busy]
+                if not waiting:
                     return False
-                self._open.remove(strangers[0])
-                strangers[0].end()
+                oldest = min(waiting, key=lambda other: other.signed)
+                self._open.remove(oldest)
+                oldest.end()
             self._open.append(handler)
             return True
 
@@ -58,6 +62,7 @@ class TunnelHandler(Handler):
     server: Server
     tunnel = ""  # the host that was asked for
     signed = False  # whether a request was signed with this machine's key
+    busy = False  # whether a request is being answered
 
     def handle(self) -> None:
         """Answer requests until the connection ends, which it does without a word for who speaks no TLS."""
@@ -87,8 +92,9 @@ class TunnelHandler(Handler):
     def run_wsgi(self) -> None:
         """Answer one request."""
         if self.tunnel:
+            self.busy = True
             super().run_wsgi()
-            self.signed = self.signed or SIGNED in self.environ
+            self.busy, self.signed = False, self.signed or SIGNED in self.environ
         else:
             self._connect()
 

@@ -273,6 +273,14 @@ def test_clients_that_say_nothing_do_not_hold_others(at_aws, proxied):
 # The authority.
 
 
+@pytest.mark.slow
+def test_connections_that_stay_open_do_not_hold_others_either(at_aws):
+    """Each of these has sent signed requests: the oldest ends, and its client connects again."""
+    found = [at_aws("sts") for _ in range(proxy.MAX_CONNECTIONS + 10)]
+    for client in [*found, *found[:20]]:
+        assert client.get_caller_identity()["Account"] == "000000000000"
+
+
 def handshake(context, host, bundle):
     """A client that is strict in all of RFC 5280 meets a server with a context."""
     trust = ssl.create_default_context(cafile=bundle)
