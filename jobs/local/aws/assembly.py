@@ -18,6 +18,7 @@ from fastmaker.local.aws.signatures import Key
 
 IDLE_SECONDS = 120.0  # after which a connection without a request is closed
 MAX_LEFT = 2**26  # bytes of a refused request's body that are read, so that its client reads the answer
+BLOCK = 2**16  # bytes
 
 
 def application(folder: Path, hosts: set[str], key: Key, hold: float) -> Application:
@@ -77,7 +78,9 @@ class Handler(MotoRequestHandler):  # type: ignore[misc]  # moto is typed in par
         if environ.get("wsgi.input_terminated") or not length.isdecimal() or int(length) > MAX_LEFT:
             self.close_connection = True
         else:
-            environ["wsgi.input"].read(int(length))
+            left = int(length)
+            while left > 0 and (block := environ["wsgi.input"].read(min(left, BLOCK))):
+                left -= len(block)
 
     def log(self, *_: Any) -> None:
         """Write no line for a request."""

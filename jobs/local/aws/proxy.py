@@ -60,9 +60,15 @@ class TunnelHandler(Handler):
     """Answers CONNECT for hosts of AWS, and then requests to that host."""
 
     server: Server
+    environ: dict[str, Any]  # of the last request
     tunnel = ""  # the host that was asked for
     signed = False  # whether a request was signed with this machine's key
-    busy = False  # whether a request is being answered
+    answering = False
+
+    @property
+    def busy(self) -> bool:
+        """Return whether a signed request is being answered. Who only sends slowly is not busy."""
+        return self.answering and SIGNED in self.environ
 
     def handle(self) -> None:
         """Answer requests until the connection ends, which it does without a word for who speaks no TLS."""
@@ -92,9 +98,9 @@ class TunnelHandler(Handler):
     def run_wsgi(self) -> None:
         """Answer one request."""
         if self.tunnel:
-            self.busy = True
+            self.environ, self.answering = {}, True
             super().run_wsgi()
-            self.busy, self.signed = False, self.signed or SIGNED in self.environ
+            self.answering, self.signed = False, self.signed or SIGNED in self.environ
         else:
             self._connect()
 

@@ -264,6 +264,11 @@ def test_clients_that_say_nothing_do_not_hold_others(at_aws, proxied):
     with contextlib.ExitStack() as stack:
         silent = [stack.enter_context(connection(proxied)) for _ in range(proxy.MAX_CONNECTIONS // 2)]
         silent += [stack.enter_context(tunnel(proxied)) for _ in range(proxy.MAX_CONNECTIONS // 2)]
+        trust = ssl.create_default_context(cafile=proxied["AWS_CA_BUNDLE"])
+        for _ in range(proxy.MAX_CONNECTIONS):
+            opened = stack.enter_context(tunnel(proxied))
+            stream = stack.enter_context(trust.wrap_socket(opened, server_hostname=STS))
+            stream.sendall(f"POST / HTTP/1.1\r\nHost: {STS}\r\nContent-Length: 1000000\r\n\r\n".encode())
         at_aws("sts").get_caller_identity()
         sts.get_caller_identity()
         silent[0].settimeout(PATIENCE)
