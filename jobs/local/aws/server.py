@@ -79,21 +79,11 @@ def _serve(folder: Path, port: int, hold: float, with_proxy: bool) -> None:
     bound = _bound(kept["port"])
     url = url_of(kept["port"])
     _environment(url, kept)
-    from werkzeug.serving import make_server  # after the environment: moto reads it
-
-    from fastmaker.local.aws import assembly
+    from fastmaker.local.aws import assembly, connections  # after the environment: moto reads it
 
     hosts = {f"{name}:{kept['port']}" for name in ("127.0.0.1", "localhost")}
     application = assembly.application(folder, hosts, Key(kept["access"], kept["secret"]), hold)
-    server: Any = make_server(
-        "127.0.0.1",
-        kept["port"],
-        application,
-        threaded=True,
-        request_handler=assembly.Handler,
-        fd=bound.fileno(),
-    )
-    server.daemon_threads = True
+    server = connections.Server(bound, application, assembly.Handler)
     if with_proxy:  # before the server answers: who has an answer knows whether there is a proxy
         _start_proxy(folder, kept.get("proxy", 0), application)
     threading.Thread(target=server.serve_forever, daemon=True).start()

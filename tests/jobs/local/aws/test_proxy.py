@@ -20,7 +20,7 @@ from helpers import PATIENCE
 from helpers.waiting import wait_until
 
 from fastmaker.local import aws
-from fastmaker.local.aws import authority, domains, proxy, settings
+from fastmaker.local.aws import authority, connections, domains, settings
 
 pytestmark = pytest.mark.server
 STS = "sts.us-west-2.amazonaws.com"
@@ -258,14 +258,24 @@ def test_a_client_that_does_not_trust_the_bundle_is_not_answered(front_home, pro
     assert "Traceback" not in log.read_text()[before:]
 
 
-def test_clients_that_say_nothing_do_not_hold_others(at_aws, proxied):
+def test_clients_that_say_nothing_do_not_hold_others(clients, front):
+    parts, sts = urlsplit(front["AWS_ENDPOINT_URL"]), clients("sts")
+    sts.get_caller_identity()  # over a connection that stays
+    with contextlib.ExitStack() as stack:
+        for _ in range(connections.MAX_CONNECTIONS * 2):
+            stack.enter_context(socket.create_connection((parts.hostname, parts.port), PATIENCE))
+        clients("sts").get_caller_identity()
+        sts.get_caller_identity()
+
+
+def test_clients_of_the_proxy_that_say_nothing_do_not_hold_others(at_aws, proxied):
     sts = at_aws("sts")
     sts.get_caller_identity()  # over a connection that stays
     with contextlib.ExitStack() as stack:
-        silent = [stack.enter_context(connection(proxied)) for _ in range(proxy.MAX_CONNECTIONS // 2)]
-        silent += [stack.enter_context(tunnel(proxied)) for _ in range(proxy.MAX_CONNECTIONS // 2)]
+        silent = [stack.enter_context(connection(proxied)) for _ in range(connections.MAX_CONNECTIONS // 2)]
+        silent += [stack.enter_context(tunnel(proxied)) for _ in range(connections.MAX_CONNECTIONS // 2)]
         trust = ssl.create_default_context(cafile=proxied["AWS_CA_BUNDLE"])
-        for _ in range(proxy.MAX_CONNECTIONS):
+        for _ in range(connections.MAX_CONNECTIONS):
             opened = stack.enter_context(tunnel(proxied))
             stream = stack.enter_context(trust.wrap_socket(opened, server_hostname=STS))
             stream.sendall(f"POST / HTTP/1.1\r\nHost: {STS}\r\nContent-Length: 1000000\r\n\r\n".encode())
@@ -281,7 +291,7 @@ def test_clients_that_say_nothing_do_not_hold_others(at_aws, proxied):
 @pytest.mark.slow
 def test_connections_that_stay_open_do_not_hold_others_either(at_aws):
     """Each of these has sent signed requests: the oldest ends, and its client connects again."""
-    found = [at_aws("sts") for _ in range(proxy.MAX_CONNECTIONS + 10)]
+    found = [at_aws("sts") for _ in range(connections.MAX_CONNECTIONS + 10)]
     for client in [*found, *found[:20]]:
         assert client.get_caller_identity()["Account"] == "000000000000"
 
