@@ -75,7 +75,16 @@ def test_the_script_of_the_cli_runs_with_loopback_alone(few, run, cli):
 
 
 # Clients that know AWS's own hosts alone, where no host but this machine could answer.
-AT_AWSS_HOSTS = [*FASTMAKER[:-1], "--proxy", "--", "env", "-u", "AWS_ENDPOINT_URL"]
+AT_AWSS_HOSTS = [
+    *FASTMAKER[:-1],
+    "--proxy",
+    "--",
+    "env",
+    "-u",
+    "AWS_ENDPOINT_URL",
+    "-u",
+    "SAGEMAKER_USER_CONFIG_OVERRIDE",
+]
 
 
 def test_the_program_runs_at_awss_own_hosts_with_loopback_alone(few, run):
