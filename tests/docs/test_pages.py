@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import yaml
 from helpers import REPOSITORY
+from helpers.pages import blocks, lay_out
 from matplotlib import pyplot
 from PIL import Image
 
@@ -34,10 +35,6 @@ TEXTS = {str(page.relative_to(REPOSITORY)): page.read_text("utf-8") for page in 
 # What a line in a sh block may begin with; the first five are checked further.
 CHECKED = ("fastmaker", "make", "python", "pip", "curl")
 UNCHECKED = (".", "cd", "docker", "find", "git", "http", "pre-commit")
-
-
-def blocks(text, language):
-    return re.findall(rf"^```{language}\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
 
 
 def lines():
@@ -63,14 +60,6 @@ def example(sign, page):
     """The one python block on the page that holds the sign."""
     (found,) = [block for block in blocks(TEXTS[page], "python") if sign in block]
     return found
-
-
-def lay_out(few, folder):
-    """The folder `digits` as `make digits` writes it, with few images in it."""
-    shutil.copytree(few, folder / "digits" / "train")
-    (folder / "digits" / "held-out" / "7").mkdir(parents=True)
-    for number, file in enumerate(sorted((few / "7").iterdir())):
-        shutil.copy(file, folder / "digits" / "held-out" / "7" / f"{240 + number:04}.png")
 
 
 # The README, the map and the site
@@ -311,21 +300,7 @@ def test_the_example_of_the_base_install_loads_a_bundle_and_answers(few, digits_
     assert capsys.readouterr().out.strip() in set("0123456789")
 
 
-@pytest.mark.slow
-def test_the_program_for_aws_runs_here_as_it_stands(few, tmp_path):
-    lay_out(few, tmp_path)
-    (tmp_path / "source").symlink_to(REPOSITORY / "source")
-    (tmp_path / "train_on_sagemaker.py").write_text(example("ml.g4dn.xlarge", "docs/aws-here.md"))
-    env = {**os.environ, "FASTMAKER_HOME": str(tmp_path / "home")}
-    command = [sys.executable, "-m", "fastmaker.jobs", "aws", "--", sys.executable, "train_on_sagemaker.py"]
-    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert "train_loss" in done.stdout or "epoch" in done.stdout
-    assert done.stdout.endswith(f"{len(list((few / '7').iterdir())) + 3} answers\n")
-    assert not list((tmp_path / "home" / "endpoints").iterdir())
-
-
 def test_every_python_example_of_the_pages_is_run_above():
     run = ["README.md", "docs/local-mode.md", "docs/endpoint.md", "docs/from-a-learner.md", "docs/installation.md"]
-    run.append("docs/aws-here.md")
+    run.append("docs/aws-here.md")  # by test_aws_here.py
     assert {page for page, text in TEXTS.items() if blocks(text, "python")} == set(run)

@@ -151,8 +151,8 @@ def front_home(tmp_path_factory):
 @pytest.fixture(scope="session")
 def front(front_home):
     """The variables by which clients find AWS on this machine, which is one server for all tests."""
-    with aws.running(front_home) as environment:
-        yield environment
+    with aws.running(front_home, proxy=True):
+        yield aws.environment(front_home)
 
 
 @pytest.fixture(scope="session")

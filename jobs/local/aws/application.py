@@ -9,12 +9,14 @@ import logging
 import re
 import uuid
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Any
 from urllib.parse import parse_qs
 from xml.sax.saxutils import escape
 
 from botocore.exceptions import ClientError
 
+from fastmaker.local.aws import domains
 from fastmaker.local.aws.control import ControlPlane
 from fastmaker.local.aws.invocations import Answer, Runtime
 from fastmaker.local.aws.signatures import Key, Received, Refused, check, check_access, claim, is_s3
@@ -29,7 +31,9 @@ REGION = re.compile(r"[a-z]{2}(-[a-z]+)+-\d|aws-global")
 # moto's own pages, which change what it holds, and the address of an instance's own credentials.
 NOT_AWS = re.compile(r"/+(moto-api|latest/(meta-data|api))(/|$)")
 FORM = "application/x-www-form-urlencoded"
-HEADERS = "fastmaker.headers"  # in a WSGI environment: those that came, by names in lower case
+# In a WSGI environment: the headers that came, by names in lower case; the host of AWS that the proxy was asked for;
+# and that the request is signed with the key.
+HEADERS, TUNNEL, SIGNED = "fastmaker.headers", "fastmaker.tunnel", "fastmaker.signed"
 log = logging.getLogger("fastmaker.aws")
 Start = Callable[..., Any]
 
@@ -74,8 +78,7 @@ class Application:
 
     def _checked(self, environ: dict[str, Any]) -> tuple[str, str, Received]:
         """Return the region and service that a request is signed for, after its body was read. Raises Refused."""
-        if environ.get("HTTP_HOST") not in self._hosts:
-            raise Refused("AccessDenied", "the request's Host is not this machine's")
+        self._check_host(environ)
         target = environ["RAW_URI"]
         if not target.startswith("/"):  # an absolute URL, as a proxy is asked for
             raise Refused("AccessDenied", "the request's path does not begin with a slash")
@@ -85,10 +88,32 @@ class Application:
         if claimed.version == 4 and not REGION.fullmatch(claimed.region):
             raise Refused("AccessDenied", f"{claimed.region!r} is no region of AWS")
         body = _body(environ, MAX_OBJECT if is_s3(claimed.service) else MAX_BODY)
+        if claimed.version == 2:  # which signs the bucket in the path also where the host names it
+            received = replace(received, target=_path_here(environ, received.target))
         check(received, claimed, body, self._key)
+        environ[SIGNED] = True
+        self._lead_here(environ, claimed.service)
         if NOT_AWS.match(environ["PATH_INFO"]):
             raise Refused("AccessDenied", "this path is no service's")
         return claimed.region, claimed.service, received
+
+    def _check_host(self, environ: dict[str, Any]) -> None:
+        """Check that a request is for this machine, or for the host that the proxy was asked for. Raises Refused."""
+        host, tunnel = environ.get("HTTP_HOST", ""), environ.get(TUNNEL)
+        if tunnel is None and host not in self._hosts:
+            raise Refused("AccessDenied", "the request's Host is not this machine's")
+        if tunnel is not None and host.lower() not in (tunnel, f"{tunnel}:443"):
+            raise Refused("AccessDenied", f"the request's Host is not {tunnel}, which the proxy was asked for")
+
+    def _lead_here(self, environ: dict[str, Any], service: str) -> None:
+        """Have a request that came by the proxy name this machine, and its bucket in the path as all others do."""
+        if TUNNEL not in environ:
+            return
+        if is_s3(service):
+            environ.update(
+                {name: _path_here(environ, environ[name]) for name in ("PATH_INFO", "RAW_URI", "REQUEST_URI")}
+            )
+        environ["HTTP_HOST"] = min(self._hosts)
 
     def _answer(self, environ: dict[str, Any], region: str, service: str, received: Received) -> Answer | None:
         """Return the engine's answer, None if the request is for another service."""
@@ -118,6 +143,16 @@ class Application:
             except ClientError as error:
                 return _client_error(error)
         return None if answered is None else (200, {"Content-Type": JSON}, json.dumps(answered).encode())
+
+
+def _path_here(environ: dict[str, Any], path: str) -> str:
+    """Return a path of S3 with its bucket, also where the request's host names it. Raises Refused."""
+    if TUNNEL not in environ:
+        return path
+    here = domains.path_on(environ[TUNNEL], path)
+    if here is None:
+        raise Refused("AccessDenied", f"{environ[TUNNEL]} needs AWS: objects of S3 are not at that host")
+    return here
 
 
 def _body(environ: dict[str, Any], most: int) -> bytes:

@@ -5,10 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import boto3
-from moto.moto_server.werkzeug_app import DomainDispatcherApplication, MotoRequestHandler, create_backend_app
+from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
 
 from fastmaker.local import names
-from fastmaker.local.aws.application import HEADERS, Application
+from fastmaker.local.aws import connections
+from fastmaker.local.aws.application import HEADERS, SIGNED, Application
 from fastmaker.local.aws.control import ControlPlane
 from fastmaker.local.aws.invocations import Runtime
 from fastmaker.local.aws.logs import Logs
@@ -16,8 +17,8 @@ from fastmaker.local.aws.objects import KeptObjects
 from fastmaker.local.aws.settings import region
 from fastmaker.local.aws.signatures import Key
 
-IDLE_SECONDS = 120.0  # after which a connection without a request is closed
 MAX_LEFT = 2**26  # bytes of a refused request's body that are read, so that its client reads the answer
+BLOCK = 2**16  # bytes
 
 
 def application(folder: Path, hosts: set[str], key: Key, hold: float) -> Application:
@@ -29,16 +30,15 @@ def application(folder: Path, hosts: set[str], key: Key, hold: float) -> Applica
     return Application(hosts, key, control, Runtime(home), moto, Logs(home).answer)
 
 
-class Handler(MotoRequestHandler):  # type: ignore[misc]  # moto is typed in part
+class Handler(connections.Handler):
     """Reads requests and keeps their headers as they came. werkzeug's own ends a connection with each answer."""
 
     protocol_version = "HTTP/1.1"
-    timeout = IDLE_SECONDS
     wbufsize = -1  # an answer leaves in one piece
     disable_nagle_algorithm = True
 
     def make_environ(self) -> dict[str, Any]:
-        environ: dict[str, Any] = super().make_environ()
+        environ = super().make_environ()
         received: dict[str, str] = {}
         for name, value in self.headers.items():
             name = name.lower()
@@ -51,6 +51,7 @@ class Handler(MotoRequestHandler):  # type: ignore[misc]  # moto is typed in par
         if self.headers.get("Expect", "").lower() == "100-continue":
             self.wfile.write(b"HTTP/1.1 100 Continue\r\n\r\n")
             self.wfile.flush()
+        self.answering = True
         environ = self.make_environ()
         stream = environ["wsgi.input"]
         answered: list[Any] = []
@@ -70,6 +71,7 @@ class Handler(MotoRequestHandler):  # type: ignore[misc]  # moto is typed in par
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(body)
+        self.answering, self.signed = False, self.signed or SIGNED in environ
 
     def _leave_body(self, environ: dict[str, Any]) -> None:
         """Read the body of a request that was refused without it, or have the connection end if it is too long."""
@@ -77,7 +79,9 @@ class Handler(MotoRequestHandler):  # type: ignore[misc]  # moto is typed in par
         if environ.get("wsgi.input_terminated") or not length.isdecimal() or int(length) > MAX_LEFT:
             self.close_connection = True
         else:
-            environ["wsgi.input"].read(int(length))
+            left = int(length)
+            while left > 0 and (block := environ["wsgi.input"].read(min(left, BLOCK))):
+                left -= len(block)
 
     def log_request(self, *_: Any) -> None:
         """Make no line for a request."""

@@ -36,6 +36,11 @@ def get_parser() -> argparse.ArgumentParser:
         "(default: %(default)s)",
     )
     parser.add_argument(
+        "--proxy",
+        action="store_true",
+        help="also answer clients that name AWS's hosts in code: HTTPS_PROXY leads to these hosts here and to no other",
+    )
+    parser.add_argument(
         "command",
         nargs=argparse.REMAINDER,
         metavar="-- COMMAND",
@@ -60,7 +65,7 @@ def main(args: argparse.Namespace) -> int:
     """Serve while a command runs, and return its status; without one until Ctrl-C, after printing the variables."""
     # A shell that starts a command in the background may have it ignore SIGINT.
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    with aws.running(port=args.port, hold=args.hold) as environment:
+    with aws.running(port=args.port, hold=args.hold, proxy=args.proxy) as environment:
         if args.command:
             return _run(args.command, environment)
         others = sorted(set(os.environ) - aws.without_others(dict(os.environ)).keys())

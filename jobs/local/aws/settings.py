@@ -13,6 +13,9 @@ from fastmaker.local.containers import free_ports
 FOLDER = "aws"  # below FASTMAKER_HOME
 SETTINGS = "settings.json"
 LOG = "server.log"
+BUNDLE = "ca-bundle.pem"  # what clients of the proxy trust; there while it runs
+# How clients are told which certificates to trust: boto3's, requests, curl, and those that use OpenSSL's own.
+BUNDLE_VARIABLES = ("AWS_CA_BUNDLE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE")
 READY, RUNNING = "ready", "running"  # what the server prints: it answers, or another process of this home does
 
 
@@ -35,6 +38,13 @@ def settings(folder: Path, port: int) -> dict[str, Any]:
     letters = "ABCDEFGHIJKLMNOPQRSTUVWXYZ234567"
     access = "AKIA" + "".join(secrets.choice(letters) for _ in range(16))
     return _keep(file, {"port": port or free_ports(1)[0], "access": access, "secret": secrets.token_urlsafe(30)})
+
+
+def keep_proxy_port(folder: Path, port: int) -> None:
+    """Keep the port of the proxy, which the next start takes if it can be had."""
+    file = folder / SETTINGS
+    kept: dict[str, Any] = json.loads(files.read_regular(file, 2**16))
+    _keep(file, {**kept, "proxy": port})
 
 
 def _keep(file: Path, values: dict[str, Any]) -> dict[str, Any]:

@@ -6,6 +6,14 @@ from functools import partial
 import pytest
 from helpers.front import client_of
 
+from fastmaker.local import aws
+
+
+@pytest.fixture(scope="session")
+def proxied(front_home, front):
+    """The variables by which clients that name AWS's hosts find the same server, by its proxy."""
+    return aws.environment(front_home, proxy=True)
+
 
 @pytest.fixture(scope="session")
 def clients(front):
