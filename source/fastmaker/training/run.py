@@ -5,7 +5,6 @@ import contextlib
 import functools
 import json
 import math
-import os
 import sys
 import threading
 import time
@@ -26,17 +25,45 @@ BAD_USAGE = 2
 def main(args: argparse.Namespace) -> int:
     """Train, write the bundle and the report, and return the exit status."""
     try:
-        samples = _read(args)
         if args.check_only:
+            samples = _read(args, "layout" if args.check_only == "layout" else "complete")
             _print_summary(args, samples)
             return _check_first_weights(args, samples)
-        return _train(args, samples)
+        return _prepare(args) or _train(args, _read(args, "headers"))
     except data.DataError as error:
         return _fail(error)
 
 
-def _read(args: argparse.Namespace) -> data.Samples:
-    depth = "layout" if args.check_only == "layout" else "complete" if args.check_only else "headers"
+def _prepare(args: argparse.Namespace) -> int:
+    """Do what needs no image, and return the exit status: 0 to go on."""
+    import torch
+
+    if args.pretrained is True:
+        from fastmaker.training import architectures, checkpoint, weights
+
+        try:
+            if not (args.checkpoint_dir and checkpoint.exists(args.checkpoint_dir)):  # a run that resumes needs none
+                architectures.download(args.arch, args.image_size)
+        except (weights.WeightsError, architectures.ArchitectureError) as error:
+            return _fail(error)
+    return _launch(args) if (args.processes or torch.cuda.device_count()) > 1 else 0
+
+
+def _launch(args: argparse.Namespace) -> int:
+    """Replace this process by several that train, unless it is one of them; return the exit status: 0 to go on."""
+    from fastmaker.training import distributed
+
+    try:
+        processes = distributed.processes_per_host(args.processes)
+    except distributed.ProcessGroupError as error:
+        return _fail(error)
+    if processes > 1:
+        _read(args, "layout")  # faults of the layout are told once; each process looks at the images
+        distributed.launch(processes)
+    return 0
+
+
+def _read(args: argparse.Namespace, depth: str) -> data.Samples:
     if args.task == "segmentation":
         masked = mask_data.read(
             args.train, args.valid, args.void_code, args.valid_pct, args.seed, args.mask_scale, depth
@@ -133,11 +160,9 @@ def _train(args: argparse.Namespace, samples: data.Samples) -> int:
 
 
 def _join(args: argparse.Namespace, samples: data.Samples) -> "ProcessGroup":
-    """Return the process group. Does not return if this process is replaced by several."""
+    """Return the process group."""
     from fastmaker.training import distributed
 
-    if (processes := distributed.processes_per_host(args.processes)) > 1:
-        distributed.launch(processes)
     group = distributed.join(args.dist_backend, args.timeout)
     if group.is_first:
         _print_summary(args, samples)
@@ -171,10 +196,10 @@ def _new_learner(
     """Return the Learner with the weights that a run starts from, but for those of a checkpoint."""
     from fastai.vision.all import set_seed
 
-    from fastmaker.training import augmentation, earlier, learner
+    from fastmaker.training import augmentation, earlier, learner, loaders
 
     set_seed(args.seed, reproducible=True)
-    dls = dataloaders(args, samples, group.world_size)
+    dls = loaders.create(args, samples, group.world_size)
     # The checkpoint's weights replace ImageNet's, which need not be downloaded again.
     loss = augmentation.loss(args, samples, dls.device)
     learn = learner.create(dls, samples, args, bool(args.pretrained and not resumed), loss)
@@ -310,10 +335,10 @@ def _dls_of(
     size: tuple[int, int],
 ) -> "DataLoaders":
     """Return the DataLoaders of a phase, of this rank's images until `stack` ends: `own`, or those of another size."""
-    from fastmaker.training import checkpoint, distributed
+    from fastmaker.training import checkpoint, distributed, loaders
 
     if size != args.image_size:
-        own = dataloaders(argparse.Namespace(**{**vars(args), "image_size": size}), samples, group.world_size)
+        own = loaders.create(argparse.Namespace(**{**vars(args), "image_size": size}), samples, group.world_size)
     for loader in own.loaders if args.checkpoint_dir else ():
         loader.wif = checkpoint.ignore_platform_sigterm
     stack.enter_context(distributed.sharded(own, group))
@@ -344,36 +369,3 @@ def _first_weights(args: argparse.Namespace) -> dict[str, Any]:
         "pretrained": files.sha256(file) if file else args.pretrained,
         "resume_from": earlier.state_sha256(Path(args.resume_from)) if args.resume_from else None,
     }
-
-
-def dataloaders(args: argparse.Namespace, samples: data.Samples, world_size: int = 1) -> "DataLoaders":
-    """Return fastai DataLoaders for one of `world_size` ranks."""
-    from fastmaker.training import architectures, augmentation
-
-    workers = args.workers
-    if workers is None:  # few small images load faster without worker processes
-        workers = _cores() if len(samples.labels) >= 5000 or min(args.image_size) >= 64 else 0
-    # fastai drops an incomplete last batch: with fewer images than a batch, it would train on none.
-    batch_size = min(args.batch_size, samples.n_train // world_size)
-    dls = data.dataloaders(
-        samples,
-        args.image_mode,
-        args.image_size,
-        args.resize_method,
-        batch_size,
-        args.augment,
-        workers,
-        architectures.statistics(args.arch, args.image_mode),
-        (augmentation.of_items(args), augmentation.of_batches(args)),
-    )
-    if args.weighted_sampling:
-        augmentation.balance(dls, samples)
-    return dls
-
-
-def _cores() -> int:
-    """Return how many cores this process may use."""
-    cores = os.cpu_count() or 1
-    if "LOCAL_WORLD_SIZE" in os.environ:  # torchrun starts several processes, with OMP_NUM_THREADS=1
-        return max(1, cores // int(os.environ["LOCAL_WORLD_SIZE"]))
-    return min(cores, int(os.environ.get("OMP_NUM_THREADS", cores)))
