@@ -107,11 +107,8 @@ class UnreadableImages(Callback):
         images = image_checks.replacing(self.dls.train)
         seen = int(images.seen.sum()) if images else 0
         bad, seen = map(int, self.group.sum([len(self.lines), seen]))
-        if seen >= enough and bad > image_checks.MAX_UNREADABLE * seen:
-            first = "; ".join(list(self.lines.values())[:3])
-            raise image_checks.DataError(
-                f"{bad} of {seen} images in {self.folder} cannot be read (more than a tenth): {first}"
-            )
+        if seen >= enough:
+            image_checks.check_skipped(list(self.lines.values()), seen, self.folder, bad)
 
 
 class Position(Callback):

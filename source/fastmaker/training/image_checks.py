@@ -125,12 +125,15 @@ def _check_numbers(mask: np.ndarray, mask_file: Path, codes: Sequence[str], void
         raise DataError(f"{mask_file} holds the label {wrong[0]}; codes.txt names 0 to {len(codes) - 1}{hint}")
 
 
-def check_skipped(skipped: Sequence[str], n_files: int, folder: Path | str) -> None:
-    """Raise DataError if more than MAX_UNREADABLE of the files are unreadable."""
-    if len(skipped) > MAX_UNREADABLE * n_files:
+def check_skipped(skipped: Sequence[str], n_files: int, folder: Path | str, n_skipped: int | None = None) -> None:
+    """Raise DataError if more than MAX_UNREADABLE of the files are unreadable.
+
+    `skipped` has a line for each unreadable one, or, of several hosts, for some of `n_skipped`.
+    """
+    n_skipped = len(skipped) if n_skipped is None else n_skipped
+    if n_skipped > MAX_UNREADABLE * n_files:
         raise DataError(
-            f"{len(skipped)} of {n_files} images in {folder} cannot be read (more than a tenth): "
-            + "; ".join(skipped[:3])
+            f"{n_skipped} of {n_files} images in {folder} cannot be read (more than a tenth): " + "; ".join(skipped[:3])
         )
 
 

@@ -166,22 +166,24 @@ def _join(args: argparse.Namespace, samples: data.Samples) -> "ProcessGroup":
     group = distributed.join(args.dist_backend, args.timeout)
     if group.is_first:
         _print_summary(args, samples)
-    _check_group(samples, group)
+    _check_group(args, samples, group)
     return group
 
 
 def _learner(
     args: argparse.Namespace, samples: data.Samples, group: "ProcessGroup", resumed: dict[str, Any] | None
 ) -> "Learner":
-    from fastmaker.training import callbacks, checkpoint, schedule
+    from fastmaker.training import augmentation, callbacks, checkpoint, schedule
 
     kept = resumed.get("kept", {}) if resumed else {}
     if args.lr == "find" and not resumed:
-        kept["lr_finder"] = group.broadcast(lambda: schedule.find_lr(_new_learner(args, samples, group)))
+        kept["lr_finder"] = group.broadcast(
+            lambda: schedule.find_lr(_new_learner(args, samples, group), augmentation.mixing(args))
+        )
         if group.is_first:
             print(f"found the learning rate {kept['lr_finder']['lr']:.3g}", flush=True)
     learn = _new_learner(args, samples, group, resumed)
-    learn.kept, learn.lr_finder = kept, kept.get("lr_finder")
+    learn.kept = kept
     if resumed:
         checkpoint.restore(learn, resumed)
     schedule.check_sizes(learn.model, 3 if args.image_mode == "RGB" else 1, args.progressive_sizes)
@@ -240,7 +242,7 @@ def _write(
     print("finished " + json.dumps(metrics), flush=True)
 
 
-def _check_group(samples: data.Samples, group: "ProcessGroup") -> None:
+def _check_group(args: argparse.Namespace, samples: data.Samples, group: "ProcessGroup") -> None:
     """Raise distributed.ProcessGroupError unless the ranks can train together on these samples."""
     from fastmaker.training.distributed import ProcessGroupError
 
@@ -248,6 +250,11 @@ def _check_group(samples: data.Samples, group: "ProcessGroup") -> None:
     if n_train < group.world_size:
         raise ProcessGroupError(
             f"{group.world_size} processes share {n_train} training images; each needs one in every batch"
+        )
+    if n_train < 2 * group.world_size and args.task != "segmentation":
+        raise ProcessGroupError(
+            f"{n_train} training images for {group.world_size} process(es) make batches of one image, and batch norms"
+            " need two"
         )
     if group.world_size > 1 and not group.all_equal(data.fingerprint(samples)):
         raise ProcessGroupError("the hosts have different images; each needs all (FullyReplicated, not ShardedByS3Key)")
@@ -301,7 +308,7 @@ def _fit(
     if group.is_first and not (resumed and _is_over(args, resumed)):
         where = f"{learn.dls.device}" + (f" in {group.world_size} processes" if group.world_size > 1 else "")
         print(f"training {args.arch} in {args.precision}, {args.epochs} epoch(s) on {where}", flush=True)
-    phases = schedule.plan(args, learn.lr_finder["lr"] if learn.lr_finder else args.lr)
+    phases = schedule.plan(args, learn.kept["lr_finder"]["lr"] if args.lr == "find" else args.lr)
     position = callbacks.Position(args.seed, done, batch, group.rank)
     best = best_epoch.callbacks(learn, args, phases[-1].start)
     with checkpoint.sigterm_event(bool(args.checkpoint_dir)) as requested, contextlib.ExitStack() as stack:

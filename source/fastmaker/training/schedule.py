@@ -8,14 +8,14 @@ Epochs count from the start of the run, over all phases.
 
 import argparse
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from fastai.vision.all import DataLoaders, Learner
+from fastai.vision.all import Callback, DataLoaders, Learner
 
 Size = tuple[int, int]
 
@@ -109,12 +109,13 @@ def check_sizes(model: torch.nn.Module, channels: int, sizes: list[Size]) -> Non
         model.train(training)
 
 
-def find_lr(learn: Learner) -> dict[str, Any]:
+def find_lr(learn: Learner, cbs: Sequence[Callback] = ()) -> dict[str, Any]:
     """Return `lr`, the learning rate that fastai's ``lr_find`` suggests, with the `lrs` and `losses` that it tried.
 
-    `learn` is used up: it is not the one to train. Raises ScheduleError if the losses suggest none.
+    `cbs` mix the images of a batch, as in training. `learn` is used up: it is not the one to train.
+    Raises ScheduleError if the losses suggest none.
     """
-    with tempfile.TemporaryDirectory() as folder, learn.no_bar(), learn.no_logging():
+    with tempfile.TemporaryDirectory() as folder, learn.no_bar(), learn.no_logging(), learn.added_cbs(cbs):
         learn.path, learn.model_dir = Path(folder), "."
         try:
             lr = float(learn.lr_find(show_plot=False).valley)
