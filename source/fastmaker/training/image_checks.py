@@ -125,15 +125,12 @@ def _check_numbers(mask: np.ndarray, mask_file: Path, codes: Sequence[str], void
         raise DataError(f"{mask_file} holds the label {wrong[0]}; codes.txt names 0 to {len(codes) - 1}{hint}")
 
 
-def check_skipped(skipped: Sequence[str], n_files: int, folder: Path | str, n_skipped: int | None = None) -> None:
-    """Raise DataError if more than MAX_UNREADABLE of the files are unreadable.
-
-    `skipped` has a line for each unreadable one, or, of several hosts, for some of `n_skipped`.
-    """
-    n_skipped = len(skipped) if n_skipped is None else n_skipped
-    if n_skipped > MAX_UNREADABLE * n_files:
+def check_skipped(skipped: Sequence[str], n_files: int, folder: Path | str) -> None:
+    """Raise DataError if more than MAX_UNREADABLE of the files are unreadable."""
+    if len(skipped) > MAX_UNREADABLE * n_files:
         raise DataError(
-            f"{n_skipped} of {n_files} images in {folder} cannot be read (more than a tenth): " + "; ".join(skipped[:3])
+            f"{len(skipped)} of {n_files} images in {folder} cannot be read (more than a tenth): "
+            + "; ".join(skipped[:3])
         )
 
 
@@ -188,14 +185,13 @@ class Replacing:
         import torch
 
         self.dataset = dl.dataset
-        # Shared with the processes that load images. One flag an image.
-        self.seen, self.unreadable = (torch.zeros(len(self.dataset), dtype=torch.bool).share_memory_() for _ in "12")
+        # One flag an image, shared with the processes that load images.
+        self.unreadable = torch.zeros(len(self.dataset), dtype=torch.bool).share_memory_()
 
     def item(self, index: int) -> Any:
         """Return the item of `index`, or of the next whose image decodes. Raises DataError if none does."""
         n = len(self.dataset)
         for i in ((index + step) % n for step in range(n)):
-            self.seen[i] = True
             if not self.unreadable[i]:
                 try:
                     return self.dataset[i]

@@ -5,6 +5,7 @@ import contextlib
 import functools
 import json
 import math
+import re
 import sys
 import threading
 import time
@@ -112,8 +113,10 @@ def _print_summary(args: argparse.Namespace, samples: data.Samples) -> None:
 
 
 def _fail(error: ValueError | str) -> int:
+    # Before what a callback or a process that loads images raises, fastai and torch put lines of their own.
+    line = re.sub(r"^\w[\w.]*Error: ", "", str(error).strip().splitlines()[-1].strip())
     # The training toolkit builds the FailureReason from lines that name a built-in exception.
-    print(f"ValueError: {error}", file=sys.stderr, flush=True)
+    print(f"ValueError: {line}", file=sys.stderr, flush=True)
     return BAD_USAGE
 
 
@@ -226,8 +229,11 @@ def _write(
     from fastmaker.training import best_epoch, from_learner, report
 
     digest = group.check_parameters(learn.model) if group.world_size > 1 else None
+    unreadable = len(learn.unreadable_images.found())
     if not group.is_first:
         return
+    if unreadable:
+        print(f"{unreadable} training images could not be read; others trained in their place", flush=True)
     if digest:
         print(f"the parameters of all {group.world_size} processes are equal, SHA-256 {digest}", flush=True)
     metrics = dict(zip(learn.recorder.metric_names[1:-1], learn.recorder.values[best_epoch.index(learn)], strict=False))
