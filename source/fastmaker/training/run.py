@@ -326,7 +326,8 @@ def _fit(
         # Each of a size is made, and cut into the ranks' shares, once.
         dls_of = functools.cache(functools.partial(_dls_of, args, samples, group, stack, learn.dls))
         try:
-            with learn.added_cbs([position, saving, *mixed, *averaging, *augmentation.mixing(args), *best]):
+            mixing = augmentation.mixing(args)
+            with learn.added_cbs([position, saving, *mixed, *averaging, *schedule.clipping(args), *mixing, *best]):
                 schedule.fit(learn, phases, done, batch, dls_of)
         except (Exception, SystemExit):  # an Exception: SIGTERM ended a DataLoader worker before it ignored SIGTERM
             if not stop.is_set():
