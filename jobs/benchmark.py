@@ -53,6 +53,9 @@ def _add_train(parser) -> None:
     beside = parser.add_mutually_exclusive_group()
     beside.add_argument("--hosts", type=int, help="compare so many hosts with one host and batches as large as theirs")
     beside.add_argument("--precision", choices=("bf16", "fp16"), help="compare it with float32")
+    beside.add_argument(
+        "--start", type=int, metavar="IMAGES", help="time from fastmaker train to the first batch of so many images"
+    )
 
 
 def _add_transform(parser) -> None:
@@ -114,11 +117,15 @@ def _endpoint(args) -> tuple[list[str], list[list]]:
 
 
 def _train(args) -> tuple[list[str], list[list]]:
-    from fastmaker.jobs.benchmarks import training
+    from fastmaker.jobs.benchmarks import start, training
 
     hyperparameters = {"arch": args.arch, "epochs": args.epochs, "image-size": args.image_size}
     if args.label_regex:
         hyperparameters["label-regex"] = args.label_regex
+    if args.start:
+        return start.HEADER, start.measure(
+            images=args.start, hyperparameters={**hyperparameters, "pretrained": "false"}
+        )
     return training.HEADER, training.measure(
         data=args.data, hyperparameters=hyperparameters, hosts=args.hosts, precision=args.precision
     )

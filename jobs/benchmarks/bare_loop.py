@@ -8,7 +8,7 @@ import time
 
 from fastai.vision.all import Callback, set_seed
 
-from fastmaker.training import arguments, data, learner, run
+from fastmaker.training import arguments, data, learner, loaders
 
 
 class Throughput(Callback):
@@ -31,7 +31,7 @@ def main(args) -> None:
     """Train as the entry point does, without its callbacks, bundle and report."""
     samples = data.read(args.train, None, args.label_regex, args.valid_pct, args.seed)
     set_seed(args.seed, reproducible=True)
-    learn = learner.create(run.dataloaders(args, samples), samples, args, args.pretrained)
+    learn = learner.create(loaders.create(args, samples), samples, args, args.pretrained)
     with learn.no_bar(), learn.no_logging():
         learn.fit_one_cycle(args.epochs, args.lr, cbs=Throughput())
 

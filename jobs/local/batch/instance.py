@@ -80,6 +80,9 @@ class Instance:
         """Start the server and transform each object of the share."""
         with self._errors_end_the_job():
             self._start_server()
+            if self.job.inputs.hidden and self.container and self.number == 0:
+                hidden = f"{self.job.inputs.hidden} hidden objects of {self.job.inputs.prefix}"
+                self.container.note(f"left out {hidden}, which a job on AWS sends to the model as well")
             every = enumerate(self.job.inputs)
             self._share = ((number, name) for number, (name, _) in every if number % self.count == self.number)
             workers = self.concurrency + OBJECTS_AHEAD

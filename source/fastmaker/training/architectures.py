@@ -5,6 +5,7 @@
 A body gets a head of fastai's, as in ``vision_learner``. Only `body` and what it calls import fastai.
 """
 
+import contextlib
 import difflib
 import importlib.util
 from collections.abc import Callable, Iterable
@@ -85,7 +86,7 @@ def body(name: str, pretrained: bool, n_in: int, size: tuple[int, int], sequenti
 
     arch: Any = getattr(torchvision.models, name) if _of_torchvision(name) else name
     if meta := model_meta.get(arch):
-        with weights.downloading(name):
+        with weights.downloading(name, _source(name)):
             whole = arch(weights=meta["weights"] if pretrained else None)
         module = create_body(whole, n_in, pretrained, meta["cut"])
         features = num_features_model(nn.Sequential(*module.children()))
@@ -170,7 +171,7 @@ def _whole(name: str, pretrained: bool, n_in: int, size: tuple[int, int]) -> nn.
         options |= {} if pretrained else {"aux_logits": False, "init_weights": True}
     if name.startswith("vit_"):
         options = {"image_size": size[0]}
-    with weights.downloading(name):
+    with weights.downloading(name, _source(name)):
         try:
             network = torchvision.models.get_model(name, weights="DEFAULT" if pretrained else None, **options)
         except (AssertionError, ValueError) as error:
@@ -199,14 +200,46 @@ def _whole_of_timm(name: str, pretrained: bool, n_in: int, size: tuple[int, int]
         except (AssertionError, ValueError) as error:
             raise _unfit(name, size, error) from None
         if pretrained:
+            _check_hub(name, config)
             network = timm.create_model(plain, True, **options, **({"img_size": size} if fixed else {}))
-    except ArchitectureError:
+    except (ArchitectureError, weights.WeightsError):
         raise
     except Exception as error:  # the hub's client has errors of several kinds
         if not pretrained:
             raise
-        raise weights.WeightsError(weights.not_downloaded(name, error)) from None
+        raise weights.not_downloaded(name, _source(name), error) from None
     return network
+
+
+def _check_hub(name: str, config: Any) -> None:
+    """Raise WeightsError if weights of timm are not on this machine and the hub does not answer.
+
+    Its client would ask again for minutes.
+    """
+    from huggingface_hub import constants, scan_cache_dir
+    from huggingface_hub.errors import CacheNotFound
+
+    if not config.hf_hub_id or constants.is_offline_mode():
+        return
+    with contextlib.suppress(CacheNotFound):
+        if any(repo.repo_id == config.hf_hub_id for repo in scan_cache_dir().repos):
+            return
+    weights.check_server(name, _source(name))
+
+
+def _source(name: str) -> str:
+    """Return the URL that the weights of a network are downloaded from."""
+    if _of_torchvision(name):
+        return torchvision.models.get_model_weights(name).DEFAULT.url  # type: ignore[attr-defined]
+    from huggingface_hub import constants
+
+    config = _timm(name).get_pretrained_cfg(name.removeprefix(TIMM))
+    return f"{constants.ENDPOINT}/{config.hf_hub_id}" if config.hf_hub_id else config.url
+
+
+def download(name: str, size: tuple[int, int]) -> None:
+    """Bring the pretrained weights of a network to this machine. Raises WeightsError and ArchitectureError."""
+    _whole(name, True, 3, size)
 
 
 def _take_channels(network: nn.Module, n_in: int, pretrained: bool) -> None:

@@ -73,24 +73,29 @@ class MetricLog(Callback):
 class UnreadableImages(Callback):
     """Name each training image that does not decode, once. Another one is trained on in its place.
 
-    Raises layouts.DataError if they are more than a tenth of those that were loaded: all ranks at the end of an epoch,
-    a single process as soon as it has loaded ENOUGH.
+    Raises layouts.DataError if they are more than a tenth of all: all ranks at the end of an epoch, a single process as
+    soon as it has found them.
     """
 
     order = 61  # after the MetricLog
-    ENOUGH = 100
 
     def __init__(self, folder: str, group: ProcessGroup = SINGLE):
         self.folder, self.group = folder, group
-        self.lines: dict[int, str] = {}
+        self.lines: dict[int, str] = {}  # by the number of the image
 
     def after_batch(self) -> None:
         if self.training and self._look() and self.group.world_size == 1:
-            self._check(self.ENOUGH)
+            self._check()
 
     def after_train(self) -> None:
         self._look()
         self._check()
+
+    def found(self) -> list[str]:
+        """Return the lines of all images that the ranks have found, the same on each of them."""
+        return list(
+            {number: line for lines in self.group.gather(self.lines) for number, line in lines.items()}.values()
+        )
 
     def _look(self) -> bool:
         """Print a line for each image that was found since the last call; return whether there was one."""
@@ -103,15 +108,8 @@ class UnreadableImages(Callback):
             _log(f"skipped {self.lines[i]}; the next image trains in its place")
         return bool(new)
 
-    def _check(self, enough: int = 1) -> None:
-        images = image_checks.replacing(self.dls.train)
-        seen = int(images.seen.sum()) if images else 0
-        bad, seen = map(int, self.group.sum([len(self.lines), seen]))
-        if seen >= enough and bad > image_checks.MAX_UNREADABLE * seen:
-            first = "; ".join(list(self.lines.values())[:3])
-            raise image_checks.DataError(
-                f"{bad} of {seen} images in {self.folder} cannot be read (more than a tenth): {first}"
-            )
+    def _check(self) -> None:
+        image_checks.check_skipped(self.found(), len(self.dls.train_ds), self.folder)
 
 
 class Position(Callback):
@@ -160,7 +158,14 @@ class Position(Callback):
 
     def _seed(self) -> None:
         sequence = np.random.SeedSequence((self.run_seed, self.done, self.batch, self.rank))
-        set_seed(int(sequence.generate_state(1)[0]))
+        seed = int(sequence.generate_state(1)[0])
+        if self.dls.device.type != "cpu":
+            set_seed(seed)
+            return
+        # As set_seed does. It also seeds devices that are not there, and for each torch writes down the whole stack.
+        torch.default_generator.manual_seed(seed)
+        np.random.seed(seed % (2**32 - 1))
+        random.seed(seed)
 
 
 class SaveCheckpoints(Callback):

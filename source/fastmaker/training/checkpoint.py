@@ -83,6 +83,11 @@ def newest(folder: Path) -> tuple[Path | None, dict[str, Any] | None, list[str]]
     return None, None, damaged
 
 
+def exists(folder: str | os.PathLike) -> bool:
+    """Return whether a directory holds a checkpoint, damaged or not."""
+    return Path(folder).is_dir() and bool(_files(Path(folder)))
+
+
 def check(path: Path, state: dict[str, Any], run: dict[str, Any]) -> None:
     """Raise CheckpointError unless the checkpoint is of the same run: each value of `run` is that of state["run"]."""
     if state.get("format") != FORMAT:

@@ -118,13 +118,17 @@ class ProcessGroup:
             raise result[1]
         return result[0]
 
-    def all_equal(self, value: str) -> bool:
-        """Return whether `value` is the same on all ranks."""
+    def gather(self, value: Any) -> list[Any]:
+        """Return the values of all ranks, on each of them."""
         if self.world_size == 1:
-            return True
+            return [value]
         values: list[Any] = [None] * self.world_size
         dist.all_gather_object(values, value)
-        return len(set(values)) == 1
+        return values
+
+    def all_equal(self, value: str) -> bool:
+        """Return whether `value` is the same on all ranks."""
+        return len(set(self.gather(value))) == 1
 
     def check_parameters(self, model: torch.nn.Module) -> str:
         """Return the SHA-256 of `model`'s parameters and buffers. Raises RuntimeError if the ranks differ."""

@@ -185,14 +185,13 @@ class Replacing:
         import torch
 
         self.dataset = dl.dataset
-        # Shared with the processes that load images. One flag an image.
-        self.seen, self.unreadable = (torch.zeros(len(self.dataset), dtype=torch.bool).share_memory_() for _ in "12")
+        # One flag an image, shared with the processes that load images.
+        self.unreadable = torch.zeros(len(self.dataset), dtype=torch.bool).share_memory_()
 
     def item(self, index: int) -> Any:
         """Return the item of `index`, or of the next whose image decodes. Raises DataError if none does."""
         n = len(self.dataset)
         for i in ((index + step) % n for step in range(n)):
-            self.seen[i] = True
             if not self.unreadable[i]:
                 try:
                     return self.dataset[i]

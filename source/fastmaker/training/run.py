@@ -5,7 +5,7 @@ import contextlib
 import functools
 import json
 import math
-import os
+import re
 import sys
 import threading
 import time
@@ -26,17 +26,45 @@ BAD_USAGE = 2
 def main(args: argparse.Namespace) -> int:
     """Train, write the bundle and the report, and return the exit status."""
     try:
-        samples = _read(args)
         if args.check_only:
+            samples = _read(args, "layout" if args.check_only == "layout" else "complete")
             _print_summary(args, samples)
             return _check_first_weights(args, samples)
-        return _train(args, samples)
+        return _prepare(args) or _train(args, _read(args, "headers"))
     except data.DataError as error:
         return _fail(error)
 
 
-def _read(args: argparse.Namespace) -> data.Samples:
-    depth = "layout" if args.check_only == "layout" else "complete" if args.check_only else "headers"
+def _prepare(args: argparse.Namespace) -> int:
+    """Do what needs no image, and return the exit status: 0 to go on."""
+    import torch
+
+    if args.pretrained is True:
+        from fastmaker.training import architectures, checkpoint, weights
+
+        try:
+            if not (args.checkpoint_dir and checkpoint.exists(args.checkpoint_dir)):  # a run that resumes needs none
+                architectures.download(args.arch, args.image_size)
+        except (weights.WeightsError, architectures.ArchitectureError) as error:
+            return _fail(error)
+    return _launch(args) if (args.processes or torch.cuda.device_count()) > 1 else 0
+
+
+def _launch(args: argparse.Namespace) -> int:
+    """Replace this process by several that train, unless it is one of them; return the exit status: 0 to go on."""
+    from fastmaker.training import distributed
+
+    try:
+        processes = distributed.processes_per_host(args.processes)
+    except distributed.ProcessGroupError as error:
+        return _fail(error)
+    if processes > 1:
+        _read(args, "layout")  # faults of the layout are told once; each process looks at the images
+        distributed.launch(processes)
+    return 0
+
+
+def _read(args: argparse.Namespace, depth: str) -> data.Samples:
     if args.task == "segmentation":
         masked = mask_data.read(
             args.train, args.valid, args.void_code, args.valid_pct, args.seed, args.mask_scale, depth
@@ -85,8 +113,10 @@ def _print_summary(args: argparse.Namespace, samples: data.Samples) -> None:
 
 
 def _fail(error: ValueError | str) -> int:
+    # Before what a callback or a process that loads images raises, fastai and torch put lines of their own.
+    line = re.sub(r"^\w[\w.]*Error: ", "", str(error).strip().splitlines()[-1].strip())
     # The training toolkit builds the FailureReason from lines that name a built-in exception.
-    print(f"ValueError: {error}", file=sys.stderr, flush=True)
+    print(f"ValueError: {line}", file=sys.stderr, flush=True)
     return BAD_USAGE
 
 
@@ -133,30 +163,30 @@ def _train(args: argparse.Namespace, samples: data.Samples) -> int:
 
 
 def _join(args: argparse.Namespace, samples: data.Samples) -> "ProcessGroup":
-    """Return the process group. Does not return if this process is replaced by several."""
+    """Return the process group."""
     from fastmaker.training import distributed
 
-    if (processes := distributed.processes_per_host(args.processes)) > 1:
-        distributed.launch(processes)
     group = distributed.join(args.dist_backend, args.timeout)
     if group.is_first:
         _print_summary(args, samples)
-    _check_group(samples, group)
+    _check_group(args, samples, group)
     return group
 
 
 def _learner(
     args: argparse.Namespace, samples: data.Samples, group: "ProcessGroup", resumed: dict[str, Any] | None
 ) -> "Learner":
-    from fastmaker.training import callbacks, checkpoint, schedule
+    from fastmaker.training import augmentation, callbacks, checkpoint, schedule
 
     kept = resumed.get("kept", {}) if resumed else {}
     if args.lr == "find" and not resumed:
-        kept["lr_finder"] = group.broadcast(lambda: schedule.find_lr(_new_learner(args, samples, group)))
+        kept["lr_finder"] = group.broadcast(
+            lambda: schedule.find_lr(_new_learner(args, samples, group), augmentation.mixing(args))
+        )
         if group.is_first:
             print(f"found the learning rate {kept['lr_finder']['lr']:.3g}", flush=True)
     learn = _new_learner(args, samples, group, resumed)
-    learn.kept, learn.lr_finder = kept, kept.get("lr_finder")
+    learn.kept = kept
     if resumed:
         checkpoint.restore(learn, resumed)
     schedule.check_sizes(learn.model, 3 if args.image_mode == "RGB" else 1, args.progressive_sizes)
@@ -171,10 +201,10 @@ def _new_learner(
     """Return the Learner with the weights that a run starts from, but for those of a checkpoint."""
     from fastai.vision.all import set_seed
 
-    from fastmaker.training import augmentation, earlier, learner
+    from fastmaker.training import augmentation, earlier, learner, loaders
 
     set_seed(args.seed, reproducible=True)
-    dls = dataloaders(args, samples, group.world_size)
+    dls = loaders.create(args, samples, group.world_size)
     # The checkpoint's weights replace ImageNet's, which need not be downloaded again.
     loss = augmentation.loss(args, samples, dls.device)
     learn = learner.create(dls, samples, args, bool(args.pretrained and not resumed), loss)
@@ -199,8 +229,11 @@ def _write(
     from fastmaker.training import best_epoch, from_learner, report
 
     digest = group.check_parameters(learn.model) if group.world_size > 1 else None
+    unreadable = len(learn.unreadable_images.found())
     if not group.is_first:
         return
+    if unreadable:
+        print(f"{unreadable} training images could not be read; others trained in their place", flush=True)
     if digest:
         print(f"the parameters of all {group.world_size} processes are equal, SHA-256 {digest}", flush=True)
     metrics = dict(zip(learn.recorder.metric_names[1:-1], learn.recorder.values[best_epoch.index(learn)], strict=False))
@@ -215,7 +248,7 @@ def _write(
     print("finished " + json.dumps(metrics), flush=True)
 
 
-def _check_group(samples: data.Samples, group: "ProcessGroup") -> None:
+def _check_group(args: argparse.Namespace, samples: data.Samples, group: "ProcessGroup") -> None:
     """Raise distributed.ProcessGroupError unless the ranks can train together on these samples."""
     from fastmaker.training.distributed import ProcessGroupError
 
@@ -223,6 +256,11 @@ def _check_group(samples: data.Samples, group: "ProcessGroup") -> None:
     if n_train < group.world_size:
         raise ProcessGroupError(
             f"{group.world_size} processes share {n_train} training images; each needs one in every batch"
+        )
+    if n_train < 2 * group.world_size and args.task != "segmentation":
+        raise ProcessGroupError(
+            f"{n_train} training images for {group.world_size} process(es) make batches of one image, and batch norms"
+            " need two"
         )
     if group.world_size > 1 and not group.all_equal(data.fingerprint(samples)):
         raise ProcessGroupError("the hosts have different images; each needs all (FullyReplicated, not ShardedByS3Key)")
@@ -276,7 +314,7 @@ def _fit(
     if group.is_first and not (resumed and _is_over(args, resumed)):
         where = f"{learn.dls.device}" + (f" in {group.world_size} processes" if group.world_size > 1 else "")
         print(f"training {args.arch} in {args.precision}, {args.epochs} epoch(s) on {where}", flush=True)
-    phases = schedule.plan(args, learn.lr_finder["lr"] if learn.lr_finder else args.lr)
+    phases = schedule.plan(args, learn.kept["lr_finder"]["lr"] if args.lr == "find" else args.lr)
     position = callbacks.Position(args.seed, done, batch, group.rank)
     best = best_epoch.callbacks(learn, args, phases[-1].start)
     with checkpoint.sigterm_event(bool(args.checkpoint_dir)) as requested, contextlib.ExitStack() as stack:
@@ -288,7 +326,8 @@ def _fit(
         # Each of a size is made, and cut into the ranks' shares, once.
         dls_of = functools.cache(functools.partial(_dls_of, args, samples, group, stack, learn.dls))
         try:
-            with learn.added_cbs([position, saving, *mixed, *averaging, *augmentation.mixing(args), *best]):
+            mixing = augmentation.mixing(args)
+            with learn.added_cbs([position, saving, *mixed, *averaging, *schedule.clipping(args), *mixing, *best]):
                 schedule.fit(learn, phases, done, batch, dls_of)
         except (Exception, SystemExit):  # an Exception: SIGTERM ended a DataLoader worker before it ignored SIGTERM
             if not stop.is_set():
@@ -310,10 +349,10 @@ def _dls_of(
     size: tuple[int, int],
 ) -> "DataLoaders":
     """Return the DataLoaders of a phase, of this rank's images until `stack` ends: `own`, or those of another size."""
-    from fastmaker.training import checkpoint, distributed
+    from fastmaker.training import checkpoint, distributed, loaders
 
     if size != args.image_size:
-        own = dataloaders(argparse.Namespace(**{**vars(args), "image_size": size}), samples, group.world_size)
+        own = loaders.create(argparse.Namespace(**{**vars(args), "image_size": size}), samples, group.world_size)
     for loader in own.loaders if args.checkpoint_dir else ():
         loader.wif = checkpoint.ignore_platform_sigterm
     stack.enter_context(distributed.sharded(own, group))
@@ -344,36 +383,3 @@ def _first_weights(args: argparse.Namespace) -> dict[str, Any]:
         "pretrained": files.sha256(file) if file else args.pretrained,
         "resume_from": earlier.state_sha256(Path(args.resume_from)) if args.resume_from else None,
     }
-
-
-def dataloaders(args: argparse.Namespace, samples: data.Samples, world_size: int = 1) -> "DataLoaders":
-    """Return fastai DataLoaders for one of `world_size` ranks."""
-    from fastmaker.training import architectures, augmentation
-
-    workers = args.workers
-    if workers is None:  # few small images load faster without worker processes
-        workers = _cores() if len(samples.labels) >= 5000 or min(args.image_size) >= 64 else 0
-    # fastai drops an incomplete last batch: with fewer images than a batch, it would train on none.
-    batch_size = min(args.batch_size, samples.n_train // world_size)
-    dls = data.dataloaders(
-        samples,
-        args.image_mode,
-        args.image_size,
-        args.resize_method,
-        batch_size,
-        args.augment,
-        workers,
-        architectures.statistics(args.arch, args.image_mode),
-        (augmentation.of_items(args), augmentation.of_batches(args)),
-    )
-    if args.weighted_sampling:
-        augmentation.balance(dls, samples)
-    return dls
-
-
-def _cores() -> int:
-    """Return how many cores this process may use."""
-    cores = os.cpu_count() or 1
-    if "LOCAL_WORLD_SIZE" in os.environ:  # torchrun starts several processes, with OMP_NUM_THREADS=1
-        return max(1, cores // int(os.environ["LOCAL_WORLD_SIZE"]))
-    return min(cores, int(os.environ.get("OMP_NUM_THREADS", cores)))

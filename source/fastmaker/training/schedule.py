@@ -8,31 +8,38 @@ Epochs count from the start of the run, over all phases.
 
 import argparse
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from fastai.vision.all import DataLoaders, Learner
+from fastai.vision.all import Callback, DataLoaders, GradientClip, Learner, ParamScheduler, combined_cos
 
 Size = tuple[int, int]
+FLAT, DIVIDED = 0.75, 1e5  # pct_start and div_final of fastai's fit_flat_cos
 
 
 class ScheduleError(ValueError):
     """A schedule that the network or the data does not allow. The message is one line."""
 
 
+def clipping(args: argparse.Namespace) -> list[Callback]:
+    """Return the callbacks that bound the gradients of a batch."""
+    return [GradientClip(args.clip_gradients)] if args.clip_gradients else []
+
+
 @dataclass(frozen=True)
 class Phase:
-    """A one-cycle schedule of `epochs`, after the first `start` of the run; `size` is (height, width) in pixels."""
+    """A schedule of `epochs` after the first `start` of the run; `size` is (height, width) in pixels."""
 
     start: int
     epochs: int
     size: Size
     frozen: bool  # only the new head is trained
-    options: dict[str, Any]  # of Learner.fit_one_cycle
+    options: dict[str, Any]  # of Learner.fit_one_cycle, or `lr_max` alone
+    flat: bool = False  # as Learner.fit_flat_cos
 
     @property
     def end(self) -> int:
@@ -55,7 +62,8 @@ def plan(args: argparse.Namespace, lr: float) -> list[Phase]:
             phases.append(Phase(0, args.freeze_epochs, sizes[0], True, head))
     for number, size in enumerate(sizes):
         epochs = args.epochs * (number + 1) // len(sizes) - args.epochs * number // len(sizes)
-        phases.append(Phase(phases[-1].end if phases else 0, epochs, size, False, whole))
+        flat = args.schedule == "flat-cos"
+        phases.append(Phase(phases[-1].end if phases else 0, epochs, size, False, whole, flat))
     return phases
 
 
@@ -90,7 +98,21 @@ def fit(
         elif frozen and not within:
             learn.unfreeze()
         frozen = phase.frozen
-        learn.fit_one_cycle(phase.epochs, **phase.options, start_epoch=max(done - phase.start, 0))
+        start = max(done - phase.start, 0)
+        if phase.flat:
+            _fit_flat_cos(learn, phase, start)
+        else:
+            learn.fit_one_cycle(phase.epochs, **phase.options, start_epoch=start)
+
+
+def _fit_flat_cos(learn: Learner, phase: Phase, start_epoch: int) -> None:
+    """Do what ``Learner.fit_flat_cos`` does, which begins with the first epoch whatever its `start_epoch`."""
+    if learn.opt is None:
+        learn.create_opt()
+    learn.opt.set_hyper("lr", phase.options["lr_max"])
+    rates = np.array([hyper["lr"] for hyper in learn.opt.hypers])
+    scheduler = ParamScheduler({"lr": combined_cos(FLAT, rates, rates, rates / DIVIDED)})
+    learn.fit(phase.epochs, cbs=scheduler, start_epoch=start_epoch)
 
 
 def check_sizes(model: torch.nn.Module, channels: int, sizes: list[Size]) -> None:
@@ -109,12 +131,13 @@ def check_sizes(model: torch.nn.Module, channels: int, sizes: list[Size]) -> Non
         model.train(training)
 
 
-def find_lr(learn: Learner) -> dict[str, Any]:
+def find_lr(learn: Learner, cbs: Sequence[Callback] = ()) -> dict[str, Any]:
     """Return `lr`, the learning rate that fastai's ``lr_find`` suggests, with the `lrs` and `losses` that it tried.
 
-    `learn` is used up: it is not the one to train. Raises ScheduleError if the losses suggest none.
+    `cbs` mix the images of a batch, as in training. `learn` is used up: it is not the one to train.
+    Raises ScheduleError if the losses suggest none.
     """
-    with tempfile.TemporaryDirectory() as folder, learn.no_bar(), learn.no_logging():
+    with tempfile.TemporaryDirectory() as folder, learn.no_bar(), learn.no_logging(), learn.added_cbs(cbs):
         learn.path, learn.model_dir = Path(folder), "."
         try:
             lr = float(learn.lr_find(show_plot=False).valley)

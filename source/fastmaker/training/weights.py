@@ -2,6 +2,9 @@
 
 import contextlib
 import re
+import socket
+import urllib.error
+import urllib.request
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +16,7 @@ SUFFIXES = (".pth", ".pt", ".bin", ".safetensors")
 WITHIN = ("state_dict", "model", "model_state_dict")  # what holds the tensors in a file that holds more
 # As torchvision's own loader renames the tensors of its older files of DenseNets.
 OLD_DENSENET = re.compile(r"^(.*denselayer\d+\.(?:norm|conv))\.([12]\.\w+)$")
+SECONDS = 10  # that a server may take to answer
 SHOWN = 3
 MAX_MISSING = 0.1  # a larger fraction of the body means a file of another network
 
@@ -22,22 +26,33 @@ class WeightsError(ValueError):
 
 
 @contextlib.contextmanager
-def downloading(architecture: str) -> Iterator[None]:
-    """Turn the OSError of a failed download within the block into a WeightsError."""
+def downloading(architecture: str, source: str) -> Iterator[None]:
+    """Turn the OSError of a failed download from the URL `source` within the block into a WeightsError.
+
+    A server that does not answer is waited for SECONDS.
+    """
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(SECONDS)
     try:
         yield
     except OSError as error:  # urllib's errors are OSErrors
-        raise WeightsError(
-            f"{not_downloaded(architecture, error)}, or put it into {torch.hub.get_dir()}/checkpoints"
-        ) from None
+        raise not_downloaded(architecture, source, error) from None
+    finally:
+        socket.setdefaulttimeout(before)
 
 
-def not_downloaded(architecture: str, error: Exception) -> str:
-    """Return a line about weights that cannot be downloaded."""
+def check_server(architecture: str, source: str) -> None:
+    """Raise WeightsError if the server of a URL does not answer within SECONDS; any status is an answer."""
+    with downloading(architecture, source), contextlib.suppress(urllib.error.HTTPError):
+        urllib.request.urlopen(urllib.request.Request(source, method="HEAD")).close()
+
+
+def not_downloaded(architecture: str, source: str, error: Exception) -> WeightsError:
+    """Return the error of weights that cannot be downloaded from a URL."""
     reason = " ".join(str(error).split())[:300] or type(error).__name__
-    return (
-        f"the pretrained weights of {architecture} cannot be downloaded ({reason}); use --pretrained false, or give"
-        " their file as --pretrained FILE"
+    return WeightsError(
+        f"the pretrained weights of {architecture} cannot be downloaded ({reason}); give the file of {source} as"
+        " --pretrained FILE or in the channel pretrained, or use --pretrained false"
     )
 
 

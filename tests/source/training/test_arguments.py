@@ -164,6 +164,24 @@ def test_a_value_may_begin_with_a_minus_sign(words):
 
 
 @pytest.mark.parametrize(
+    ("option", "text", "value"),
+    [
+        ("batch_size", "[32]", 32),
+        ("lr", "[0.01]", 0.01),
+        ("lr", '["find"]', "find"),
+        ("arch", '["resnet18"]', "resnet18"),
+        ("augment", "[false]", False),
+        ("image_size", "[64]", (64, 64)),
+        ("image_size", "[64, 48]", (64, 48)),
+        ("label_columns", '["breed"]', ("breed",)),
+    ],
+)
+def test_a_list_of_one_value_is_that_value(option, text, value):
+    args = parse_args(["--train", "images", "--pretrained", "false", f"--{option}", text])
+    assert getattr(args, option) == value
+
+
+@pytest.mark.parametrize(
     ("text", "value"), [("true", True), ("True", True), ("1", True), ("False", False), ("no", False)]
 )
 def test_flags_are_read_as_hyperparameters_write_them(text, value):

@@ -229,12 +229,19 @@ def test_hosts_with_different_images_are_refused(few, photos, tmp_path):
         )
 
 
-def test_more_processes_than_training_images_are_refused(few):
-    samples = replace(data.read(few), is_valid=[False, False] + [True] * 158)
-    group = distributed.ProcessGroup(distributed.Rank(0, 3))
-    message = "3 processes share 2 training images; each needs one in every batch"
+@pytest.mark.parametrize(
+    ("images", "processes", "message"),
+    [
+        (2, 3, "3 processes share 2 training images; each needs one in every batch"),
+        (3, 2, r"3 training images for 2 process\(es\) make batches of one image, and batch norms need two"),
+        (1, 1, r"1 training images for 1 process\(es\) make batches of one image"),
+    ],
+)
+def test_too_few_training_images_for_the_processes_are_refused(few, images, processes, message):
+    samples = replace(data.read(few), is_valid=[False] * images + [True] * (160 - images))
+    group = distributed.ProcessGroup(distributed.Rank(0, processes))
     with pytest.raises(distributed.ProcessGroupError, match=message):
-        run._check_group(samples, group)
+        run._check_group(parse_args(["--train", str(few), "--arch", "convnet"]), samples, group)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

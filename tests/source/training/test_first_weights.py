@@ -13,7 +13,7 @@ from PIL import Image
 from torch import nn
 
 from fastmaker import bundle, files
-from fastmaker.training import architectures, data, earlier, learner, run, weights
+from fastmaker.training import architectures, data, earlier, learner, loaders, run, weights
 from fastmaker.training.arguments import parse_args
 
 pytestmark = pytest.mark.training
@@ -161,7 +161,7 @@ def earlier_run(pictures, tmp_path_factory):
 
 def learn_for(pictures, args):
     samples = data.read(pictures)
-    return samples, learner.create(run.dataloaders(args, samples), samples, args, pretrained=False)
+    return samples, learner.create(loaders.create(args, samples), samples, args, pretrained=False)
 
 
 @pytest.mark.parametrize("place", ["model", "model.tar.gz", ""])

@@ -129,6 +129,12 @@ TABLES = [
     table("an empty name", PLAIN + ",b\n", error=("line 6: the column 'image' is empty",)),
     table("images that are not listed", PLAIN, images=(*FILES, "5.png"), notes=("does not list 1 images",)),
     table(
+        "files that are no images",
+        PLAIN,
+        texts={"5.heic": "", "6.HEIC": ""},
+        notes=("as no images that Pillow reads: 2 .heic",),
+    ),
+    table(
         "words in another order",
         rows("name,label", ("car person",), ("person car",), ("car",), ("x",)),
         error=("--task multilabel --label-delimiter space", "--label-delimiter none"),

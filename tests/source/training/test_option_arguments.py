@@ -18,6 +18,9 @@ REFUSED = {
     "--flip false --flip-vert true": "--flip-vert true needs --flip true",
     "--item-size 300 --flip false --max-rotate 0 --max-warp 0 --max-zoom 1": "--item-size needs --min-scale",
     "--item-size 300 --resize-method random-crop": "both crop",
+    "--item-size 200": "--item-size 200x200 is smaller than the images of 224x224 that are cut from it",
+    "--item-size 300x200": "--item-size 300x200 is smaller",
+    "--item-size 100 --image-size 64 --progressive-sizes 128": "is smaller than the images of 128x128",
     "--min-scale 0.5": "--min-scale needs --item-size",
     "--resize-method random-crop --min-scale 0": "nothing would be left",
     "--ratio 0.5,2": "--ratio needs --resize-method random-crop",
@@ -66,7 +69,9 @@ def test_the_defaults_are_those_of_fastai():
 
 def test_chosen_options_are_said_in_one_line():
     assert arguments.summary(parse("")) is None
-    assert arguments.summary(parse("--max-rotate 10")) is None
+    assert arguments.summary(parse("--max-rotate 10 --resize-method crop")) is None
+    assert arguments.summary(parse("--resize-method pad")) == "options: --resize-method pad"
+    assert arguments.summary(parse("--task segmentation --resize-method squish")) is None
     assert (
         arguments.summary(parse("--item-size 300 --mixup 0.4 --flip_vert true --class-weights balanced"))
         == "options: --flip-vert true --item-size 300x300 --min-scale 1.0 --mixup 0.4 --class-weights balanced"

@@ -37,6 +37,8 @@ SLOW = [
     ("regression", "--mixup 0.4 --augment true --item-size 40"),
     ("points", f"{ALL_KNOBS} --item-size 40"),
     ("segmentation", "--resize-method random-crop --min-scale 0.5"),
+    ("classification", "--precision bf16 --mixup 0.4"),
+    ("segmentation", "--precision bf16"),
 ]
 TRIED = [*RUNS, *(pytest.param(*row, marks=pytest.mark.slow) for row in SLOW)]
 

@@ -149,7 +149,7 @@ def test_odd_data_have_a_page_of_their_own(case, tmp_path):
 
 
 def test_the_page_says_what_ran(points, tmp_path):
-    points.lr_finder = {"lrs": [1e-5, 1e-3, 1e-1], "losses": [2, 1, float("nan")], "lr": 1e-3}
+    points.kept = {"lr_finder": {"lrs": [1e-5, 1e-3, 1e-1], "losses": [2, 1, float("nan")], "lr": 1e-3}}
     options = {"arch": "linear", "image_size": (12, 16), "augment": False, "valid": None}
     run = report.Run(options, "found points: 28 images to train", 3723.0, best_epoch=1)
     report.write(points, tmp_path, {}, run=run)

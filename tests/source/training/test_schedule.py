@@ -24,7 +24,7 @@ OPTIONS = [
     pytest.param("--weight-decay 0.3", marks=pytest.mark.slow),
     "--keep-best true --monitor accuracy",
     "--early-stopping 1 --monitor train_loss --lr 0.5",
-    "--progressive-sizes 20,24",
+    "--progressive-sizes 20,24 --schedule flat-cos --clip-gradients 0.5",
 ]
 
 
@@ -99,6 +99,20 @@ def test_a_run_with_another_schedule_does_not_resume(pictures, tmp_path, more):
 
 
 # Sizes and learning rates
+
+
+def test_flat_cos_has_the_learning_rates_of_fastai(pictures, tmp_path):
+    args = arguments(pictures, tmp_path, "--schedule flat-cos")
+    samples, found = data.read(pictures), []
+    for of_fastai in (True, False):
+        learn = run._new_learner(args, samples, SINGLE)
+        with learn.no_bar(), learn.no_logging():
+            if of_fastai:
+                learn.fit_flat_cos(args.epochs, 0.01)
+            else:
+                schedule.fit(learn, schedule.plan(args, 0.01))
+        found.append(learn.recorder.lrs)
+    assert found[0] == found[1]
 
 
 def test_without_options_the_phases_are_those_of_fastai():

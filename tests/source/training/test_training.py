@@ -6,6 +6,7 @@ import math
 import os
 import re
 import shutil
+import socket
 import struct
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from PIL import Image
 
 from fastmaker import bundle, preprocess
 from fastmaker.serving import models
+from fastmaker.training import weights
 from fastmaker.training.arguments import parse_args
 from fastmaker.training.run import main
 
@@ -291,14 +293,22 @@ def test_skipped_images_are_named_on_the_log(tmp_path, capsys):
     assert second.endswith("1 unreadable images skipped")
 
 
-def test_without_a_network_the_missing_pretrained_weights_come_with_a_way_out(photos, tmp_path, monkeypatch, capsys):
-    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")  # where nothing answers
+@pytest.mark.parametrize("arch", ["resnet18", "convnext_atto"], ids=["torchvision", "timm"])
+@pytest.mark.parametrize("silent", [False, True], ids=["no server", "a server that does not answer"])
+def test_weights_that_cannot_be_downloaded_come_with_a_way_out_before_images_are_read(
+    tmp_path, monkeypatch, capsys, arch, silent
+):
+    monkeypatch.setattr(weights, "SECONDS", 0.5)
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
-    arguments = ["--train", str(photos), "--arch", "resnet18", "--workers", "0", "--model-dir", str(tmp_path / "model")]
-    assert main(parse_args(arguments)) == 2
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        for name in ("https_proxy", "HTTPS_PROXY"):
+            monkeypatch.setenv(name, f"http://127.0.0.1:{server.getsockname()[1] if silent else 9}")
+        no_data = ["--train", str(tmp_path / "nowhere"), "--model-dir", str(tmp_path / "model")]
+        assert main(parse_args([*no_data, "--arch", arch])) == 2
     reason = capsys.readouterr().err.splitlines()[-1]
-    assert re.search(
-        r"weights of resnet18 cannot be downloaded .*; use --pretrained false, or give their file as --pretrained FILE",
+    assert re.fullmatch(
+        rf"ValueError: the pretrained weights of {arch} cannot be downloaded \(.*\); give the file of https://\S+{arch}\S+"
+        " as --pretrained FILE or in the channel pretrained, or use --pretrained false",
         reason,
     )
     assert not (tmp_path / "model").exists()

@@ -74,12 +74,14 @@ def summary(args: argparse.Namespace) -> str | None:
 def _hyphenated(parser: argparse.ArgumentParser, words: Iterable[str]) -> Iterable[str]:
     """Yield the words of options that are given, their names with hyphens.
 
-    A hyperparameter that is None comes as an empty value or as None: it is not given.
+    A hyperparameter that is None comes as an empty value or as None: it is not given. One that is a list of one value
+    is that value.
     """
     spelled: dict[str, tuple[str, str]] = {}
     for name, value in _pairs(words):
         if value in ("", "None", "null") and name.startswith("--"):
             continue
+        value = kinds.single(value) if value else value
         hyphenated = name.replace("_", "-") if name.startswith("--") else name
         other = spelled.setdefault(hyphenated, (name, value or ""))
         if other[0] != name and other[1] != value:

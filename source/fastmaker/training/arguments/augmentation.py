@@ -3,7 +3,7 @@
 import argparse
 from typing import Any
 
-from fastmaker.training.arguments import kinds
+from fastmaker.training.arguments import kinds, model
 
 # Parameters of fastai's aug_transforms, each with its default.
 KNOBS: dict[str, Any] = {
@@ -98,7 +98,7 @@ def augments(args: argparse.Namespace) -> bool:
 
 def given(args: argparse.Namespace) -> dict[str, Any]:
     """Return those of these options that differ from what fastai does by itself, to print them."""
-    usual = {**KNOBS, "pad_mode": "reflection", "erase": 0.0}
+    usual = {"resize_method": model.resize_method(args), **KNOBS, "pad_mode": "reflection", "erase": 0.0}
     names = (*usual, "item_size", "min_scale", "ratio", "mixup", "cutmix")
     return {name: getattr(args, name) for name in names if getattr(args, name) not in (None, usual.get(name))}
 
@@ -123,6 +123,11 @@ def _of_crops(args: argparse.Namespace) -> str | None:
     random_crop = args.resize_method == "random-crop"
     if random_crop and args.item_size:
         return "--item-size and --resize-method random-crop both crop; give one of them"
+    sizes = (*(args.progressive_sizes or ()), args.image_size or model.image_size(args))
+    larger = [size for size in sizes if args.item_size and (size[0] > args.item_size[0] or size[1] > args.item_size[1])]
+    if larger:
+        item, size = ("x".join(map(str, size)) for size in (args.item_size, larger[0]))
+        return f"--item-size {item} is smaller than the images of {size} that are cut from it; give a larger one"
     if args.min_scale == 0:
         return "--min-scale 0: nothing would be left of an image"
     if args.min_scale is not None and not (random_crop or args.item_size):

@@ -51,6 +51,15 @@ def _listed(text: str) -> list[str]:
     return [word.strip() for word in text.split(",")]
 
 
+def single(text: str) -> str:
+    """Return the value of a list of JSON that holds one string or number, any other text as it is."""
+    with contextlib.suppress(ValueError):
+        value = json.loads(text)
+        if isinstance(value, list) and len(value) == 1 and isinstance(value[0], (str, int, float)):
+            return value[0] if isinstance(value[0], str) else json.dumps(value[0])
+    return text
+
+
 def size(text: str) -> tuple[int, int]:
     """Return (height, width) in pixels, of one number, HEIGHTxWIDTH, or a list of JSON."""
     match = re.fullmatch(r"(\d+)(?:x(\d+))?", "x".join(_listed(text)))

@@ -32,10 +32,10 @@ def add_groups(parser: argparse.ArgumentParser) -> None:
 
 def defaults(args: argparse.Namespace) -> dict[str, Any]:
     """Return the defaults that depend on other options."""
-    small, segments = args.arch == "convnet", args.task == "segmentation"
+    small = args.arch == "convnet"
     return {
-        "resize_method": "squish" if segments else "crop",
-        "image_size": (28, 28) if small else (224, 224),
+        "resize_method": resize_method(args),
+        "image_size": image_size(args),
         "image_mode": "L" if small else "RGB",
         "pretrained": not small and args.resume_from is None,
         "self_attention": False,
@@ -44,13 +44,25 @@ def defaults(args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+def resize_method(args: argparse.Namespace) -> str:
+    """Return the default of --resize-method."""
+    return "squish" if args.task == "segmentation" else "crop"
+
+
+def image_size(args: argparse.Namespace) -> tuple[int, int]:
+    """Return the default of --image-size."""
+    return (28, 28) if args.arch == "convnet" else (224, 224)
+
+
 def check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     """End with one line if these options are wrong or do not go together. Called before `defaults`."""
     if args.task == "segmentation" or args.arch != "convnet":
         from fastmaker.training import architectures  # imported only here: it imports torch, which takes a second
 
         try:
-            architectures.check(args.arch, args.task, args.image_size or (224, 224), args.pretrained in (None, True))
+            architectures.check(
+                args.arch, args.task, args.image_size or image_size(args), args.pretrained in (None, True)
+            )
         except architectures.ArchitectureError as error:
             parser.error(str(error))
     for name, those in OF_TASKS.items():

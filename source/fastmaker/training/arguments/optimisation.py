@@ -92,6 +92,14 @@ def _add_schedule(add: Callable[..., Any]) -> None:
         type=kinds.whole,
         help="epochs that train the new head alone, before --epochs (default: 1 to fine-tune)",
     )
+    add(
+        "--schedule",
+        choices=("one-cycle", "flat-cos"),
+        default="one-cycle",
+        help="how the learning rate goes: fastai's fit_one_cycle, or fit_flat_cos, but for a new head (default:"
+        " %(default)s)",
+    )
+    add("--clip-gradients", type=kinds.positive(float), metavar="NORM", help="largest norm of gradients (default: any)")
     add("--weight-decay", type=kinds.from_zero, help="weight decay (default: fastai's, 0.01)")
     add(
         "--early-stopping",

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from fastmaker.training.layouts import labels, tables
-from fastmaker.training.layouts.files import DataError, contents, is_below, shown
+from fastmaker.training.layouts.files import Contents, DataError, contents, is_below, shown
 from fastmaker.training.layouts.labels import Reading
 from fastmaker.training.layouts.tables import FileIndex, Row, Table
 
@@ -39,6 +39,8 @@ def read(table: Table, folder: Path, reading: Reading) -> tuple[list[tuple[Path,
         rows[file] = file, label, _part(table, row, columns)
     unlisted = sum(file not in rows for file in found.images)
     notes = [f"{table.path} does not list {unlisted} images of {folder}, which are not used"] if unlisted else []
+    if left_out := Contents([], [file for file in found.others if file not in rows]).left_out():
+        notes.append(f"left out of {folder}, as no images that Pillow reads: {left_out}")
     if columns.unused:
         notes.append(f"the columns {', '.join(map(repr, columns.unused))} of {table.path} are not used")
     return list(rows.values()), columns, notes

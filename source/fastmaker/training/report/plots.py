@@ -114,7 +114,7 @@ def of_training(learn: "Learner") -> list[Picture]:
             lambda: _learning_rate(rates),
         ),
     ]
-    if found := getattr(learn, "lr_finder", None):
+    if found := getattr(learn, "kept", {}).get("lr_finder"):
         alt = f"The loss by the learning rate, as the finder tried it; it chose {found['lr']:.2g}."
         pictures.append(Picture("lr_finder.png", alt, lambda: _finder(found)))
     return pictures

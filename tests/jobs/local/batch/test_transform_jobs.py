@@ -172,11 +172,13 @@ def test_every_key_becomes_the_same_path_below_the_output(s3, bucket, home, mode
 
 @pytest.mark.containers
 def test_the_default_call_of_the_sdk_shows_the_logs_and_the_answers_lie_beside_no_partial_file(echo, tmp_path, capfd):
-    data = write(tmp_path / "in", **{"x.txt": "x", "below/y.txt": "y"})
+    data = write(tmp_path / "in", **{"x.txt": "x", "below/y.txt": "y", "._x.txt": "", ".below/z.txt": ""})
     transformer = echo.transformer(1, "local", output_path=f"file://{tmp_path}/out")
     transformer.transform(data, content_type="text/plain")
     assert outputs(tmp_path / "out") == {"x.txt.out": b"[x]", "below/y.txt.out": b"[y]"}
-    assert "POST /invocations" in capfd.readouterr().out
+    log = capfd.readouterr().out
+    assert "POST /invocations" in log
+    assert f"left out 2 hidden objects of file://{tmp_path}/in" in log
     description = description_of(transformer)
     assert_answers_as("DescribeTransformJob", description)
     client = transformer.sagemaker_session.sagemaker_client
