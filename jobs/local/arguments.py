@@ -59,6 +59,8 @@ SAGEMAKER: dict[str, Members] = {
     "CreateEndpointConfig": {
         **_all("EndpointConfigName Tags KmsKeyId ExecutionRoleArn VpcConfig EnableNetworkIsolation"),
         "ProductionVariants": _VARIANT,
+        # Topics of notifications are kept, and nothing is sent to them; the log of requests says so.
+        "AsyncInferenceConfig": None,
     },
     "CreateEndpoint": _all("EndpointName EndpointConfigName Tags"),
     "UpdateEndpoint": _all("EndpointName EndpointConfigName"),
@@ -75,6 +77,10 @@ SAGEMAKER: dict[str, Members] = {
 }
 RUNTIME: dict[str, Members] = {
     "InvokeEndpoint": _all("EndpointName Body ContentType Accept CustomAttributes TargetVariant InferenceId"),
+    "InvokeEndpointAsync": {
+        **_all("EndpointName Body ContentType Accept CustomAttributes InferenceId InputLocation"),
+        **_all("S3OutputPathExtension Filename RequestTTLSeconds InvocationTimeoutSeconds"),
+    },
 }
 CLOUDWATCH: dict[str, Members] = {
     "GetMetricStatistics": _all("Namespace MetricName Dimensions StartTime EndTime Period Statistics"),

@@ -5,6 +5,7 @@ https://smithy.io/2.0/aws/protocols/aws-json-1_1-protocol.html
 
 import json
 import logging
+import os
 import re
 import threading
 import time
@@ -20,7 +21,7 @@ from fastmaker.jobs import instance_types
 from fastmaker.local import arguments, boto, constraints
 from fastmaker.local.client import Operations
 from fastmaker.local.errors import invalid
-from fastmaker.local.serving import endpoints
+from fastmaker.local.serving import asynchronous, endpoints
 
 NOT_FINAL = ("InProgress", "Creating", "Updating", "Stopping", "Deleting")
 LOOK_SECONDS = 0.2  # between two looks at what a Describe waits for
@@ -62,7 +63,9 @@ class ControlPlane:
 
     def resume(self) -> None:
         """Go on with what an earlier server was starting when it was killed."""
-        endpoints.resume(endpoints.store_below(self._home), self._s3(), _in_thread)
+        store = endpoints.store_below(self._home)
+        endpoints.resume(store, self._s3(), _in_thread)
+        asynchronous.resume(store, lambda: dict(os.environ))
 
     def _held(
         self, engine: Operations, model: OperationModel, request: dict[str, Any], answered: dict[str, Any]

@@ -149,6 +149,8 @@ def _take_over(store: Store, name: str, record: Record) -> None:
     if config := record.pop("next_config", None):
         description["EndpointConfigName"] = config["EndpointConfigName"]
         description["ProductionVariants"] = summaries(config)
+        description.pop("AsyncInferenceConfig", None)
+        description.update(modes(config))
 
 
 def _end_retired(store: Store, name: str, seconds: float) -> None:
@@ -191,6 +193,11 @@ def _give_up_server(store: Store, name: str, record: Record, server: Server) -> 
             container_of(store, name, other).close()
         record.update(launcher=None, launching=False)
         record["description"].update(EndpointStatus="Failed", FailureReason=reason[:1024], LastModifiedTime=now())
+
+
+def modes(config: dict[str, Any]) -> dict[str, Any]:
+    """Return the members of a configuration that an endpoint's description has, too."""
+    return {name: config[name] for name in ("AsyncInferenceConfig",) if name in config}
 
 
 def summaries(config: dict[str, Any]) -> list[dict[str, Any]]:

@@ -60,6 +60,7 @@ def create(
         "EndpointArn": arn,
         "EndpointConfigName": config["EndpointConfigName"],
         "ProductionVariants": changes.summaries(config),
+        **changes.modes(config),
         "EndpointStatus": "Creating",
         "CreationTime": created,
         "LastModifiedTime": created,
@@ -112,13 +113,17 @@ def describe(store: Store, name: str) -> dict[str, Any]:
     return description
 
 
-def pick_server(store: Store, name: str, variant: str | None, avoid: list[Server]) -> Server | None:
+def pick_server(
+    store: Store, name: str, variant: str | None, avoid: list[Server], at_once: bool = True
+) -> Server | None:
     """Return a server to send a request to: one of `variant`, or of any by the variants' weights, and none of `avoid`.
 
     Returns None if there is none at the moment. Raises KeyError for an unknown endpoint, LookupError with the reason if
-    it has no such server in service.
+    it has no such server in service, or if the request is to be answered `at_once` and the endpoint is asynchronous.
     """
     record = store.read(name)
+    if at_once and "AsyncInferenceConfig" in record["description"]:
+        raise LookupError(f"Endpoint {name} is asynchronous; use InvokeEndpointAsync")
     if record["description"]["EndpointStatus"] != "InService" or not all(s["ready"] for s in record["servers"]):
         record = changes.refresh(store, name)
     status = record["description"]["EndpointStatus"]
