@@ -71,10 +71,11 @@ def _answer(model: OperationModel, answered: dict[str, Any]) -> Answer:
     members = {name: value for name, value in answered.items() if name in model.output_shape.members and value}
     places = {name: model.output_shape.members[name].serialization for name in members}
     headers = {place["name"]: members[name] for name, place in places.items() if place.get("location") == "header"}
+    status = model.http.get("responseCode", 200)
     if payload := model.output_shape.serialization.get("payload"):
-        return model.http["responseCode"], headers, answered[payload].read()
+        return status, headers, answered[payload].read()
     body = json.dumps({name: value for name, value in members.items() if "location" not in places[name]})
-    return model.http["responseCode"], {**headers, "Content-Type": "application/json"}, body.encode()
+    return status, {**headers, "Content-Type": "application/json"}, body.encode()
 
 
 def _error(model: OperationModel, error: ClientError) -> Answer:
