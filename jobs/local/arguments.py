@@ -64,6 +64,10 @@ SAGEMAKER: dict[str, Members] = {
     },
     "CreateEndpoint": _all("EndpointName EndpointConfigName Tags"),
     "UpdateEndpoint": _all("EndpointName EndpointConfigName"),
+    "UpdateEndpointWeightsAndCapacities": {
+        "EndpointName": None,
+        "DesiredWeightsAndCapacities": _all("VariantName DesiredWeight DesiredInstanceCount"),
+    },
     **{f"{verb}TrainingJob": _all("TrainingJobName") for verb in ("Describe", "Stop", "Delete")},
     **{f"{verb}TransformJob": _all("TransformJobName") for verb in ("Describe", "Stop")},
     **{f"{verb}Model": _all("ModelName") for verb in ("Describe", "Delete")},

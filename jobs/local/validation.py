@@ -85,8 +85,11 @@ def check_variants(operation: str, variants: list[dict[str, Any]], runs: instanc
         raise invalid(operation, f"the variants have {count} instances; expected at most {MAX_INSTANCES}")
 
 
-def check_async_output(operation: str, output: dict[str, Any], region: str, env: Mapping[str, str]) -> None:
-    """Check where answers and failures of asynchronous requests go. Raises ClientError."""
+def check_async(operation: str, config: dict[str, Any] | None, region: str, env: Mapping[str, str]) -> None:
+    """Check where answers and failures of asynchronous requests go, None for no such requests. Raises ClientError."""
+    if config is None:
+        return
+    output = config["OutputConfig"]
     if not output.get("S3OutputPath"):
         raise invalid(operation, "AsyncInferenceConfig.OutputConfig lacks S3OutputPath")
     for member in ("S3OutputPath", "S3FailurePath"):
