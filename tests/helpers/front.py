@@ -10,17 +10,19 @@ from botocore.auth import S3SigV4Auth, SigV4Auth
 from botocore.awsrequest import AWSRequest
 from botocore.credentials import Credentials
 
+from fastmaker.local import boto
 from fastmaker.local.aws import SERVER
+from helpers.wire import check, checked
 
 POOL = urllib3.PoolManager(retries=False)
 JSON = "application/x-amz-json-1.1"
 
 
 def client_of(environment, service, **options):
-    """boto3's client of a service, which has the server's key and no other configuration."""
+    """boto3's client of a service, which has the server's key and no other configuration; it checks each answer."""
     key = environment["AWS_ACCESS_KEY_ID"], environment["AWS_SECRET_ACCESS_KEY"]
     session = boto3.Session(*key, region_name=environment["AWS_DEFAULT_REGION"])
-    return session.client(service, endpoint_url=environment["AWS_ENDPOINT_URL"], **options)
+    return checked(session.client(service, endpoint_url=environment["AWS_ENDPOINT_URL"], **options))
 
 
 def kill_server():
@@ -45,7 +47,11 @@ def send(environment, method, path, body=b"", headers=None):
 
 
 def sagemaker(environment, operation, body):
-    """The status and the JSON of SageMaker's answer to a body, which may be none that a client would send."""
+    """The status and the JSON of SageMaker's answer to a body, which may be none that a client would send.
+
+    It has the shape that the operation's model says.
+    """
     headers = {"X-Amz-Target": f"SageMaker.{operation}", "Content-Type": JSON}
     answer = send(environment, "POST", "/", body, signed(environment, "sagemaker", "POST", "/", body, headers))
+    check(boto.service_model("sagemaker").operation_model(operation), answer.status, answer.headers, answer.data)
     return answer.status, json.loads(answer.data)
