@@ -1,7 +1,7 @@
 """AWS on this machine as tests reach it: by boto3, and by requests that are signed and sent as they are."""
 
 import json
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 import boto3
 import psutil
@@ -55,3 +55,21 @@ def sagemaker(environment, operation, body):
     answer = send(environment, "POST", "/", body, signed(environment, "sagemaker", "POST", "/", body, headers))
     check(boto.service_model("sagemaker").operation_model(operation), answer.status, answer.headers, answer.data)
     return answer.status, json.loads(answer.data)
+
+
+def runtime(environment, operation, request):
+    """The status of sagemaker-runtime's answer to a request whose members may have values that no client would send.
+
+    It has the shape that the operation's model says. Raises ValueError for what no header can hold.
+    """
+    model = boto.service_model("sagemaker-runtime").operation_model(operation)
+    path = model.http["requestUri"].replace("{EndpointName}", quote(str(request.get("EndpointName", "")), safe=""))
+    places = {name: shape.serialization for name, shape in model.input_shape.members.items() if name in request}
+    headers = {place["name"]: str(request[name]) for name, place in places.items() if place.get("location") == "header"}
+    if not all(text.isascii() for text in headers.values()):
+        raise ValueError("no header that can be signed")
+    body = request.get("Body", b"")
+    body = body if isinstance(body, bytes) else str(body).encode("utf-8", "replace")
+    answer = send(environment, "POST", path, body, signed(environment, "sagemaker", "POST", path, body, headers))
+    check(model, answer.status, answer.headers, answer.data)
+    return answer.status
