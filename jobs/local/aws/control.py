@@ -56,6 +56,7 @@ class ControlPlane:
             answered = engine.answer(model, request) or {}
             if operation.startswith("Describe"):
                 answered = self._held(engine, model, request, answered)
+                _check_whole(model, answered)
         except ClientError as error:
             raise _listed(model, error) from None
         shape = model.output_shape
@@ -119,6 +120,12 @@ def _request(model: OperationModel, body: bytes) -> dict[str, Any]:
     if reasons := reasons or unknown_image(request):
         raise invalid(model.name, reasons)
     return boto.honoured(request, members)
+
+
+def _check_whole(model: OperationModel, answered: dict[str, Any]) -> None:
+    """Check that a description has what the model requires; of a damaged record it lacks some. Raises ClientError."""
+    if lacking := sorted(set(model.output_shape.required_members) - answered.keys()):
+        raise invalid(model.name, answered.get("FailureReason", f"the record lacks {', '.join(lacking)}"))
 
 
 def unknown_image(request: Mapping[str, Any]) -> str:

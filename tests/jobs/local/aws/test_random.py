@@ -3,8 +3,11 @@
 import contextlib
 import json
 import random
+import shutil
 
 import pytest
+from botocore import xform_name
+from botocore.exceptions import ClientError
 from helpers.front import runtime, sagemaker
 from helpers.front_jobs import IMAGE
 from helpers.request_values import lacking, spoiled, whole
@@ -13,6 +16,7 @@ from fastmaker.local import arguments, boto
 
 pytestmark = pytest.mark.server
 MODEL = boto.service_model("sagemaker")
+LISTED = {"TrainingJob": "TrainingJobSummaries", "TransformJob": "TransformJobSummaries"}
 PROGRAM = {"sagemaker_program": "train.py", "sagemaker_submit_directory": "s3://bucket/source.tar.gz"}
 
 
@@ -113,3 +117,22 @@ def test_whatever_was_asked_each_record_is_whole_and_can_be_described(front_home
         )
         assert found[f"{words}Arn"] == one[f"{words}Arn"]
         assert "is damaged" not in found.get("FailureReason", "")
+
+
+@pytest.mark.parametrize("kind", ["TrainingJob", "TransformJob", "Model", "EndpointConfig", "Endpoint"])
+def test_a_damaged_record_is_listed_named_and_deleted(front_home, clients, kind):
+    """Every answer about it has its operation's shape: where the description cannot have it, it is an error."""
+    sagemaker, words = clients("sagemaker"), xform_name(kind)
+    directory = front_home / f"{words.replace('_', '-')}s" / "damaged"
+    directory.mkdir(parents=True)
+    (directory / "record.json").write_text("{")
+    (found,) = getattr(sagemaker, f"list_{words}s")(NameContains="damaged")[LISTED.get(kind, f"{kind}s")]
+    assert found.get(f"{kind}Status", "Failed") == "Failed"
+    try:
+        told = getattr(sagemaker, f"describe_{words}")(**{f"{kind}Name": "damaged"})["FailureReason"]
+    except ClientError as error:
+        told = str(error)
+    assert f"{directory}/record.json is damaged" in told
+    if kind != "TransformJob":  # AWS has no such operation
+        getattr(sagemaker, f"delete_{words}")(**{f"{kind}Name": "damaged"})
+    shutil.rmtree(directory, ignore_errors=True)
