@@ -59,7 +59,7 @@ SAGEMAKER: dict[str, Members] = {
     "CreateEndpointConfig": {
         **_all("EndpointConfigName Tags KmsKeyId ExecutionRoleArn VpcConfig EnableNetworkIsolation"),
         "ProductionVariants": _VARIANT,
-        # Topics of notifications are kept, and nothing is sent to them; the log of requests says so.
+        # Topics of notifications are kept, and nothing is sent to them; the endpoint's log says so.
         "AsyncInferenceConfig": None,
     },
     "CreateEndpoint": _all("EndpointName EndpointConfigName Tags"),

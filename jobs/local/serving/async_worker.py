@@ -51,6 +51,7 @@ class Worker:
         """Work until there was no request for a while, or S3 did not answer for long. Raises KeyError."""
         idle = time.monotonic()
         queues.sweep(self._folder)
+        self._note_topics()
         with ThreadPoolExecutor(MOST) as pool:
             while self._unreachable is None or time.monotonic() - self._unreachable < UNREACHABLE_SECONDS:
                 self._wake.clear()
@@ -144,14 +145,24 @@ class Worker:
             raise storage.StorageError(f"{location} has {size:,} bytes; expected at most {MAX_INPUT:,}")
         return file
 
+    def _note_topics(self) -> None:
+        """Say in the endpoint's log that nothing is sent to the topics of its configuration."""
+        output = self._record()["description"].get("AsyncInferenceConfig", {}).get("OutputConfig", {})
+        topics = [text for text in output.get("NotificationConfig", {}).values() if isinstance(text, str)]
+        if topics:
+            self._note(f"no notification is sent here to {', '.join(topics)}")
+
+    def _note(self, line: str) -> None:
+        for server in self._record()["servers"][:1]:
+            instances.container_of(self._store, self._name, server).note(line)
+
     def _fail(self, request: Request, message: str) -> None:
         settle_failure(request, message)
         if request.read()["failure"] is None:
             line = (
                 f"asynchronous request {request.read()['members']['InferenceId']} failed: {' '.join(message.split())}"
             )
-            for server in self._record()["servers"][:1]:
-                instances.container_of(self._store, self._name, server).note(line)
+            self._note(line)
             log.error("%s", line)
 
 

@@ -7,7 +7,7 @@ from urllib.parse import quote
 import pytest
 from botocore.exceptions import ClientError
 from helpers.engine_requests import IMAGE, client_of, settled
-from helpers.waiting import wait_until
+from helpers.waiting import running_below, wait_until
 
 from fastmaker.jobs.backends import asynchronous
 from fastmaker.local import processes
@@ -29,6 +29,9 @@ def output_fn(answer, accept): return answer, accept
 """
 
 
+TOPIC = "arn:aws:sns:us-west-2:000000000000:topic"
+
+
 class Endpoint:
     """An asynchronous endpoint `e` with its folders: of answers, of failures, and of what the model was asked."""
 
@@ -47,6 +50,7 @@ class Endpoint:
     def configure(self, name, config=None, count=1):
         variant = {"VariantName": "v", "ModelName": "m", "InstanceType": "local", "InitialInstanceCount": count}
         output = {"S3OutputPath": f"file://{self.folder}/out", "S3FailurePath": f"file://{self.folder}/failed"}
+        output["NotificationConfig"] = {"SuccessTopic": TOPIC}
         mode = {} if config is None else {"AsyncInferenceConfig": {"OutputConfig": output, **config}}
         self.client.create_endpoint_config(EndpointConfigName=name, ProductionVariants=[variant], **mode)
 
@@ -161,6 +165,8 @@ def test_an_outcome_is_where_the_answer_said(endpoint):
 def test_an_endpoint_takes_one_kind_of_requests(endpoint):
     with pytest.raises(ClientError, match=r"ValidationError.*Endpoint e is asynchronous; use InvokeEndpointAsync"):
         endpoint.runtime.invoke_endpoint(EndpointName="e", Body=b"x")
+    folder = endpoint.client.endpoints.directory("e") / endpoint.client.endpoints.read("e")["servers"][0]["folder"]
+    assert f"no notification is sent here to {TOPIC}" in (folder / "container.log").read_text()
     found = endpoint.client.describe_endpoint(EndpointName="e")["AsyncInferenceConfig"]
     assert found["ClientConfig"] == {"MaxConcurrentInvocationsPerInstance": 2}
 
@@ -214,8 +220,11 @@ def test_500_requests_through_a_server_and_a_process_that_are_killed_each_have_o
         good, bad = {f"good{number}" for number in range(480)}, {f"bad{number}" for number in range(20)}
         for number, text in enumerate(sorted(good | bad, key=hash)):
             endpoint.ask(text)
-            if number == 100:
+            if number in (100, 400):
                 endpoint.worker().kill()
+            if number == 400:  # the next call finds that there is no process
+                for guard in running_below(tmp_path / "home", "--settle"):
+                    guard.kill()
             if number == 200:
                 server = client.endpoints.read("e")["servers"][0]
                 Container(client.endpoints.directory("e") / server["folder"]).processes()[0].kill()
