@@ -23,6 +23,11 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument("--model", required=True, help="a training job, a model directory, a model.tar.gz or its URI")
     parser.add_argument("--endpoint-name", help="(default: made from the time)")
     arguments.add_container(parser)
+    parser.add_argument(
+        "--async-output",
+        metavar="URI",
+        help="asynchronous: answers go below this s3:// URI, or on this machine file://",
+    )
     _add_aws_arguments(parser.add_argument_group("on AWS"))
     return parser
 
@@ -39,7 +44,6 @@ def _add_aws_arguments(group) -> None:
     group.add_argument("--volume-size", type=int, help="GB of an instance's disk (default: AWS's)")
     group.add_argument("--serverless-memory", type=int, metavar="MB", help="without instances: 1024, 2048, ... 6144")
     group.add_argument("--serverless-concurrency", type=int, default=5, help="requests at once (default: %(default)s)")
-    group.add_argument("--async-output", metavar="URI", help="asynchronous: answers go below this s3:// URI")
     group.add_argument("--min", type=int, default=1, help="fewest instances (default: %(default)s)")
     group.add_argument("--max", type=int, help="most instances, as many as the requests need (default: no scaling)")
     group.add_argument(
@@ -58,8 +62,8 @@ def _check_aws_arguments(parser, args) -> None:
         )
     if args.serverless_memory and (args.async_output or args.max or args.data_capture):
         parser.error("--serverless-memory goes without --async-output, --max and --data-capture")
-    if args.async_output and not args.async_output.startswith("s3://"):
-        parser.error(f"--async-output {args.async_output}: expected a URI that begins with s3://")
+    if args.async_output and not args.async_output.startswith(("s3://", "file://")):
+        parser.error(f"--async-output {args.async_output}: expected a URI that begins with s3:// or file://")
     if args.data_capture is not None and not 1 <= args.data_capture <= 100:
         parser.error(f"--data-capture {args.data_capture}: expected 1 to 100")
     fewest = 0 if args.async_output else 1

@@ -6,7 +6,7 @@ from datetime import datetime
 from functools import partial
 
 from fastmaker.jobs import instance_types, storage
-from fastmaker.jobs.backends import pytorch, versions
+from fastmaker.jobs.backends import asynchronous, pytorch, versions
 from fastmaker.jobs.backends.requests import EndpointRequest, Request, TrainingRequest, TransformRequest
 from fastmaker.jobs.backends.resources import Resource, SageMakerResources
 from fastmaker.jobs.backends.sdk import without_iri_grammar
@@ -15,7 +15,6 @@ from fastmaker.local.store import DamagedRecord, Store, default_home
 # What only AWS's endpoints have: of an EndpointRequest, and of fastmaker deploy.
 AWS_ONLY = {
     "serverless_memory": "--serverless-memory",
-    "async_output": "--async-output",
     "data_capture": "--data-capture",
     "max_instances": "--max",
     "volume_size": "--volume-size",
@@ -64,7 +63,8 @@ class Local:
 
     def deploy(self, request: EndpointRequest) -> bool:
         model = pytorch.pytorch_model(request.model_data, env=request.env, backend=self)
-        model.deploy(request.instance_count, self.instance_type, endpoint_name=request.name)
+        mode = asynchronous.configuration(storage.absolute(request.async_output)) if request.async_output else {}
+        model.deploy(request.instance_count, self.instance_type, endpoint_name=request.name, **mode)
         return True
 
     def transform(self, request: TransformRequest) -> bool:
@@ -79,7 +79,9 @@ class Local:
         pytorch.retry_transform(self.session, description, name, manifest)
 
     def runtime(self, endpoint: str):
-        return self.session.sagemaker_runtime_client
+        client = self.session.sagemaker_runtime_client
+        output = asynchronous.output_of(self.session.sagemaker_client, endpoint)
+        return asynchronous.AsyncRuntime(client, self.session.s3_client, output) if output else client
 
     def resources(self, only: list[str] | None = None) -> list[Resource]:
         client = self.session.sagemaker_client

@@ -46,7 +46,7 @@ class Backend(Protocol):
         """Run a described transform job again, as `name`, over a manifest's objects. Raises as `transform` does."""
 
     def runtime(self, endpoint: str):
-        """Return what has invoke_endpoint, as boto3's sagemaker-runtime."""
+        """Return what has invoke_endpoint, as boto3's sagemaker-runtime; of an asynchronous endpoint it waits."""
 
     def resources(self, only: list[str] | None = None) -> list[Resource]:
         """Return what the jobs made and is still there, in the order to delete it in; `only` lists KIND/NAME."""

@@ -59,9 +59,15 @@ SAGEMAKER: dict[str, Members] = {
     "CreateEndpointConfig": {
         **_all("EndpointConfigName Tags KmsKeyId ExecutionRoleArn VpcConfig EnableNetworkIsolation"),
         "ProductionVariants": _VARIANT,
+        # Topics of notifications are kept, and nothing is sent to them; the endpoint's log says so.
+        "AsyncInferenceConfig": None,
     },
     "CreateEndpoint": _all("EndpointName EndpointConfigName Tags"),
     "UpdateEndpoint": _all("EndpointName EndpointConfigName"),
+    "UpdateEndpointWeightsAndCapacities": {
+        "EndpointName": None,
+        "DesiredWeightsAndCapacities": _all("VariantName DesiredWeight DesiredInstanceCount"),
+    },
     **{f"{verb}TrainingJob": _all("TrainingJobName") for verb in ("Describe", "Stop", "Delete")},
     **{f"{verb}TransformJob": _all("TransformJobName") for verb in ("Describe", "Stop")},
     **{f"{verb}Model": _all("ModelName") for verb in ("Describe", "Delete")},
@@ -75,6 +81,10 @@ SAGEMAKER: dict[str, Members] = {
 }
 RUNTIME: dict[str, Members] = {
     "InvokeEndpoint": _all("EndpointName Body ContentType Accept CustomAttributes TargetVariant InferenceId"),
+    "InvokeEndpointAsync": {
+        **_all("EndpointName Body ContentType Accept CustomAttributes InferenceId InputLocation"),
+        **_all("S3OutputPathExtension Filename RequestTTLSeconds InvocationTimeoutSeconds"),
+    },
 }
 CLOUDWATCH: dict[str, Members] = {
     "GetMetricStatistics": _all("Namespace MetricName Dimensions StartTime EndTime Period Statistics"),

@@ -114,7 +114,7 @@ def _parsed(model: OperationModel, request: Request, answer: Answer) -> dict[str
         return {**error.response, "ResponseMetadata": _metadata(status)}
     members = model.output_shape.members if model.output_shape else {}
     kept = {name: value for name, value in answered.items() if name in members}
-    return {**kept, "ResponseMetadata": _metadata(200, answered.get("Headers", {}))}
+    return {**kept, "ResponseMetadata": _metadata(model.http.get("responseCode", 200), answered.get("Headers", {}))}
 
 
 def _error(code: str, message: str) -> Any:

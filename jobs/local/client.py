@@ -17,12 +17,12 @@ from botocore import xform_name
 from botocore.model import OperationModel
 
 from fastmaker.jobs import instance_types, storage
-from fastmaker.local import arguments, boto, names, supervisor, tags, validation
+from fastmaker.local import arguments, boto, names, repacked, supervisor, tags, validation
 from fastmaker.local.batch import transform_jobs
 from fastmaker.local.batch.validation import validation_error as transform_job_error
 from fastmaker.local.errors import in_use, invalid, must_exist, no_space
 from fastmaker.local.listings import LISTINGS
-from fastmaker.local.serving import endpoints, torchserve
+from fastmaker.local.serving import asynchronous, endpoints
 from fastmaker.local.store import FULL, DamagedRecord, Store, default_home, now
 from fastmaker.local.tags import Tag
 from fastmaker.local.training import training_jobs
@@ -152,29 +152,18 @@ class Operations:
     def delete_model(self, ModelName: str) -> None:
         """Delete a model, and the archive that was packed anew for it alone."""
         with must_exist("DeleteModel", "model", ModelName):
-            archives = self._repacked_archives([ModelName])
+            archives = self._archives_of([ModelName])
             self.models.delete(ModelName)
-        for archive in archives - self._repacked_archives(self.models.names()):
+        for archive in archives - self._archives_of(self.models.names()):
             with contextlib.suppress(KeyError):
                 self.repacked_models.delete(archive)
 
     def unused_archives(self) -> list[str]:
         """Return the archives that were packed anew for a model that there is not, or not yet."""
-        return sorted(set(self.repacked_models.names()) - self._repacked_archives(self.models.names()))
+        return sorted(set(self.repacked_models.names()) - self._archives_of(self.models.names()))
 
-    def _repacked_archives(self, models: list[str]) -> set[str]:
-        """Return the names of the archives that were packed anew for models."""
-        found = set()
-        for name in models:
-            with contextlib.suppress(KeyError, DamagedRecord):
-                if archive := self._repacked_archive(self.models.read(name)["PrimaryContainer"]):
-                    found.add(archive.parent.name)
-        return found
-
-    def _repacked_archive(self, container: dict[str, Any]) -> Path | None:
-        """Return the archive that was packed anew for a ContainerDefinition, None if it has another."""
-        archive = storage.local_path(torchserve.model_uri(container) or "")
-        return archive if archive.parent.parent == self.repacked_models.folder else None
+    def _archives_of(self, models: list[str]) -> set[str]:
+        return repacked.names_of(self.repacked_models, self.models, models)
 
     # Endpoint configs
 
@@ -187,6 +176,7 @@ class Operations:
     ) -> dict[str, Any]:
         operation = "CreateEndpointConfig"
         validation.check_variants(operation, ProductionVariants, self._runs)
+        validation.check_async(operation, request.get("AsyncInferenceConfig"), self.region, self._job_environment())
         for variant in ProductionVariants:
             self.describe_model(variant["ModelName"])
         arn = self._arn("endpoint-config", EndpointConfigName)
@@ -225,23 +215,41 @@ class Operations:
         return {"EndpointArn": arn}
 
     def update_endpoint(self, EndpointName: str, EndpointConfigName: str) -> dict[str, Any]:
+        operation = "UpdateEndpoint"
         config = self.describe_endpoint_config(EndpointConfigName)
-        description = self.describe_endpoint(EndpointName)
-        if description["EndpointStatus"] != "InService":
-            message = f'Cannot update endpoint "{EndpointName}" in status {description["EndpointStatus"]}.'
-            raise invalid("UpdateEndpoint", message)
-        models = self._models_of("UpdateEndpoint", config)
-        with must_exist("UpdateEndpoint", "endpoint", EndpointName):
-            if not endpoints.update(self.endpoints, EndpointName, config, models, self._s3_client, self._launch):
-                raise invalid("UpdateEndpoint", f'Cannot update endpoint "{EndpointName}" in status Updating.')
+        models = self._models_of(operation, config)
+        return self._updated(operation, EndpointName, partial(endpoints.update, config=config, models=models))
+
+    def update_endpoint_weights_and_capacities(
+        self, EndpointName: str, DesiredWeightsAndCapacities: list[dict[str, Any]]
+    ) -> dict[str, Any]:
+        operation, rescale = "UpdateEndpointWeightsAndCapacities", endpoints.rescale
+        try:
+            return self._updated(operation, EndpointName, partial(rescale, wanted=DesiredWeightsAndCapacities))
+        except ValueError as error:
+            raise invalid(operation, str(error)) from None
+
+    def _updated(self, operation: str, name: str, update: Callable[..., bool]) -> dict[str, Any]:
+        """Change an endpoint that is in service. Raises ClientError, and what `update` raises."""
+        description = self.describe_endpoint(name)
+        status = description["EndpointStatus"]
+        with must_exist(operation, "endpoint", name):
+            if status == "InService" and not update(self.endpoints, name, s3=self._s3_client, launch=self._launch):
+                status = "Updating"  # another process is first
+        if status != "InService":
+            raise invalid(operation, f'Cannot update endpoint "{name}" in status {status}.')
         return {"EndpointArn": description["EndpointArn"]}
 
     def describe_endpoint(self, EndpointName: str) -> dict[str, Any]:
         with must_exist("DescribeEndpoint", "endpoint", EndpointName):
-            return self._describe("Endpoint", EndpointName)
+            description = self._describe("Endpoint", EndpointName)
+            asynchronous.ensure(self.endpoints, EndpointName, self._job_environment)
+            return description
 
     def delete_endpoint(self, EndpointName: str) -> None:
+        """Delete an endpoint; the asynchronous requests that wait for an answer fail."""
         with must_exist("DeleteEndpoint", "endpoint", EndpointName):
+            asynchronous.abandon(self.endpoints, EndpointName, self._s3_client or storage.s3.client())
             self.endpoints.delete(EndpointName)
 
     # Transform jobs
@@ -259,7 +267,7 @@ class Operations:
         if "ModelDataSource" in model:
             raise invalid(operation, "a transform job takes no model with a ModelDataSource, here as on AWS")
         arn = self._arn("transform-job", name)
-        archive = self._repacked_archive(model)
+        archive = repacked.archive_of(self.repacked_models, model)
         try:
             transform_jobs.start(self.transform_jobs, request, arn, model, env, archive)
         except FileExistsError:

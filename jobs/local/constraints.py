@@ -99,7 +99,7 @@ def _broken_by_text(shape: Any, value: str, here: bool) -> str | None:
     pattern = shape.metadata.get("pattern", "")
     if shape.enum and value not in shape.enum and not (here and shape.name.endswith(INSTANCE_TYPE)):
         return f"satisfy enum value set: [{', '.join(shape.enum)}]"
-    if pattern and not (here and pattern.startswith(URI)) and not _compiled(pattern).fullmatch(value):
+    if pattern and not (here and pattern.removeprefix("^").startswith(URI)) and not _compiled(pattern).fullmatch(value):
         return f"satisfy regular expression pattern: {pattern}"
     return None
 

@@ -4,9 +4,12 @@ It is boto3's client, with its methods, answers and errors; `Invocations` answer
 https://docs.aws.amazon.com/sagemaker/latest/APIReference/API_runtime_InvokeEndpoint.html
 """
 
+import contextlib
 import io
+import os
 import threading
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +21,7 @@ from botocore.response import StreamingBody
 from fastmaker.local import arguments, boto, constraints
 from fastmaker.local.containers import Container
 from fastmaker.local.names import ACCOUNT
-from fastmaker.local.serving import connections, endpoints, instances
+from fastmaker.local.serving import asynchronous, connections, endpoints, instances, queues
 from fastmaker.local.store import DamagedRecord, Store, default_home
 
 CONNECT_SECONDS = 5
@@ -38,11 +41,19 @@ HEADERS = {
 
 
 class SageMakerRuntime:
-    """boto3's client for sagemaker-runtime, which invokes the endpoints under `home`."""
+    """boto3's client for sagemaker-runtime, which invokes the endpoints under `home`.
 
-    def __init__(self, home: Path | None = None, region: str = "us-west-2") -> None:
+    The process that answers asynchronous requests gets the `environment`.
+    """
+
+    def __init__(
+        self,
+        home: Path | None = None,
+        region: str = "us-west-2",
+        environment: Callable[[], dict[str, str]] = lambda: dict(os.environ),
+    ) -> None:
         self.config: Any = None  # the SDK sets it
-        invocations = Invocations(endpoints.store_below(home or default_home()))
+        invocations = Invocations(endpoints.store_below(home or default_home()), environment)
         self._client = boto.client("sagemaker-runtime", region, arguments.RUNTIME, invocations.answer)
 
     def __getattr__(self, name: str) -> Any:
@@ -52,25 +63,57 @@ class SageMakerRuntime:
 
 
 class Invocations:
-    """Send requests to the servers of the endpoints in a store."""
+    """Send requests to the servers of the endpoints in a store.
 
-    def __init__(self, store: Store) -> None:
-        self._endpoints = store
+    The process that answers asynchronous requests gets the `environment`. It sends a server `per_instance()` at once.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        environment: Callable[[], dict[str, str]] = lambda: dict(os.environ),
+        per_instance: Callable[[], int] | None = None,
+    ) -> None:
+        self._endpoints, self._environment, self._per_instance = store, environment, per_instance
+        self._turns: dict[Path, threading.BoundedSemaphore] = {}
         self._pools: dict[tuple[Path, int], urllib3.HTTPConnectionPool] = {}
         self._lock = threading.Lock()
 
     def answer(self, model: OperationModel, request: dict[str, Any]) -> dict[str, Any]:
-        """Return the answer to a request of InvokeEndpoint that botocore has validated. Raises ClientError."""
+        """Return the answer to a request that botocore has validated. Raises ClientError."""
+        given = "Body" in request
         body = self._bytes_of(request.pop("Body", b""))
         if reason := constraints.violations(model.input_shape, {"Body": body}):
             raise self._invalid(reason)
+        if model.name == "InvokeEndpointAsync":
+            return self._accept(body if given else None, **request)
         return self._invoke(body, **request)
 
+    def invoke_whole(self, body: Path, endpoint: str, members: dict[str, str], seconds: float) -> dict[str, Any]:
+        """Return the answer to a request that was accepted as an asynchronous one, with the content of a file as body.
+
+        The model has `seconds` for it. Raises ClientError, and KeyError if the endpoint was deleted.
+        """
+        return self._invoke(body, endpoint, seconds=seconds, **members)
+
+    def _accept(self, body: bytes | None, EndpointName: str, **request: Any) -> dict[str, Any]:
+        """Keep an asynchronous request, and have a process answer it."""
+        self._headers({name: value for name, value in request.items() if name in HEADERS})
+        with self._found(EndpointName):
+            answer = queues.accept(self._endpoints, EndpointName, request, body)
+        asynchronous.ensure(self._endpoints, EndpointName, self._environment)
+        return answer
+
     def _invoke(
-        self, body: bytes, EndpointName: str, TargetVariant: str | None = None, **request: Any
+        self,
+        body: bytes | Path,
+        EndpointName: str,
+        TargetVariant: str | None = None,
+        seconds: float | None = None,
+        **request: Any,
     ) -> dict[str, Any]:
         """Send a request to a model. An answer of 4xx or 5xx raises ModelError, with the status and the body."""
-        headers, failures = self._headers(request), _Failures()
+        headers, failures = self._headers(request), _Failures(seconds or ANSWER_SECONDS)
         while True:
             server = self._pick_server(EndpointName, TargetVariant, failures.avoid)
             if failures.are_final():
@@ -80,7 +123,9 @@ class Invocations:
                 time.sleep(PAUSE_SECONDS)
                 continue
             try:
-                answer = self._ask(EndpointName, server, body, headers)
+                answer = self._ask(EndpointName, server, body, headers, seconds)
+            except urllib3.exceptions.ReadTimeoutError:
+                raise self._model_error(server["variant"], 504, f"there was no answer within {seconds} s") from None
             except urllib3.exceptions.HTTPError as error:
                 time.sleep(PAUSE_SECONDS)  # a process that was killed takes a moment to be gone
                 failures.add(server, error, endpoints.is_up(self._endpoints, EndpointName, server))
@@ -92,14 +137,34 @@ class Invocations:
             return _result(answer, server["variant"])
 
     def _ask(
-        self, endpoint: str, server: dict[str, Any], body: bytes, headers: dict[str, str]
+        self,
+        endpoint: str,
+        server: dict[str, Any],
+        body: bytes | Path,
+        headers: dict[str, str],
+        seconds: float | None,
     ) -> urllib3.BaseHTTPResponse | None:
         """Return a server's answer, None if it takes no request any more. Raises urllib3's HTTPError."""
         container = instances.container_of(self._endpoints, endpoint, server)
-        with instances.request(container) as held:
+        with self._turn(container), instances.request(container) as held:
             if not (held and endpoints.holds(self._endpoints, endpoint, server)):
                 return None
-            return self._pool(container, server["port"]).request("POST", "/invocations", body=body, headers=headers)
+            pool = self._pool(container, server["port"])
+            if isinstance(body, bytes):
+                return pool.request("POST", "/invocations", body=body, headers=headers)
+            headers = {**headers, "Content-Length": str(body.stat().st_size)}
+            timeout = urllib3.Timeout(connect=CONNECT_SECONDS, read=seconds)
+            with open(body, "rb") as content:
+                return pool.request("POST", "/invocations", body=content, headers=headers, timeout=timeout)
+
+    def _turn(self, container: Container) -> contextlib.AbstractContextManager[Any]:
+        """Return what to hold while a server has a request, where it has a certain number at most."""
+        if self._per_instance is None:
+            return contextlib.nullcontext()
+        with self._lock:
+            if container.root not in self._turns:
+                self._turns[container.root] = threading.BoundedSemaphore(self._per_instance())
+            return self._turns[container.root]
 
     def _pool(self, container: Container, port: int) -> urllib3.HTTPConnectionPool:
         """Return the connections to a server, those of the last SERVERS servers being kept."""
@@ -115,8 +180,14 @@ class Invocations:
         return pool
 
     def _pick_server(self, endpoint: str, variant: str | None, avoid: list[dict[str, Any]]) -> dict[str, Any] | None:
+        with self._found(endpoint):
+            return endpoints.pick_server(self._endpoints, endpoint, variant, avoid, self._per_instance is None)
+
+    @contextlib.contextmanager
+    def _found(self, endpoint: str) -> Iterator[None]:
+        """Turn what keeps an endpoint from taking a request into the ClientError that AWS answers."""
         try:
-            return endpoints.pick_server(self._endpoints, endpoint, variant, avoid)
+            yield
         except KeyError:
             raise self._invalid(f"Endpoint {endpoint} of account {ACCOUNT} not found.") from None
         except (LookupError, DamagedRecord) as error:
@@ -160,10 +231,10 @@ class Invocations:
 class _Failures:
     """What has happened to one request. InvokeEndpoint may be sent again: it changes nothing."""
 
-    def __init__(self) -> None:
+    def __init__(self, seconds: float) -> None:
         self.avoid: list[dict[str, Any]] = []  # servers not to ask for now
         self.variant, self.reason = "the endpoint", "no server of it is up"
-        self._deadline = time.monotonic() + ANSWER_SECONDS
+        self._deadline = time.monotonic() + max(seconds, ANSWER_SECONDS)
         self._lost = self._dead_workers = 0
 
     def add(self, server: dict[str, Any], error: urllib3.exceptions.HTTPError, is_up: bool) -> None:

@@ -66,7 +66,7 @@ class ProcessSession(sdk.OwnSession, LocalSession):  # type: ignore[misc]  # the
         self.sagemaker_client = SageMaker(
             self._region_name, self._home, self._job_environment, self.s3_client, self._use_docker
         )
-        self.sagemaker_runtime_client = SageMakerRuntime(self._home, self._region_name)
+        self.sagemaker_runtime_client = SageMakerRuntime(self._home, self._region_name, self._job_environment)
         self.cloudwatch_client = metrics.cloudwatch_client(self._region_name, self.sagemaker_client.training_jobs)
         self.sagemaker_config = sdk.opt_out_of_telemetry(self.sagemaker_config)
         self._packed_code: Path | None = None

@@ -159,7 +159,7 @@ def run(job: Job, module: str) -> None:
             return
         job.stop_requested = job.stop_requested or status(record) == "Stopping"
         record["supervisor"] = processes.identity()
-    with _guarded(module, job.store.directory(job.name)):
+    with guarded(module, job.store.directory(job.name)):
         try:
             job.run()
         except BaseException as error:
@@ -168,8 +168,8 @@ def run(job: Job, module: str) -> None:
 
 
 @contextlib.contextmanager
-def _guarded(module: str, directory: Path) -> Iterator[None]:
-    """Have another process settle the job if this one dies while the context lasts."""
+def guarded(module: str, directory: Path) -> Iterator[None]:
+    """Have another process settle what `directory` is for if this one dies while the context lasts."""
     end, line = os.pipe()
     env = {key: value for key, value in os.environ.items() if key != processes.VARIABLE}
     command = ["/bin/sh", "-c", GUARD, "sh", sys.executable, "-m", module, SETTLE]

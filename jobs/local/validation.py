@@ -85,6 +85,22 @@ def check_variants(operation: str, variants: list[dict[str, Any]], runs: instanc
         raise invalid(operation, f"the variants have {count} instances; expected at most {MAX_INSTANCES}")
 
 
+def check_async(operation: str, config: dict[str, Any] | None, region: str, env: Mapping[str, str]) -> None:
+    """Check where answers and failures of asynchronous requests go, None for no such requests. Raises ClientError."""
+    if config is None:
+        return
+    output = config["OutputConfig"]
+    if not output.get("S3OutputPath"):
+        raise invalid(operation, "AsyncInferenceConfig.OutputConfig lacks S3OutputPath")
+    for member in ("S3OutputPath", "S3FailurePath"):
+        if location := output.get(member):
+            try:
+                storage.check_scheme(location)
+            except storage.StorageError as error:
+                raise invalid(operation, f"{member}: {error}") from None
+            check_output_bucket(operation, location, region, env)
+
+
 def check_output_bucket(operation: str, output: str, region: str, env: Mapping[str, str]) -> None:
     """Check that `output` is not in the default bucket where S3 is AWS's, which lacks it. Raises ClientError."""
     if output.startswith(f"s3://{names.default_bucket(region)}/") and not env.keys() & S3_ENDPOINTS:

@@ -63,6 +63,26 @@ def test_from_a_folder_to_an_answer_by_the_commands_that_each_step_names(run, fe
     assert run("cleanup").stdout.decode().strip() == "nothing is left"
 
 
+@pytest.mark.slow
+def test_predict_waits_for_the_answers_of_an_asynchronous_endpoint(run, few, digits_bundle, tmp_path):
+    words = ["--endpoint-name", "later", "--async-output", "file://answers"]
+    deployed = run("deploy", "--model", str(digits_bundle), *words)
+    assert deployed.returncode == 0, deployed.stderr.decode()
+    assert "without effect" not in deployed.stdout.decode()
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(b"no image")
+    file = sorted((few / "7").glob("*.png"))[0]
+    asked = run("predict", "--endpoint", "later", "--json", str(file), str(broken))
+    good, bad = map(json.loads, asked.stdout.splitlines())
+    [expected] = serving_models.load(digits_bundle).predict([Image.open(file)])
+    assert (asked.returncode, good) == (1, {"image": str(file), **expected.as_object()})
+    assert "not an image that Pillow can read" in bad["error"]
+    kept = sorted(path.relative_to(tmp_path / "answers").parts[0] for path in (tmp_path / "answers").rglob("*.out"))
+    assert [name == "failures" for name in kept].count(True) == 1
+    assert len(kept) == 2
+    assert run("cleanup", "--all", "--yes").returncode == 0
+
+
 @pytest.mark.training
 def test_a_job_script_that_is_terminated_ends_its_job(few, tmp_path):
     env = {**os.environ, "FASTMAKER_HOME": str(tmp_path / "home"), "PYTHONPATH": str(REPOSITORY)}

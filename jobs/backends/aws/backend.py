@@ -14,7 +14,7 @@ from sagemaker.session import NOTEBOOK_METADATA_FILE
 from sagemaker.utils import resolve_value_from_config
 
 from fastmaker.jobs import storage
-from fastmaker.jobs.backends import pytorch, versions
+from fastmaker.jobs.backends import asynchronous, pytorch, versions
 from fastmaker.jobs.backends.aws import checks, endpoints, inventory, session
 from fastmaker.jobs.backends.aws.folders import MARKER, Folders
 from fastmaker.jobs.backends.aws.request_recorder import RequestRecorder
@@ -145,11 +145,10 @@ class Aws:
 
     def runtime(self, endpoint: str):
         """Return what has invoke_endpoint; that of an asynchronous endpoint waits for answers."""
-        client = self.session.sagemaker_client
-        config = client.describe_endpoint(EndpointName=endpoint)["EndpointConfigName"]
-        if "AsyncInferenceConfig" not in client.describe_endpoint_config(EndpointConfigName=config):
+        if not asynchronous.output_of(self.session.sagemaker_client, endpoint):
             return self.session.sagemaker_runtime_client
-        return endpoints.AsyncRuntime(self._boto, self._folders.folder("endpoint", endpoint))
+        clients = self._boto.client("sagemaker-runtime"), self._boto.client("s3")
+        return asynchronous.AsyncRuntime(*clients, self._folders.folder("endpoint", endpoint))
 
     def resources(self, only: list[str] | None = None) -> list[Resource]:
         model_data = inventory.ModelData(self.session.sagemaker_client)

@@ -191,8 +191,10 @@ def _client_error(error: ClientError) -> Answer:
 def refusal(environ: dict[str, Any], refused: Refused) -> Answer:
     """Return that a request is not answered, in the form of the protocol that it speaks."""
     code, text = refused.code, refused.message
-    if environ.get("HTTP_X_AMZ_TARGET") or environ.get("PATH_INFO", "").startswith("/endpoints/"):
-        body = json.dumps({"__type": code, "message": text}).encode()
+    invokes = environ.get("PATH_INFO", "").startswith("/endpoints/")
+    if environ.get("HTTP_X_AMZ_TARGET") or invokes:
+        told = {"Message": text} if invokes and refused.status == 500 else {"__type": code, "message": text}
+        body = json.dumps(told).encode()
         return refused.status, {"Content-Type": JSON, "x-amzn-ErrorType": code}, body
     error = f"<Code>{escape(code)}</Code><Message>{escape(text)}</Message>"
     if environ.get("CONTENT_TYPE", "").startswith(FORM):

@@ -5,6 +5,7 @@ https://smithy.io/2.0/aws/protocols/aws-json-1_1-protocol.html
 
 import json
 import logging
+import os
 import re
 import threading
 import time
@@ -20,7 +21,7 @@ from fastmaker.jobs import instance_types
 from fastmaker.local import arguments, boto, constraints
 from fastmaker.local.client import Operations
 from fastmaker.local.errors import invalid
-from fastmaker.local.serving import endpoints
+from fastmaker.local.serving import asynchronous, endpoints
 
 NOT_FINAL = ("InProgress", "Creating", "Updating", "Stopping", "Deleting")
 LOOK_SECONDS = 0.2  # between two looks at what a Describe waits for
@@ -55,6 +56,7 @@ class ControlPlane:
             answered = engine.answer(model, request) or {}
             if operation.startswith("Describe"):
                 answered = self._held(engine, model, request, answered)
+                _check_whole(model, answered)
         except ClientError as error:
             raise _listed(model, error) from None
         shape = model.output_shape
@@ -62,7 +64,9 @@ class ControlPlane:
 
     def resume(self) -> None:
         """Go on with what an earlier server was starting when it was killed."""
-        endpoints.resume(endpoints.store_below(self._home), self._s3(), _in_thread)
+        store = endpoints.store_below(self._home)
+        endpoints.resume(store, self._s3(), _in_thread)
+        asynchronous.resume(store, lambda: dict(os.environ))
 
     def _held(
         self, engine: Operations, model: OperationModel, request: dict[str, Any], answered: dict[str, Any]
@@ -116,6 +120,12 @@ def _request(model: OperationModel, body: bytes) -> dict[str, Any]:
     if reasons := reasons or unknown_image(request):
         raise invalid(model.name, reasons)
     return boto.honoured(request, members)
+
+
+def _check_whole(model: OperationModel, answered: dict[str, Any]) -> None:
+    """Check that a description has what the model requires; of a damaged record it lacks some. Raises ClientError."""
+    if lacking := sorted(set(model.output_shape.required_members) - answered.keys()):
+        raise invalid(model.name, answered.get("FailureReason", f"the record lacks {', '.join(lacking)}"))
 
 
 def unknown_image(request: Mapping[str, Any]) -> str:

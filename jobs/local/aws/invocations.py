@@ -13,7 +13,7 @@ from urllib.parse import unquote
 from botocore.exceptions import ClientError
 from botocore.model import OperationModel
 
-from fastmaker.local import arguments, boto, runtime_client
+from fastmaker.local import arguments, boto, constraints, runtime_client
 from fastmaker.local.serving import endpoints
 
 OPERATIONS = {
@@ -21,6 +21,7 @@ OPERATIONS = {
     "async-invocations": "InvokeEndpointAsync",
     "invocations-response-stream": "InvokeEndpointWithResponseStream",
 }
+ASYNC = "Async"
 PATH = re.compile(rf"/endpoints/(?P<name>[^/]*)/(?P<kind>{'|'.join(OPERATIONS)})")
 Answer = tuple[int, dict[str, str], bytes]  # status, headers and body
 
@@ -38,13 +39,11 @@ class Runtime:
         if found is None:
             return None
         model = self._model.operation_model(OPERATIONS[found["kind"]])
-        request: dict[str, Any] = {"EndpointName": unquote(found["name"]), "Body": body}
-        for name, shape in model.input_shape.members.items():
-            value = headers.get(shape.serialization.get("name", "").lower())
-            if shape.serialization.get("location") == "header" and value:
-                request[name] = value
         try:
-            if reasons := boto.reasons_against(model, request, arguments.RUNTIME):
+            request = _request(model, unquote(found["name"]), headers, body)
+            if reasons := boto.reasons_against(model, request, arguments.RUNTIME) or constraints.violations(
+                model.input_shape, request, here=False
+            ):
                 raise ClientError({"Error": {"Code": "ValidationError", "Message": reasons}}, model.name)
             answered = self._invocations.answer(model, boto.honoured(request, arguments.RUNTIME[model.name]))
         except ClientError as error:
@@ -52,13 +51,31 @@ class Runtime:
         return _answer(model, answered)
 
 
+def _request(model: OperationModel, endpoint: str, headers: Mapping[str, str], body: bytes) -> dict[str, Any]:
+    """Return the members of a request. Raises ClientError for a header that is no number where one is expected."""
+    # Of an asynchronous request the body stands in for a location.
+    request: dict[str, Any] = {"EndpointName": endpoint} | ({"Body": body} if body or ASYNC not in model.name else {})
+    for name, shape in model.input_shape.members.items():
+        value = headers.get(shape.serialization.get("name", "").lower())
+        if shape.serialization.get("location") == "header" and value:
+            request[name] = value
+            if shape.type_name == "integer":
+                if not re.fullmatch(r"-?[0-9]{1,18}", value):
+                    message = f"{name} is {value!r}; expected a whole number"
+                    raise ClientError({"Error": {"Code": "ValidationError", "Message": message}}, model.name)
+                request[name] = int(value)
+    return request
+
+
 def _answer(model: OperationModel, answered: dict[str, Any]) -> Answer:
-    headers = {
-        shape.serialization["name"]: answered[name]
-        for name, shape in model.output_shape.members.items()
-        if shape.serialization.get("location") == "header" and answered.get(name)
-    }
-    return 200, headers, answered["Body"].read()
+    members = {name: value for name, value in answered.items() if name in model.output_shape.members and value}
+    places = {name: model.output_shape.members[name].serialization for name in members}
+    headers = {place["name"]: members[name] for name, place in places.items() if place.get("location") == "header"}
+    status = model.http.get("responseCode", 200)
+    if payload := model.output_shape.serialization.get("payload"):
+        return status, headers, answered[payload].read()
+    body = json.dumps({name: value for name, value in members.items() if "location" not in places[name]})
+    return status, {**headers, "Content-Type": "application/json"}, body.encode()
 
 
 def _error(model: OperationModel, error: ClientError) -> Answer:

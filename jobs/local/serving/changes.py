@@ -13,7 +13,7 @@ from typing import Any
 
 from fastmaker.local import processes
 from fastmaker.local.containers import ContainerError
-from fastmaker.local.serving import instances, torchserve
+from fastmaker.local.serving import capacities, instances, torchserve
 from fastmaker.local.serving.instances import Server, container_of
 from fastmaker.local.store import Store, now
 
@@ -141,14 +141,20 @@ def _set(store: Store, name: str, record: Record, server: Server, **values: Any)
 
 def _take_over(store: Store, name: str, record: Record) -> None:
     until = time.time() + instances.DRAIN_SECONDS
-    record["retired"] = record.get("retired", []) + [{**server, "until": until} for server in record["servers"]]
-    record.update(servers=[{**server, "ready": True} for server in record["next_servers"]], next_servers=[])
+    folders = record.pop("next_kept", [])
+    kept = [server for server in record["servers"] if server["folder"] in folders]
+    replaced = [{**server, "until": until} for server in record["servers"] if server not in kept]
+    record["retired"] = record.get("retired", []) + replaced
+    record.update(servers=kept + [{**server, "ready": True} for server in record["next_servers"]], next_servers=[])
     description = record["description"]
     description.update(EndpointStatus="InService", LastModifiedTime=now())
     description.pop("FailureReason", None)
     if config := record.pop("next_config", None):
         description["EndpointConfigName"] = config["EndpointConfigName"]
         description["ProductionVariants"] = summaries(config)
+        description.pop("AsyncInferenceConfig", None)
+        description.update(modes(config))
+    capacities.settle(record)
 
 
 def _end_retired(store: Store, name: str, seconds: float) -> None:
@@ -175,6 +181,7 @@ def give_up_starting(store: Store, name: str, record: Record, reason: str) -> No
     for server in new:
         instances.end(container_of(store, name, server))
     record.pop("next_config", None)
+    capacities.give_up(record)
     record.update(launcher=None, launching=False, next_servers=[] if updating else new)
     status = "InService" if updating else "Failed"
     description.update(EndpointStatus=status, FailureReason=reason[:1024], LastModifiedTime=now())
@@ -191,6 +198,11 @@ def _give_up_server(store: Store, name: str, record: Record, server: Server) -> 
             container_of(store, name, other).close()
         record.update(launcher=None, launching=False)
         record["description"].update(EndpointStatus="Failed", FailureReason=reason[:1024], LastModifiedTime=now())
+
+
+def modes(config: dict[str, Any]) -> dict[str, Any]:
+    """Return the members of a configuration that an endpoint's description has, too."""
+    return {name: config[name] for name in ("AsyncInferenceConfig",) if name in config}
 
 
 def summaries(config: dict[str, Any]) -> list[dict[str, Any]]:

@@ -6,6 +6,7 @@ No process watches an endpoint: whoever describes or invokes it looks at its ser
 import contextlib
 import secrets
 import shutil
+from collections import Counter
 from collections.abc import Callable
 from datetime import datetime
 from functools import partial
@@ -15,12 +16,13 @@ from typing import Any
 from fastmaker.jobs import instance_types, storage
 from fastmaker.local import processes
 from fastmaker.local.containers import ContainerError, end_below
-from fastmaker.local.serving import changes, instances, torchserve
+from fastmaker.local.serving import capacities, changes, instances, torchserve
 from fastmaker.local.serving.changes import Record
 from fastmaker.local.serving.instances import Server, container_of
 from fastmaker.local.store import RECORD_FILE, DamagedRecord, Store, now
 
 KIND = "endpoints"
+NO_WEIGHT = 1e-9  # of a variant that gets requests if there is no other
 Launch = Callable[[Callable[[], None]], None]  # runs what starts the servers, at once or in a thread of its own
 SERVER = {"folder": str, "variant": str, "weight": (int, float), "port": int, "ready": bool}
 SHAPE = {
@@ -60,6 +62,7 @@ def create(
         "EndpointArn": arn,
         "EndpointConfigName": config["EndpointConfigName"],
         "ProductionVariants": changes.summaries(config),
+        **changes.modes(config),
         "EndpointStatus": "Creating",
         "CreationTime": created,
         "LastModifiedTime": created,
@@ -78,14 +81,33 @@ def update(
     Returns False, and does nothing, if the endpoint is not in service, or is being updated by another process. Raises
     KeyError.
     """
-    generation = 1 + max((_generation(path) for path in store.directory(name).glob("[0-9]*")), default=0)
-    servers = instances.planned(config, models, generation)
+    servers = instances.planned(config, models, _next_generation(store, name))
     with store.changing(name) as record:
         if record["description"]["EndpointStatus"] != "InService":
             return False
         record["description"].update(EndpointStatus="Updating", LastModifiedTime=now())
         record.update(next_config=config, next_servers=servers, launcher=processes.identity())
     launch(partial(_launch, store, name, servers, s3))
+    return True
+
+
+def rescale(store: Store, name: str, wanted: list[dict[str, Any]], s3: Any, launch: Launch) -> bool:
+    """Have `launch` start what other weights and numbers of instances take; the servers that stay go on.
+
+    Returns False as `update` does. Raises KeyError, and ValueError with the reason for what cannot be had.
+    """
+    generation = _next_generation(store, name)
+    with store.changing(name) as record:
+        if record["description"]["EndpointStatus"] != "InService":
+            return False
+        capacities.plan(record, wanted, generation)
+        record["description"].update(EndpointStatus="Updating", LastModifiedTime=now())
+        servers = record["next_servers"]
+        record["launcher"] = processes.identity() if servers else None
+    if servers:
+        launch(partial(_launch, store, name, servers, s3))
+    else:
+        changes.refresh(store, name)
     return True
 
 
@@ -112,13 +134,17 @@ def describe(store: Store, name: str) -> dict[str, Any]:
     return description
 
 
-def pick_server(store: Store, name: str, variant: str | None, avoid: list[Server]) -> Server | None:
+def pick_server(
+    store: Store, name: str, variant: str | None, avoid: list[Server], at_once: bool = True
+) -> Server | None:
     """Return a server to send a request to: one of `variant`, or of any by the variants' weights, and none of `avoid`.
 
     Returns None if there is none at the moment. Raises KeyError for an unknown endpoint, LookupError with the reason if
-    it has no such server in service.
+    it has no such server in service, or if the request is to be answered `at_once` and the endpoint is asynchronous.
     """
     record = store.read(name)
+    if at_once and "AsyncInferenceConfig" in record["description"]:
+        raise LookupError(f"Endpoint {name} is asynchronous; use InvokeEndpointAsync")
     if record["description"]["EndpointStatus"] != "InService" or not all(s["ready"] for s in record["servers"]):
         record = changes.refresh(store, name)
     status = record["description"]["EndpointStatus"]
@@ -129,7 +155,10 @@ def pick_server(store: Store, name: str, variant: str | None, avoid: list[Server
         names = sorted({server["variant"] for server in record["servers"]})
         raise LookupError(f"Endpoint {name} has no variant {variant}; its variants are {', '.join(names)}")
     free = [s for s in servers if s["ready"] and instances.entry(avoid, s) is None]
-    return secrets.SystemRandom().choices(free, [server["weight"] for server in free])[0] if free else None
+    # A variant's share is its weight, however many instances it has.
+    counts = Counter(server["variant"] for server in free)
+    weights = [(server["weight"] or NO_WEIGHT) / counts[server["variant"]] for server in free]
+    return secrets.SystemRandom().choices(free, weights)[0] if free else None
 
 
 def holds(store: Store, name: str, server: Server) -> bool:
@@ -243,6 +272,11 @@ def _is_planned(store: Store, name: str, servers: list[Server]) -> bool:
 def _plans(record: Record, servers: list[Server]) -> bool:
     folders = {server["folder"] for server in record["next_servers"]}
     return all(server["folder"] in folders for server in servers)
+
+
+def _next_generation(store: Store, name: str) -> int:
+    """Return a number that no folder of an endpoint's servers has yet."""
+    return 1 + max((_generation(path) for path in store.directory(name).glob("[0-9]*")), default=0)
 
 
 def _generation(folder: Path) -> int:

@@ -36,7 +36,7 @@ def planned(config: dict[str, Any], models: dict[str, dict[str, Any]], generatio
         {
             "folder": f"{folder}/{variant['VariantName']}-{number}",
             "variant": variant["VariantName"],
-            "weight": variant.get("InitialVariantWeight", 1.0) or 1e-9,
+            "weight": variant.get("InitialVariantWeight", 1.0),
             "model": models[variant["ModelName"]],
             "instance_type": variant["InstanceType"],
             "boot": processes.boot(),

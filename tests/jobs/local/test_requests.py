@@ -41,9 +41,10 @@ def test_a_bad_value_of_any_member_is_boto3s_error_that_names_it(client, name):
     _all_are_refused(call, shape, HONOURED[name])
 
 
-def test_a_bad_value_of_any_member_of_an_invocation_is_boto3s_error_that_names_it(tmp_path):
-    shape, call = operation_of(SageMakerRuntime(tmp_path), "InvokeEndpoint")
-    _all_are_refused(call, shape, arguments.RUNTIME["InvokeEndpoint"])
+@pytest.mark.parametrize("name", arguments.RUNTIME)
+def test_a_bad_value_of_any_member_of_an_invocation_is_boto3s_error_that_names_it(tmp_path, name):
+    shape, call = operation_of(SageMakerRuntime(tmp_path), name)
+    _all_are_refused(call, shape, arguments.RUNTIME[name])
 
 
 def _all_are_refused(call, shape, honoured):

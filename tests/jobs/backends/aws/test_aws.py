@@ -185,9 +185,9 @@ def test_a_model_can_be_deployed_to_types_that_are_newer_than_moto(aws, run, ins
 
 
 def test_what_is_for_aws_alone_is_said_and_left_out_on_this_machine(capsys):
-    request = backends.EndpointRequest("e", "m", max_instances=4, data_capture=9, async_output="s3://a/b")
+    request = backends.EndpointRequest("e", "m", max_instances=4, data_capture=9)
     assert backends.Local().check(request) is True
-    assert capsys.readouterr().out == "on AWS alone, without effect here: --async-output, --data-capture, --max\n"
+    assert capsys.readouterr().out == "on AWS alone, without effect here: --data-capture, --max\n"
 
 
 @pytest.mark.parametrize(
@@ -322,6 +322,11 @@ def test_an_asynchronous_endpoint_is_asked_through_s3(aws, run, few):
     _, out, _ = run(f"predict --backend aws --endpoint e --json {' '.join(map(str, images))}")
     rows = [json.loads(line) for line in out.splitlines()]
     assert sorted(row.get("label", row.get("error")) for row in rows) == ["400", "7"]
+
+
+def test_answers_of_an_endpoint_on_aws_go_to_s3(aws, run):
+    status, _, error = run(f"{DEPLOY} --instance-type ml.c5.large --async-output file://out")
+    assert (status, "expected a URI that begins with s3://" in error) == (2, True)
 
 
 @pytest.mark.parametrize(
