@@ -15,6 +15,7 @@ from xml.sax.saxutils import escape
 
 from botocore.exceptions import ClientError
 
+from fastmaker.local.aws import roles
 from fastmaker.local.aws.control import ControlPlane
 from fastmaker.local.aws.invocations import Answer, Runtime
 from fastmaker.local.aws.signatures import Key, Received, Refused, check, check_access, claim, is_s3
@@ -100,6 +101,7 @@ class Application:
         if target.startswith(LOGS):
             return self._answer_logs(target.removeprefix(LOGS), body)
         if service == "iam" and environ.get("CONTENT_TYPE", "").startswith(FORM):
+            roles.ensure(body)
             return _simulated_policy(body)
         return None
 

@@ -195,8 +195,8 @@ REFUSED = {
     ),
     "entry": (
         "CreateTrainingJob",
-        {"AlgorithmSpecification": {"ContainerEntrypoint": ["bash"]}},
-        "AlgorithmSpecification.ContainerEntrypoint needs AWS",
+        {"AlgorithmSpecification": {"TrainingImageConfig": {"TrainingRepositoryAccessMode": "Vpc"}}},
+        "AlgorithmSpecification.TrainingImageConfig needs AWS",
     ),
 }
 TRAINING = {
