@@ -16,7 +16,7 @@ from configparser import ConfigParser
 import numpy as np
 import pytest
 import yaml
-from helpers import REPOSITORY
+from helpers import REPOSITORY, environments
 from matplotlib import pyplot
 from PIL import Image
 
@@ -315,14 +315,47 @@ def test_the_example_of_the_base_install_loads_a_bundle_and_answers(few, digits_
 def test_the_program_for_aws_runs_here_as_it_stands(few, tmp_path):
     lay_out(few, tmp_path)
     (tmp_path / "source").symlink_to(REPOSITORY / "source")
-    (tmp_path / "train_on_sagemaker.py").write_text(example("ml.g4dn.xlarge", "docs/aws-here.md"))
-    env = {**os.environ, "FASTMAKER_HOME": str(tmp_path / "home")}
-    command = [sys.executable, "-m", "fastmaker.jobs", "aws", "--", sys.executable, "train_on_sagemaker.py"]
-    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
+    runs_on_aws_here(sys.executable, example("sagemaker.pytorch", "docs/aws-here.md"), few, tmp_path)
+
+
+def runs_on_aws_here(python, program, few, folder):
+    """The program prints the log of its training and the number of its answers, and leaves no endpoint."""
+    (folder / "train_on_sagemaker.py").write_text(program)
+    env = {**environments.variables(), "FASTMAKER_HOME": str(folder / "home")}
+    command = [sys.executable, "-m", "fastmaker.jobs", "aws", "--", python, "train_on_sagemaker.py"]
+    done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert "train_loss" in done.stdout or "epoch" in done.stdout
+    assert "train_loss" in done.stdout + done.stderr
     assert done.stdout.endswith(f"{len(list((few / '7').iterdir())) + 3} answers\n")
-    assert not list((tmp_path / "home" / "endpoints").iterdir())
+    assert not list((folder / "home" / "endpoints").iterdir())
+
+
+# Of the SDK's version 3, which is a package of packages that have numbers of their own.
+V3 = "sagemaker==3.{0} sagemaker-core==2.{0} sagemaker-train==1.{0} sagemaker-serve==1.{0} sagemaker-mlops==1.{0}"
+
+
+@pytest.fixture(
+    params=[
+        V3.format("27.0"),
+        V3.format("21.0"),
+        pytest.param("sagemaker>=3", marks=pytest.mark.xfail(reason="newest")),
+    ],
+    ids=["3.27", "3.21", "newest"],
+)
+def sdk_v3(request, tmp_path):
+    """The Python of an environment with a version of the SDK, some of which are pinned."""
+    python = environments.create(tmp_path / "sdk")
+    # pip would look at a hundred versions of s3fs before it found one that fits.
+    environments.install(python, *request.param.split(), "s3fs>=2026")
+    yield python
+    shutil.rmtree(tmp_path / "sdk")  # a gigabyte
+
+
+@pytest.mark.slow
+def test_the_program_for_version_3_of_the_sdk_runs_here_as_it_stands(sdk_v3, few, tmp_path):
+    lay_out(few, tmp_path)
+    (tmp_path / "source").symlink_to(REPOSITORY / "source")
+    runs_on_aws_here(sdk_v3, example("ModelTrainer", "docs/aws-here.md"), few, tmp_path)
 
 
 def test_every_python_example_of_the_pages_is_run_above():
