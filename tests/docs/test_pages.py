@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import yaml
 from helpers import REPOSITORY, environments
+from helpers.front import client_of
 from matplotlib import pyplot
 from PIL import Image
 
@@ -24,6 +25,7 @@ from fastmaker.jobs import cleanup, deploy
 from fastmaker.jobs.__main__ import COMMANDS
 from fastmaker.jobs.digits import write_digits
 from fastmaker.jobs.packaging import torchserve
+from fastmaker.local import archives, aws
 from fastmaker.local.containers import free_ports
 from fastmaker.serving import models
 from fastmaker.training import arguments
@@ -328,6 +330,25 @@ def runs_on_aws_here(python, program, few, folder):
     assert "train_loss" in done.stdout + done.stderr
     assert done.stdout.endswith(f"{len(list((few / '7').iterdir())) + 3} answers\n")
     assert not list((folder / "home" / "endpoints").iterdir())
+    with aws.running(folder / "home") as environment:
+        answers_are_the_bundles(client_of(environment, "s3"), folder)
+
+
+def answers_are_the_bundles(s3, folder):
+    """The answers of the transform job of a prefix are those of the bundle that was trained."""
+    bucket = s3.list_buckets()["Buckets"][0]["Name"]
+    keys = [item["Key"] for item in s3.list_objects_v2(Bucket=bucket)["Contents"]]
+    [archive] = [key for key in keys if key.endswith("/output/model.tar.gz")]
+    s3.download_file(bucket, archive, str(folder / "model.tar.gz"))
+    archives.unpack(folder / "model.tar.gz", folder / "model")
+    model = models.load(folder / "model")
+    for file in (folder / "digits" / "held-out" / "7").iterdir():
+        found = json.load(s3.get_object(Bucket=bucket, Key=f"answers/S3Prefix/{file.name}.out")["Body"])
+        expected = model.predict([Image.open(file)])[0].as_object()
+        assert found["label"] == expected["label"]
+        assert [each["probability"] for each in found["top"]] == pytest.approx(
+            [each["probability"] for each in expected["top"]], abs=1e-6
+        )
 
 
 # Of the SDK's version 3, which is a package of packages that have numbers of their own.
