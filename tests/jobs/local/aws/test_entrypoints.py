@@ -16,8 +16,10 @@ import pytest
 from botocore.exceptions import ClientError
 from helpers import PATIENCE
 from helpers.local_mode import without_opt_ml
+from helpers.waiting import wait_until
 
 from fastmaker.jobs.runtime import mounts
+from fastmaker.local import validation
 from fastmaker.local.containers import ContainerError
 from fastmaker.local.training import rendezvous
 
@@ -140,6 +142,20 @@ def test_what_was_not_asked_for_is_not_described(jobs):
 def test_a_command_that_fails_gives_the_reason(jobs, label):
     job = jobs[label.replace(" ", "-")]
     assert (job["TrainingJobStatus"], job["FailureReason"][: len(FAILING[label][1])]) == ("Failed", FAILING[label][1])
+
+
+def test_a_command_is_stopped_with_what_it_has_started(jobs, clients):
+    sagemaker = clients("sagemaker")
+    sagemaker.create_training_job(**request("sleeps", ["sh", "-c", "echo begun; setsid sleep 600 & sleep 600"]))
+    logs = {"logGroupName": "/aws/sagemaker/TrainingJobs", "logStreamNamePrefix": "sleeps/", "filterPattern": "begun"}
+    wait_until(lambda: clients("logs").filter_log_events(**logs)["events"])
+    sagemaker.stop_training_job(TrainingJobName="sleeps")
+    assert sagemaker.describe_training_job(TrainingJobName="sleeps")["TrainingJobStatus"] == "Stopped"
+
+
+def test_a_container_of_docker_has_the_command_of_its_image(tmp_path):
+    with pytest.raises(ClientError, match="runs in processes of this machine; use a ProcessSession"):
+        validation.check_entrypoint("CreateTrainingJob", request("docker", ["true"]), tmp_path, use_docker=True)
 
 
 def test_arguments_of_an_image_are_refused(clients):
