@@ -19,13 +19,17 @@ FREE_SECONDS = 15  # within which a job that has had its turn has left the port
 
 
 @contextlib.contextmanager
-def turn(check: Callable[[], None]) -> Iterator[None]:
-    """Have the port for this job while the context lasts, after other jobs; `check` is called meanwhile.
+def turn(check: Callable[[], None], note: Callable[[str], None]) -> Iterator[None]:
+    """Have the port for this job while the context lasts, after other jobs, as is noted; `check` is called meanwhile.
 
     Raises ContainerError if another program has the port, and what `check` raises.
     """
     with socket.socket(socket.AF_UNIX) as place:
+        waits = False
         while not _bound(place, NAME):
+            if not waits:
+                note(f"this job waits for another of several hosts, which meet at port {PORT}")
+            waits = True
             check()
             time.sleep(LOOK_SECONDS)
         deadline = time.monotonic() + FREE_SECONDS

@@ -61,13 +61,10 @@ def start(store: Store, request: dict[str, Any], arn: str, env: dict[str, str], 
     own, archive = store.directory(name) / SOURCE, storage.local_path(source)
     copies = source.startswith("file://") and archive.is_file()
     code = f"file://{own}" if copies else source
+    moved = {"sagemaker_submit_directory": json.dumps(code)} if code != given else {}
     description = {
         **{key: value for key, value in request.items() if key != "Tags"},
-        **(
-            {"HyperParameters": {**request["HyperParameters"], "sagemaker_submit_directory": json.dumps(code)}}
-            if code != given
-            else {}
-        ),
+        **({"HyperParameters": request["HyperParameters"] | moved} if moved else {}),
         **({"InputDataConfig": [_with_s3_source(channel) for channel in channels]} if channels else {}),
         # AWS describes a job without a key with an empty one, which the SDK's attach relies on.
         "OutputDataConfig": {"KmsKeyId": "", **request["OutputDataConfig"], "S3OutputPath": output},
@@ -202,8 +199,10 @@ class Job:
 
     def _turn(self) -> contextlib.AbstractContextManager[None]:
         """Wait for what only one job at a time can have."""
-        shares_port = len(self.hosts) > 1 and self.hosts[0].entrypoint
-        return rendezvous.turn(self._raise_if_stopped) if shares_port else contextlib.nullcontext()
+        first = self.hosts[0]
+        if len(self.hosts) > 1 and first.entrypoint:
+            return rendezvous.turn(self._raise_if_stopped, first.container.note)
+        return contextlib.nullcontext()
 
     def _train(self) -> None:
         """Run the script on every host until all have ended; one that fails ends the job.

@@ -201,17 +201,18 @@ def test_jobs_of_several_hosts_take_turns():
     order: list[str] = []
 
     def second():
-        with rendezvous.turn(lambda: order.append("waits") if "waits" not in order else None):
+        with rendezvous.turn(lambda: None, order.append):
             order.append("second")
 
-    with rendezvous.turn(lambda: None):
+    with rendezvous.turn(lambda: None, order.append):
         thread = threading.Thread(target=second)
         thread.start()
         while not order:
             time.sleep(0.01)
         order.append("first")
     thread.join()
-    assert order == ["waits", "first", "second"]
+    waits = "this job waits for another of several hosts, which meet at port 7777"
+    assert order == [waits, "first", "second"]
 
 
 def test_a_program_that_has_the_port_is_the_reason(monkeypatch):
@@ -221,6 +222,6 @@ def test_a_program_that_has_the_port_is_the_reason(monkeypatch):
         taken.listen()
         with (
             pytest.raises(ContainerError, match="port 7777, at which the hosts meet, is taken by another program"),
-            rendezvous.turn(lambda: None),
+            rendezvous.turn(lambda: None, print),
         ):
             raise AssertionError("the port is taken")
