@@ -31,9 +31,10 @@ _TRAINING_JOB = {
     **_all("VpcConfig EnableNetworkIsolation EnableInterContainerTrafficEncryption EnableManagedSpotTraining"),
     **_all("ProfilerConfig RetryStrategy"),
     "DebugHookConfig": _all("S3OutputPath"),  # the SDK sends it where nobody asked for it
-    "AlgorithmSpecification": _all(
-        "TrainingImage TrainingInputMode MetricDefinitions EnableSageMakerMetricsTimeSeries"
-    ),
+    "AlgorithmSpecification": {
+        **_all("TrainingImage TrainingInputMode MetricDefinitions EnableSageMakerMetricsTimeSeries"),
+        **_all("ContainerEntrypoint ContainerArguments"),
+    },
     "InputDataConfig": {
         **_all("ChannelName ContentType CompressionType InputMode"),
         "DataSource": {"S3DataSource": _all("S3DataType S3Uri S3DataDistributionType")},

@@ -96,6 +96,7 @@ class Operations:
         if reason := training_job_error(request, self._runs):
             raise invalid("CreateTrainingJob", reason)
         validation.check_gpu("CreateTrainingJob", request["ResourceConfig"]["InstanceType"])
+        validation.check_entrypoint("CreateTrainingJob", request, self.training_jobs.folder, self.use_docker)
         arn = self._arn("training-job", name)
         image = self._checked_image("CreateTrainingJob", request["AlgorithmSpecification"]["TrainingImage"])
         try:

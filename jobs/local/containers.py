@@ -16,8 +16,9 @@ import subprocess
 import sys
 import tarfile
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import psutil
 
@@ -98,17 +99,29 @@ class Container:
         wanted += [] if met(requirements) else ["-r", str(requirements)]
         if not wanted:
             return
-        overlay = self.root / "overlay"
-        subprocess.run([sys.executable, "-m", "venv", "--without-pip", overlay], check=True)
-        site_packages = next(overlay.glob("lib/python*/site-packages"))
-        inherited = [path for path in sys.path if path.endswith(("site-packages", "dist-packages"))]
-        (site_packages / "inherited.pth").write_text("".join(path + "\n" for path in inherited))
-        command = [str(overlay / "bin" / "python"), "-m", "pip", "install", "--disable-pip-version-check", *wanted]
+        python = str(self.make_overlay() / "python")
+        command = [python, "-m", "pip", "install", "--disable-pip-version-check", *wanted]
         with open(self.log, "ab") as log:
             done = subprocess.run(command, cwd=code_dir, env=env, stdout=log, stderr=log)
         if done.returncode:
             what = "the source directory" if package else "requirements.txt"
             raise ContainerError(f"pip could not install {what}: {self.last_line()}")
+
+    def make_overlay(self, programs: Mapping[str, str] = MappingProxyType({})) -> Path:
+        """Make an environment of the container's own, which has this one's packages too; return its folder of programs.
+
+        `programs` are modules by the names under which they can be called.
+        """
+        overlay = self.root / "overlay"
+        subprocess.run([sys.executable, "-m", "venv", "--without-pip", overlay], check=True)
+        site_packages = next(overlay.glob("lib/python*/site-packages"))
+        inherited = [path for path in sys.path if path.endswith(("site-packages", "dist-packages"))]
+        (site_packages / "inherited.pth").write_text("".join(path + "\n" for path in inherited))
+        for name, module in programs.items():  # a path after #! could be too long
+            program = overlay / "bin" / name
+            program.write_text(f'#!/bin/sh\nexec "${{0%/*}}/python" -m {module} "$@"\n')
+            program.chmod(0o755)
+        return overlay / "bin"
 
     def start_server(self, command: list[str], env: dict[str, str]) -> subprocess.Popen[bytes]:
         """Start `command` as `start` does, with a log that does not grow without end."""

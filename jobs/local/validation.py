@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from fastmaker.jobs import instance_types, storage
+from fastmaker.jobs.runtime import mounts
 from fastmaker.local import docker, names
 from fastmaker.local.errors import invalid
 from fastmaker.local.serving import torchserve
+from fastmaker.local.training.validation import entrypoint
 
 MAX_INSTANCES = 100  # of an endpoint
 ROUTING = ("RANDOM", "LEAST_OUTSTANDING_REQUESTS")
@@ -29,6 +31,18 @@ def check_image(operation: str, image: str | None) -> None:
     """Check that Docker can start containers of `image`. Raises ClientError."""
     if reason := docker.missing(image or ""):
         raise invalid(operation, reason)
+
+
+def check_entrypoint(operation: str, request: dict[str, Any], folder: Path, use_docker: bool) -> None:
+    """Check that a job below `folder` can run its ContainerEntrypoint, if it has one. Raises ClientError."""
+    if not entrypoint(request):
+        return
+    if use_docker:
+        raise invalid(operation, "a ContainerEntrypoint runs in processes of this machine; use a ProcessSession")
+    folder.mkdir(parents=True, exist_ok=True)
+    if reason := mounts.unavailable(folder):
+        why = f"/opt/ml cannot be had on this machine ({reason})"
+        raise invalid(operation, f"a ContainerEntrypoint finds its files in /opt/ml, and {why}")
 
 
 def check_model(

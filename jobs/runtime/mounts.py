@@ -7,8 +7,9 @@ does not exist, /opt is covered by an empty file system that shows what /opt hol
 import ctypes
 import errno
 import os
+import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 OPT, OPT_ML, HOSTS_FILE = "/opt", "/opt/ml", "/etc/hosts"
@@ -32,29 +33,14 @@ def enter(root: Path, hosts: Mapping[str, str], hosts_file: Path) -> None:
 
 
 def unavailable(root: Path) -> str | None:
-    """Return why `enter` cannot do it on this machine, or None. A child process tries, and ends."""
+    """Return why `enter` cannot do it on this machine, or None. Another process, which has no threads, tries."""
     if sys.platform != "linux":
         return f"{sys.platform} has no mount namespaces"
     if root.is_relative_to(OPT_ML):
         return f"{root} lies in it"
     if not os.path.isfile(HOSTS_FILE):
         return f"there is no {HOSTS_FILE}"
-    return _try_in_child(lambda: _mount(root))
-
-
-def _try_in_child(function: Callable[[], None]) -> str | None:
-    """Return the error that `function` raises in a child process, None if it raises none."""
-    child = os.fork()
-    if child == 0:
-        status = 1
-        try:
-            function()
-            status = 0
-        except OSError as error:
-            status = error.errno or errno.EIO
-        finally:
-            os._exit(status)
-    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    status = subprocess.run([sys.executable, "-IS", __file__, root], stdin=subprocess.DEVNULL).returncode
     return os.strerror(status) if status > 0 else f"killed by signal {-status}" if status else None
 
 
@@ -103,3 +89,10 @@ def _call(name: str, *arguments: str | int | None) -> None:
     if function(*[ctypes.c_ulong(word) if isinstance(word, int) else word for word in words]):
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number))
+
+
+if __name__ == "__main__":
+    try:
+        _mount(Path(sys.argv[1]))
+    except OSError as error:
+        sys.exit(error.errno or errno.EIO)

@@ -10,13 +10,12 @@ import importlib.util
 import json
 import os
 import runpy
-import shutil
 import sys
 from pathlib import Path
 
 sys.path.pop(0)  # this folder, whose module names are ours alone
 
-from fastmaker.jobs.runtime import mounts
+from fastmaker.jobs.runtime import mounts, without_serving
 
 if hosts := os.environ.pop("FASTMAKER_HOSTS", None):  # before the toolkit is imported, which has threads
     mounts.enter(Path(os.environ["FASTMAKER_CONTAINER"]), json.loads(hosts), Path(os.environ["TMPDIR"], "hosts"))
@@ -47,14 +46,6 @@ class WholeLines:
         return data
 
 
-def hide_what_serves() -> None:
-    """Have the script's Python, which gets this path, do without what a training image lacks."""
-    folder = Path(os.environ["TMPDIR"], "site")
-    folder.mkdir(exist_ok=True)
-    shutil.copyfile(Path(__file__).with_name("without_serving.py"), folder / "sitecustomize.py")
-    sys.path.insert(0, str(folder))
-
-
 def name_torch_version() -> None:
     """Set what the toolkit imports torch for, which takes longer than the rest of a job's start."""
     if found := importlib.util.find_spec("torch"):
@@ -73,5 +64,6 @@ if __name__ == "__main__":
     process.run_async = lambda *arguments, stderr, **options: run_async(
         *arguments, stderr=stderr and asyncio.subprocess.STDOUT, **options
     )
-    hide_what_serves()
+    # The script's Python, which gets this path, does without what a training image lacks.
+    sys.path.insert(0, without_serving.put_below(Path(os.environ["TMPDIR"])))
     main()

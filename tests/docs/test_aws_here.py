@@ -1,5 +1,6 @@
 """docs/aws-here.md: its programs run as they stand there."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -7,8 +8,13 @@ import sys
 
 import pytest
 from helpers import REPOSITORY, environments
+from helpers.front import client_of
 from helpers.network import cut_off
 from helpers.pages import blocks, lay_out
+from PIL import Image
+
+from fastmaker.local import archives, aws
+from fastmaker.serving import models
 
 pytestmark = [pytest.mark.server, pytest.mark.slow]
 PAGE = (REPOSITORY / "docs" / "aws-here.md").read_text("utf-8")
@@ -32,33 +38,91 @@ def run(few, tmp_path):
     (tmp_path / "source").symlink_to(REPOSITORY / "source")
     (script,) = blocks(PAGE, "bash")
     (tmp_path / "train_on_sagemaker.sh").write_text(script)
-    (program,) = [block for block in blocks(PAGE, "python") if "ml.g4dn.xlarge" in block]
-    (tmp_path / "train_on_sagemaker.py").write_text(program)
+    (tmp_path / "train_on_sagemaker.py").write_text(program("sagemaker.pytorch"))
 
     def _run(command, **variables):
-        env = {**os.environ, "FASTMAKER_HOME": str(tmp_path / "home"), **variables}
+        env = {**environments.variables(), "FASTMAKER_HOME": str(tmp_path / "home"), **variables}
         done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr[-2000:]
         assert not list((tmp_path / "home" / "endpoints").iterdir())
-        return done.stdout
+        return done.stdout, done.stderr
 
     return _run
 
 
+def program(sign):
+    """The one program of the page that holds the sign."""
+    (found,) = [block for block in blocks(PAGE, "python") if sign in block]
+    return found
+
+
 def check_program(printed, few):
-    assert "train_loss" in printed or "epoch" in printed
+    printed, said = printed
+    assert "train_loss" in printed + said
     assert printed.endswith(f"{len(list((few / '7').iterdir())) + 3} answers\n")
 
 
 def check_script(printed, few):
+    printed, _ = printed
     assert "train_loss=" in printed
     listed = [line for line in printed.splitlines() if line.endswith(".png.out")]
     assert len(listed) == len(list((few / "7").iterdir()))
     assert printed.rpartition("\n")[2].startswith('{"label": ')
 
 
-def test_the_program_runs_as_it_stands(few, run):
+def check_answers(folder):
+    """The answers of the transform job of a prefix are those of the bundle that was trained."""
+    with aws.running(folder / "home") as environment:
+        s3 = client_of(environment, "s3")
+        bucket = s3.list_buckets()["Buckets"][0]["Name"]
+        keys = [item["Key"] for item in s3.list_objects_v2(Bucket=bucket)["Contents"]]
+        [archive] = [key for key in keys if key.endswith("/output/model.tar.gz")]
+        s3.download_file(bucket, archive, str(folder / "model.tar.gz"))
+        files = list((folder / "digits" / "held-out" / "7").iterdir())
+        answers = {
+            file: json.load(s3.get_object(Bucket=bucket, Key=f"answers/S3Prefix/{file.name}.out")["Body"])
+            for file in files
+        }
+    archives.unpack(folder / "model.tar.gz", folder / "model")
+    model = models.load(folder / "model")
+    for file, found in answers.items():
+        expected = model.predict([Image.open(file)])[0].as_object()
+        assert found["label"] == expected["label"]
+        assert [each["probability"] for each in found["top"]] == pytest.approx(
+            [each["probability"] for each in expected["top"]], abs=1e-6
+        )
+
+
+def test_the_program_runs_as_it_stands(few, run, tmp_path):
     check_program(run([*FASTMAKER, sys.executable, "train_on_sagemaker.py"]), few)
+    check_answers(tmp_path)
+
+
+# Of the SDK's version 3, which is a package of packages that have numbers of their own.
+V3 = "sagemaker==3.{0} sagemaker-core==2.{0} sagemaker-train==1.{0} sagemaker-serve==1.{0} sagemaker-mlops==1.{0}"
+
+
+@pytest.fixture(
+    params=[
+        V3.format("27.0"),
+        V3.format("21.0"),
+        pytest.param("sagemaker>=3", marks=pytest.mark.xfail(reason="newest")),
+    ],
+    ids=["3.27", "3.21", "newest"],
+)
+def sdk_v3(request, tmp_path):
+    """The Python of an environment with a version of the SDK, some of which are pinned."""
+    python = environments.create(tmp_path / "sdk")
+    # pip would look at a hundred versions of s3fs before it found one that fits.
+    environments.install(python, *request.param.split(), "s3fs>=2026")
+    yield python
+    shutil.rmtree(tmp_path / "sdk")  # a gigabyte
+
+
+def test_the_program_for_version_3_of_the_sdk_runs_as_it_stands(sdk_v3, few, run, tmp_path):
+    (tmp_path / "train_on_sagemaker.py").write_text(program("ModelTrainer"))
+    check_program(run([*FASTMAKER, sdk_v3, "train_on_sagemaker.py"]), few)
+    check_answers(tmp_path)
 
 
 def test_the_script_of_the_cli_runs_as_it_stands(few, run, cli):

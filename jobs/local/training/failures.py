@@ -7,12 +7,21 @@ LAST_LINES = 10  # of a script that has left no traceback
 MAX_MESSAGE_LINES = 40  # of an exception; a traceback that more lines follow is no longer the reason
 MAX_EXCEPTION = 240  # characters of the first exception of a chain, where not all of it fits
 CUT = "\n...\n"
-LOGGED = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d+ sagemaker-training-toolkit ")  # the beginning of its lines
+# The beginnings of lines of the toolkit, and of the engine.
+LOGGED = re.compile(
+    r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d+ sagemaker-training-toolkit |torch \S+ and Python \S+ of this machine "
+)
 # What the toolkit logs before it starts the script, and after the script has ended.
 STARTED = "Invoking script with the following command:"
 ENDED = ("Waiting for the process to finish", "Reporting training FAILURE")
 # What the toolkit writes to output/failure of a program that it has run.
 PROGRAM_FAILED = re.compile(r"(?P<error>\w+):\nExitCode (?P<status>-?\d+)\n")
+# What the SDK's drivers write there of what they have run, and what they log before and after it.
+DRIVER_FAILED = re.compile(
+    r"Traceback .*CalledProcessError: .* status (?P<status>-?\d+)\.$|Training Execution failed", re.S
+)
+DRIVER_STARTED = "Executing command: "
+DRIVER_ENDED = re.compile(r"Command failed with exit code |\++ handle_error$")
 OF_TORCHRUN = re.compile(r"torch/distributed/elastic/\S+\.py:\d+\]")  # its report of a script that failed
 RANK = re.compile(r"^\[rank\d+\]: ?")
 TRACEBACK = "Traceback (most recent call last):"
@@ -28,6 +37,9 @@ def explain(failure: str, log: str, status: int, length: int) -> str:
     """
     if failed := PROGRAM_FAILED.match(failure):
         head = f"{failed['error']}: {_ended(int(failed['status']))}\n"
+        return head + shorten(_lines_of_script(log), length - len(head))
+    if failed := DRIVER_FAILED.match(failure):
+        head = f"{_ended(int(failed['status'] or status))}\n"
         return head + shorten(_lines_of_script(log), length - len(head))
     if failure:  # of a script, of which AWS gives the beginning as well; or of the toolkit
         of_toolkit = failure.startswith("Framework Error")
@@ -62,7 +74,9 @@ def _lines_of_script(log: str) -> list[str]:
     lines = lines[: next(ends, None)]
     starts = [number for number, line in enumerate(lines) if line == STARTED]
     lines = lines[starts[-1] + 3 :] if starts else lines  # the command stands between blank lines
-    report = next((number for number, line in enumerate(lines) if OF_TORCHRUN.search(line)), None)
+    lines = lines[next((n + 1 for n, line in enumerate(lines) if line.startswith(DRIVER_STARTED)), 0) :]
+    reports = (n for n, line in enumerate(lines) if OF_TORCHRUN.search(line) or DRIVER_ENDED.match(line))
+    report = next(reports, None)
     return [line for line in lines[:report] if line and not LOGGED.match(line)]
 
 

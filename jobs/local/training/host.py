@@ -15,9 +15,14 @@ from fastmaker.local import archives, docker, supervisor
 from fastmaker.local.containers import Container, ContainerError, copy_tree, unpack
 from fastmaker.local.training import failures
 from fastmaker.local.training.checkpoints import OPT_ML
-from fastmaker.local.training.validation import hyperparameter
+from fastmaker.local.training.validation import entrypoint, hyperparameter
 
 LAUNCHER = Path(runtime.__file__).with_name("training_launcher.py")
+ENTRYPOINT_LAUNCHER = Path(runtime.__file__).with_name("entrypoint_launcher.py")
+# Channels of the SDK's version 3, to which its scripts write: each host has its own copy.
+CODE, DRIVERS = "code", "sm_drivers"
+# What a container's command may call beside python; this environment's own would change this environment.
+PROGRAMS = {"pip": "pip", "pip3": "pip", "torchrun": "torch.distributed.run"}
 NETWORK_INTERFACE = "lo"
 MAX_FAILURE = 2**20  # characters that are read of what a script may have written
 # What a host reports whose peer has ended: the other host is the cause.
@@ -44,6 +49,7 @@ class Host:
         self.label = f"algo-{number}"
         self.names = sorted(addresses)  # as AWS sorts them: algo-10 before algo-2
         self.name = list(addresses)[number - 1]
+        self.entrypoint = entrypoint(request)
         self.container = Container(directory / self.label)
         self.process: subprocess.Popen[bytes] | None = None
 
@@ -60,16 +66,13 @@ class Host:
         """
         root = self.container.root
         for channel in self.request.get("InputDataConfig", ()):
-            source, name = channel["DataSource"]["S3DataSource"], channel["ChannelName"]
-            target = root / "input" / "data" / name
-            if source.get("S3DataDistributionType") == "ShardedByS3Key":
-                storage.link_or_download(source["S3Uri"], target, self.number - 1, len(self.names))
-            elif self is first:
-                storage.link_or_download(source["S3Uri"], target)
-            else:
-                target.symlink_to(first.container.root / "input" / "data" / name)
+            self._stage_channel(channel["DataSource"]["S3DataSource"], channel["ChannelName"], first)
         for name, content in self._configuration().items():
             (root / "input" / "config" / name).write_text(json.dumps(content))
+        if self.entrypoint:
+            self._check_drivers()
+            self.container.make_overlay(PROGRAMS)
+            return
         self._stage_code()
         if self is first and self.image is None:
             self._install_requirements()
@@ -77,11 +80,20 @@ class Host:
             (root / "overlay").symlink_to(overlay)
 
     def start(self, master_port: int) -> None:
-        """Start the toolkit; the script's processes on all hosts meet at `master_port` of the first host."""
+        """Start the toolkit, or the request's own command.
+
+        The script's processes on all hosts meet at `master_port` of the first host.
+        """
         env = self._variables() | {"FASTMAKER_MASTER_PORT": str(master_port)}
         if self.image is None:
             env |= {"FASTMAKER_HOSTS": json.dumps(self.addresses)} if self.mounted else {}
-            self.process = self.container.start([sys.executable, str(LAUNCHER)], self.container.environment(env))
+            command = [str(LAUNCHER)]
+            if self.entrypoint:
+                command = [str(ENTRYPOINT_LAUNCHER), *self.entrypoint]
+                programs = self.container.root / "overlay" / "bin"
+                path = os.pathsep.join([str(programs), self.container.environment({})["PATH"]])
+                env = {"PATH": path, "PET_MASTER_PORT": str(master_port), **env}  # torchrun's, on one host
+            self.process = self.container.start([sys.executable, *command], self.container.environment(env))
             return
         uris = [channel["DataSource"]["S3DataSource"]["S3Uri"] for channel in self.request.get("InputDataConfig", ())]
         folders = [storage.local_path(uri) for uri in uris if uri.startswith("file://")]
@@ -107,7 +119,28 @@ class Host:
         """Return whether the code or the hyperparameters name /opt/ml in full."""
         name = OPT_ML.rstrip("/").encode()
         texts = (path.read_bytes() for path in (self.container.root / "code").rglob("*") if path.is_file())
-        return name in json.dumps(self.request["HyperParameters"]).encode() or any(name in text for text in texts)
+        hyperparameters = json.dumps(self.request.get("HyperParameters", {})).encode()
+        return name in hyperparameters or any(name in text for text in texts)
+
+    def _stage_channel(self, source: dict[str, Any], name: str, first: "Host") -> None:
+        target = self.container.root / "input" / "data" / name
+        own = self is first or (self.entrypoint and name in (CODE, DRIVERS))
+        if source.get("S3DataDistributionType") == "ShardedByS3Key":
+            storage.link_or_download(source["S3Uri"], target, self.number - 1, len(self.names))
+        elif own:
+            storage.link_or_download(source["S3Uri"], target)
+        else:
+            target.symlink_to(first.container.root / "input" / "data" / name)
+        if self.entrypoint and name in (CODE, DRIVERS) and target.is_symlink():
+            folder = target.resolve()
+            target.unlink()
+            copy_tree(folder, target)
+
+    def _check_drivers(self) -> None:
+        """Check that this machine has what the SDK's driver starts. Raises ContainerError."""
+        script = self.container.root / "input" / "data" / DRIVERS / "sm_train.sh"
+        if script.is_file() and "/mpi_driver.py" in script.read_text("utf-8", "replace"):
+            raise ContainerError("distributed=MPI() needs AWS; use distributed=Torchrun()")
 
     def _configuration(self) -> dict[str, dict[str, Any]]:
         """Return the files of input/config and their content."""
@@ -131,7 +164,7 @@ class Host:
             "hosts": self.names,
         }
         return {
-            "hyperparameters.json": self.request["HyperParameters"],
+            "hyperparameters.json": self.request.get("HyperParameters", {}),
             "inputdataconfig.json": channels,
             "resourceconfig.json": {
                 "current_host": self.name,

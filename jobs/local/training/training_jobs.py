@@ -23,7 +23,7 @@ from fastmaker.local import supervisor
 from fastmaker.local.containers import Container, ContainerError, end_below, free_ports, pack, stop_processes
 from fastmaker.local.store import Store, now
 from fastmaker.local.supervisor import FINAL, MAX_REASON
-from fastmaker.local.training import failures, logs
+from fastmaker.local.training import failures, logs, rendezvous
 from fastmaker.local.training.checkpoints import Checkpoints
 from fastmaker.local.training.host import PEER_GONE, Host
 from fastmaker.local.training.validation import DEFAULT_RUNTIME_SECONDS, channel_uri, hyperparameter
@@ -61,12 +61,10 @@ def start(store: Store, request: dict[str, Any], arn: str, env: dict[str, str], 
     own, archive = store.directory(name) / SOURCE, storage.local_path(source)
     copies = source.startswith("file://") and archive.is_file()
     code = f"file://{own}" if copies else source
+    moved = {"sagemaker_submit_directory": json.dumps(code)} if code != given else {}
     description = {
         **{key: value for key, value in request.items() if key != "Tags"},
-        "HyperParameters": {
-            **request["HyperParameters"],
-            **({"sagemaker_submit_directory": json.dumps(code)} if code != given else {}),
-        },
+        **({"HyperParameters": request["HyperParameters"] | moved} if moved else {}),
         **({"InputDataConfig": [_with_s3_source(channel) for channel in channels]} if channels else {}),
         # AWS describes a job without a key with an empty one, which the SDK's attach relies on.
         "OutputDataConfig": {"KmsKeyId": "", **request["OutputDataConfig"], "S3OutputPath": output},
@@ -159,8 +157,9 @@ class Job:
             self._say_what_is_missing()
             self._enter("Downloading", "Downloading input data")
             self._stage()
-            self._enter("Training", "Training in progress", TrainingStartTime=now())
-            self._train()
+            with self._turn():
+                self._enter("Training", "Training in progress", TrainingStartTime=now())
+                self._train()
             self._check_model()
             self._enter("Uploading", "Uploading the model")
             self._upload({"model.tar.gz": "model", "output.tar.gz": "output/data"})
@@ -197,6 +196,13 @@ class Job:
             self._raise_if_stopped()
         self.checkpoints.restore()
         self._raise_if_stopped()
+
+    def _turn(self) -> contextlib.AbstractContextManager[None]:
+        """Wait for what only one job at a time can have."""
+        first = self.hosts[0]
+        if len(self.hosts) > 1 and first.entrypoint:
+            return rendezvous.turn(self._raise_if_stopped, first.container.note)
+        return contextlib.nullcontext()
 
     def _train(self) -> None:
         """Run the script on every host until all have ended; one that fails ends the job.

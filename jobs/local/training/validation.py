@@ -47,6 +47,12 @@ def hyperparameter(request: dict[str, Any], name: str) -> Any:
         return text
 
 
+def entrypoint(request: dict[str, Any]) -> list[str]:
+    """Return the command that takes the place of the image's own, empty where there is none."""
+    algorithm = request["AlgorithmSpecification"]
+    return [*algorithm.get("ContainerEntrypoint", ()), *algorithm.get("ContainerArguments", ())]
+
+
 def channel_uri(channel: dict[str, Any]) -> str | None:
     """Return where the data of a channel is, in S3 or on this machine, None for other kinds of sources."""
     source = channel["DataSource"]
@@ -65,7 +71,9 @@ def _resources_error(resources: dict[str, Any], runs: instance_types.Check) -> s
 def _algorithm_error(algorithm: dict[str, Any], request: dict[str, Any]) -> str | None:
     if "TrainingImage" not in algorithm:
         return "AlgorithmSpecification names no TrainingImage; algorithms from the marketplace do not run locally"
-    if not hyperparameter(request, "sagemaker_program"):
+    if algorithm.get("ContainerArguments") and not algorithm.get("ContainerEntrypoint"):
+        return "ContainerArguments need a ContainerEntrypoint: the image's own is not on this machine"
+    if not (entrypoint(request) or hyperparameter(request, "sagemaker_program")):
         return "the request names no entry_point; a ProcessSession runs PyTorch's script mode, not the image itself"
     for name, launcher in LAUNCHERS.items():
         if hyperparameter(request, name) not in ("", None, False, {}):

@@ -1,8 +1,9 @@
 """Distributed data parallel training: processes on one or several hosts, each with its shard of every batch.
 
 Rank and world size come from torchrun (RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE), or from SageMaker's training
-toolkit, which starts one process a host (SM_HOSTS, SM_CURRENT_HOST, MASTER_ADDR, MASTER_PORT). For several processes a
-host, that process is replaced by torchrun (`launch`).
+toolkit, which starts one process a host (SM_HOSTS, SM_CURRENT_HOST, MASTER_ADDR, MASTER_PORT), or the drivers of the
+SDK's version 3 (SM_MASTER_ADDR, SM_MASTER_PORT). For several processes a host, that process is replaced by torchrun
+(`launch`).
 
 N processes with batches of B images compute what one process computes with batches of N*B images, with two exceptions.
 Batch norms normalise by the B images of their own process; the running statistics are averaged after each epoch. The
@@ -72,7 +73,8 @@ def launch(processes: int) -> None:
     if len(hosts) > 1:
         node_rank = hosts.index(os.environ["SM_CURRENT_HOST"])
         rendezvous = ["--nnodes", str(len(hosts)), "--node_rank", str(node_rank)]
-        rendezvous += ["--master_addr", os.environ["MASTER_ADDR"], "--master_port", os.environ["MASTER_PORT"]]
+        address, port = _meeting_place(os.environ)
+        rendezvous += ["--master_addr", address, "--master_port", port]
     threads = max(1, int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1)) // processes)
     os.environ["OMP_NUM_THREADS"] = str(threads)  # torchrun's default is one, whatever the host has
     command = ["-m", "torch.distributed.run", *rendezvous, "--nproc_per_node", str(processes), *sys.argv]
@@ -191,10 +193,10 @@ def _rendezvous(here: Rank, backend: str, timeout: datetime.timedelta) -> None:
             dist.init_process_group(backend, timeout=timeout)
         del os.environ["RANK"], os.environ["WORLD_SIZE"]  # fastai would gather predictions where it finds them
         return
-    hosts, port = _hosts(os.environ), int(os.environ["MASTER_PORT"])
+    hosts, (address, port) = _hosts(os.environ), _meeting_place(os.environ)
     try:
         store = dist.TCPStore(
-            os.environ["MASTER_ADDR"], port, here.world_size, here.rank == 0, timeout=timeout, wait_for_workers=False
+            address, int(port), here.world_size, here.rank == 0, timeout=timeout, wait_for_workers=False
         )
     except dist.DistError:
         raise ProcessGroupError(f"host {hosts[0]} could not be reached at port {port} within {seconds}") from None
@@ -231,6 +233,11 @@ def _has(store: dist.Store, key: str) -> bool:
 
 def _hosts(env: Mapping[str, str]) -> list[str]:
     return json.loads(env.get("SM_HOSTS", "[]"))
+
+
+def _meeting_place(env: Mapping[str, str]) -> tuple[str, str]:
+    """Return the address and the port at which hosts meet."""
+    return env.get("MASTER_ADDR") or env["SM_MASTER_ADDR"], env.get("MASTER_PORT") or env["SM_MASTER_PORT"]
 
 
 def _device() -> torch.device:

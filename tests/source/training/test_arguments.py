@@ -7,7 +7,7 @@ import pytest
 
 from fastmaker import networks
 from fastmaker.training import arguments
-from fastmaker.training.arguments import augmentation, parse_args
+from fastmaker.training.arguments import augmentation, data, parse_args
 
 
 @pytest.fixture(autouse=True)
@@ -38,6 +38,17 @@ def test_the_directories_are_those_of_the_container_unless_they_are_given(tmp_pa
     assert (args.train, args.valid) == ("sm_channel_training", "sm_channel_validation")
     assert (args.model_dir, args.output_data_dir) == ("sm_model_dir", "report")
     assert args.checkpoint_dir == str(tmp_path / "checkpoints")
+
+
+@pytest.mark.parametrize(
+    ("channels", "unused"),
+    [("train extra", ["extra"]), ("train code", ["code"]), ("train code sm_drivers extra", ["extra"])],
+)
+def test_a_channel_of_data_that_is_not_used_is_named(monkeypatch, channels, unused):
+    for name in channels.split():
+        monkeypatch.setenv(f"SM_CHANNEL_{name.upper()}", f"/data/{name}")
+    args = arguments.parse_args(["--model-dir", "model", "--output-data-dir", "report"])
+    assert data.channel_notes(args) == [f"the channel {name} is not used" for name in unused]
 
 
 def test_the_help_lists_every_argument_in_a_group_with_an_explanation(capsys):

@@ -28,6 +28,19 @@ def command(folder, images, arguments=""):
     return [sys.executable, str(ENTRY_POINT), *map(str, ["--train", images, *folders]), *arguments.split()]
 
 
+@pytest.mark.parametrize(
+    ("variables", "expected"),
+    [
+        ({"MASTER_ADDR": "algo-1", "MASTER_PORT": "7777"}, ("algo-1", "7777")),
+        ({"SM_MASTER_ADDR": "algo-1", "SM_MASTER_PORT": "7777"}, ("algo-1", "7777")),
+        ({"MASTER_ADDR": "a", "MASTER_PORT": "1", "SM_MASTER_ADDR": "b", "SM_MASTER_PORT": "2"}, ("a", "1")),
+    ],
+    ids=["the toolkit", "drivers", "both"],
+)
+def test_hosts_meet_where_whoever_has_started_them_says(variables, expected):
+    assert distributed._meeting_place(variables) == expected
+
+
 # The same losses, whatever the number of processes
 
 # Trains a network without batch norms on one of the hosts, and writes down what its Recorder knows and saw.

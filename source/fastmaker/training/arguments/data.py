@@ -39,10 +39,13 @@ def channel_notes(args: argparse.Namespace) -> list[str]:
 
 
 def _channels() -> dict[str, str]:
-    """Return the directories of the container's channels by name, in small letters."""
+    """Return the directories of the container's channels of data by name, in small letters."""
     prefix = "SM_CHANNEL_"
     found = sorted((name.removeprefix(prefix), path) for name, path in os.environ.items() if name.startswith(prefix))
-    return {name.lower(): str(Path(path)) for name, path in found if path}
+    channels = {name.lower(): str(Path(path)) for name, path in found if path}
+    # The SDK's version 3 brings its drivers in a channel, and the code in another.
+    hidden = ("code", "sm_drivers") if "sm_drivers" in channels else ()
+    return {name: path for name, path in channels.items() if name not in hidden}
 
 
 def _check_channels(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:

@@ -195,8 +195,8 @@ REFUSED = {
     ),
     "entry": (
         "CreateTrainingJob",
-        {"AlgorithmSpecification": {"ContainerEntrypoint": ["bash"]}},
-        "AlgorithmSpecification.ContainerEntrypoint needs AWS",
+        {"AlgorithmSpecification": {"TrainingImageConfig": {"TrainingRepositoryAccessMode": "Vpc"}}},
+        "AlgorithmSpecification.TrainingImageConfig needs AWS",
     ),
 }
 TRAINING = {
@@ -230,6 +230,17 @@ def test_every_action_is_allowed_says_the_simulation_of_a_policy(clients):
     actions = ["s3:GetObject", "sagemaker:CreateTrainingJob"]
     found = clients("iam").simulate_principal_policy(PolicySourceArn=ROLE, ActionNames=actions)["EvaluationResults"]
     assert [(one["EvalActionName"], one["EvalDecision"]) for one in found] == [(name, "allowed") for name in actions]
+
+
+@pytest.mark.parametrize(("made", "service"), [(False, "sagemaker.amazonaws.com"), (True, "lambda.amazonaws.com")])
+def test_a_role_that_is_asked_for_exists_and_one_that_was_made_is_as_it_was(clients, made, service):
+    iam, name = clients("iam"), f"role-{made}"
+    if made:
+        statement = {"Effect": "Allow", "Principal": {"Service": service}, "Action": "sts:AssumeRole"}
+        iam.create_role(RoleName=name, AssumeRolePolicyDocument=json.dumps({"Statement": [statement]}))
+    for _ in range(2):
+        trust = iam.get_role(RoleName=name)["Role"]["AssumeRolePolicyDocument"]
+        assert trust["Statement"][0]["Principal"] == {"Service": service}
 
 
 def test_a_scalable_target_is_shown(clients):

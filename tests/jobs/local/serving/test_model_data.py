@@ -6,7 +6,7 @@ import tarfile
 import pytest
 
 from fastmaker.jobs import storage
-from fastmaker.local.containers import Container
+from fastmaker.local.containers import Container, ContainerError
 from fastmaker.local.serving import torchserve
 
 FILES = {"model.pt": b"weights", "code/inference.py": b"pass", "deep/er/.hidden": b"", ".git/config": b"x"}
@@ -54,3 +54,33 @@ def archive():
         member.size = len(b"weights")
         tar.addfile(member, io.BytesIO(b"weights"))
     return content.getvalue()
+
+
+@pytest.mark.parametrize(("pickled", "library", "kept"), [(True, False, False), (False, True, True)])
+def test_a_folder_that_a_models_code_would_copy_into_lib_is_not_there(place, container, pickled, library, kept):
+    source = put_inference_spec(place, pickled, library)
+    torchserve.prepare(container, source)
+    assert (container.root / "model" / "shared_libs").is_dir() == kept
+
+
+def test_libraries_that_a_models_code_would_copy_into_lib_are_refused(place, container):
+    with pytest.raises(ContainerError, match="shared_libs need AWS"):
+        torchserve.prepare(container, put_inference_spec(place, pickled=True, library=True))
+
+
+def put_inference_spec(place, pickled, library):
+    """Model data as version 3 of the SDK writes them for an InferenceSpec."""
+    content = io.BytesIO()
+    with tarfile.open(fileobj=content, mode="w:gz") as tar:
+        folder = tarfile.TarInfo("shared_libs")
+        folder.type, folder.mode = tarfile.DIRTYPE, 0o755
+        tar.addfile(folder)
+        names = [
+            "code/inference.py",
+            *(["code/serve.pkl"] if pickled else []),
+            *(["shared_libs/a.so"] if library else []),
+        ]
+        for name in names:
+            tar.addfile(tarfile.TarInfo(name))
+    place.put("serve.tar.gz", content.getvalue())
+    return {"ModelDataUrl": f"{place.uri}/serve.tar.gz"}

@@ -24,6 +24,10 @@ python -- train.py
 2026-01-31 12:00:01,000 sagemaker-training-toolkit ERROR    Reporting training FAILURE
 2026-01-31 12:00:01,000 sagemaker-training-toolkit ERROR    Encountered exit_code 1
 """
+OF_DRIVER = (
+    'Traceback (most recent call last):\n  File "utils.py", line 3, in execute_commands\n'
+    "subprocess.CalledProcessError: Command '['python3', 'train.py']' returned non-zero exit status {}.\n"
+)
 FRAMES = "".join(f'  File "deep.py", line {number}, in call\n    call(number)\n' for number in range(100))
 
 
@@ -91,12 +95,23 @@ def test_a_reason_ends_with_the_scripts_last_lines(output, start, end):
             1,
             "ExecuteUserScriptError: killed by signal 11 (SIGSEGV)\nlast",
         ),
+        (OF_DRIVER.format("7"), 1, "exit code 7\nlast"),
+        ("Training Execution failed. For more details, see", 1, "exit code 1\nlast"),
         ("Framework Error: \n" + traceback("OSError: no host") + "no host", 1, "OSError: no host\nno host"),
     ],
-    ids=["the script's own", "no file", "a signal", "of the toolkit"],
+    ids=["the script's own", "no file", "a signal", "of a driver", "of another driver", "of the toolkit"],
 )
 def test_a_failure_file_and_a_signal_are_reasons_too(failure, status, expected):
     assert explain(failure, LOG.format("last"), status, 500).endswith(expected)
+
+
+def test_a_reason_of_a_driver_has_what_lies_between_its_own_lines():
+    before = "++ set +x\nExecuting command: python3 train.py\n"
+    script = traceback("ValueError: a fish")
+    log = f"{before}epoch=1\n{script}Command failed with exit code 1. Traceback: {OF_DRIVER.format(1)}+++ exit 1\n"
+    assert explain(OF_DRIVER.format(1).strip(), log, 1, 500) == f"exit code 1\n{script.strip()}"
+    words = f"{before}no data\n+++ handle_error\n+++ exit 1\n"
+    assert explain("Training Execution failed", words, 1, 500) == "exit code 1\nno data"
 
 
 # How the script ends, and how the job's reason does.
