@@ -4,7 +4,7 @@
     model.json   everything else that an answer depends on (`ModelInfo`)
     network.json only of a network that this package cannot rebuild: its calls, as data (`fastmaker.graph`)
     code/        entry_point.py and this package, so that an endpoint needs nothing else
-    model.onnx   optional (fastmaker.export.onnx_file): the same network, for the engine onnxruntime
+    model.onnx   optional (fastmaker.export.onnx_file): the same network, for onnxruntime and openvino
 
 Nothing in it is unpickled: model.pth is read with ``weights_only=True``. Only this module knows the file names.
 """

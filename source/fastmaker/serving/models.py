@@ -4,8 +4,8 @@
     model.predict([preprocess.decode(open("cat.jpg", "rb").read())])
 
 In float32, the default, one image gives the same bits as fastai's ``learn.predict`` on the same torch build. bf16 uses
-the processor's bfloat16 units (AMX, AVX512-BF16), where it has them, and is several times faster. The engine
-onnxruntime computes with the model.onnx of the bundle, and gives the same numbers up to rounding.
+the processor's bfloat16 units (AMX, AVX512-BF16), where it has them, and is several times faster. The engines
+onnxruntime and openvino compute with the model.onnx of the bundle, and give the same numbers up to rounding.
 """
 
 import itertools
@@ -21,8 +21,9 @@ from fastmaker import answers, bundle, masks, pipeline, preprocess
 from fastmaker.serving import limits
 from fastmaker.serving.engines import PRECISIONS, TorchEngine
 from fastmaker.serving.onnx_engine import OnnxEngine
+from fastmaker.serving.openvino_engine import OpenvinoEngine
 
-ENGINES = ("torch", "onnxruntime")
+ENGINES = ("torch", "onnxruntime", "openvino")
 # Images of a request that are computed in one batch: enough to keep the processor busy, in moderate memory.
 MAX_BATCH = 16
 BATCH_PIXELS = 2_000_000  # of the network's input; 16 images of 352x352
@@ -31,7 +32,7 @@ BATCH_PIXELS = 2_000_000  # of the network's input; 16 images of 352x352
 class Model:
     """A bundle's `ModelInfo` and the engine that computes its numbers."""
 
-    def __init__(self, engine: TorchEngine | OnnxEngine, info: bundle.ModelInfo):
+    def __init__(self, engine: TorchEngine | OnnxEngine | OpenvinoEngine, info: bundle.ModelInfo):
         self.engine, self.info = engine, info
 
     def to_tensor(self, image: Image.Image) -> torch.Tensor:
@@ -110,8 +111,9 @@ def load(
     """Load the bundle in `model_dir` and return its `Model`.
 
     `device` is a torch device, such as cpu or cuda:0. `precision` is one of PRECISIONS, by default FASTMAKER_PRECISION
-    or float32. `engine` is one of ENGINES, by default FASTMAKER_ENGINE or torch; onnxruntime computes on the CPU,
-    whatever the device, in the precision of model.onnx. Raises bundle.BundleError, or ValueError for another setting.
+    or float32. `engine` is one of ENGINES, by default FASTMAKER_ENGINE or torch; the others compute on the CPU,
+    whatever the device, onnxruntime in the precision of model.onnx. Raises bundle.BundleError, or ValueError for
+    another setting.
     """
     precision = _setting("FASTMAKER_PRECISION", precision, PRECISIONS)
     engine = _setting("FASTMAKER_ENGINE", engine, ENGINES)
@@ -120,11 +122,14 @@ def load(
     if engine == "torch":
         network, info = bundle.load(model_dir)
         return Model(TorchEngine(network, info, device, precision), info)
-    if precision != "float32":
+    if engine == "onnxruntime" and precision != "float32":
         raise ValueError(
-            f"FASTMAKER_PRECISION={precision} is for the engine torch; onnxruntime computes as model.onnx says"
+            f"FASTMAKER_PRECISION={precision} is for the engines torch and openvino; onnxruntime computes as"
+            " model.onnx says"
         )
     info = bundle.load_info(model_dir)
+    if engine == "openvino":
+        return Model(OpenvinoEngine(model_dir, info, precision), info)
     return Model(OnnxEngine(model_dir, info), info)
 
 
