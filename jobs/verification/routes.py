@@ -54,7 +54,7 @@ def make_routes(
     """
     float32 = {
         "fastai": functools.partial(_exported, export, model_dir) if export else functools.partial(_fastai, model_dir),
-        "torch": functools.partial(_bundle, model_dir),
+        "torch": functools.partial(_bundle, model_dir, engine="torch", precision="float32"),
         "endpoint": functools.partial(_endpoint, model_dir),
         "torchserve": functools.partial(_torchserve, model_dir),
         "onnxruntime": functools.partial(_onnx_file, model_dir, engine="onnxruntime"),
@@ -63,7 +63,7 @@ def make_routes(
     }
     routes = [Route(name, tolerance, float32[name]) for name in names]
     if bf16 is not None:
-        routes.append(Route("bf16", bf16, functools.partial(_bundle, model_dir, precision="bf16")))
+        routes.append(Route("bf16", bf16, functools.partial(_bundle, model_dir, engine="torch", precision="bf16")))
         if "openvino" in names:
             in_openvino = functools.partial(_onnx_file, model_dir, engine="openvino", precision="bf16")
             routes.append(Route("openvino bf16", bf16, in_openvino))

@@ -55,7 +55,10 @@ def find_file(model_dir: str | os.PathLike, engine: str) -> str:
     Raises BundleError if either is missing.
     """
     if importlib.util.find_spec(engine) is None:
-        raise bundle.BundleError(f"the engine {engine} needs the package {engine}, which is not installed")
+        raise bundle.BundleError(
+            f"the engine {engine} needs the package {engine}, which is not installed: install it, or set"
+            " FASTMAKER_ENGINE=torch"
+        )
     path = os.path.join(model_dir, bundle.ONNX_FILE)
     if not os.path.isfile(path):
         raise bundle.BundleError(f"{path}: missing; `fastmaker package onnx MODEL --bundle FOLDER` adds it")
