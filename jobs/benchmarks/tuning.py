@@ -29,7 +29,7 @@ from fastmaker.serving.settings import BATCH_SIZE, THREADS, WORKERS, Settings
 
 HEADER = ("engine", "precision", "workers", "threads", "batch", "images/s", "p99, ms", "same", "difference", "result")
 COMPARED = 64  # images, at most, that a computation is compared on
-EXPLORED, FINALISTS, ROUNDS = 6, 3, 3
+EXPLORED, FINALISTS, ROUNDS = 5, 3, 3
 # A worker of TorchServe, its preprocessing and encoding cost about this in any engine: it keeps the order of settings
 # honest where the network is small.
 OVERHEAD_SECONDS = 0.002
@@ -101,42 +101,54 @@ def search(
 
     `model_dir` has a model.onnx if ONNX's engines are to be tried. `exhaustive` measures an endpoint of every setting.
     """
-    computations = _compared(model_dir, photos, say)
+    computations = compared(model_dir, photos, say)
     waiting = _candidates([it for it in computations if not it.failure], batch_sizes)
     chosen = waiting if exhaustive else _promising(waiting, tolerance)
     say(f"{len(waiting)} settings; measuring endpoints of {len(chosen)}")
     with tempfile.TemporaryDirectory() as scratch:
-        archive = Path(scratch, "model.tar.gz")
-        pack(model_dir, archive)
-        measure = functools.partial(_measure, photos=photos, clients=clients, seconds=seconds)
-        for number, candidate in enumerate(chosen, 1):
-            with contextlib.ExitStack() as stack:
-                measure([candidate], _started([candidate], archive, photos, stack))
-            result = candidate.failure or f"{candidate.rate:.1f} images/s"
-            say(f"{number} of {len(chosen)}: {_named(candidate)}: {result}")
+        pack(model_dir, archive := Path(scratch, "model.tar.gz"))
+        take = functools.partial(_take, archive=archive, photos=photos, clients=clients, seconds=seconds)
+        _explore(chosen, take, say)
+        if not exhaustive:
+            others = _other_batches(_best(chosen, tolerance)[:1], waiting)
+            _explore(others, take, say)
+            chosen = [*chosen, *others]
         finalists = _best(chosen, tolerance)[:FINALISTS]
         for it in finalists:  # what was measured at different times is not compared
             it.rates.clear(), it.tails.clear()
-        with contextlib.ExitStack() as stack:
-            running = _started(finalists, archive, photos, stack)
-            for _ in range(ROUNDS):
-                measure(finalists, running)
+        take(finalists, ROUNDS)
     first = _best(finalists, tolerance)
     return [*first, *sorted((it for it in chosen if it not in first), key=lambda it: -it.rate)]
 
 
-def _compared(model_dir: Path, photos: Sequence[bytes], say: Callable[[str], None]) -> list[Computation]:
-    """Return every computation that this machine has, compared and timed."""
+def _explore(candidates: list[Candidate], take: Callable[..., None], say: Callable[[str], None]) -> None:
+    """Measure one candidate after the other."""
+    for it in candidates:
+        take([it])
+        say(f"{_named(it)}: {it.failure or f'{it.rate:.1f} images/s'}")
+
+
+def _take(candidates: list[Candidate], rounds: int = 1, *, archive: Path, photos: Sequence[bytes], **load) -> None:
+    """Start an endpoint of each candidate, and measure them in turn, so many times."""
+    with contextlib.ExitStack() as stack:
+        running = started(candidates, archive, photos, stack)
+        for _ in range(rounds):
+            measure(candidates, running, photos=photos, **load)
+
+
+def compared(
+    model_dir: Path, photos: Sequence[bytes], say: Callable[[str], None], most: int = COMPARED
+) -> list[Computation]:
+    """Return every computation that this machine has, compared on `most` photos and timed."""
     from fastmaker import bundle, preprocess
     from fastmaker.serving import models
 
     names = [("torch", "float32"), ("torch", "bf16")]
     if (model_dir / bundle.ONNX_FILE).is_file():
         here = [engine for engine in ("onnxruntime", "openvino") if importlib.util.find_spec(engine)]
-        names += [(engine, "float32") for engine in here] + [
-            (engine, "bf16") for engine in here if engine == "openvino"
-        ]
-    images = [preprocess.decode(photo) for photo in photos[:COMPARED]]
+        names += [(engine, "float32") for engine in here]
+        names += [("openvino", "bf16")] if "openvino" in here else []
+    images = [preprocess.decode(photo) for photo in photos[:most]]
     info = bundle.load_info(model_dir)
     tensors = [models.pipeline.to_tensor(image, info) for image in images]
     found, expected = [], None
@@ -202,11 +214,21 @@ def _candidates(computations: list[Computation], batch_sizes: Sequence[int]) -> 
 
 
 def _promising(waiting: list[Candidate], tolerance: float) -> list[Candidate]:
-    """Return the EXPLORED settings that should be the fastest that agree, and the best one of each computation."""
-    ordered = sorted(waiting, key=lambda it: (it.expected_seconds(), it.settings.batch_size))
+    """Return the EXPLORED settings that should be the fastest that agree, and the best one of each computation.
+
+    They have the smallest batches: what others gain is found out where the rest is known (`_other_batches`).
+    """
+    smallest = min((it.settings.batch_size for it in waiting), default=1)
+    ordered = sorted((it for it in waiting if it.settings.batch_size == smallest), key=Candidate.expected_seconds)
     agreeing = [it for it in ordered if it.computation.agrees(tolerance)][:EXPLORED]
     of_each = {(it.settings.engine, it.settings.precision): it for it in reversed(ordered)}
     return [*agreeing, *(it for it in of_each.values() if it not in agreeing)]
+
+
+def _other_batches(best: list[Candidate], waiting: list[Candidate]) -> list[Candidate]:
+    """Return the candidates that differ from those of `best` in their batches alone."""
+    alike = [dataclasses.replace(it.settings, batch_size=1) for it in best]
+    return [it for it in waiting if it not in best and dataclasses.replace(it.settings, batch_size=1) in alike]
 
 
 def _best(candidates: list[Candidate], tolerance: float) -> list[Candidate]:
@@ -214,7 +236,7 @@ def _best(candidates: list[Candidate], tolerance: float) -> list[Candidate]:
     return sorted(agreeing, key=lambda it: -it.rate)
 
 
-def _started(
+def started(
     candidates: list[Candidate], archive: Path, photos: Sequence[bytes], stack: contextlib.ExitStack
 ) -> list[Callable[[bytes], object] | None]:
     """Return for each candidate a function that asks its endpoint, which runs until the stack closes.
@@ -251,7 +273,8 @@ def _ask(runtime, name: str, photo: bytes) -> None:
     runtime.invoke_endpoint(EndpointName=name, ContentType="application/x-image", Body=photo)["Body"].read()
 
 
-def _measure(candidates, running, *, photos: Sequence[bytes], clients: int, seconds: float) -> None:
+def measure(candidates, running, *, photos: Sequence[bytes], clients: int, seconds: float) -> None:
+    """Measure each candidate whose endpoint is running, once and in turn, and enter what was found."""
     for it, ask in zip(candidates, running, strict=True):
         if ask is None:
             continue

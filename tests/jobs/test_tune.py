@@ -41,7 +41,10 @@ def test_endpoints_of_the_most_promising_settings_and_of_each_computation_are_me
     found = tuning._promising(waiting, 1e-4)
     assert found[0].settings == settings.Settings("openvino", "float32", workers=4, threads=1)
     assert all(it.computation is fast for it in found[: tuning.EXPLORED])
+    assert {it.settings.batch_size for it in found} == {1}
     assert [it.computation for it in found[tuning.EXPLORED :]] == [slow, outside]
+    [other] = tuning._other_batches(found[:1], waiting)
+    assert other.settings == settings.Settings("openvino", "float32", workers=4, threads=1, batch_size=8)
 
 
 @pytest.mark.parametrize(
