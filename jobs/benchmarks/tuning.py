@@ -250,8 +250,10 @@ def started(
             ask = functools.partial(_ask, session.sagemaker_runtime_client, name)
             for photo in itertools.islice(itertools.cycle(photos), 2 * it.settings.workers):
                 ask(photo)
+        except KeyboardInterrupt:  # the session's is an Exception as well
+            raise
         except Exception as error:  # a setting that cannot be served is the result of that setting
-            it.failure = f"FAILED: {' '.join(str(error).split())[:120]}"
+            it.failure = _one_line(error)
             running.append(None)
         else:
             running.append(ask)
@@ -280,11 +282,17 @@ def measure(candidates, running, *, photos: Sequence[bytes], clients: int, secon
             continue
         try:
             rate, tail = throughput(ask, photos, clients, seconds)
+        except KeyboardInterrupt:
+            raise
         except Exception as error:
-            it.failure = f"FAILED: {' '.join(str(error).split())[:120]}"
+            it.failure = _one_line(error)
         else:
             it.rates.append(rate)
             it.tails.append(tail)
+
+
+def _one_line(error: Exception) -> str:
+    return f"FAILED: {type(error).__name__}: {' '.join(str(error).split())[:120]}"
 
 
 def throughput(

@@ -1,7 +1,9 @@
 """``fastmaker tune``: how it searches, what it writes, and who follows that."""
 
+import functools
 import json
 import runpy
+import statistics
 import zipfile
 
 import pytest
@@ -123,6 +125,27 @@ def test_the_image_follows_the_settings_and_variables_win(tmp_path, monkeypatch,
         environ.pop(name, None)
 
 
+def test_ctrl_c_ends_the_search_rather_than_one_setting():
+    from fastmaker.local.sdk import Interrupted
+
+    def ask(photo):
+        raise Interrupted
+
+    it = tuning.Candidate(computation("torch", milliseconds=1), settings.Settings())
+    with pytest.raises(KeyboardInterrupt):
+        tuning.measure([it], [ask], photos=[b""], clients=1, seconds=0.1)
+
+
+def test_a_setting_that_fails_is_that_settings_result():
+    def ask(photo):
+        raise OSError("no answer")
+
+    it = tuning.Candidate(computation("torch", milliseconds=1), settings.Settings())
+    tuning.measure([it], [ask], photos=[b""], clients=1, seconds=0.1)
+    assert it.failure == "FAILED: OSError: no answer"
+    assert tuning._best([it], 1.0) == []
+
+
 def test_an_output_that_exists_is_refused_first(tmp_path):
     with pytest.raises(ValueError, match="exists; --output names a new folder"):
         tune.main(tune.parse_args(["model", "photos", "--output", str(tmp_path)]))
@@ -143,3 +166,20 @@ def test_the_fastest_that_agrees_is_written_into_a_copy(home, digits_bundle, dig
     assert any("torch" in line and "outside the tolerance" in line for line in printed.splitlines())
     assert (tmp_path / "tuned.png").stat().st_size > 10_000
     assert not (digits_bundle / "serving.json").exists()
+
+
+@pytest.mark.slow
+def test_three_searches_of_three_find_a_setting_within_a_tenth_of_the_best(home, digits_bundle, digits, tmp_path):
+    """The settings found are measured side by side: the machine may be shared."""
+    tune._copy(digits_bundle, tmp_path / "model")
+    photos = [file.read_bytes() for file in sorted(digits.rglob("*.png"))[::100]]
+    load = {"clients": 8, "seconds": 2}
+    search = functools.partial(tuning.search, tmp_path / "model", photos, tolerance=1e-4, batch_sizes=(1,), **load)
+    found = [search(exhaustive=True)[0], *(search()[0] for _ in range(3))]
+    pack(tmp_path / "model", archive := tmp_path / "model.tar.gz")
+    again = [tuning.Candidate(it.computation, it.settings) for it in found]
+    tuning._take(again, 5, archive=archive, photos=photos, **load)
+    print([(it.settings, it.rates) for it in again])
+    best, *others = again
+    for it in others:
+        assert statistics.median(a / b for a, b in zip(it.rates, best.rates, strict=True)) >= 0.9
