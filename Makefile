@@ -6,6 +6,7 @@
 # make test-load    REQUESTS to an endpoint whose workers are killed, a batch job of OBJECTS, 8 processes for MINUTES
 # make test-docker  build the images and test their containers, where there is a Docker engine
 # make test-triton  install a Triton server without Docker and test what it makes of our model repositories
+# make test-openvino install OpenVINO and test it as an engine
 # make test-versions test source/ under torch 2.6 and the newest one; TORCH_PAIRS names others (tests/test_versions.py)
 # make check        lint, format and types
 # make mypy         the types of fastmaker and fastmaker.local
@@ -20,7 +21,7 @@ NEEDED = no Python 3.10 to 3.13 with venv and pip (Debian: apt install python3 p
 BIN = .venv/bin
 INSTALLED = .venv/.installed
 
-.PHONY: quickstart digits test test-fast test-slow test-kills test-load test-docker test-triton test-versions check mypy docs clean
+.PHONY: quickstart digits test test-fast test-slow test-kills test-load test-docker test-triton test-openvino test-versions check mypy docs clean
 
 quickstart: $(INSTALLED)
 	$(BIN)/fastmaker quickstart
@@ -55,6 +56,10 @@ test-docker: $(INSTALLED)
 
 test-triton: $(INSTALLED)
 	$(BIN)/python -m pytest -m triton
+
+test-openvino: $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[openvino]'
+	$(BIN)/python -m pytest -m openvino
 
 # Shows what the tests that it starts print: they take minutes.
 test-versions: $(INSTALLED)

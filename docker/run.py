@@ -19,6 +19,7 @@ from pathlib import Path
 
 MODEL_DIR = Path(os.environ.get("SAGEMAKER_BASE_DIR", "/opt/ml"), "model")
 USER = "fastmaker"
+SETTINGS = {"workers": "SAGEMAKER_MODEL_SERVER_WORKERS", "batch_size": "SAGEMAKER_TS_BATCH_SIZE"}
 PROPERTIES = "enable_envvars_config=true\ndisable_token_authorization=true\n"
 
 
@@ -27,6 +28,7 @@ def serve() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit())  # which process 1 would not heed until there is a server
     archive = find_archive()
     os.environ.setdefault("SAGEMAKER_PROGRAM", "entry_point.py")  # here alone: `train` would put it above the job's own
+    follow_settings()
     port = os.environ.get("SAGEMAKER_BIND_TO_PORT", "8080")
     os.environ["TS_INFERENCE_ADDRESS"] = f"http://0.0.0.0:{port}"
     give_up_root()
@@ -56,6 +58,22 @@ def find_archive() -> Path | None:
         found = ", ".join(sorted(path.name for path in MODEL_DIR.glob("*"))) or "nothing"
         sys.exit(f"error: expected in {MODEL_DIR} a bundle (model.json, model.pth, code) or one .mar, found: {found}")
     return None
+
+
+def follow_settings() -> None:
+    """Set the workers and batches of a bundle's serving.json, where no variable says otherwise.
+
+    Each worker checks the file when it loads the bundle, and says what is wrong with it.
+    """
+    try:
+        settings = json.loads((MODEL_DIR / "serving.json").read_text())
+        found = {name: settings[key] for key, name in SETTINGS.items() if key in settings}
+    except (OSError, ValueError, TypeError):
+        return
+    for name, value in found.items():
+        # A batch of 1 is the server's own, and any such variable changes the toolkit's timeouts.
+        if type(value) is int and value > (name == SETTINGS["batch_size"]):
+            os.environ.setdefault(name, str(value))
 
 
 def give_up_root() -> None:

@@ -6,6 +6,7 @@
     torchserve  a TorchServe archive that batches requests beside one that does not
     aws         requests and jobs through `fastmaker aws` beside the same by ProcessSession
     onnx        ONNX Runtime beside torch, the same bundle and threads
+    engines     every engine and precision: one image alone, and endpoints
 
 Every figure that matters is a ratio of two measurements that alternate within one run: the machine may be shared.
 """
@@ -29,6 +30,7 @@ def get_parser() -> argparse.ArgumentParser:
     _add_torchserve(commands.add_parser("torchserve", help="throughput of a TorchServe archive with batches"))
     _add_aws(commands.add_parser("aws", help="what `fastmaker aws` adds to a request and to a job"))
     _add_onnx(commands.add_parser("onnx", help="ONNX Runtime beside torch, without a server"))
+    _add_endpoint(commands.add_parser("engines", help="every engine and precision, alone and at endpoints"))
     return parser
 
 
@@ -102,6 +104,7 @@ def main(args) -> int:
         "torchserve": _torchserve,
         "aws": _aws,
         "onnx": _onnx,
+        "engines": _engines,
     }[args.command]
     header, rows = measure(args)
     print("\n" + tables.table(header, rows))
@@ -166,6 +169,14 @@ def _onnx(args) -> tuple[list[str], list[list]]:
 
     print(f"\n{args.threads} thread(s)", end="")
     return onnx.HEADER, onnx.measure(threads=args.threads, seconds=args.seconds)
+
+
+def _engines(args) -> tuple[list[str], list[list]]:
+    from fastmaker.jobs.benchmarks import engines
+
+    return engines.HEADER, engines.measure(
+        model_dir=args.model, task=args.task, arch=args.arch, images=args.images, seconds=args.seconds
+    )
 
 
 if __name__ == "__main__":

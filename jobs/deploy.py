@@ -6,7 +6,7 @@ import sys
 
 from fastmaker.jobs import backends, storage
 from fastmaker.jobs.cli import arguments, errors
-from fastmaker.jobs.packaging.models import locate, model_archive
+from fastmaker.jobs.packaging.models import locate, model_archive, serving_environment
 
 # https://docs.aws.amazon.com/sagemaker/latest/dg/serverless-endpoints.html
 SERVERLESS_MB = range(1024, 6145, 1024)
@@ -81,7 +81,7 @@ def main(args) -> int:
         name=args.endpoint_name or name_from_base("fastmaker"),
         model_data=storage.uri_of(str(model)),
         instance_count=args.instance_count,
-        env=dict(args.env),
+        env={**serving_environment(model), **dict(args.env)},
         volume_size=args.volume_size,
         serverless_memory=args.serverless_memory,
         serverless_concurrency=args.serverless_concurrency,

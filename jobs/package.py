@@ -67,14 +67,15 @@ def _add_torchserve(commands) -> None:
     parser.add_argument(
         "--batch-size",
         type=at_least(1),
-        default=1,
-        help="most requests that share a forward pass (default: %(default)s)",
+        help="most requests that share a forward pass (default: serving.json's, else 1)",
     )
     parser.add_argument(
         "--max-batch-delay", type=at_least(0), default=20, help="ms to wait for a full batch (default: %(default)s)"
     )
     parser.add_argument(
-        "--workers", type=at_least(1), help="worker processes (default: one a core or GPU of the server)"
+        "--workers",
+        type=at_least(1),
+        help="worker processes (default: serving.json's, else one a core or GPU of the server)",
     )
     parser.add_argument("--force", action="store_true", help="replace an existing archive")
     parser.add_argument("--serve", action="store_true", help="serve the archive on this machine until Ctrl-C")

@@ -5,8 +5,9 @@
     endpoint     an endpoint of local mode
     torchserve   a TorchServe archive
     onnxruntime  the exported ONNX file
+    openvino     the same file in OpenVINO
     triton       a Triton server that has the model, at --triton
-    bf16, int8   the bundle in bfloat16, the ONNX file quantised on these images; with a tolerance for them
+    bf16, int8   the bundle, and the file in OpenVINO, in bfloat16; the file quantised on these images; with a tolerance
 
 A path fails if one of its numbers differs by more than the tolerance (of a number above 1: that share of it), or if it
 gives another label (of a mask: a pixel another class) where fastai's two highest probabilities are further apart than

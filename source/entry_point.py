@@ -27,7 +27,7 @@ def model_fn(model_dir, context):
     from fastmaker.serving import models, toolkit
 
     gpu = context.system_properties.get("gpu_id") if torch.cuda.is_available() else None
-    torch.set_num_threads(models.threads_per_worker())
+    torch.set_num_threads(models.threads_per_worker(model_dir=model_dir))
     model = models.load(model_dir, "cpu" if gpu is None else f"cuda:{gpu}")
     toolkit.prepare()
     return model

@@ -213,7 +213,8 @@ def imported() -> dict[str, set[str]]:
         for _, name in imports(file)
     }
     others = names - sys.stdlib_module_names - {"fastmaker", *NOT_DECLARED}
-    return {name: distributions().get(name, set()) for name in others}
+    # What is not installed here has the name of its module.
+    return {name: distributions().get(name, {spelled(name)}) for name in others}
 
 
 @functools.cache

@@ -40,7 +40,9 @@ def _beside_torch(model_dir: Path, n: int, threads: int, seconds: float) -> tupl
     torch.set_num_threads(threads)
     if not (model_dir / bundle.ONNX_FILE).exists():
         onnx_file.to_onnx(model_dir, model_dir / bundle.ONNX_FILE)
-    in_torch, in_onnx = (models.load(model_dir, precision="float32", engine=engine) for engine in models.ENGINES)
+    in_torch, in_onnx = (
+        models.load(model_dir, precision="float32", engine=engine) for engine in ("torch", "onnxruntime")
+    )
     batch = torch.stack([in_torch.to_tensor(Image.open(io.BytesIO(photo))) for photo in common.generated_photos(n)])
     difference = (in_torch.numbers(batch) - in_onnx.numbers(batch)).abs().max().item()
     latencies = common.alternate(

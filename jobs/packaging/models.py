@@ -7,6 +7,7 @@ import contextlib
 import hashlib
 import os
 import shutil
+import tarfile
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,6 +19,7 @@ from fastmaker.local.containers import ContainerError, pack, unpack
 from fastmaker.local.store import now
 
 # What every bundle holds, of what source/fastmaker/bundle.py writes.
+SERVING_FILE = "serving.json"  # not of every bundle
 BUNDLE_FILES = ("model.json", "model.pth", "code/entry_point.py")
 
 
@@ -76,9 +78,40 @@ def copy_without_code(model_dir: Path, folder: Path) -> None:
     """Copy the files of a bundle into `folder`, but not its code."""
     from fastmaker import bundle
 
-    for name in (bundle.STATE_FILE, bundle.INFO_FILE, bundle.GRAPH_FILE, bundle.ONNX_FILE):
+    for name in (bundle.STATE_FILE, bundle.INFO_FILE, bundle.GRAPH_FILE, bundle.ONNX_FILE, bundle.SERVING_FILE):
         if (model_dir / name).is_file():
             shutil.copy2(model_dir / name, folder)
+
+
+def serving_environment(found: Path | str) -> dict[str, str]:
+    """Return the variables that the serving.json of what `locate` has found asks of a server, and say so in a line.
+
+    Empty without one; a URI's archive is not read for it. Raises bundle.BundleError.
+    """
+    if isinstance(found, str):
+        return {}
+    path = found / SERVING_FILE
+    data = _content(found, SERVING_FILE)
+    if data is None:
+        return {}
+    from fastmaker.serving import settings
+
+    own = settings.parse(data, path)
+    print(
+        f"{SERVING_FILE}: {own.engine} {own.precision}, {own.workers} x {own.threads} threads, batches of"
+        f" {own.batch_size}, measured on {own.measured.get('cores', '?')} cores"
+    )
+    return settings.environment(own)
+
+
+def _content(model: Path, name: str) -> bytes | None:
+    """Return the bytes of a file of a model directory or of its archive, None if it has none."""
+    if model.is_dir():
+        return (model / name).read_bytes() if (model / name).is_file() else None
+    with tarfile.open(model) as archive:
+        member = next((entry for entry in archive if entry.isfile() and os.path.normpath(entry.name) == name), None)
+        file = archive.extractfile(member) if member else None
+        return file.read() if file else None
 
 
 def _is_training_job(name: str, sagemaker_session: Callable) -> bool:

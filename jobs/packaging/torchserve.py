@@ -30,18 +30,23 @@ def make_archive(
     archive: Path,
     *,
     model_name: str,
-    batch_size: int = 1,
+    batch_size: int | None = None,
     max_batch_delay: int = 20,
     workers: int | None = None,
 ) -> None:
     """Write the bundle in `model_dir` as `archive`, whole or not at all.
 
-    A batch is at most `batch_size` requests, for which the first waits at most `max_batch_delay` ms; without `workers`
-    TorchServe starts one a core, or a GPU. Raises bundle.BundleError.
+    A batch is at most `batch_size` requests, for which the first waits at most `max_batch_delay` ms; without them
+    they are those of serving.json, else 1. Without `workers` there are those of serving.json, else TorchServe starts
+    one a core, or a GPU. Raises bundle.BundleError.
     """
     from fastmaker import bundle
+    from fastmaker.serving import settings
 
     bundle.load(model_dir)  # fails for a bundle that cannot be served
+    own = settings.load(model_dir)
+    workers = workers or (own.workers if own else None)
+    batch_size = batch_size or (own.batch_size if own else 1)
     with tempfile.TemporaryDirectory() as scratch:
         contents = Path(scratch, "contents")
         # The installed code, not the bundle's, which may be older than the handler. TorchServe puts the archive's root

@@ -86,6 +86,8 @@ class Route:
             predict(image)
         except Unavailable as error:
             self.unavailable = str(error)
+        except KeyboardInterrupt:  # that of local mode's session is an Exception as well
+            raise
         except Exception as error:  # a failure of one route is the result of that route
             self.failure = _one_line(error)
         else:
@@ -97,6 +99,8 @@ class Route:
         started = time.perf_counter()
         try:
             answer = self.predict(image)
+        except KeyboardInterrupt:
+            raise
         except Exception as error:
             self.failure = f"{file}: {_one_line(error)}"
             self.predict = None

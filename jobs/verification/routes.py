@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import importlib.util
 import io
 import shutil
 import tempfile
@@ -19,7 +20,7 @@ from fastmaker.jobs.packaging import endpoint, exported, torchserve
 from fastmaker.jobs.verification.comparison import Answer, Route, Unavailable, answer
 from fastmaker.local.containers import free_ports, pack
 
-NAMES = ("fastai", "torch", "endpoint", "torchserve", "onnxruntime", "triton")
+NAMES = ("fastai", "torch", "endpoint", "torchserve", "onnxruntime", "openvino", "triton")
 CALIBRATION_IMAGES = 100  # at most, for the ranges of int8
 TYPE, ACCEPT = "application/x-image", "application/x-npy"
 ATTRIBUTES = "mask_size=model"  # ignored by classifiers
@@ -53,15 +54,19 @@ def make_routes(
     """
     float32 = {
         "fastai": functools.partial(_exported, export, model_dir) if export else functools.partial(_fastai, model_dir),
-        "torch": functools.partial(_bundle, model_dir),
+        "torch": functools.partial(_bundle, model_dir, engine="torch", precision="float32"),
         "endpoint": functools.partial(_endpoint, model_dir),
         "torchserve": functools.partial(_torchserve, model_dir),
-        "onnxruntime": functools.partial(_onnxruntime, model_dir),
+        "onnxruntime": functools.partial(_onnx_file, model_dir, engine="onnxruntime"),
+        "openvino": functools.partial(_onnx_file, model_dir, engine="openvino"),
         "triton": functools.partial(_triton, triton_url, triton_model),
     }
     routes = [Route(name, tolerance, float32[name]) for name in names]
     if bf16 is not None:
-        routes.append(Route("bf16", bf16, functools.partial(_bundle, model_dir, precision="bf16")))
+        routes.append(Route("bf16", bf16, functools.partial(_bundle, model_dir, engine="torch", precision="bf16")))
+        if "openvino" in names:
+            in_openvino = functools.partial(_onnx_file, model_dir, engine="openvino", precision="bf16")
+            routes.append(Route("openvino bf16", bf16, in_openvino))
     if int8 is not None:
         routes.append(Route("int8", int8, functools.partial(_int8, model_dir, files[:CALIBRATION_IMAGES])))
     return routes
@@ -162,9 +167,18 @@ def _torchserve(model_dir: Path) -> Iterator[Callable]:
 
 
 @contextlib.contextmanager
-def _onnxruntime(model_dir: Path) -> Iterator[Callable]:
-    """Yield the ONNX file of the model directory, or an exported one if it has none."""
-    with _with_onnx_file(model_dir) as folder, _bundle(folder, engine="onnxruntime") as predict:
+def _onnx_file(model_dir: Path, *, engine: str, precision: str = "float32") -> Iterator[Callable]:
+    """Yield the ONNX file of the model directory, or an exported one, in an engine and, of OpenVINO, a precision.
+
+    Raises Unavailable without the engine's package, or if the processor lacks the precision.
+    """
+    from fastmaker.serving import openvino_engine
+
+    if importlib.util.find_spec(engine) is None:
+        raise Unavailable(f"{engine} is not installed here: pip install {engine}")
+    if precision == "bf16" and not openvino_engine.supports(precision):
+        raise Unavailable("OpenVINO has no units for bf16 on this processor")
+    with _with_onnx_file(model_dir) as folder, _bundle(folder, engine=engine, precision=precision) as predict:
         yield predict
 
 

@@ -4,7 +4,8 @@
     model.json   everything else that an answer depends on (`ModelInfo`)
     network.json only of a network that this package cannot rebuild: its calls, as data (`fastmaker.graph`)
     code/        entry_point.py and this package, so that an endpoint needs nothing else
-    model.onnx   optional (fastmaker.export.onnx_file): the same network, for the engine onnxruntime
+    serving.json optional (fastmaker.serving.settings): how a machine serves it fastest
+    model.onnx   optional (fastmaker.export.onnx_file): the same network, for onnxruntime and openvino
 
 Nothing in it is unpickled: model.pth is read with ``weights_only=True``. Only this module knows the file names.
 """
@@ -41,6 +42,7 @@ STATE_FILE = "model.pth"
 INFO_FILE = "model.json"
 GRAPH_FILE = "network.json"
 ONNX_FILE = "model.onnx"
+SERVING_FILE = "serving.json"
 CODE_DIR = "code"
 FORMAT = 2  # the newest that is read
 PLAIN_FORMAT = 1  # of a pipeline without steps, which older versions of this package read, too

@@ -217,7 +217,9 @@ def test_a_graph_with_its_onnx_file_is_served_by_both_engines(graph_bundle, tmp_
     onnx.make_model_directory(graph_bundle, tmp_path / "both")
     assert sorted(os.listdir(tmp_path / "both")) == ["code", "model.json", "model.onnx", "model.pth", "network.json"]
     image = Image.new("RGB", (30, 20), "red")
-    [one], [other] = (models.load(tmp_path / "both", engine=engine).predict([image]) for engine in models.ENGINES)
+    [one], [other] = (
+        models.load(tmp_path / "both", engine=engine).predict([image]) for engine in ("torch", "onnxruntime")
+    )
     assert abs(one.probabilities - other.probabilities).max() < 1e-5
 
 

@@ -42,10 +42,13 @@ def gate(tmp_path, monkeypatch, capsys):
     assert not running_below(tmp_path)
 
 
+OF_OPENVINO = ("agrees", "not run: openvino is not installed here: pip install openvino")
+
+
 def rows(printed: str) -> dict[str, list[str]]:
     """The cells of each path's row."""
     lines = [re.split(r"  +", line) for line in printed.splitlines()]
-    return {cells[0]: cells[1:] for cells in lines if cells[0] in (*NAMES, "bf16", "int8")}
+    return {cells[0]: cells[1:] for cells in lines if cells[0] in (*NAMES, "bf16", "openvino bf16", "int8")}
 
 
 def test_every_path_of_a_classifier_agrees(gate, digits_bundle, digits, tmp_path):
@@ -53,8 +56,9 @@ def test_every_path_of_a_classifier_agrees(gate, digits_bundle, digits, tmp_path
     status, printed, _ = gate(digits_bundle, *images, "--bf16", 0.1, "--int8", 0.5)
     assert status == 0, printed
     found = rows(printed)
-    assert list(found) == [*NAMES, "bf16", "int8"]
+    assert list(found) == [*NAMES, "bf16", "openvino bf16", "int8"]
     assert found.pop("triton")[-1].startswith("not run: --triton names a server")
+    assert {found.pop(path)[-1] for path in ("openvino", "openvino bf16")} <= set(OF_OPENVINO)
     assert {cells[-1] for cells in found.values()} == {"agrees"}
     for path in ("fastai", "torch", "endpoint", "torchserve", "onnxruntime"):
         assert found[path][:2] == [str(len(images))] * 2
@@ -71,6 +75,7 @@ def test_every_path_of_every_task_agrees(gate, tmp_path, photos, task):
     assert status == 0, printed
     found = rows(printed)
     assert found.pop("triton")[-1].startswith("not run: --triton names a server")
+    assert {found.pop(path)[-1] for path in ("openvino", "openvino bf16")} <= set(OF_OPENVINO)
     assert {cells[-1] for cells in found.values()} == {"agrees"}
     for path in ("fastai", "torch", "endpoint", "torchserve", "onnxruntime"):
         assert found[path][:2] == ([str(len(files) * 3)] * 2 if task == "multilabel" else ["-", "-"])
@@ -84,6 +89,7 @@ def test_every_path_of_a_unet_agrees(gate, scenes_bundle, scenes):
     assert status == 0, printed
     found = rows(printed)
     found.pop("triton")
+    assert found.pop("openvino")[-1] in OF_OPENVINO
     pixels = str(3 * 40 * 56)
     assert [cells[:2] for cells in found.values()] == [[pixels, pixels]] * 5
     assert {cells[-1] for cells in found.values()} == {"agrees"}

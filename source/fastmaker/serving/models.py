@@ -4,8 +4,8 @@
     model.predict([preprocess.decode(open("cat.jpg", "rb").read())])
 
 In float32, the default, one image gives the same bits as fastai's ``learn.predict`` on the same torch build. bf16 uses
-the processor's bfloat16 units (AMX, AVX512-BF16), where it has them, and is several times faster. The engine
-onnxruntime computes with the model.onnx of the bundle, and gives the same numbers up to rounding.
+the processor's bfloat16 units (AMX, AVX512-BF16), where it has them, and is several times faster. The engines
+onnxruntime and openvino compute with the model.onnx of the bundle, and give the same numbers up to rounding.
 """
 
 import itertools
@@ -18,11 +18,12 @@ import torch
 from PIL import Image
 
 from fastmaker import answers, bundle, masks, pipeline, preprocess
-from fastmaker.serving import limits
+from fastmaker.serving import limits, settings
 from fastmaker.serving.engines import PRECISIONS, TorchEngine
 from fastmaker.serving.onnx_engine import OnnxEngine
+from fastmaker.serving.openvino_engine import OpenvinoEngine
+from fastmaker.serving.settings import ENGINES
 
-ENGINES = ("torch", "onnxruntime")
 # Images of a request that are computed in one batch: enough to keep the processor busy, in moderate memory.
 MAX_BATCH = 16
 BATCH_PIXELS = 2_000_000  # of the network's input; 16 images of 352x352
@@ -31,7 +32,7 @@ BATCH_PIXELS = 2_000_000  # of the network's input; 16 images of 352x352
 class Model:
     """A bundle's `ModelInfo` and the engine that computes its numbers."""
 
-    def __init__(self, engine: TorchEngine | OnnxEngine, info: bundle.ModelInfo):
+    def __init__(self, engine: TorchEngine | OnnxEngine | OpenvinoEngine, info: bundle.ModelInfo):
         self.engine, self.info = engine, info
 
     def to_tensor(self, image: Image.Image) -> torch.Tensor:
@@ -109,46 +110,54 @@ def load(
 ) -> Model:
     """Load the bundle in `model_dir` and return its `Model`.
 
-    `device` is a torch device, such as cpu or cuda:0. `precision` is one of PRECISIONS, by default FASTMAKER_PRECISION
-    or float32. `engine` is one of ENGINES, by default FASTMAKER_ENGINE or torch; onnxruntime computes on the CPU,
-    whatever the device, in the precision of model.onnx. Raises bundle.BundleError, or ValueError for another setting.
+    `device` is a torch device, such as cpu or cuda:0. `precision` is one of PRECISIONS, by default FASTMAKER_PRECISION,
+    that of serving.json or float32. `engine` is one of ENGINES, by default FASTMAKER_ENGINE, that of serving.json or
+    torch; the others compute on the CPU, whatever the device, onnxruntime in the precision of model.onnx. Raises
+    bundle.BundleError, or ValueError for another setting.
     """
-    precision = _setting("FASTMAKER_PRECISION", precision, PRECISIONS)
-    engine = _setting("FASTMAKER_ENGINE", engine, ENGINES)
+    own = settings.load(model_dir) or settings.Settings()
+    engine = _setting("FASTMAKER_ENGINE", engine, ENGINES, own.engine)
+    # The precision was measured with its engine: it means nothing for another.
+    precision = _setting(
+        "FASTMAKER_PRECISION", precision, PRECISIONS, own.precision if engine == own.engine else "float32"
+    )
     for limit in (preprocess.max_pixels, limits.max_images, limits.max_seconds):
         limit()  # raises here, not at each request, if it is not a number
     if engine == "torch":
         network, info = bundle.load(model_dir)
         return Model(TorchEngine(network, info, device, precision), info)
-    if precision != "float32":
+    if engine == "onnxruntime" and precision != "float32":
         raise ValueError(
-            f"FASTMAKER_PRECISION={precision} is for the engine torch; onnxruntime computes as model.onnx says"
+            f"FASTMAKER_PRECISION={precision} is for the engines torch and openvino; onnxruntime computes as"
+            " model.onnx says"
         )
     info = bundle.load_info(model_dir)
+    if engine == "openvino":
+        return Model(OpenvinoEngine(model_dir, info, precision), info)
     return Model(OnnxEngine(model_dir, info), info)
 
 
-def _setting(name: str, value: str | None, allowed: tuple[str, ...]) -> str:
-    """Return `value`, or the environment variable `name`, or the first allowed value. Raises ValueError."""
-    value = value or os.environ.get(name, allowed[0])
+def _setting(name: str, value: str | None, allowed: tuple[str, ...], default: str) -> str:
+    """Return `value`, or the environment variable `name`, or the default. Raises ValueError."""
+    value = value or os.environ.get(name, default)
     if value not in allowed:
         raise ValueError(f"{name} is {value!r}; expected one of {', '.join(allowed)}")
     return value
 
 
-def threads_per_worker(workers: int | None = None) -> int:
+def threads_per_worker(workers: int | None = None, model_dir: str | os.PathLike | None = None) -> int:
     """Return cores // workers, at least 1: if each worker uses all cores, throughput collapses under load.
 
     TorchServe starts a worker for each core unless `workers` or one of the variables below says otherwise.
+    FASTMAKER_THREADS wins; the threads of serving.json in `model_dir` count where its workers do. Raises ValueError.
     """
+    if given := os.environ.get(settings.THREADS):
+        if not given.isdigit() or not 1 <= int(given) <= settings.MOST:
+            raise ValueError(f"{settings.THREADS} is {given!r}; expected a whole number, 1 to {settings.MOST}")
+        return int(given)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    if workers:
-        return max(1, cores // workers)
-    for name in (
-        "SAGEMAKER_TS_MAX_WORKERS",
-        "SAGEMAKER_MODEL_SERVER_WORKERS",
-        "TS_DEFAULT_WORKERS_PER_MODEL",
-    ):
-        if os.environ.get(name, "").isdigit():
-            return max(1, cores // max(1, int(os.environ[name])))
-    return 1
+    names = ("SAGEMAKER_TS_MAX_WORKERS", settings.WORKERS, "TS_DEFAULT_WORKERS_PER_MODEL")
+    told = (int(os.environ[name]) for name in names if os.environ.get(name, "").isdigit())
+    count = workers or max(1, next(told, cores))
+    own = settings.load(model_dir) if model_dir else None
+    return own.threads if own and own.workers == count else max(1, cores // count)

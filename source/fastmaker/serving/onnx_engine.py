@@ -31,24 +31,12 @@ class OnnxEngine:
 
     def __init__(self, model_dir: str | os.PathLike, info: bundle.ModelInfo):
         """Load the model.onnx in `model_dir`. Raises BundleError if it was not made from that bundle."""
-        if importlib.util.find_spec("onnxruntime") is None:
-            raise bundle.BundleError("the engine onnxruntime needs the package onnxruntime, which is not installed")
-        path = os.path.join(model_dir, bundle.ONNX_FILE)
-        if not os.path.isfile(path):
-            raise bundle.BundleError(f"{path}: missing; `fastmaker package onnx MODEL --bundle FOLDER` adds it")
+        path = find_file(model_dir, "onnxruntime")
         try:
             self.session = session(path, torch.get_num_threads())
         except Exception as error:  # ONNX Runtime's exceptions derive from Exception alone
-            reason = " ".join(str(error).split())[:300]
-            raise bundle.BundleError(f"{path}: not a model that ONNX Runtime loads: {reason}") from None
-        if other := [
-            key for key, value in baked_in_fields(info).items() if onnx_metadata(self.session).get(key) != value
-        ]:
-            raise bundle.BundleError(
-                f"{path}: made of another bundle: its {', '.join(other)} is not that of {bundle.INFO_FILE} beside it"
-            )
-        if (found := input_dtype(self.session)) != np.uint8:
-            raise bundle.BundleError(f"{path}: takes {found} images; the engine serves models that take uint8")
+            raise not_loaded(path, "ONNX Runtime", error) from None
+        check_origin(path, info, onnx_metadata(self.session), input_dtype(self.session))
         self.output, self.info = output_name(info), vars(info)
 
     def numbers(self, batch: torch.Tensor) -> torch.Tensor:
@@ -61,19 +49,52 @@ class OnnxEngine:
         return torch.from_numpy(outputs)
 
 
-def session(path: str | os.PathLike, threads: int) -> "onnxruntime.InferenceSession":
-    """Return an onnxruntime.InferenceSession on the CPU, with `threads` threads.
+def find_file(model_dir: str | os.PathLike, engine: str) -> str:
+    """Return the path of the model.onnx in `model_dir`, for an engine that has the name of its package.
 
-    Raises ValueError for a model that takes tensors from other files: ONNX Runtime would read any.
+    Raises BundleError if either is missing.
     """
+    if importlib.util.find_spec(engine) is None:
+        raise bundle.BundleError(
+            f"the engine {engine} needs the package {engine}, which is not installed: install it, or set"
+            " FASTMAKER_ENGINE=torch"
+        )
+    path = os.path.join(model_dir, bundle.ONNX_FILE)
+    if not os.path.isfile(path):
+        raise bundle.BundleError(f"{path}: missing; `fastmaker package onnx MODEL --bundle FOLDER` adds it")
+    return path
+
+
+def not_loaded(path: str, name: str, error: Exception) -> bundle.BundleError:
+    """Return the error of a file that the engine of that name does not load, in one line."""
+    return bundle.BundleError(f"{path}: not a model that {name} loads: {' '.join(str(error).split())[:300]}")
+
+
+def check_origin(path: str, info: bundle.ModelInfo, metadata: dict[str, Any], dtype: np.dtype) -> None:
+    """Raise BundleError unless a file with this metadata, for images of `dtype`, was made from the bundle of `info`."""
+    if other := [key for key, value in baked_in_fields(info).items() if metadata.get(key) != value]:
+        raise bundle.BundleError(
+            f"{path}: made of another bundle: its {', '.join(other)} is not that of {bundle.INFO_FILE} beside it"
+        )
+    if dtype != np.uint8:
+        raise bundle.BundleError(f"{path}: takes {dtype} images; the engine serves models that take uint8")
+
+
+def session(path: str | os.PathLike, threads: int) -> "onnxruntime.InferenceSession":
+    """Return an onnxruntime.InferenceSession on the CPU, with `threads` threads. Raises as `check_alone`."""
     import onnxruntime
 
-    if _names_other_files(path):
-        raise ValueError("it takes tensors from other files; expected all of them in this one")
+    check_alone(path)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3  # errors only: its warnings are about graph optimisations
     return onnxruntime.InferenceSession(os.fspath(path), options, providers=["CPUExecutionProvider"])
+
+
+def check_alone(path: str | os.PathLike) -> None:
+    """Raise ValueError for a model that takes tensors from other files: the engines would read any."""
+    if _names_other_files(path):
+        raise ValueError("it takes tensors from other files; expected all of them in this one")
 
 
 def output_name(info: bundle.ModelInfo) -> str:
@@ -105,9 +126,14 @@ def baked_in_fields(info: bundle.ModelInfo) -> dict[str, Any]:
 
 def onnx_metadata(session: "onnxruntime.InferenceSession") -> dict[str, Any]:
     """Return the model.json that the session's model was made from, or {} if it has none."""
+    return parse_metadata(session.get_modelmeta().custom_metadata_map.get(MODEL_JSON))
+
+
+def parse_metadata(text: str | None) -> dict[str, Any]:
+    """Return the object of MODEL_JSON's text, with the fields that old ones lack; {} if it is none."""
     try:
-        values = checks.parse(session.get_modelmeta().custom_metadata_map[MODEL_JSON])
-    except (KeyError, ValueError):
+        values = checks.parse(text or "")
+    except ValueError:
         return {}
     return {"resampled": False, "activation": "softmax", **values} if isinstance(values, dict) else {}
 

@@ -32,7 +32,7 @@ class Handler:
         properties = context.system_properties
         gpu = properties.get("gpu_id") if torch.cuda.is_available() else None
         config = context.model_yaml_config or {}
-        torch.set_num_threads(models.threads_per_worker(config.get("maxWorkers")))
+        torch.set_num_threads(models.threads_per_worker(config.get("maxWorkers"), properties["model_dir"]))
         self.model = models.load(properties["model_dir"], "cpu" if gpu is None else f"cuda:{gpu}")
 
     def handle(self, data: list[dict[str, Any]], context: Any) -> list[bytes | str]:

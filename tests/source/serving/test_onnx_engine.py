@@ -58,7 +58,7 @@ def test_it_computes_with_as_many_threads_as_torch(model_dir):
 
 def test_a_precision_of_torch_is_refused(model_dir, monkeypatch):
     monkeypatch.setenv("FASTMAKER_PRECISION", "bf16")
-    with pytest.raises(ValueError, match="FASTMAKER_PRECISION=bf16 is for the engine torch"):
+    with pytest.raises(ValueError, match="FASTMAKER_PRECISION=bf16 is for the engines torch and openvino"):
         models.load(model_dir)
 
 
