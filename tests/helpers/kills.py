@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
@@ -19,18 +20,14 @@ def killed_at(step: int, operation: Callable[[], object]) -> bool:
 
     Returns whether it was killed, rather than done before. An error of the operation fails the test.
     """
-    pid = os.fork()
-    if not pid:
-        status = 1
-        try:
-            _kill_self_at(step)
-            operation()
-            status = 0
-        finally:
-            os._exit(status)
-    status = os.waitpid(pid, 0)[1]
-    assert os.WIFSIGNALED(status) or os.WEXITSTATUS(status) == 0, "the operation raised an error"
-    return os.WIFSIGNALED(status)
+    return _in_a_process(operation, lambda number: number >= step and os.kill(os.getpid(), signal.SIGKILL))
+
+
+def steps_of(operation: Callable[[], object]) -> int:
+    """Run `operation` in a process of its own; return how many lines of the engine's code it ran."""
+    with tempfile.TemporaryFile("w+b", buffering=0) as file:
+        _in_a_process(operation, lambda number: os.pwrite(file.fileno(), b"%020d" % number, 0))
+        return int(os.pread(file.fileno(), 20, 0))
 
 
 def every_kill(operation: Callable[[], object], stride: int = 1, first: int = 1):
@@ -46,17 +43,35 @@ def in_a_process(operation: Callable[[], object]) -> None:
     assert not killed_at(sys.maxsize, operation)
 
 
-def _kill_self_at(step: int) -> None:
-    left = step
+def _in_a_process(operation: Callable[[], object], at_step: Callable[[int], object]) -> bool:
+    """Run `operation` in a process of its own, which calls `at_step` with 1, 2, ... before each line of the engine's.
+
+    Returns whether it was killed.
+    """
+    pid = os.fork()
+    if not pid:
+        status = 1
+        try:
+            _trace(at_step)
+            operation()
+            status = 0
+        finally:
+            os._exit(status)
+    status = os.waitpid(pid, 0)[1]
+    assert os.WIFSIGNALED(status) or os.WEXITSTATUS(status) == 0, "the operation raised an error"
+    return os.WIFSIGNALED(status)
+
+
+def _trace(at_step: Callable[[int], object]) -> None:
+    number = 0
 
     def trace(frame: FrameType, event: str, argument: object):
-        nonlocal left
+        nonlocal number
         if not frame.f_code.co_filename.startswith(WATCHED) or frame.f_code.co_filename in CHECKS:
             return None
         if event == "line":
-            left -= 1
-            if left <= 0:
-                os.kill(os.getpid(), signal.SIGKILL)
+            number += 1
+            at_step(number)
         return trace
 
     sys.settrace(trace)

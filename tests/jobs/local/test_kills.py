@@ -3,6 +3,7 @@
 `make test-kills` has more of each kind; every test prints what it saw.
 """
 
+import functools
 import os
 import random
 import signal
@@ -16,7 +17,7 @@ import psutil
 import pytest
 from helpers import PATIENCE
 from helpers.engine_requests import ECHO, make_model, settled, training_request, transform_request
-from helpers.kills import killed_at
+from helpers.kills import killed_at, steps_of
 from helpers.waiting import nothing_runs_below, wait_until
 
 from fastmaker.local.batch import transform_jobs
@@ -49,8 +50,14 @@ def ask(runtime, body=b"x", name="e"):
 def test_who_creates_an_endpoint_is_killed_at_any_step(client, runtime, model_archive, tmp_path):
     make_model(client, model_archive(ECHO.format(name="m")), "m")
     seen = Counter()
-    for step in random.Random(1).sample(range(1, 900), KILLS):
-        killed = killed_at(step, lambda: client.create_endpoint(EndpointName="e", EndpointConfigName="m"))
+
+    def create():
+        client.create_endpoint(EndpointName="e", EndpointConfigName="m")
+
+    steps = steps_of(create)
+    client.delete_endpoint(EndpointName="e")
+    for step in random.Random(1).sample(range(1, steps), KILLS):
+        killed = killed_at(step, create)
         status = settled(client)
         seen[status, killed] += 1
         if status == "InService":
@@ -59,7 +66,7 @@ def test_who_creates_an_endpoint_is_killed_at_any_step(client, runtime, model_ar
             client.delete_endpoint(EndpointName="e")
         assert nothing_runs_below(tmp_path / "home")
         assert client.endpoints.names() == []
-    print(f"{KILLS} kills: {dict(seen)}")
+    print(f"{KILLS} kills in {steps} steps: {dict(seen)}")
 
 
 def test_who_updates_or_describes_an_endpoint_is_killed_at_any_step(client, runtime, model_archive):
@@ -68,25 +75,44 @@ def test_who_updates_or_describes_an_endpoint_is_killed_at_any_step(client, runt
     client.create_endpoint(EndpointName="e", EndpointConfigName="a")
     assert settled(client) == "InService"
 
-    def update():
-        client.update_endpoint(EndpointName="e", EndpointConfigName="b" if ask(runtime) == b"a:x" else "a")
+    def update(name):
+        client.update_endpoint(EndpointName="e", EndpointConfigName=name)
         settled(client)
 
-    for step in random.Random(2).sample(range(1, 3000), KILLS):
-        killed_at(step, update)
+    seen = Counter()
+    steps = steps_of(lambda: client.update_endpoint(EndpointName="e", EndpointConfigName="b"))
+    assert settled(client) == "InService"
+    before = "b"
+    for step in random.Random(2).sample(range(1, 2 * steps), KILLS):  # half of them while it is described
+        asked = "ba"[before == "b"]
+        killed = killed_at(step, functools.partial(update, asked))
         assert settled(client) == "InService"
-        assert ask(runtime) in (b"a:x", b"b:x")
+        after = ask(runtime).decode().removesuffix(":x")
+        assert after in ("a", "b")
+        seen["updated" if after == asked else "as before", killed] += 1
+        before = after
     client.delete_endpoint(EndpointName="e")
+    print(f"{KILLS} kills in {2 * steps} steps: {dict(seen)}")
 
 
 def test_who_deletes_an_endpoint_is_killed_at_any_step(client, model_archive, tmp_path):
     make_model(client, model_archive(ECHO.format(name="m")), "m")
-    for step in random.Random(3).sample(range(1, 400), KILLS):
+    seen = Counter()
+
+    def delete():
+        client.delete_endpoint(EndpointName="e")
+
+    client.create_endpoint(EndpointName="e", EndpointConfigName="m")
+    steps = steps_of(delete)
+    for step in random.Random(3).sample(range(1, steps), KILLS):
         client.create_endpoint(EndpointName="e", EndpointConfigName="m")
-        killed_at(step, lambda: client.delete_endpoint(EndpointName="e"))
-        if settled(client) != "none":
-            client.delete_endpoint(EndpointName="e")
+        killed = killed_at(step, delete)
+        status = settled(client)
+        seen[status, killed] += 1
+        if status != "none":
+            delete()
         assert nothing_runs_below(tmp_path / "home")
+    print(f"{KILLS} kills in {steps} steps: {dict(seen)}")
 
 
 def test_an_endpoint_that_is_deleted_while_it_is_deployed_leaves_nothing(client, model_archive, tmp_path):
@@ -130,10 +156,13 @@ def test_looks_do_not_fail_a_deployment(client, runtime, model_archive, tmp_path
 def test_a_process_of_a_training_job_is_killed_at_any_moment(client, write_script, tmp_path, whose):
     source = write_script("import time; time.sleep(1)")
     seen = Counter()
+    first = training_request("first", source, tmp_path / "output")
+    steps = steps_of(lambda: client.create_training_job(**first))
+    assert _end_of(client, "TrainingJob", "first") == "Completed"
     for number in range(KILLS):
         request = training_request(f"job-{number}", source, tmp_path / "output")
         if whose == "creator":
-            killed_at(random.randint(1, 500), lambda request=request: client.create_training_job(**request))
+            killed_at(random.randint(1, steps), lambda request=request: client.create_training_job(**request))
         else:
             client.create_training_job(**request)
             time.sleep(random.random() * 4)
@@ -151,10 +180,13 @@ def test_a_process_of_a_batch_job_is_killed_at_any_moment(client, model_archive,
     for number in range(30):
         (source / f"{number}").write_text(f"{number}")
     seen = Counter()
+    first = transform_request("first", "m", source, output / "first")
+    steps = steps_of(lambda: client.create_transform_job(**first))
+    assert _end_of(client, "TransformJob", "first") == "Completed"
     for number in range(KILLS):
         request = transform_request(f"job-{number}", "m", source, output / f"{number}")
         if whose == "creator":
-            killed_at(random.randint(1, 500), lambda request=request: client.create_transform_job(**request))
+            killed_at(random.randint(1, steps), lambda request=request: client.create_transform_job(**request))
         else:
             client.create_transform_job(**request)
             time.sleep(random.random() * 6)
