@@ -320,6 +320,7 @@ class Operations:
     def _checked_image(self, operation: str, image: str | None) -> str | None:
         """Return the image that has to run, None where processes do. Raises ClientError if Docker cannot run it."""
         if not self.use_docker:
+            validation.check_server(operation, image)
             return None
         validation.check_image(operation, image)
         return image

@@ -10,7 +10,7 @@ from typing import Any
 from fastmaker.jobs import instance_types, storage
 from fastmaker.local import docker, names
 from fastmaker.local.errors import invalid
-from fastmaker.local.serving import torchserve
+from fastmaker.local.serving import rayserve, torchserve
 
 MAX_INSTANCES = 100  # of an endpoint
 ROUTING = ("RANDOM", "LEAST_OUTSTANDING_REQUESTS")
@@ -28,6 +28,12 @@ def check_gpu(operation: str, instance_type: str) -> None:
 def check_image(operation: str, image: str | None) -> None:
     """Check that Docker can start containers of `image`. Raises ClientError."""
     if reason := docker.missing(image or ""):
+        raise invalid(operation, reason)
+
+
+def check_server(operation: str, image: str | None) -> None:
+    """Check that this environment can serve in place of `image`. Raises ClientError."""
+    if rayserve.serves(image) and (reason := rayserve.missing()):
         raise invalid(operation, reason)
 
 

@@ -4,6 +4,7 @@
     model.json   everything else that an answer depends on (`ModelInfo`)
     network.json only of a network that this package cannot rebuild: its calls, as data (`fastmaker.graph`)
     code/        entry_point.py and this package, so that an endpoint needs nothing else
+    config.yaml  what Ray Serve runs of it (`fastmaker.serving.ray_serve`)
     model.onnx   optional (fastmaker.export.onnx_file): the same network, for the engine onnxruntime
 
 Nothing in it is unpickled: model.pth is read with ``weights_only=True``. Only this module knows the file names.
@@ -42,6 +43,13 @@ INFO_FILE = "model.json"
 GRAPH_FILE = "network.json"
 ONNX_FILE = "model.onnx"
 CODE_DIR = "code"
+RAY_FILE = "config.yaml"  # where AWS's Ray image looks; its PYTHONPATH has CODE_DIR
+RAY_CONFIG = """\
+applications:
+  - name: fastmaker
+    route_prefix: /
+    import_path: fastmaker.serving.ray_serve:app
+"""
 FORMAT = 2  # the newest that is read
 PLAIN_FORMAT = 1  # of a pipeline without steps, which older versions of this package read, too
 ARCHITECTURES = dict.fromkeys(tasks.TASKS, networks.ARCHITECTURES) | {"segmentation": unet.ARCHITECTURES}  # by task
@@ -116,6 +124,7 @@ def save(model_dir: str | os.PathLike, network: nn.Module, info: ModelInfo) -> M
         torch.save(_state_dict(network), file)
     info = dataclasses.replace(info, network_sha256=_save_graph(network, model_dir / GRAPH_FILE))
     save_code(model_dir / CODE_DIR)
+    files.write_text(model_dir / RAY_FILE, RAY_CONFIG)
     info = dataclasses.replace(
         info, versions=_versions() | info.versions, state_sha256=files.sha256(model_dir / STATE_FILE)
     )

@@ -136,19 +136,22 @@ def _setting(name: str, value: str | None, allowed: tuple[str, ...]) -> str:
     return value
 
 
-def threads_per_worker(workers: int | None = None) -> int:
+def threads_per_worker(count: int | None = None) -> int:
     """Return cores // workers, at least 1: if each worker uses all cores, throughput collapses under load.
 
-    TorchServe starts a worker for each core unless `workers` or one of the variables below says otherwise.
+    The number of workers is `count`, or what `workers` says.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    if workers:
-        return max(1, cores // workers)
+    return max(1, cores // (count or workers(cores)))
+
+
+def workers(cores: int) -> int:
+    """Return how many workers serve a model: one for each core unless a variable of the container says otherwise."""
     for name in (
         "SAGEMAKER_TS_MAX_WORKERS",
         "SAGEMAKER_MODEL_SERVER_WORKERS",
         "TS_DEFAULT_WORKERS_PER_MODEL",
     ):
         if os.environ.get(name, "").isdigit():
-            return max(1, cores // max(1, int(os.environ[name])))
-    return 1
+            return max(1, int(os.environ[name]))
+    return cores
