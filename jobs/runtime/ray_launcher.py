@@ -17,6 +17,8 @@ from typing import Any
 if __name__ == "__main__":
     sys.path.pop(0)  # this folder, whose module names are ours alone
 
+import psutil
+
 from fastmaker.jobs.runtime import mounts, server_log
 
 MODEL = Path(mounts.OPT_ML, "model")
@@ -124,12 +126,36 @@ def _reason(state: Any) -> str:
     return lines[-1] if lines else str(state.status)
 
 
-def end_with_ray() -> None:
-    """End this process once a process without which there is no Ray has ended, in a thread."""
+class Replicas:
+    """The processes that have a copy of the model."""
+
+    def __init__(self) -> None:
+        self._known: set[psutil.Process] = set()
+        self._last_death = 0.0
+
+    def last_death(self) -> float:
+        """Return when one of them was last seen to be gone, by the monotonic clock, after a look at them."""
+        living = {process for process in psutil.Process().children(recursive=True) if _is_replica(process)}
+        if self._known - living:
+            self._last_death = time.monotonic()
+        self._known = living
+        return self._last_death
+
+
+def _is_replica(process: psutil.Process) -> bool:
+    try:
+        return "".join(process.cmdline()).startswith("ray::ServeReplica")
+    except psutil.Error:
+        return False
+
+
+def end_with_ray(replicas: Replicas) -> None:
+    """End this process once a process without which there is no Ray has ended, in a thread that looks at replicas."""
     import ray
 
     def watch() -> None:
         while not ray._private.worker._global_node.dead_processes():
+            replicas.last_death()
             time.sleep(LOOK_SECONDS)
         print("a process of Ray has died", flush=True)
         os._exit(1)
@@ -152,13 +178,13 @@ def main() -> int:
         name = "" if isinstance(error, StartError) else f"{type(error).__name__}: "
         print(f"{FAILED}{name}{' '.join(str(error).split())}", flush=True)
         return 1
-    end_with_ray()
+    end_with_ray(replicas := Replicas())
     from aiohttp import web
 
     from fastmaker.jobs.runtime import ray_adapter
 
     timeout = float(os.environ.get("RAYSERVE_BACKEND_TIMEOUT", 300))
-    app = ray_adapter.application(f"http://127.0.0.1:{backend}", timeout)
+    app = ray_adapter.application(f"http://127.0.0.1:{backend}", timeout, replicas.last_death)
     web.run_app(app, host="127.0.0.1", port=port, access_log=None, print=None)
     return 0
 

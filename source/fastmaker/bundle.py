@@ -123,8 +123,7 @@ def save(model_dir: str | os.PathLike, network: nn.Module, info: ModelInfo) -> M
     with files.atomic(model_dir / STATE_FILE) as partial, open(partial, "wb") as file:
         torch.save(_state_dict(network), file)
     info = dataclasses.replace(info, network_sha256=_save_graph(network, model_dir / GRAPH_FILE))
-    save_code(model_dir / CODE_DIR)
-    files.write_text(model_dir / RAY_FILE, RAY_CONFIG)
+    save_application(model_dir)
     info = dataclasses.replace(
         info, versions=_versions() | info.versions, state_sha256=files.sha256(model_dir / STATE_FILE)
     )
@@ -182,6 +181,12 @@ def _build_graph(document: Any, tensors: dict[str, torch.Tensor], info: ModelInf
             f" {INFO_FILE} says"
         )
     return network
+
+
+def save_application(model_dir: Path) -> None:
+    """Write what serves a bundle into `model_dir`: its code, and the file by which Ray Serve finds that."""
+    save_code(model_dir / CODE_DIR)
+    files.write_text(model_dir / RAY_FILE, RAY_CONFIG)
 
 
 def save_code(code_dir: Path) -> None:

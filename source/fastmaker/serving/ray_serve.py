@@ -68,6 +68,7 @@ def app(args: dict[str, Any]) -> serve.Application:
         num_replicas=replicas,
         ray_actor_options={"num_cpus": min(1, cores / replicas), "num_gpus": 1 if gpus else 0},
         max_ongoing_requests=max(ONGOING, 2 * size),
+        logging_config={"enable_access_log": False},  # a line for each request, through three processes
     )
     return deployment.bind(str(model_dir), max(1, cores // replicas))
 

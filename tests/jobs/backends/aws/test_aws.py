@@ -155,7 +155,7 @@ def test_two_spot_instances_with_v100s_train_on_the_image_that_has_code_for_them
 @pytest.mark.parametrize(
     ("instance_type", "words", "image", "says"),
     [
-        ("ml.c5.large", "", "ray:serve-ml-sagemaker-cpu", "Ray Serve. AWS has not patched its PyTorch inference images"),
+        ("ml.c5.large", "", "ray:serve-ml-sagemaker-cpu", "Ray Serve. AWS has not patched its PyTorch inference"),
         ("ml.g4dn.xlarge", "", "ray:serve-ml-sagemaker-cuda", "since 2026-06-30; --server torchserve takes them"),
         ("ml.p3.2xlarge", "", "pytorch-inference:2.6.0-gpu-py312", "has no code for ml.p3.2xlarge"),
         (
