@@ -73,6 +73,8 @@ async def _ask(app: web.Application, body: bytes, headers: dict[str, str]) -> we
             attempts += 1
             if answer.status != 500 or attempts == ATTEMPTS or app[LAST_DEATH]() < asked:
                 kind = answer.headers.get("Content-Type", headers["Accept"])
+                if kind.startswith("text/") and "charset=" not in kind.lower():
+                    kind += "; charset=utf-8"  # as the web framework of AWS's adapter does
                 kept = _sagemakers(answer.headers) | {"Content-Type": kind}
                 return web.Response(body=content, status=answer.status, headers=kept)
         except aiohttp.ClientConnectorError:
