@@ -54,10 +54,10 @@ LONGER = {}
 # Distributions that are declared though nothing here imports them, with the reason.
 NOT_IMPORTED = {
     "onnxscript": "torch.onnx exports by it",
-    "pyyaml": "TorchServe imports it, and torchserve does not bring it",
     "setuptools": "the serving toolkits import its pkg_resources",
     "torch-model-archiver": "run as a program",
     "torchserve": "run as a program",
+    "ray": "no extra of the tests brings it: `make test-ray` does",
     "flask": "moto's server imports it, and moto does not bring it",
     "flask-cors": "as flask",
 }
@@ -65,6 +65,8 @@ NOT_IMPORTED = {
 NOT_DECLARED = {
     "fasttransform": "fastai brings it",
     "plum": "fasttransform brings it",
+    **dict.fromkeys(("aiohttp", "grpc", "pydantic", "starlette"), "ray[serve] brings it"),
+    "ray": "declared, and installed by `make test-ray` alone",
     "sitecustomize": "Python's own name for what an environment may have",
     "google": "protobuf: onnx and tritonclient bring it",
     "triton_python_backend_utils": "Triton's server has it",

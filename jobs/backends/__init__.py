@@ -24,18 +24,22 @@ def connect(
     *,
     role: str | None = None,
     image_uri: str | None = None,
+    server: str | None = None,
     dry_run: bool = False,
 ) -> Backend:
     """Return where jobs on an instance type run: this machine for local types, AWS for ml.* types.
 
-    `backend` is process or docker, of local types, or aws; without an instance type it alone decides.
+    `backend` is process or docker, of local types, or aws; without an instance type it alone decides. `server` is one
+    of ray and torchserve, by default the backend's choice; an image of one's own says itself what serves.
     Raises ValueError for an instance type that does not exist or is not of the backend, Failure without credentials.
     """
     if instance_type is not None:
         instance_types.validate(instance_type)
     if backend == "aws" and instance_types.is_local(instance_type):
         raise ValueError("--backend aws: expected an --instance-type that begins with ml.")
-    given = {"role": role, "image_uri": image_uri, "dry_run": dry_run}
+    if server and image_uri:
+        raise ValueError("--server goes without --image-uri: what serves is in the image")
+    given = {"role": role, "image_uri": image_uri, "server": server, "dry_run": dry_run}
     if backend != "aws" and not instance_types.is_aws(instance_type):
         return Local(backend, instance_type or instance_types.LOCAL, **given)
     with without_iri_grammar():

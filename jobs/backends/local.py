@@ -6,7 +6,7 @@ from datetime import datetime
 from functools import partial
 
 from fastmaker.jobs import instance_types, storage
-from fastmaker.jobs.backends import asynchronous, pytorch, versions
+from fastmaker.jobs.backends import asynchronous, pytorch, servers, versions
 from fastmaker.jobs.backends.requests import EndpointRequest, Request, TrainingRequest, TransformRequest
 from fastmaker.jobs.backends.resources import Resource, SageMakerResources
 from fastmaker.jobs.backends.sdk import without_iri_grammar
@@ -33,6 +33,7 @@ class Local:
         *,
         role: str | None = None,
         image_uri: str | None = None,
+        server: str | None = None,
         dry_run: bool = False,
     ):
         self.instance_type, self._dry_run = instance_type, dry_run
@@ -40,6 +41,7 @@ class Local:
         self.serving_cli_flags = f"{self.cli_flags} --image-uri {image_uri}" if self.cli_flags else ""
         self.session = session(kind)
         self._arguments = {"role": role or "local", "image_uri": image_uri, "sagemaker_session": self.session}
+        self._ray_image = servers.public_ray_image(instance_type) if server == servers.RAY else None
 
     def check(self, request: Request) -> bool:
         given = [
@@ -47,6 +49,8 @@ class Local:
         ]
         if given:
             print(f"on AWS alone, without effect here: {', '.join(given)}")
+        if self._ray_image:
+            servers.check(request.model_data)
         if self._dry_run:
             print("checked; here nothing costs, and no request is made: leave out --dry-run to run it")
         return not self._dry_run
@@ -62,13 +66,13 @@ class Local:
         return pytorch.completed_training_job(self.session, request.name)
 
     def deploy(self, request: EndpointRequest) -> bool:
-        model = pytorch.pytorch_model(request.model_data, env=request.env, backend=self)
+        model = pytorch.pytorch_model(request.model_data, env=request.env, backend=self, image=self._ray_image)
         mode = asynchronous.configuration(storage.absolute(request.async_output)) if request.async_output else {}
         model.deploy(request.instance_count, self.instance_type, endpoint_name=request.name, **mode)
         return True
 
     def transform(self, request: TransformRequest) -> bool:
-        model = pytorch.pytorch_model(request.model_data, env=request.env, backend=self)
+        model = pytorch.pytorch_model(request.model_data, env=request.env, backend=self, image=self._ray_image)
         # Answers of files go below this folder, those of S3 objects into the session's bucket.
         beside = storage.uri_of(f"answers/{request.name}") if request.source.startswith("file://") else None
         output = request.output or beside

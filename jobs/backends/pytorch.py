@@ -80,10 +80,10 @@ def fetch_report(model_data: str, folder: Path, sagemaker_session) -> Path | Non
     return folder
 
 
-def pytorch_model(model_data: str, *, env: dict[str, str], backend: "Backend"):
+def pytorch_model(model_data: str, *, env: dict[str, str], backend: "Backend", image: str | None = None):
     """Return the SDK's PyTorchModel of a bundle's archive, which brings its own code and so needs no repacking.
 
-    `model_data` is its URI, `env` are variables for the container.
+    `model_data` is its URI, `env` are variables for the container, `image` is in place of the backend's.
     """
     from sagemaker.pytorch import PyTorchModel
 
@@ -91,7 +91,7 @@ def pytorch_model(model_data: str, *, env: dict[str, str], backend: "Backend"):
         model_data=model_data,
         entry_point=None,
         env={"SAGEMAKER_PROGRAM": "entry_point.py", **env},
-        **backend.model_arguments(),
+        **backend.model_arguments() | ({"image_uri": image} if image else {}),
     )
 
 

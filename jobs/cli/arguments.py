@@ -6,6 +6,7 @@ import re
 from fastmaker.jobs import instance_types
 
 BACKENDS = ("process", "docker", "aws")
+SERVERS = ("ray", "torchserve")
 
 
 def add_backend(parser, instances: bool = True) -> None:
@@ -32,7 +33,7 @@ def backend_options(args: argparse.Namespace, needs_instances: bool = True) -> d
 
     What needs no instances, such as a serverless endpoint, needs no instance type on AWS either.
     """
-    names = ("instance_type", "backend", "role", "image_uri", "dry_run")
+    names = ("instance_type", "backend", "role", "image_uri", "server", "dry_run")
     options = {name: getattr(args, name) for name in names if hasattr(args, name)}
     if not needs_instances and args.backend == "aws" and instance_types.is_local(args.instance_type):
         options["instance_type"] = None
@@ -42,6 +43,9 @@ def backend_options(args: argparse.Namespace, needs_instances: bool = True) -> d
 def add_container(parser) -> None:
     """Add the arguments of what serves: the number of instances and the environment of each."""
     parser.add_argument("--instance-count", type=at_least(1), default=1, help="(default: %(default)s)")
+    parser.add_argument(
+        "--server", choices=SERVERS, help="what serves the model (default: torchserve here; on AWS, what is patched)"
+    )
     parser.add_argument(
         "--env", type=name_and_value, action="append", default=[], metavar="NAME=VALUE", help="for the container"
     )

@@ -327,11 +327,9 @@ class Operations:
         return {**container, "DockerImage": self._checked_image(operation, container.get("Image"))}
 
     def _checked_image(self, operation: str, image: str | None) -> str | None:
-        """Return the image that has to run, None where processes do. Raises ClientError if Docker cannot run it."""
-        if not self.use_docker:
-            return None
-        validation.check_image(operation, image)
-        return image
+        """Return the image that has to run, None where processes do. Raises ClientError if it cannot run here."""
+        validation.check_image(operation, image, self.use_docker)
+        return image if self.use_docker else None
 
     def _create(self, operation: str, kind: str, store: Store, name: str, record: dict[str, Any]) -> None:
         try:

@@ -11,7 +11,7 @@ from fastmaker.jobs import instance_types, storage
 from fastmaker.jobs.runtime import mounts
 from fastmaker.local import docker, names
 from fastmaker.local.errors import invalid
-from fastmaker.local.serving import torchserve
+from fastmaker.local.serving import rayserve, torchserve
 from fastmaker.local.training.validation import entrypoint
 
 MAX_INSTANCES = 100  # of an endpoint
@@ -27,9 +27,9 @@ def check_gpu(operation: str, instance_type: str) -> None:
         raise invalid(operation, "the instance type is local_gpu, and this machine has no NVIDIA GPU; use local")
 
 
-def check_image(operation: str, image: str | None) -> None:
-    """Check that Docker can start containers of `image`. Raises ClientError."""
-    if reason := docker.missing(image or ""):
+def check_image(operation: str, image: str | None, use_docker: bool) -> None:
+    """Check that Docker can start containers of `image`, or that processes serve in its place. Raises ClientError."""
+    if reason := docker.missing(image or "") if use_docker else rayserve.missing(image):
         raise invalid(operation, reason)
 
 

@@ -5,6 +5,7 @@
     network.json only of a network that this package cannot rebuild: its calls, as data (`fastmaker.graph`)
     code/        entry_point.py and this package, so that an endpoint needs nothing else
     serving.json optional (fastmaker.serving.settings): how a machine serves it fastest
+    config.yaml  what Ray Serve runs of it (`fastmaker.serving.ray_serve`)
     model.onnx   optional (fastmaker.export.onnx_file): the same network, for onnxruntime and openvino
 
 Nothing in it is unpickled: model.pth is read with ``weights_only=True``. Only this module knows the file names.
@@ -44,6 +45,13 @@ GRAPH_FILE = "network.json"
 ONNX_FILE = "model.onnx"
 SERVING_FILE = "serving.json"
 CODE_DIR = "code"
+RAY_FILE = "config.yaml"  # where AWS's Ray image looks; its PYTHONPATH has CODE_DIR
+RAY_CONFIG = """\
+applications:
+  - name: fastmaker
+    route_prefix: /
+    import_path: fastmaker.serving.ray_serve:app
+"""
 FORMAT = 2  # the newest that is read
 PLAIN_FORMAT = 1  # of a pipeline without steps, which older versions of this package read, too
 ARCHITECTURES = dict.fromkeys(tasks.TASKS, networks.ARCHITECTURES) | {"segmentation": unet.ARCHITECTURES}  # by task
@@ -117,7 +125,7 @@ def save(model_dir: str | os.PathLike, network: nn.Module, info: ModelInfo) -> M
     with files.atomic(model_dir / STATE_FILE) as partial, open(partial, "wb") as file:
         torch.save(_state_dict(network), file)
     info = dataclasses.replace(info, network_sha256=_save_graph(network, model_dir / GRAPH_FILE))
-    save_code(model_dir / CODE_DIR)
+    save_application(model_dir)
     info = dataclasses.replace(
         info, versions=_versions() | info.versions, state_sha256=files.sha256(model_dir / STATE_FILE)
     )
@@ -175,6 +183,12 @@ def _build_graph(document: Any, tensors: dict[str, torch.Tensor], info: ModelInf
             f" {INFO_FILE} says"
         )
     return network
+
+
+def save_application(model_dir: Path) -> None:
+    """Write what serves a bundle into `model_dir`: its code, and the file by which Ray Serve finds that."""
+    save_code(model_dir / CODE_DIR)
+    files.write_text(model_dir / RAY_FILE, RAY_CONFIG)
 
 
 def save_code(code_dir: Path) -> None:

@@ -215,7 +215,14 @@ def test_a_graph_with_its_onnx_file_is_served_by_both_engines(graph_bundle, tmp_
     from fastmaker.jobs.packaging import onnx
 
     onnx.make_model_directory(graph_bundle, tmp_path / "both")
-    assert sorted(os.listdir(tmp_path / "both")) == ["code", "model.json", "model.onnx", "model.pth", "network.json"]
+    assert sorted(os.listdir(tmp_path / "both")) == [
+        "code",
+        "config.yaml",
+        "model.json",
+        "model.onnx",
+        "model.pth",
+        "network.json",
+    ]
     image = Image.new("RGB", (30, 20), "red")
     [one], [other] = (
         models.load(tmp_path / "both", engine=engine).predict([image]) for engine in ("torch", "onnxruntime")
@@ -345,7 +352,7 @@ def test_an_endpoint_of_a_bundle_with_onnx_answers_by_it(package, session, digit
     assert done.returncode == 0, done.stderr.decode()
     folder = tmp_path / "deep" / "digits"
     assert next_command(done)[:3] == ["deploy", "--model", "deep/digits"]
-    assert sorted(os.listdir(folder)) == ["code", "model.json", "model.onnx", "model.pth"]
+    assert sorted(os.listdir(folder)) == ["code", "config.yaml", "model.json", "model.onnx", "model.pth"]
     assert os.listdir(folder.parent) == ["digits"]
     (folder / "model.pth").write_bytes(b"")  # what torch would fail at
     pack(folder, tmp_path / "model.tar.gz")

@@ -5,8 +5,10 @@ import hashlib
 import io
 import json
 import os
+import re
 import shutil
 import zipfile
+from pathlib import Path
 
 import pytest
 import torch
@@ -96,12 +98,21 @@ def test_labels_are_readable_in_the_file(tmp_path):
 
 
 def test_a_bundle_holds_weights_facts_and_code_and_nothing_else(digits_bundle):
-    assert sorted(os.listdir(digits_bundle)) == ["code", "model.json", "model.pth"]
+    assert sorted(os.listdir(digits_bundle)) == ["code", "config.yaml", "model.json", "model.pth"]
     assert sorted(os.listdir(digits_bundle / "code")) == ["entry_point.py", "fastmaker"]
     package = digits_bundle / "code" / "fastmaker"
     files = {path.relative_to(package).as_posix() for path in package.rglob("*") if path.is_file()}
     assert {"bundle.py", "networks.py", "serving/models.py"} <= files
     assert all(name.endswith(".py") for name in files)
+
+
+def test_the_file_of_ray_serve_names_an_application_that_the_code_has(digits_bundle):
+    """AWS's Ray image has code/ on its path, and asks the application at /."""
+    text = (digits_bundle / "config.yaml").read_text("utf-8")
+    [(module, name)] = re.findall(r"^    import_path: ([\w.]+):(\w+)$", text, re.MULTILINE)
+    source = (digits_bundle / "code" / Path(*module.split("."))).with_suffix(".py").read_text("utf-8")
+    assert f"\ndef {name}(" in source
+    assert "    route_prefix: /\n" in text
 
 
 def test_the_weights_are_plain_tensors(digits_bundle):

@@ -89,7 +89,7 @@ def test_a_bundle_with_a_graph_gives_the_networks_own_bits(folder, count):
     with torch.no_grad():
         assert torch.equal(network(images), small_network()(images))
     assert (info.architecture, network.training) == ("graph", False)
-    assert sorted(os.listdir(folder)) == ["code", "model.json", "model.pth", "network.json"]
+    assert sorted(os.listdir(folder)) == ["code", "config.yaml", "model.json", "model.pth", "network.json"]
 
 
 def test_a_rebuilt_network_in_the_same_folder_leaves_no_graph_behind(folder):

@@ -14,7 +14,7 @@ from sagemaker.session import NOTEBOOK_METADATA_FILE
 from sagemaker.utils import resolve_value_from_config
 
 from fastmaker.jobs import storage
-from fastmaker.jobs.backends import asynchronous, pytorch, versions
+from fastmaker.jobs.backends import asynchronous, pytorch, servers, versions
 from fastmaker.jobs.backends.aws import checks, endpoints, inventory, session
 from fastmaker.jobs.backends.aws.folders import MARKER, Folders
 from fastmaker.jobs.backends.aws.request_recorder import RequestRecorder
@@ -40,8 +40,8 @@ class Aws:
     cli_flags = " --backend aws"
     serving_cli_flags = " --instance-type ml.c5.xlarge"
 
-    def __init__(self, instance_type: str | None = None, *, role=None, image_uri=None, dry_run=False):
-        self.instance_type, self._dry_run = instance_type, dry_run
+    def __init__(self, instance_type: str | None = None, *, role=None, image_uri=None, server=None, dry_run=False):
+        self.instance_type, self._given_server, self._dry_run = instance_type, server, dry_run
         self._given_role = role
         core = botocore.session.Session()
         attempts = core.get_config_variable("max_attempts") or MAX_ATTEMPTS
@@ -104,7 +104,8 @@ class Aws:
     def deploy(self, request: EndpointRequest) -> bool:
         with self._creations_listed_on_failure():
             model_data = self._folders.upload(request.model_data, "endpoint", request.name, "model")
-            model = pytorch.pytorch_model(model_data, env=request.env, backend=self)
+            image, by_ray = self._ray_image(request), self._by_ray(request)
+            model = pytorch.pytorch_model(model_data, env=request.env, backend=self, image=image)
             self._print_cost_notice("until it is deleted", f"--endpoint {request.name}")
             folder = partial(self._folders.folder, "endpoint", request.name)
             model.deploy(
@@ -114,6 +115,11 @@ class Aws:
                 wait=not self._dry_run,
                 tags=_tags(request.name),
                 **endpoints.configurations(request, self.session, folder),
+                **(
+                    {"inference_ami_version": versions.RAY_GPU_AMI}
+                    if by_ray and servers.is_gpu(self.instance_type)
+                    else {}
+                ),
             )
             if request.max_instances:
                 endpoints.scale(self._boto, request)
@@ -123,7 +129,8 @@ class Aws:
     def transform(self, request: TransformRequest) -> bool:
         upload = partial(self._folders.upload, kind="transform-job", name=request.name)
         with self._creations_listed_on_failure():
-            model = pytorch.pytorch_model(upload(request.model_data, part="model"), env=request.env, backend=self)
+            model_data, image = upload(request.model_data, part="model"), self._ray_image(request)
+            model = pytorch.pytorch_model(model_data, env=request.env, backend=self, image=image)
             source = upload(request.source, part="inputs")
             output = request.output or f"{self._folders.folder('transform-job', request.name)}/answers"
             self._print_cost_notice(WHILE_RUNNING, f"--only transform-job/{request.name} --yes")
@@ -189,7 +196,9 @@ class Aws:
         if known:
             yield [self.instance_type, known]
         yield ["role", checks.role(self._boto, self._role(kind))]
-        yield ["image", checks.image(self._boto, self._image_uri) if self._image_uri else self._managed_image(kind)]
+        yield ["image", checks.image(self._boto, self._image_uri) if self._image_uri else self._managed_image(request)]
+        if not (kind.endswith("training") or self._image_uri):
+            yield ["server", servers.summary(self._given_server, request, self.instance_type)]
         for uri in request.reads:
             if uri.startswith("s3://"):
                 yield ["data", checks.data(self._boto, uri)]
@@ -252,16 +261,34 @@ class Aws:
     def _training_version(self) -> dict:
         return versions.VOLTA_TRAINING if self.instance_type.startswith(versions.VOLTA) else versions.TRAINING
 
-    def _managed_image(self, kind: str) -> str:
-        """Return the name of AWS's own image for this kind of job. Raises ValueError if the SDK knows none."""
+    def _by_ray(self, request: EndpointRequest | TransformRequest) -> bool:
+        """Return whether AWS's Ray image serves; an image of one's own does what it does."""
+        chosen = servers.choose(self._given_server, request, self.instance_type)
+        return not self._image_uri and chosen == servers.RAY
+
+    def _ray_image(self, request: EndpointRequest | TransformRequest) -> str | None:
+        """Return the URI of AWS's Ray image, in the registry of its PyTorch images, or None if another serves."""
+        if not self._by_ray(request):
+            return None
+        return f"{self._pytorch_image(request.kind).rpartition('/')[0]}/{servers.ray_image(self.instance_type)}"
+
+    def _managed_image(self, request: Request) -> str:
+        """Return the name of AWS's own image for a job. Raises ValueError if the SDK knows none."""
+        if not request.kind.endswith("training") and (image := self._ray_image(request)):
+            servers.check(request.model_data)
+            return f"{image.rpartition('/')[2]} of AWS"
+        if request.kind in ("endpoint", "transform") and (self.instance_type or "").startswith(versions.BLACKWELL):
+            raise Failure(
+                f"AWS's newest PyTorch inference image, of PyTorch 2.6.0, has no code for {self.instance_type}: "
+                "give an --image-uri of your own, or for an endpoint --server ray"
+            )
+        return f"{self._pytorch_image(request.kind).rpartition('/')[2]} of AWS"
+
+    def _pytorch_image(self, kind: str) -> str:
+        """Return the URI of AWS's PyTorch image for a kind of job. Raises ValueError if the SDK knows none."""
         training = kind.endswith("training")
         version = self._training_version if training else versions.INFERENCE
-        if not training and (self.instance_type or "").startswith(versions.BLACKWELL):
-            raise Failure(
-                f"AWS's newest inference image, of PyTorch 2.6.0, has no code for {self.instance_type}: "
-                "give an --image-uri of your own"
-            )
-        uri = image_uris.retrieve(
+        return image_uris.retrieve(
             "pytorch",
             self.region,
             version=version["framework_version"],
@@ -269,7 +296,6 @@ class Aws:
             instance_type=self.instance_type or "ml.c5.xlarge",  # serverless endpoints run on processors
             image_scope="training" if training else "inference",
         )
-        return f"{uri.rpartition('/')[2]} of AWS"
 
 
 def _tags(name: str) -> list[dict]:

@@ -21,7 +21,7 @@ from fastmaker.jobs import instance_types
 from fastmaker.local import arguments, boto, constraints
 from fastmaker.local.client import Operations
 from fastmaker.local.errors import invalid
-from fastmaker.local.serving import asynchronous, endpoints
+from fastmaker.local.serving import asynchronous, endpoints, rayserve
 
 NOT_FINAL = ("InProgress", "Creating", "Updating", "Stopping", "Deleting")
 LOOK_SECONDS = 0.2  # between two looks at what a Describe waits for
@@ -132,9 +132,12 @@ def unknown_image(request: Mapping[str, Any]) -> str:
     """Return that nothing here stands in for an image that a request names, empty if something does."""
     containers = [request.get("PrimaryContainer", {}), *request.get("Containers", ())]
     images = [request.get("AlgorithmSpecification", {}).get("TrainingImage")]
-    for image in [*images, *(container.get("Image") for container in containers)]:
+    serving = [image for container in containers if not rayserve.serves(image := container.get("Image"))]
+    for image in [*images, *serving]:
         if image and not IMAGES.search(image):
-            expected = "the images of AWS that can be rehearsed are pytorch-training and pytorch-inference"
+            expected = (
+                "the images of AWS that can be rehearsed are pytorch-training, pytorch-inference and ray:serve-ml-*"
+            )
             return f"nothing on this machine stands in for the image {image}: {expected}"
     return ""
 

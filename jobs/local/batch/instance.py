@@ -18,7 +18,7 @@ from fastmaker.local.batch import records
 from fastmaker.local.batch.data_processing import ProcessingError
 from fastmaker.local.batch.validation import MAX_PAYLOAD_MB, RETRIES, TIMEOUT_SECONDS
 from fastmaker.local.containers import Container, ContainerError, free_ports
-from fastmaker.local.serving import connections, torchserve
+from fastmaker.local.serving import connections, servers, torchserve
 
 if TYPE_CHECKING:
     from fastmaker.local.batch.transform_jobs import Job
@@ -237,11 +237,11 @@ class Instance:
         while not self._is_ready():
             if self.job.halted.is_set():
                 raise Halted
-            ended = torchserve.clashed(container) or torchserve.was_killed(container)
+            ended = servers.clashed(container, model) or servers.was_killed(container, model)
             if ended and attempts < SERVER_STARTS:
                 attempts += 1
                 self._start_again(container, model)
-            elif reason := torchserve.why_not_starting(container):
+            elif reason := servers.why_not_starting(container, model):
                 raise JobFailure("\n".join([reason, container.log_tail(15)]))
             time.sleep(0.1)
         self._http = connections.pool_of(container, self.port, maxsize=self.concurrency, timeout=self.timeout)
@@ -257,16 +257,12 @@ class Instance:
     def _start_process(self, container: Container, model: dict[str, Any]) -> None:
         """Start the server of a container at a free port."""
         (self.port,) = free_ports(1)
-        torchserve.start(container, model, self.job.request["TransformResources"]["InstanceType"], self.port)
+        servers.start(container, model, self.job.request["TransformResources"]["InstanceType"], self.port)
 
     def _is_ready(self) -> bool:
         """Return whether the server has loaded its model, and it is this server that answers at its port."""
         container = self.container
-        return (
-            container is not None
-            and torchserve.all_workers_ready(container, self.port)
-            and container.accepts(self.port)
-        )
+        return container is not None and servers.is_ready(container, self.job.model, self.port)
 
     def _environment(self) -> dict[str, str]:
         """Return the container's variables: those that tell of the job, and the job's Environment.

@@ -13,7 +13,7 @@ from typing import Any
 
 from fastmaker.local import processes
 from fastmaker.local.containers import ContainerError
-from fastmaker.local.serving import capacities, instances, torchserve
+from fastmaker.local.serving import capacities, instances
 from fastmaker.local.serving.instances import Server, container_of
 from fastmaker.local.store import Store, now
 
@@ -57,7 +57,7 @@ def _check_new_servers(store: Store, name: str, record: Record) -> None:
             continue
         pending = True
         reason = instances.why_not_starting(container, server)
-        if reason and (torchserve.clashed(container) or server.get("starter")) and instances.may_restart(server):
+        if reason and (instances.clashed(container, server) or server.get("starter")) and instances.may_restart(server):
             _restart(store, name, server)
         elif reason:
             change(store, name, still, partial(give_up_starting, reason=reason))

@@ -1,4 +1,4 @@
-"""Instances of an endpoint: the servers that its record lists, each a container that runs TorchServe.
+"""Instances of an endpoint: the servers that its record lists, each a container that runs TorchServe or Ray Serve.
 
     {"folder": ..., "variant": ..., "weight": ..., "port": ..., "ready": ..., "model": ..., "instance_type": ...}
 
@@ -18,7 +18,7 @@ from typing import Any
 
 from fastmaker.local import processes
 from fastmaker.local.containers import Container, free_ports
-from fastmaker.local.serving import torchserve
+from fastmaker.local.serving import servers
 from fastmaker.local.store import DamagedRecord, Store
 
 Server = dict[str, Any]
@@ -69,12 +69,12 @@ def entry(servers: list[Server], server: Server) -> Server | None:
 def start(container: Container, server: Server) -> None:
     """Start a server at the port of its entry. Raises ContainerError."""
     (container.root / REQUESTS_FILE).touch()
-    torchserve.start(container, server["model"], server["instance_type"], server["port"])
+    servers.start(container, server["model"], server["instance_type"], server["port"])
 
 
 def is_ready(container: Container, server: Server) -> bool:
     """Return whether a server has loaded its model, and it is this server that answers at its port."""
-    return torchserve.all_workers_ready(container, server["port"]) and container.accepts(server["port"])
+    return servers.is_ready(container, server.get("model", {}), server["port"])
 
 
 def is_dead(container: Container, server: Server) -> bool:
@@ -88,7 +88,12 @@ def why_not_starting(container: Container, server: Server) -> str | None:
     """Return why a server that is not ready will not be, None if it may."""
     if server.get("starter"):
         return "the process that started the server has died" if is_dead(container, server) else None
-    return torchserve.why_not_starting(container)
+    return servers.why_not_starting(container, server.get("model", {}))
+
+
+def clashed(container: Container, server: Server) -> bool:
+    """Return whether a server ended because another program had one of its ports."""
+    return servers.clashed(container, server.get("model", {}))
 
 
 def may_restart(server: Server) -> bool:

@@ -145,19 +145,25 @@ def _setting(name: str, value: str | None, allowed: tuple[str, ...], default: st
     return value
 
 
-def threads_per_worker(workers: int | None = None, model_dir: str | os.PathLike | None = None) -> int:
+def threads_per_worker(count: int | None = None, model_dir: str | os.PathLike | None = None) -> int:
     """Return cores // workers, at least 1: if each worker uses all cores, throughput collapses under load.
 
-    TorchServe starts a worker for each core unless `workers` or one of the variables below says otherwise.
-    FASTMAKER_THREADS wins; the threads of serving.json in `model_dir` count where its workers do. Raises ValueError.
+    The number of workers is `count`, or what `workers` says. FASTMAKER_THREADS wins; the threads of serving.json in
+    `model_dir` count where its workers do. Raises ValueError.
     """
     if given := os.environ.get(settings.THREADS):
         if not given.isdigit() or not 1 <= int(given) <= settings.MOST:
             raise ValueError(f"{settings.THREADS} is {given!r}; expected a whole number, 1 to {settings.MOST}")
         return int(given)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    names = ("SAGEMAKER_TS_MAX_WORKERS", settings.WORKERS, "TS_DEFAULT_WORKERS_PER_MODEL")
-    told = (int(os.environ[name]) for name in names if os.environ.get(name, "").isdigit())
-    count = workers or max(1, next(told, cores))
+    count = count or workers(cores)
     own = settings.load(model_dir) if model_dir else None
     return own.threads if own and own.workers == count else max(1, cores // count)
+
+
+def workers(cores: int) -> int:
+    """Return how many workers serve a model: one for each core unless a variable of the container says otherwise."""
+    for name in ("SAGEMAKER_TS_MAX_WORKERS", settings.WORKERS, "TS_DEFAULT_WORKERS_PER_MODEL"):
+        if os.environ.get(name, "").isdigit():
+            return max(1, int(os.environ[name]))
+    return cores

@@ -168,7 +168,7 @@ def test_the_file_is_alone_and_says_what_goes_in_and_out(both):
     info, model = bundle.load_info(both), onnx.load(both / "model.onnx", load_external_data=False)
     onnx.checker.check_model(model, full_check=True)
     assert not [tensor for tensor in model.graph.initializer if tensor.external_data]
-    assert sorted(os.listdir(both)) == ["code", "model.json", "model.onnx", "model.pth"]
+    assert sorted(os.listdir(both)) == ["code", "config.yaml", "model.json", "model.onnx", "model.pth"]
     session = onnxruntime.InferenceSession(both / "model.onnx", providers=["CPUExecutionProvider"])
     described = {node.name: (node.type, node.shape) for node in (*session.get_inputs(), *session.get_outputs())}
     size, n = list(info.image_size), len(info.labels)

@@ -153,18 +153,28 @@ def test_two_spot_instances_with_v100s_train_on_the_image_that_has_code_for_them
 
 
 @pytest.mark.parametrize(
-    ("instance_type", "image"),
+    ("instance_type", "words", "image", "says"),
     [
-        ("ml.c5.large", "2.6.0-cpu"),
-        ("ml.g4dn.xlarge", "2.6.0-gpu"),
-        ("ml.p3.2xlarge", "2.6.0-gpu"),
+        ("ml.c5.large", "", "ray:serve-ml-sagemaker-cpu", "Ray Serve. AWS has not patched its PyTorch inference"),
+        ("ml.g4dn.xlarge", "", "ray:serve-ml-sagemaker-cuda", "since 2026-06-30; --server torchserve takes them"),
+        ("ml.p3.2xlarge", "", "pytorch-inference:2.6.0-gpu-py312", "has no code for ml.p3.2xlarge"),
+        (
+            "ml.c5.large",
+            "--server torchserve",
+            "pytorch-inference:2.6.0-cpu-py312",
+            "TorchServe. AWS has not patched its PyTorch inference images since 2026-06-30\n",
+        ),
     ],
+    ids=["CPU", "GPU", "a V100", "TorchServe on request"],
 )
-def test_a_model_is_deployed_to_instances_of_a_type_without_being_packed_again(aws, run, instance_type, image):
-    succeeded(run(f"{DEPLOY} --instance-type {instance_type} --env FASTMAKER_PRECISION=bf16"))
+def test_a_model_is_deployed_to_instances_of_a_type_without_being_packed_again(
+    aws, run, instance_type, words, image, says
+):
+    out = succeeded(run(f"{DEPLOY} --instance-type {instance_type} {words} --env FASTMAKER_PRECISION=bf16"))
+    assert says in out
     (model,) = aws.sent("CreateModel")
     container = model.get("PrimaryContainer") or model["Containers"][0]
-    assert container["Image"].endswith(f"/pytorch-inference:{image}-py312")
+    assert container["Image"] == f"763104351884.dkr.ecr.us-east-1.amazonaws.com/{image}"
     assert container["ModelDataUrl"] == f"s3://{OWN_BUCKET}/fastmaker/endpoint/e/model/bundle.tar.gz"
     assert (
         container["Environment"].items()
@@ -173,15 +183,28 @@ def test_a_model_is_deployed_to_instances_of_a_type_without_being_packed_again(a
     (config,) = aws.sent("CreateEndpointConfig")
     (variant,) = config["ProductionVariants"]
     assert (variant["InstanceType"], variant["InitialInstanceCount"]) == (instance_type, 1)
+    ami = "al2-ami-sagemaker-inference-gpu-3-1" if image.endswith("-cuda") else None  # has the driver for its CUDA
+    assert variant.get("InferenceAmiVersion") == ami
     (endpoint,) = aws.sent("CreateEndpoint")
     assert [tags(request)["fastmaker"] for request in (model, config, endpoint)] == ["e", "e", "e"]
 
 
-@pytest.mark.parametrize(("instance_type", "image"), [("ml.m7i.large", "2.6.0-cpu"), ("ml.g5.xlarge", "2.6.0-gpu")])
+@pytest.mark.parametrize(("instance_type", "image"), [("ml.m7i.large", "cpu"), ("ml.g7e.2xlarge", "cuda")])
 def test_a_model_can_be_deployed_to_types_that_are_newer_than_moto(aws, run, instance_type, image):
     out = succeeded(run(f"{DEPLOY} --instance-type {instance_type} --dry-run"))
     assert f'"InstanceType": "{instance_type}"' in out
-    assert f"/pytorch-inference:{image}-py312" in out
+    assert f"/ray:serve-ml-sagemaker-{image}" in out
+
+
+def test_a_bundle_of_an_earlier_version_is_not_sent_to_ray_serve(aws, run, digits_bundle, tmp_path):
+    folder = tmp_path / "earlier"
+    shutil.copytree(digits_bundle, folder)
+    (folder / "config.yaml").unlink()
+    command = f"deploy --model {folder} --endpoint-name e --instance-type ml.c5.large --dry-run"
+    status, _, error = run(command)
+    assert status == 2
+    assert "earlier has no config.yaml" in error
+    succeeded(run(f"{command} --server torchserve"))
 
 
 def test_what_is_for_aws_alone_is_said_and_left_out_on_this_machine(capsys):
@@ -514,7 +537,7 @@ NO_LIMIT = (
             {},
             "letters, digits and hyphens",
         ),
-        (f"{DEPLOY} --instance-type ml.g7e.2xlarge", {}, "has no code for ml.g7e.2xlarge"),
+        (f"{DEPLOY} --instance-type ml.g7e.2xlarge --server torchserve", {}, "has no code for ml.g7e.2xlarge"),
         (
             "deploy --model j --instance-type ml.c5.large",
             {"DescribeTrainingJob": THROTTLED},
