@@ -167,6 +167,7 @@ def s3(front, credentials, monkeypatch):
     """A client of that server's S3, which every other client of S3 uses as well while the test runs."""
     for name, value in {**credentials, "AWS_ENDPOINT_URL_S3": front["AWS_ENDPOINT_URL"]}.items():
         monkeypatch.setenv(name, value)
+    monkeypatch.setattr(boto3, "DEFAULT_SESSION", None)  # it keeps the key that it has found first
     return boto3.client("s3")
 
 

@@ -118,7 +118,7 @@ def test_what_a_script_leaves_of_them_beside_its_model_stays_behind(folder, tmp_
 
 @pytest.mark.parametrize("kind", SPECIAL)
 def test_one_in_place_of_a_failure_file_is_not_read(tmp_path, kind):
-    request = {"ResourceConfig": {"InstanceType": "local"}}
+    request = {"ResourceConfig": {"InstanceType": "local"}, "AlgorithmSpecification": {}}
     host = Host(tmp_path, 1, {"algo-1": "127.0.0.1"}, request)
     (host.container.root / "output").mkdir(parents=True)
     SPECIAL[kind](host.container.root / "output" / "failure")

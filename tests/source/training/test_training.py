@@ -180,7 +180,8 @@ def test_a_segmentation_run_shows_images_beside_their_masks(segmentation_run):
 def test_bad_masks_end_the_run_with_one_line_before_training(scenes, tmp_path):
     folder = shutil.copytree(scenes, tmp_path / "scenes")
     (folder / "labels" / "05_P.png").unlink()
-    process = entry_point("--task", "segmentation", "--train", folder, "--arch", "resnet18", cwd=tmp_path)
+    options = ["--task", "segmentation", "--arch", "resnet18", "--pretrained", "false"]
+    process = entry_point("--train", folder, *options, cwd=tmp_path)
     assert process.returncode == 2
     assert process.stdout == ""
     assert re.fullmatch(
