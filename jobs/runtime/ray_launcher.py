@@ -42,6 +42,7 @@ SETTINGS = {
     "RAY_DEDUP_LOGS": "0",
     "RAY_COLOR_PREFIX": "0",
     "RAY_SERVE_LOG_TO_STDERR": "1",
+    "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",  # s; a busy machine takes longer than the 5 s of Ray, thrice
 }
 
 
