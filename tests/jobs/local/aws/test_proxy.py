@@ -96,7 +96,7 @@ def test_the_bucket_of_a_host_comes_first_in_the_path(host, path):
     ("given", "kept"),
     [
         ("", []),
-        ("pypi.org,.example.com 10.0.0.0/8", ["pypi.org", ".example.com", "10.0.0.0/8"]),
+        ("example.org,.example.com 10.0.0.0/8", ["example.org", ".example.com", "10.0.0.0/8"]),
         (".amazonaws.com,*.AmazonAWS.com,sts.amazonaws.com,s3.us-west-2.amazonaws.com:443,api.aws,com,*,cn", []),
         ("amazon.com, myamazonaws.com", ["amazon.com", "myamazonaws.com"]),
     ],
@@ -319,7 +319,7 @@ def test_the_authority_can_sign_for_awss_names_alone(tmp_path):
         "x" * 60 + ".s3.us-west-2.api.aws",
     ):
         assert handshake(made.context(host), host, tmp_path / "own.pem")["subjectAltName"] == (("DNS", host),)
-    for host in ("example.com", "evilamazonaws.com", "pypi.org"):
+    for host in ("example.com", "evilamazonaws.com", "example.org"):
         with pytest.raises(ssl.SSLCertVerificationError, match="permitted subtree violation"):
             handshake(made.context(host), host, tmp_path / "own.pem")
     assert [file.name for file in tmp_path.iterdir()] == ["own.pem"]  # no key of it
@@ -337,13 +337,13 @@ def test_the_bundle_is_for_this_user_alone_holds_no_key_and_what_clients_trust_w
 
 def test_the_variables_lead_to_the_proxy_and_not_past_it(front_home, proxied, monkeypatch):
     assert proxied["HTTPS_PROXY"] == proxied["https_proxy"]
-    monkeypatch.setenv("NO_PROXY", ".amazonaws.com,pypi.org")
+    monkeypatch.setenv("NO_PROXY", ".amazonaws.com,example.org")
     monkeypatch.setenv("no_proxy", "sts.amazonaws.com")
     found = aws.environment(front_home, proxy=True)
-    assert (found["NO_PROXY"], found["no_proxy"]) == ("pypi.org,127.0.0.1,localhost", "127.0.0.1,localhost")
+    assert (found["NO_PROXY"], found["no_proxy"]) == ("example.org,127.0.0.1,localhost", "127.0.0.1,localhost")
     found = aws.environment(front_home)
     assert (found["NO_PROXY"], found["no_proxy"]) == (
-        ".amazonaws.com,pypi.org,127.0.0.1",
+        ".amazonaws.com,example.org,127.0.0.1",
         "sts.amazonaws.com,127.0.0.1",
     )
     assert not {"HTTPS_PROXY", "AWS_CA_BUNDLE"} & found.keys()
