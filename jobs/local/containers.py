@@ -39,8 +39,6 @@ PORTS = range(20000, 32000)
 PREFIX = "fastmaker-"  # of the names of temporary folders
 TOKEN_FILE = ".fastmaker-container"  # in the container's root and in its temporary folder, with the same content
 LOG_TAIL = 16 * 2**20  # bytes of a log that are read for its last lines: a script may print without end
-# Popen objects of containers that outlive their Container, kept so that they are reaped.
-_started: list[subprocess.Popen[bytes]] = []
 
 
 class ContainerError(Exception):
@@ -129,20 +127,7 @@ class Container:
 
     def start(self, command: list[str], env: dict[str, str]) -> subprocess.Popen[bytes]:
         """Start `command` in a process session of its own, its output going to the log."""
-        token = self._started.begin()
-        with open(self.log, "ab") as log:
-            process = subprocess.Popen(
-                command,
-                cwd=self.root,
-                env=env | token,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
-        _started.append(process)
-        self._started.record(process.pid)
-        return process
+        return self._started.run(command, self.root, env, self.log)
 
     def processes(self) -> list[psutil.Process]:
         """Return the container's processes that are alive, the one that `start` started first."""
@@ -235,8 +220,7 @@ def end_below(directory: Path, depth: int = 1) -> None:
 def stop_processes(find: Callable[[], list[psutil.Process]], grace_seconds: float) -> None:
     """End the processes that `find` returns until it returns none: by SIGTERM, after `grace_seconds` by SIGKILL."""
     processes.stop(find, grace_seconds)
-    for started in _started:
-        started.poll()
+    processes.reap()
 
 
 def unpack(archive: Path, folder: Path) -> None:

@@ -6,12 +6,14 @@ started is found though its starter was killed before it could write which proce
 """
 
 import contextlib
+import fcntl
 import json
 import os
 import secrets
 import signal
+import subprocess
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ TREE_VARIABLE = "FASTMAKER_CONTAINER"  # holds the directory of a container
 PROCESS_FILE = "process.json"
 MAX_FILE = 2**16  # bytes
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+_children: list[subprocess.Popen[bytes]] = []  # kept, as they outlive what started them
 OLD_TOLERANCE_SECONDS = 1  # between two readings of a start time that was kept as one of the day
 
 
@@ -53,6 +56,20 @@ def find(known: Any) -> psutil.Process | None:
     return None
 
 
+@contextlib.contextmanager
+def alone(file: Path) -> Iterator[int | None]:
+    """Lock a file, which is made, while the context lasts; yield its descriptor, None if another process has it."""
+    lock = os.open(file, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        yield None
+    else:
+        yield lock
+    finally:
+        os.close(lock)
+
+
 def label() -> str:
     """Return the identity of this process as a part of a file's name."""
     return "-".join(str(value) for value in identity().values())
@@ -63,6 +80,12 @@ def labelled_lives(text: str) -> bool:
     pid, _, rest = text.partition("-")
     started, _, of_boot = rest.partition("-")
     return pid.isdecimal() and lives({"pid": int(pid), "started": started, "boot": of_boot})
+
+
+def reap() -> None:
+    """Have the system forget the processes that `Started.run` has started here and that have ended."""
+    for child in _children:
+        child.poll()
 
 
 class Started:
@@ -81,6 +104,28 @@ class Started:
         """Write which process it is."""
         known = {key: value for key, value in self._read().items() if key in ("token", "starter")}
         files.write_text(self.file, json.dumps(known | identity(pid)))
+
+    def run(self, command: list[str], cwd: str | Path, env: dict[str, str], log: Path) -> subprocess.Popen[bytes]:
+        """Start `command` in a session of its own, its output going to `log`, and write which process it is."""
+        token = self.begin()
+        try:
+            with open(log, "ab") as output:
+                process = subprocess.Popen(
+                    command,
+                    cwd=cwd,
+                    env=env | token,
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=output,
+                    start_new_session=True,
+                )
+        except BaseException:  # nothing was started, and nothing is to be waited for
+            self.file.unlink(missing_ok=True)
+            raise
+        reap()
+        _children.append(process)
+        self.record(process.pid)
+        return process
 
     def is_this(self) -> bool:
         """Return whether this process is the one that was started, and not one for an earlier directory of the name."""

@@ -26,7 +26,6 @@ DIED = "InternalServerError: the process that ran the job has died"
 SETTLE = "--settle"
 # Waits for a line; without one, whoever was to send it has died.
 GUARD = 'read -r line || exec "$@"'
-_started: list[subprocess.Popen[bytes]] = []  # kept, so that they are reaped
 
 
 class Job(Protocol):
@@ -62,20 +61,8 @@ def start(
     try:
         store.reserve(name)
         prepare(directory)
-        started = processes.Started(directory)
-        token = started.begin()
-        with open(directory / "supervisor.log", "ab") as log:
-            process = subprocess.Popen(
-                [sys.executable, "-m", module, str(directory)],
-                cwd="/",
-                env=env | token,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
-        _started.append(process)
-        started.record(process.pid)
+        command = [sys.executable, "-m", module, str(directory)]
+        processes.Started(directory).run(command, "/", env, directory / "supervisor.log")
     except BaseException:
         with contextlib.suppress(KeyError):
             store.delete(name)

@@ -1,5 +1,6 @@
 """AWS on this machine as tests reach it: by boto3, and by requests that are signed and sent as they are."""
 
+import contextlib
 import json
 from urllib.parse import quote, urlsplit
 
@@ -25,10 +26,19 @@ def client_of(environment, service, **options):
     return checked(session.client(service, endpoint_url=environment["AWS_ENDPOINT_URL"], **options))
 
 
+def servers():
+    """The servers that this process has started, the last one last."""
+    found = []
+    for child in psutil.Process().children():
+        with contextlib.suppress(psutil.ZombieProcess):  # of another test: one that has ended, which nobody waits for
+            if SERVER in child.cmdline():
+                found.append(child)
+    return sorted(found, key=lambda child: child.create_time())
+
+
 def kill_server():
     """Kill the server that this process has started last."""
-    servers = [child for child in psutil.Process().children() if SERVER in child.cmdline()]
-    max(servers, key=lambda child: child.create_time()).kill()
+    servers()[-1].kill()
 
 
 def signed(environment, service, method, path, body=b"", headers=None, secret=None):

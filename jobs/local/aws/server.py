@@ -5,30 +5,26 @@ its log.
 """
 
 import contextlib
-import fcntl
 import http.client
-import json
 import logging
 import os
 import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from fastmaker import files
-from fastmaker.local import names
+from fastmaker.local import names, processes
 from fastmaker.local.aws.settings import (
     BUNDLE,
     LOG,
     READY,
     RUNNING,
-    SETTINGS,
     credentials,
     folder_below,
     keep_proxy_port,
+    read,
     region,
     settings,
     url_of,
@@ -40,18 +36,6 @@ LOCK = "lock"
 PROXY = "--proxy"
 START_SECONDS = 60.0
 LOOK_SECONDS = 0.1
-
-
-@contextlib.contextmanager
-def _alone(folder: Path) -> Iterator[bool]:
-    """Yield whether no other process serves this folder, as none does while the context lasts."""
-    with open(os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)) as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-        else:
-            yield True
 
 
 def _bound(port: int) -> socket.socket:
@@ -112,8 +96,7 @@ def _wait_for_answer(folder: Path) -> None:
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline:
         with contextlib.suppress(OSError, http.client.HTTPException):
-            kept = json.loads(files.read_regular(folder / SETTINGS, 2**16))
-            connection = http.client.HTTPConnection("127.0.0.1", kept["port"], timeout=START_SECONDS)
+            connection = http.client.HTTPConnection("127.0.0.1", read(folder)["port"], timeout=START_SECONDS)
             with contextlib.closing(connection):
                 connection.request("GET", "/")
                 connection.getresponse()
@@ -125,8 +108,8 @@ def main(port: int, hold: float, with_proxy: bool) -> int:
     """Serve until standard input ends; return at once where another process serves this home."""
     folder = folder_below(default_home())
     logging.basicConfig(filename=folder / LOG, level=logging.WARNING, format="%(asctime)s %(name)s: %(message)s")
-    with _alone(folder) as alone:
-        if not alone:
+    with processes.alone(folder / LOCK) as lock:
+        if lock is None:
             _wait_for_answer(folder)
             print(RUNNING, flush=True)
             return 0

@@ -31,7 +31,7 @@ def settings(folder: Path, port: int) -> dict[str, Any]:
     """Return the server's key and port, which stay from one start to the next; a `port` that is given is kept."""
     file = folder / SETTINGS
     with contextlib.suppress(FileNotFoundError):
-        kept: dict[str, Any] = json.loads(files.read_regular(file, 2**16))
+        kept = read(folder)
         if port in (0, kept["port"]):
             return kept
         return _keep(file, {**kept, "port": port})
@@ -40,11 +40,15 @@ def settings(folder: Path, port: int) -> dict[str, Any]:
     return _keep(file, {"port": port or free_ports(1)[0], "access": access, "secret": secrets.token_urlsafe(30)})
 
 
+def read(folder: Path) -> dict[str, Any]:
+    """Return what is kept. Raises OSError and ValueError."""
+    kept: dict[str, Any] = json.loads(files.read_regular(folder / SETTINGS, 2**16))
+    return kept
+
+
 def keep_proxy_port(folder: Path, port: int) -> None:
     """Keep the port of the proxy, which the next start takes if it can be had."""
-    file = folder / SETTINGS
-    kept: dict[str, Any] = json.loads(files.read_regular(file, 2**16))
-    _keep(file, {**kept, "proxy": port})
+    _keep(folder / SETTINGS, {**read(folder), "proxy": port})
 
 
 def _keep(file: Path, values: dict[str, Any]) -> dict[str, Any]:

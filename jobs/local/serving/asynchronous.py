@@ -5,7 +5,6 @@ The process is `async_worker`. It is started by whoever finds requests and no su
 
 import contextlib
 import logging
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -24,7 +23,6 @@ LOG = "async.log"
 # What S3 answers of credentials that may be renewed; the answer waits for the next process.
 RENEWABLE = ("AccessDenied", "403", "ExpiredToken", "InvalidAccessKeyId", "SignatureDoesNotMatch")
 log = logging.getLogger(__name__)
-_started: list[subprocess.Popen[bytes]] = []  # kept, so that they are reaped
 
 
 class Later(Exception):
@@ -39,27 +37,12 @@ def ensure(store: Store, name: str, environment: Callable[[], dict[str, str]]) -
     folder = store.directory(name) / queues.FOLDER
     if not queues.waiting(folder) or queues.is_held(folder):
         return
+    directory = store.directory(name)
     with contextlib.suppress(KeyError, DamagedRecord), store.changing(name) as record:  # one starts it
-        started = processes.Started(store.directory(name))
+        started = processes.Started(directory)
         if record.get("deleting") or started.alive():
             return
-        token = started.begin()
-        try:
-            with open(store.directory(name) / LOG, "ab") as output:
-                process = subprocess.Popen(
-                    [sys.executable, "-m", MODULE, str(store.directory(name))],
-                    cwd="/",
-                    env=environment() | token,
-                    stdin=subprocess.DEVNULL,
-                    stdout=output,
-                    stderr=output,
-                    start_new_session=True,
-                )
-        except BaseException:
-            started.file.unlink(missing_ok=True)
-            raise
-        _started.append(process)
-        started.record(process.pid)
+        started.run([sys.executable, "-m", MODULE, str(directory)], "/", environment(), directory / LOG)
 
 
 def resume(store: Store, environment: Callable[[], dict[str, str]]) -> None:

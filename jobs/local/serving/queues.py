@@ -14,7 +14,6 @@ import json
 import os
 import time
 import uuid
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from urllib.parse import quote
 
 from fastmaker import files
 from fastmaker.jobs import storage
+from fastmaker.local import processes
 from fastmaker.local.store import Store
 
 FOLDER, LOCK = "async", ".lock"  # below an endpoint's directory; the lock is held by the process that works
@@ -160,18 +160,9 @@ def _names(folder: Path) -> list[str]:
     return []
 
 
-@contextlib.contextmanager
-def held(folder: Path) -> Iterator[int | None]:
+def held(folder: Path) -> contextlib.AbstractContextManager[int | None]:
     """Hold a queue while the context lasts, as one process does at a time; yield its lock, None if another has it."""
-    lock = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        yield None
-    else:
-        yield lock
-    finally:
-        os.close(lock)
+    return processes.alone(folder / LOCK)
 
 
 def is_held(folder: Path) -> bool:

@@ -7,13 +7,12 @@ import subprocess
 import sys
 
 import boto3
-import psutil
 import pytest
 import urllib3
-from helpers.front import JSON, POOL, signed
+from helpers.front import JSON, POOL, servers, signed
 
 from fastmaker.local import boto
-from fastmaker.local.aws import SERVER, settings
+from fastmaker.local.aws import settings
 
 pytestmark = pytest.mark.server
 # Services of which each operation is asked; of the others, some.
@@ -120,7 +119,7 @@ print(json.dumps([opened, statuses]))
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can be another user")
 def test_another_user_reads_neither_key_nor_certificates_nor_memory_and_is_not_answered(front_home, front, proxied):
-    (server,) = [child for child in psutil.Process().children() if SERVER in child.cmdline()]
+    (server,) = servers()
     folder = front_home / settings.FOLDER
     files = [str(file) for file in folder.rglob("*")]
     assert {str(folder / name) for name in (settings.SETTINGS, settings.BUNDLE)} <= set(files)
