@@ -18,7 +18,7 @@ from pathlib import Path
 from fastmaker.jobs import backends
 from fastmaker.jobs.benchmarks import tuning
 from fastmaker.jobs.cli import errors, tables
-from fastmaker.jobs.cli.arguments import at_least
+from fastmaker.jobs.cli.arguments import at_least, positive
 from fastmaker.jobs.clients import images
 from fastmaker.jobs.packaging import models
 
@@ -34,7 +34,7 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument("images", nargs="+", metavar="IMAGES", help="image files, or folders of them")
     parser.add_argument("--output", type=Path, metavar="FOLDER", help="the new bundle (default: MODEL-tuned)")
     parser.add_argument(
-        "--tolerance", type=_tolerance, default=1e-4, help="largest difference of a number (default: %(default)s)"
+        "--tolerance", type=positive, default=1e-4, help="largest difference of a number (default: %(default)s)"
     )
     parser.add_argument("--clients", type=at_least(1), default=8, help="requests at once (default: %(default)s)")
     parser.add_argument("--seconds", type=float, default=5, help="length of each measurement (default: %(default)s)")
@@ -88,8 +88,7 @@ def _copy(model_dir: Path, copy: Path) -> Path:
     from fastmaker.export import onnx_file
 
     bundle.load(model_dir)  # fails for a bundle that cannot be served
-    bundle.save_code(copy / bundle.CODE_DIR)
-    models.copy_without_code(model_dir, copy)
+    models.copy_with_this_code(model_dir, copy)
     (copy / bundle.SERVING_FILE).unlink(missing_ok=True)
     if not (copy / bundle.ONNX_FILE).is_file():
         try:
@@ -141,12 +140,6 @@ def _draw(found: list[tuning.Candidate], best: tuning.Candidate | None, args) ->
     figure.legend(loc="outside right upper", fontsize=8)
     args.picture.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(args.picture, dpi=120)
-
-
-def _tolerance(text: str) -> float:
-    if not (value := float(text)) > 0:
-        raise argparse.ArgumentTypeError(f"{text}: expected more than 0")
-    return value
 
 
 def _sizes(text: str) -> tuple[int, ...]:

@@ -28,6 +28,7 @@ from PIL import Image
 
 from fastmaker.jobs import backends
 from fastmaker.jobs.cli import errors, pictures, tables
+from fastmaker.jobs.cli.arguments import positive
 from fastmaker.jobs.clients import images
 from fastmaker.jobs.packaging import exported, models
 from fastmaker.jobs.verification import comparison, routes
@@ -48,10 +49,10 @@ def get_parser() -> argparse.ArgumentParser:
         "--paths", type=_paths, default=routes.NAMES, help=f"some of {','.join(routes.NAMES)} (default: all)"
     )
     parser.add_argument(
-        "--tolerance", type=_tolerance, default=1e-4, help="largest difference of a number (default: %(default)s)"
+        "--tolerance", type=positive, default=1e-4, help="largest difference of a number (default: %(default)s)"
     )
-    parser.add_argument("--bf16", type=_tolerance, metavar="TOLERANCE", help="also compare bfloat16")
-    parser.add_argument("--int8", type=_tolerance, metavar="TOLERANCE", help="also compare the quantised ONNX file")
+    parser.add_argument("--bf16", type=positive, metavar="TOLERANCE", help="also compare bfloat16")
+    parser.add_argument("--int8", type=positive, metavar="TOLERANCE", help="also compare the quantised ONNX file")
     parser.add_argument("--triton", metavar="URL", help="grpc://HOST:PORT or http://HOST:PORT of a Triton server")
     parser.add_argument("--triton-model", metavar="NAME", help="(default: the only one that is ready there)")
     parser.add_argument("--learner", type=Path, metavar="FILE", help="a file of learn.export(), as fastai's side")
@@ -141,12 +142,6 @@ def _paths(text: str) -> list[str]:
     if unknown := [name for name in chosen if name not in routes.NAMES]:
         raise argparse.ArgumentTypeError(f"{unknown[0]!r}: expected some of {','.join(routes.NAMES)}")
     return [name for name in routes.NAMES if name in chosen]
-
-
-def _tolerance(text: str) -> float:
-    if not (value := float(text)) > 0:
-        raise argparse.ArgumentTypeError(f"{text}: expected more than 0")
-    return value
 
 
 if __name__ == "__main__":

@@ -1,7 +1,6 @@
 """Every engine and precision of this machine side by side: one image alone, and endpoints under load."""
 
 import contextlib
-import os
 import statistics
 import tempfile
 import time
@@ -9,7 +8,7 @@ from pathlib import Path
 
 from fastmaker.jobs.benchmarks import common, tuning
 from fastmaker.local.containers import pack
-from fastmaker.serving.settings import Settings
+from fastmaker.serving.settings import Settings, cores
 
 CLIENTS, IMAGES, ROUNDS = 8, 30, 5
 HEADER = ["engine", "precision", "one image, ms", "faster", "images/s", "p99, ms", "more", "same", "difference"]
@@ -23,7 +22,7 @@ def measure(*, model_dir: Path | None, task: str, arch: str, images: str | None,
     """
     from fastmaker import bundle
     from fastmaker.export import onnx_file
-    from fastmaker.jobs.packaging.models import copy_without_code
+    from fastmaker.jobs.packaging.models import copy_with_this_code
 
     photos = common.load_photos(images)
     with tempfile.TemporaryDirectory() as scratch, contextlib.ExitStack() as stack:
@@ -32,15 +31,13 @@ def measure(*, model_dir: Path | None, task: str, arch: str, images: str | None,
             untrained = common.untrained_unet if task == "segmentation" else common.untrained_classifier
             untrained(arch, folder)
         else:
-            bundle.save_code(folder / bundle.CODE_DIR)
-            copy_without_code(model_dir, folder)
+            copy_with_this_code(model_dir, folder)
             (folder / bundle.SERVING_FILE).unlink(missing_ok=True)
         onnx_file.to_onnx(folder, folder / bundle.ONNX_FILE)
         computations = [it for it in tuning.compared(folder, photos, print, most=len(photos)) if not it.failure]
         latencies = _latencies(folder, computations, photos)
         pack(folder, archive := Path(scratch, "model.tar.gz"))
-        cores = len(os.sched_getaffinity(0))
-        candidates = [tuning.Candidate(it, Settings(it.engine, it.precision, cores)) for it in computations]
+        candidates = [tuning.Candidate(it, Settings(it.engine, it.precision, cores())) for it in computations]
         running = tuning.started(candidates, archive, photos, stack)
         for _ in range(ROUNDS):
             tuning.measure(candidates, running, photos=photos, clients=CLIENTS, seconds=seconds)

@@ -62,6 +62,13 @@ def at_least(least: int):
     return integer
 
 
+def positive(text: str) -> float:
+    """An argument's type: return a number above 0."""
+    if not (value := float(text)) > 0:
+        raise argparse.ArgumentTypeError(f"{text}: expected more than 0")
+    return value
+
+
 def name_and_value(text: str) -> tuple[str, str]:
     """An argument's type: return the two parts of NAME=VALUE."""
     name, sign, value = text.partition("=")

@@ -74,6 +74,14 @@ def model_directory(model: str, sagemaker_session: Callable) -> Iterator[Path]:
         yield Path(scratch, "model")
 
 
+def copy_with_this_code(model_dir: Path, folder: Path) -> None:
+    """Copy a bundle into the new folder `folder`, with this version's code: the bundle's own may be older."""
+    from fastmaker import bundle
+
+    bundle.save_application(folder)
+    copy_without_code(model_dir, folder)
+
+
 def copy_without_code(model_dir: Path, folder: Path) -> None:
     """Copy the files of a bundle into `folder`, but not its code."""
     from fastmaker import bundle

@@ -45,8 +45,7 @@ def make_model_directory(model_dir: Path, target: Path, *, calibration_folder: P
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f"{target.name}.") as scratch:
         copy = Path(scratch, "bundle")
-        bundle.save_application(copy)  # the bundle's own code may be older than the ONNX engine
-        models.copy_without_code(model_dir, copy)
+        models.copy_with_this_code(model_dir, copy)
         make_file(model_dir, copy / bundle.ONNX_FILE, calibration_folder=calibration_folder)
         copy.rename(target)
 

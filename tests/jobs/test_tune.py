@@ -3,12 +3,14 @@
 import functools
 import json
 import runpy
+import shutil
 import statistics
 import zipfile
 
 import pytest
 from helpers import REPOSITORY, task_bundles
 
+from fastmaker import bundle
 from fastmaker.jobs import tune
 from fastmaker.jobs.benchmarks import tuning
 from fastmaker.jobs.packaging import models, torchserve
@@ -63,6 +65,16 @@ def test_endpoints_of_the_most_promising_settings_and_of_each_computation_are_me
 def test_what_gives_another_label_or_is_further_off_does_not_agree(changes, tolerance, agrees):
     it = tuning.Computation(**{"engine": "torch", "precision": "bf16", "same": 9, "total": 9, **changes})
     assert it.agrees(tolerance) is agrees
+
+
+def test_a_copy_has_the_code_of_this_version_and_what_each_server_looks_for(tuned, tmp_path):
+    (old := shutil.copytree(tuned, tmp_path / "old")).joinpath(bundle.RAY_FILE).unlink()  # as earlier versions wrote it
+    (old / "code" / "entry_point.py").write_text("of an earlier version")
+    models.copy_with_this_code(old, copy := tmp_path / "copy")
+    names = {str(path.relative_to(tuned)) for path in tuned.rglob("*")}
+    assert {str(path.relative_to(copy)) for path in copy.rglob("*")} == names
+    for name in (bundle.RAY_FILE, "code/entry_point.py", bundle.STATE_FILE):
+        assert (copy / name).read_bytes() == (tuned / name).read_bytes()
 
 
 @pytest.mark.parametrize("packed", [False, True])
