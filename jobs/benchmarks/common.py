@@ -23,21 +23,30 @@ def alternate(first: Callable[[], float], second: Callable[[], float], rounds: i
     return statistics.median(p[0] for p in pairs), statistics.median(p[1] for p in pairs)
 
 
-def requests_per_second(clients: Sequence[Callable], photos: list[bytes], seconds: float) -> float:
+def requests_per_second(clients: Sequence[Callable], photos: Sequence[bytes], seconds: float) -> float:
     """Let each client, in a thread of its own, send one photo after another; return the answers a second of all."""
+    times, elapsed = times_of_requests(clients, photos, seconds)
+    return len(times) / elapsed
+
+
+def times_of_requests(
+    clients: Sequence[Callable], photos: Sequence[bytes], seconds: float
+) -> tuple[list[float], float]:
+    """Do that, and return the seconds of each request, and those until the last client was done."""
     deadline = time.perf_counter() + seconds
 
-    def run(number: int) -> int:
-        count = 0
+    def run(number: int) -> list[float]:
+        times: list[float] = []
         while time.perf_counter() < deadline:
-            clients[number](photos[(number + count) % len(photos)])
-            count += 1
-        return count
+            started = time.perf_counter()
+            clients[number](photos[(number + len(times)) % len(photos)])
+            times.append(time.perf_counter() - started)
+        return times
 
     started = time.perf_counter()
     with concurrent.futures.ThreadPoolExecutor(len(clients)) as pool:
-        count = sum(pool.map(run, range(len(clients))))
-    return count / (time.perf_counter() - started)
+        times = [one for of_client in pool.map(run, range(len(clients))) for one in of_client]
+    return times, time.perf_counter() - started
 
 
 def median_latency(client: Callable, inputs: Sequence, seconds: float) -> float:

@@ -5,13 +5,11 @@ image. By these times the settings are put in an order; endpoints of the most pr
 computation, are measured, then the fastest that agree once more, side by side.
 """
 
-import concurrent.futures
 import contextlib
 import dataclasses
 import functools
 import importlib.util
 import itertools
-import os
 import platform
 import statistics
 import tempfile
@@ -22,10 +20,11 @@ from pathlib import Path
 
 import numpy as np
 
+from fastmaker.jobs.benchmarks import common
 from fastmaker.jobs.packaging import endpoint
 from fastmaker.jobs.verification.comparison import answer
 from fastmaker.local.containers import pack
-from fastmaker.serving.settings import BATCH_SIZE, THREADS, WORKERS, Settings
+from fastmaker.serving.settings import BATCH_SIZE, THREADS, WORKERS, Settings, cores
 
 HEADER = ("engine", "precision", "workers", "threads", "batch", "images/s", "p99, ms", "same", "difference", "result")
 COMPARED = 64  # images, at most, that a computation is compared on
@@ -79,11 +78,6 @@ class Candidate:
         speed = [f"{self.rate:.1f}", f"{1000 * statistics.median(self.tails):.0f}"] if self.rates else ["-", "-"]
         result = self.failure or ("chosen" if chosen else "" if it.agrees(tolerance) else "outside the tolerance")
         return [*cells, *speed, f"{it.same} of {it.total}" if it.total else "-", f"{it.difference:.1e}", result]
-
-
-def cores() -> int:
-    """Return how many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def search(
@@ -299,20 +293,8 @@ def throughput(
     ask: Callable[[bytes], object], photos: Sequence[bytes], clients: int, seconds: float
 ) -> tuple[float, float]:
     """Let so many clients send one photo after another; return the images a second of all and the p99 in seconds."""
-    deadline = time.perf_counter() + seconds
-
-    def run(number: int) -> list[float]:
-        times: list[float] = []
-        while time.perf_counter() < deadline:
-            started = time.perf_counter()
-            ask(photos[(number + len(times)) % len(photos)])
-            times.append(time.perf_counter() - started)
-        return times
-
-    started = time.perf_counter()
-    with concurrent.futures.ThreadPoolExecutor(clients) as pool:
-        times = [one for of_client in pool.map(run, range(clients)) for one in of_client]
-    return len(times) / (time.perf_counter() - started), float(np.quantile(times, 0.99))
+    times, elapsed = common.times_of_requests([ask] * clients, photos, seconds)
+    return len(times) / elapsed, float(np.quantile(times, 0.99))
 
 
 def measured(best: Candidate, clients: int) -> dict[str, object]:

@@ -104,8 +104,10 @@ class Aws:
     def deploy(self, request: EndpointRequest) -> bool:
         with self._creations_listed_on_failure():
             model_data = self._folders.upload(request.model_data, "endpoint", request.name, "model")
-            image, by_ray = self._ray_image(request), self._by_ray(request)
+            image = self._ray_image(request)
             model = pytorch.pytorch_model(model_data, env=request.env, backend=self, image=image)
+            gpu_by_ray = image and servers.is_gpu(self.instance_type)
+            ami = {"inference_ami_version": versions.RAY_GPU_AMI} if gpu_by_ray else {}
             self._print_cost_notice("until it is deleted", f"--endpoint {request.name}")
             folder = partial(self._folders.folder, "endpoint", request.name)
             model.deploy(
@@ -115,11 +117,7 @@ class Aws:
                 wait=not self._dry_run,
                 tags=_tags(request.name),
                 **endpoints.configurations(request, self.session, folder),
-                **(
-                    {"inference_ami_version": versions.RAY_GPU_AMI}
-                    if by_ray and servers.is_gpu(self.instance_type)
-                    else {}
-                ),
+                **ami,
             )
             if request.max_instances:
                 endpoints.scale(self._boto, request)
@@ -261,14 +259,9 @@ class Aws:
     def _training_version(self) -> dict:
         return versions.VOLTA_TRAINING if self.instance_type.startswith(versions.VOLTA) else versions.TRAINING
 
-    def _by_ray(self, request: EndpointRequest | TransformRequest) -> bool:
-        """Return whether AWS's Ray image serves; an image of one's own does what it does."""
-        chosen = servers.choose(self._given_server, request, self.instance_type)
-        return not self._image_uri and chosen == servers.RAY
-
     def _ray_image(self, request: EndpointRequest | TransformRequest) -> str | None:
         """Return the URI of AWS's Ray image, in the registry of its PyTorch images, or None if another serves."""
-        if not self._by_ray(request):
+        if self._image_uri or servers.choose(self._given_server, request, self.instance_type) != servers.RAY:
             return None
         return f"{self._pytorch_image(request.kind).rpartition('/')[0]}/{servers.ray_image(self.instance_type)}"
 

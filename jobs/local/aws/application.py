@@ -128,8 +128,9 @@ class Application:
         if target.startswith(LOGS):
             return self._answer_logs(target.removeprefix(LOGS), body)
         if service == "iam" and environ.get("CONTENT_TYPE", "").startswith(FORM):
-            roles.ensure(body)
-            return _simulated_policy(body)
+            form = parse_qs(body.decode("utf-8", "replace"))
+            roles.ensure(form)
+            return _simulated_policy(form)
         return None
 
     def _answer_logs(self, operation: str, body: bytes) -> Answer | None:
@@ -205,9 +206,8 @@ def refusal(environ: dict[str, Any], refused: Refused) -> Answer:
     return refused.status, {"Content-Type": "application/xml"}, error.encode()
 
 
-def _simulated_policy(body: bytes) -> Answer | None:
+def _simulated_policy(form: dict[str, list[str]]) -> Answer | None:
     """Return that every action is allowed, of iam:SimulatePrincipalPolicy, which moto lacks; else None."""
-    form = parse_qs(body.decode("utf-8", "replace"))
     if form.get("Action") != ["SimulatePrincipalPolicy"]:
         return None
     actions = [values[0] for name, values in form.items() if name.startswith("ActionNames.member.")]

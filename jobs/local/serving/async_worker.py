@@ -158,10 +158,9 @@ class Worker:
 
     def _fail(self, request: Request, message: str) -> None:
         settle_failure(request, message)
-        if request.read()["failure"] is None:
-            line = (
-                f"asynchronous request {request.read()['members']['InferenceId']} failed: {' '.join(message.split())}"
-            )
+        asked = request.read()
+        if asked["failure"] is None:
+            line = f"asynchronous request {asked['members']['InferenceId']} failed: {' '.join(message.split())}"
             self._note(line)
             log.error("%s", line)
 

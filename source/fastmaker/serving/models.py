@@ -155,7 +155,7 @@ def threads_per_worker(count: int | None = None, model_dir: str | os.PathLike | 
         if not given.isdigit() or not 1 <= int(given) <= settings.MOST:
             raise ValueError(f"{settings.THREADS} is {given!r}; expected a whole number, 1 to {settings.MOST}")
         return int(given)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = settings.cores()
     count = count or workers(cores)
     own = settings.load(model_dir) if model_dir else None
     return own.threads if own and own.workers == count else max(1, cores // count)

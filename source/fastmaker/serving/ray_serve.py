@@ -18,8 +18,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from fastmaker.serving import batches, errors, models, wire
+from fastmaker.serving.settings import BATCH_SIZE
 
-BATCH_SIZE, BATCH_DELAY = "SAGEMAKER_TS_BATCH_SIZE", "SAGEMAKER_TS_MAX_BATCH_DELAY"  # the latter in ms
+BATCH_DELAY = "SAGEMAKER_TS_MAX_BATCH_DELAY"  # in ms
 # Requests that a replica may have at once: while one is computed, the bytes of others arrive.
 ONGOING = 5
 Sent = tuple[bytes, str | None, str | None, str | None]  # a body, its Content-Type, Accept and custom attributes

@@ -33,6 +33,11 @@ class Settings:
     measured: dict[str, Any] = field(default_factory=dict)  # by what they were chosen; for people alone
 
 
+def cores() -> int:
+    """Return how many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def load(model_dir: str | os.PathLike) -> Settings | None:
     """Return the settings of the bundle in `model_dir`, None if it has none. Raises BundleError."""
     path = Path(model_dir) / bundle.SERVING_FILE

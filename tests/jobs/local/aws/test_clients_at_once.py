@@ -1,11 +1,9 @@
 """Clients of several kinds at once, while the server is killed and another takes its place: nothing is lost."""
 
-import io
 import json
 import os
 import subprocess
 import sys
-import tarfile
 import threading
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -14,14 +12,13 @@ from functools import partial
 import pytest
 from botocore.config import Config
 from helpers.front import client_of, kill_server
+from helpers.front_jobs import HERE, IMAGE, ROLE, SERVE, SERVING_IMAGE, packed
 from helpers.waiting import nothing_runs_below, wait_until
 
 from fastmaker.local import aws
 
 pytestmark = pytest.mark.server
 BUCKET = "at-once"
-ROLE = "arn:aws:iam::000000000000:role/r"
-IMAGE = "763104351884.dkr.ecr.us-west-2.amazonaws.com/pytorch-training:2.6.0-cpu-py312"
 RETRIES = {"mode": "standard", "max_attempts": 15}  # on a busy machine a server takes long to start
 LINES = 40
 TRAIN = f"""
@@ -30,12 +27,6 @@ for number in range({LINES}):
     print("line", number, flush=True)
     time.sleep(0.5)
 open(os.environ["SM_MODEL_DIR"] + "/weights.txt", "w").write("weights")
-"""
-SERVE = """
-def model_fn(model_dir): return open(model_dir + "/weights.txt").read()
-def input_fn(body, content_type): return bytes(body)
-def predict_fn(body, model): return (model + ":").encode() + body
-def output_fn(answer, accept): return answer, accept
 """
 SDK_FIT = f"""
 import sagemaker
@@ -64,17 +55,6 @@ class Rounds:
         before = dict(self.counts)
         raised = lambda: [future.result() for future in futures if future.done()]  # noqa: E731
         wait_until(lambda: raised() or all(self.counts[name] >= before[name] + count for name in before))
-
-
-def packed(**files):
-    """The bytes of an archive of texts, by names in which a dot is written __."""
-    stream = io.BytesIO()
-    with tarfile.open(fileobj=stream, mode="w:gz") as tar:
-        for name, text in files.items():
-            member = tarfile.TarInfo(name.replace("__", "."))
-            member.size = len(text)
-            tar.addfile(member, io.BytesIO(text.encode()))
-    return stream.getvalue()
 
 
 def puts(client, more, prefix):
@@ -151,11 +131,11 @@ def ended(client, operation, name):
 
 
 def prepare(client):
-    client("s3").create_bucket(Bucket=BUCKET, CreateBucketConfiguration={"LocationConstraint": "us-west-2"})
+    client("s3").create_bucket(Bucket=BUCKET, CreateBucketConfiguration=HERE)
     archive = packed(weights__txt="weights", inference__py=SERVE)
     client("s3").put_object(Bucket=BUCKET, Key="model.tar.gz", Body=archive)
     container = {
-        "Image": IMAGE.replace("training", "inference"),
+        "Image": SERVING_IMAGE,
         "ModelDataUrl": f"s3://{BUCKET}/model.tar.gz",
         "Environment": {
             "SAGEMAKER_PROGRAM": "inference.py",
