@@ -46,6 +46,11 @@ class Samples:
             return sorted({label for labels in self.labels for label in labels})
         return sorted(set(map(str, self.labels))) if self.task in tasks.LABELLED else []
 
+    @property
+    def names_of_numbers(self) -> tuple[str, ...]:
+        """The names of the numbers of each image, if each has a column of its own."""
+        return self.names if self.task == "regression" and len(self.names) == len(self.labels[0]) else ()
+
     def block(self) -> "TransformBlock":
         """Return fastai's TransformBlock for the labels."""
         from fastmaker.training import task_parts

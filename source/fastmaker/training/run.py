@@ -201,7 +201,8 @@ def _new_learner(
     learn = learner.create(dls, samples, args, bool(args.pretrained and not resumed), loss)
     learn.wd = args.weight_decay
     if args.resume_from and not resumed:
-        earlier.load(learn, Path(args.resume_from), args.task, samples.classes, args.image_mode)
+        labels = samples.classes or list(samples.names_of_numbers)
+        earlier.load(learn, Path(args.resume_from), args.task, labels, args.image_mode)
     return learn
 
 
@@ -232,7 +233,7 @@ def _write(
     findings = report.measure(learn, samples.names)
     metrics |= findings.metrics
     if not diverged:
-        from_learner.save_bundle(learn, args.model_dir, metrics, args.mask_size)
+        from_learner.save_bundle(learn, args.model_dir, metrics, args.mask_size, names=samples.names_of_numbers)
     kept = learn.kept["best"]["epoch"] if args.keep_best else None
     about = report.Run(vars(args), samples.summary(), time.monotonic() - started, samples.names, kept)
     report.write(learn, args.output_data_dir, metrics, findings, about)
