@@ -137,7 +137,7 @@ def _doubts(labels: Sequence[Any], task: str, label_delimiter: str | None) -> li
     """Return lines about labels that may not be meant. Raises DataError for those that cannot be."""
     if task == "classification":
         layouts.labels.check_classes(labels, label_delimiter)
-        return layouts.labels.doubts(labels)
+        return [*layouts.labels.doubts(labels), *layouts.labels.numbers_as_classes(labels)]
     return layouts.labels.doubts({name for label in labels for name in label}) if task == "multilabel" else []
 
 

@@ -140,6 +140,12 @@ TABLES = [
         notes=("are the same number are two each: '1' and '1.0'",),
     ),
     table(
+        "measured numbers as classes",
+        rows("image,size", ("1.5",), ("1.5",), ("2",), ("2",)),
+        dict(zip(FILES, ("1.5", "1.5", "2", "2"), strict=True)),
+        notes=("--task regression learns them as numbers",),
+    ),
+    table(
         "labels that may be none",
         rows("image,label", ("nan",), ("NA",), ("nan",), ("NA",)),
         dict(zip(FILES, ("nan", "NA", "nan", "NA"), strict=True)),

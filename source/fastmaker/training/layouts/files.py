@@ -69,7 +69,7 @@ def _walk(folder: str, above: set[str]) -> Iterator[str]:
         for entry in entries:
             if is_hidden(entry.name):
                 continue
-            if entry.is_file():
+            if entry.is_file() or (entry.is_symlink() and not entry.is_dir()):  # a broken link counts as unreadable
                 yield entry.path
             elif entry.is_dir():
                 if not entry.is_symlink():

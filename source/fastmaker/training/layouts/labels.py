@@ -147,6 +147,13 @@ def _look(name: str) -> str:
     return " ".join("".join(seen).split())
 
 
+def numbers_as_classes(names: Iterable[str]) -> list[str]:
+    """Return a line if the classes are measured numbers, such as 1.5."""
+    values = [_value(name) for name in names]
+    measured = all(isinstance(value, float) for value in values) and any(value % 1 for value in values)  # type: ignore
+    return ["the labels are numbers, learnt as classes; --task regression learns them as numbers"] if measured else []
+
+
 def _alike(names: Iterable[str], key: Callable[[str], Hashable]) -> list[tuple[str, str]]:
     """Return each name that has the key of an earlier one, with that one."""
     first: dict[Hashable, str] = {}
