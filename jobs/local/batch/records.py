@@ -1,4 +1,4 @@
-"""Objects into records, and records into the payloads of requests: SplitType and BatchStrategy.
+"""Objects into records, records into the payloads of requests (SplitType and BatchStrategy), and where answers go.
 
 https://docs.aws.amazon.com/sagemaker/latest/APIReference/API_TransformInput.html
 """
@@ -10,6 +10,8 @@ import zlib
 from collections.abc import Callable, Iterator, Sized
 from typing import BinaryIO, TypeVar
 
+from fastmaker.jobs import storage
+
 MB = 2**20
 UNPACKED = 1024 * MB  # of gzip, where MaxPayloadInMB is 0: a few kilobytes can hold any number of zeros
 _Sized = TypeVar("_Sized", bound=Sized)
@@ -17,7 +19,14 @@ RECORD_IO_MAGIC = 0xCED7230A  # https://mxnet.apache.org/versions/1.9.1/api/faq/
 
 
 class RecordError(Exception):
-    """An object that cannot be split as the job says."""
+    """An object that cannot be split as the job says, or has no place for its answer."""
+
+
+def output_uri(output_path: str, name: str) -> str:
+    """Return where the answer of the object `name` goes. Raises RecordError for a name that leads elsewhere."""
+    if ".." in name.split("/"):
+        raise RecordError("its name leads out of the output location")
+    return storage.join(output_path, name + ".out")
 
 
 def payloads(stream: BinaryIO, split_type: str, strategy: str, max_payload_mb: int, gzipped: bool) -> Iterator[bytes]:
