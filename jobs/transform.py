@@ -115,7 +115,7 @@ def _run(args, backend: backends.Backend, data_type: str, source: str, inputs: I
     request = dataclasses.replace(request, model_data=models.model_archive(model))
     if inputs.hidden:
         print(f"left out {inputs.hidden} hidden objects of {source}, which a job on AWS sends to the model as well")
-    print(f"transforming {inputs.count} objects of {source} on {args.instance_count} x {args.instance_type}")
+    print(f"transforming {inputs.count} objects of {source} on {args.instance_count} x {backend.instance_type}")
     with _reported(args, backend, request.name, inputs, inputs.count):
         backend.transform(request)
 

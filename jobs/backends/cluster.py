@@ -41,7 +41,7 @@ class Cluster:
     """A `Backend` for transform jobs alone."""
 
     region = None
-    instance_type = instance_types.LOCAL
+    instance_type = "Ray cluster"
     serving_cli_flags = ""
 
     def __init__(self, address: str = driver.LOCAL, *, dry_run: bool = False):
@@ -117,9 +117,8 @@ class Cluster:
         with listed(source["S3DataType"], source["S3Uri"]) as inputs, driver.connected(self._address, env):
             import ray
 
-            settings = worker_settings(description, inputs.prefix)
             planned = driver.plan(model, env)
-            settings = driver.settings_for(settings, planned, env)
+            settings = worker_settings(description, inputs.prefix, planned)
             reference = ray.put(model)
             names = [name for name, _ in inputs]
             with _token(output) as token:
@@ -131,10 +130,8 @@ class Cluster:
                 record["description"] |= {"TransformStartTime": now(), "AnsweredBefore": len(names) - len(left)}
             if len(left) < len(names):
                 print(f"resuming {job}: {len(names) - len(left)} of {len(names)} objects have answers")
-            print(
-                f"{planned.workers} workers with {planned.threads} threads, batches of {settings.batch_size}",
-                flush=True,
-            )
+            threads = f"{planned.threads} thread{'s' * (planned.threads > 1)}"
+            print(f"workers: {planned.workers} of {threads}, batches of {planned.batch_size}", flush=True)
             if left:
                 driver.run(settings, reference, planned, left, Results(job, inputs.prefix, len(left)).report)
 
@@ -205,8 +202,8 @@ def describe(request: TransformRequest) -> dict[str, Any]:
     }
 
 
-def worker_settings(description: dict[str, Any], prefix: str) -> worker.Settings:
-    """Return what a description asks of each worker, but for what depends on the cluster."""
+def worker_settings(description: dict[str, Any], prefix: str, planned: driver.Plan) -> worker.Settings:
+    """Return what a description asks of each worker; `prefix` + name is an object's URI."""
     source, output = description["TransformInput"], description["TransformOutput"]
     processing = validation.data_processing(description)
     return worker.Settings(
@@ -224,8 +221,8 @@ def worker_settings(description: dict[str, Any], prefix: str) -> worker.Settings
         processing=None if processing.changes_nothing else processing,
         retries=description["ModelClientConfig"].get("InvocationsMaxRetries", validation.RETRIES),
         ahead=description["MaxConcurrentTransforms"],
-        batch_size=1,
-        threads=1,
+        batch_size=planned.batch_size,
+        threads=planned.threads,
     )
 
 

@@ -15,7 +15,9 @@ class Backend(Protocol):
     """
 
     session: object  # the SageMaker SDK's session
-    instance_type: str | None  # None where the place itself does not matter, as for a serverless endpoint
+    instance_type: (
+        str | None
+    )  # what the jobs run on; None where the place itself does not matter, as for a serverless endpoint
     region: str | None  # of AWS
     cli_flags: str  # with which another command finds what is made here, such as " --backend aws"
     serving_cli_flags: str  # with which fastmaker deploy serves here what was trained here

@@ -13,13 +13,11 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import fastmaker.jobs
-import fastmaker.local
 from fastmaker import bundle
 from fastmaker.jobs.cli.errors import Failure
 from fastmaker.jobs.cluster import worker
@@ -32,10 +30,11 @@ CHUNK = 32  # objects that a worker is given at once, at most
 RETRIES = 3  # of a chunk whose worker or node was lost
 GPU_BATCH = 16  # requests that go through the network together on GPUs
 LOST = "the worker that computed it died each time"
-# What runs on the workers, of the rooms beside source/.
+JOBS, ENGINE = Path(__file__).parents[1], Path(archives.__file__).parent
+# What runs on the workers, beside source/: where it is, and what of it goes there.
 SENT = {
-    fastmaker.jobs: ("__init__.py", "cluster", "storage"),
-    fastmaker.local: ("__init__.py", "batch/__init__.py", "batch/records.py", "batch/data_processing.py"),
+    "fastmaker/jobs": (JOBS, ("__init__.py", "cluster", "storage")),
+    "fastmaker/local": (ENGINE, ("__init__.py", "batch/__init__.py", "batch/records.py", "batch/data_processing.py")),
 }
 PASSED = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_REGION", "AWS_DEFAULT_REGION")  # to the workers; no keys
 Report = Callable[[str, str, int], None]  # name, error ("" for none), status
@@ -43,11 +42,12 @@ Report = Callable[[str, str, int], None]  # name, error ("" for none), status
 
 @dataclass(frozen=True)
 class Plan:
-    """How many workers there are, and what each of them takes of its node."""
+    """How many workers there are, what each of them takes of its node, and how many requests it computes together."""
 
     workers: int
     threads: int
     gpus: int = 0  # 0 or 1
+    batch_size: int = 1
 
 
 def check_installed() -> None:
@@ -103,32 +103,25 @@ def connected(address: str, env: dict[str, str]) -> Iterator[None]:
 def plan(model: dict[str, bytes], env: dict[str, str]) -> Plan:
     """Return the workers of the cluster: one for each GPU, else for as many cores of a node as the bundle is tuned to.
 
-    SAGEMAKER_MODEL_SERVER_WORKERS is a number of each node, as it is of each instance. Raises Failure.
+    SAGEMAKER_MODEL_SERVER_WORKERS is a number of each node, as it is of each instance. On CPUs each request goes
+    through the network alone unless a variable or serving.json says otherwise: so the answers are those of an endpoint
+    to the last bit. Raises Failure.
     """
     import ray
 
+    file = model.get(bundle.SERVING_FILE)
+    own = serving.parse(file, bundle.SERVING_FILE) if file else None
+    batch_size = int(env.get(serving.BATCH_SIZE) or (own.batch_size if own else 0))
     resources = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     if gpus := sum(int(of_node.get("GPU", 0)) for of_node in resources):
-        return Plan(gpus, 1, 1)
+        return Plan(gpus, 1, 1, batch_size or GPU_BATCH)
     cores = [int(of_node["CPU"]) for of_node in resources if of_node.get("CPU", 0) >= 1]
     if not cores:
         raise Failure("no node of the cluster has a core or a GPU to give")
-    file = model.get(bundle.SERVING_FILE)
-    own = serving.parse(file, bundle.SERVING_FILE) if file else None
     copies = int(env.get(serving.WORKERS) or min(cores))
     threads = int(env.get(serving.THREADS) or (own.threads if own else max(1, min(cores) // copies)))
     threads = min(threads, max(cores))
-    return Plan(sum(of_node // threads for of_node in cores), threads)
-
-
-def settings_for(settings: worker.Settings, planned: Plan, env: dict[str, str]) -> worker.Settings:
-    """Return the settings with what depends on the cluster.
-
-    On CPUs each request goes through the network alone unless a variable or serving.json says otherwise: so the answers
-    are those of an endpoint to the last bit.
-    """
-    size = int(env.get(serving.BATCH_SIZE) or (GPU_BATCH if planned.gpus else 1))
-    return replace(settings, batch_size=size, threads=planned.threads)
+    return Plan(sum(of_node // threads for of_node in cores), threads, batch_size=batch_size or 1)
 
 
 def check_nodes(settings: worker.Settings, model: Any, token: str, source: str) -> None:
@@ -195,15 +188,14 @@ def _run_chunks(
 def _copy_code(folder: Path) -> None:
     """Copy into `folder` what the workers import of this package."""
     bundle.save_code(folder)
-    for package, names in SENT.items():
-        source = Path(str(package.__file__)).parent
-        target = folder.joinpath(*package.__name__.split("."))
+    for package, (source, names) in SENT.items():
         for name in names:
-            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            target = folder / package / name
+            target.parent.mkdir(parents=True, exist_ok=True)
             if (source / name).is_dir():
-                shutil.copytree(source / name, target / name, ignore=shutil.ignore_patterns("__pycache__"))
+                shutil.copytree(source / name, target, ignore=shutil.ignore_patterns("__pycache__"))
             else:
-                shutil.copy2(source / name, target / name)
+                shutil.copy2(source / name, target)
 
 
 @contextlib.contextmanager

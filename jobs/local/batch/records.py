@@ -33,22 +33,21 @@ def payloads(stream: BinaryIO, split_type: str, strategy: str, max_payload_mb: i
     """Yield the bodies of the requests for one object, each of up to `max_payload_mb` MB (0: of any size that is sent).
 
     `split_type` None gives the object as it is; Line and RecordIO give single records where `strategy` is SingleRecord,
-    else as many as fit. Raises RecordError.
+    else as many as fit. The stream is closed at the end. Raises RecordError.
     """
     limit = max_payload_mb * MB or (UNPACKED if gzipped else None)
-    source: io.BufferedIOBase = io.BufferedReader(stream)  # type: ignore[type-var]
-    if gzipped:
-        source = gzip.GzipFile(fileobj=source)
-    try:
-        if split_type == "None":
-            yield _check_size(source.read(limit + 1 if limit else -1), limit, "the object")
-        elif strategy == "SingleRecord":
-            yield from _RECORDS[split_type](source, limit, False)
-        else:
-            join = b"".join if split_type == "RecordIO" else b"\n".join
-            yield from _pack(_RECORDS[split_type](source, limit, True), limit, join)
-    except (gzip.BadGzipFile, zlib.error, EOFError) as error:
-        raise RecordError(f"it is no whole gzip file: {error}") from None
+    with io.BufferedReader(stream) as buffered:  # type: ignore[type-var]
+        source: io.BufferedIOBase = gzip.GzipFile(fileobj=buffered) if gzipped else buffered
+        try:
+            if split_type == "None":
+                yield _check_size(source.read(limit + 1 if limit else -1), limit, "the object")
+            elif strategy == "SingleRecord":
+                yield from _RECORDS[split_type](source, limit, False)
+            else:
+                join = b"".join if split_type == "RecordIO" else b"\n".join
+                yield from _pack(_RECORDS[split_type](source, limit, True), limit, join)
+        except (gzip.BadGzipFile, zlib.error, EOFError) as error:
+            raise RecordError(f"it is no whole gzip file: {error}") from None
 
 
 def _pack(records: Iterator[bytes], limit: int | None, join: Callable[[list[bytes]], bytes]) -> Iterator[bytes]:

@@ -8,12 +8,15 @@ from pathlib import Path
 
 import jsonschema
 import pytest
+import urllib3
 import yaml
+from helpers.local_mode import wait_until
 from helpers.task_bundles import save
 
 from fastmaker.jobs import package
 from fastmaker.jobs.packaging import kuberay
-from fastmaker.local.containers import pack
+from fastmaker.jobs.runtime.ray_launcher import SETTINGS
+from fastmaker.local.containers import free_ports, pack
 from fastmaker.serving import settings
 
 S3 = "s3://amzn-s3-demo-bucket/model.tar.gz"
@@ -123,6 +126,31 @@ def test_what_a_pod_runs_to_fetch_the_model_does(bundle, s3, bucket, tmp_path):
 def test_what_no_cluster_could_serve_is_refused(bundle, words, says):
     with pytest.raises(ValueError, match=says):
         made(bundle, *words)
+
+
+@pytest.mark.ray
+def test_the_application_of_a_manifest_answers_as_the_entry_point(digits_bundle, pngs, by_the_entry_point, tmp_path):
+    """As the head of a cluster gets it, with the variables of its pods; only /opt/ml/model lies elsewhere."""
+    manifest = made(digits_bundle, "--claim", "models", "--pods", "1")
+    (port,) = free_ports(1)
+    configured = yaml.safe_load(manifest["spec"]["serveConfigV2"])
+    (tmp_path / "serve.yaml").write_text(yaml.safe_dump({**configured, "http_options": {"port": port}}))
+    variables = {item["name"]: item["value"] for item in pods(manifest)[1]["containers"][0]["env"]}
+    variables["PYTHONPATH"] = variables["PYTHONPATH"].replace(kuberay.MODEL_DIR, str(digits_bundle))
+    command = [sys.executable, "-m", "ray.serve.scripts", "run", "serve.yaml"]
+    with open(tmp_path / "log", "w") as log:
+        env = {**os.environ, **SETTINGS, **variables}
+        server = subprocess.Popen(command, cwd=tmp_path, env=env, stdout=log, stderr=log)
+    try:
+        wait_until(lambda: "Deployed app" in (tmp_path / "log").read_text() or server.poll() is not None)
+        assert server.poll() is None, (tmp_path / "log").read_text()
+        for body in (*pngs[:5], b"damaged"):
+            answer = urllib3.request("POST", f"http://127.0.0.1:{port}/", body=body, retries=False)
+            expected = by_the_entry_point(digits_bundle, body, None, None) if body != b"damaged" else (None,)
+            assert (answer.data == expected[0]) == (answer.status == 200) == (body != b"damaged")
+    finally:
+        server.terminate()
+        server.wait(60)
 
 
 @pytest.mark.slow
