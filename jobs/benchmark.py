@@ -65,7 +65,7 @@ def _add_transform(parser) -> None:
     parser.add_argument("--backend", choices=("process", "ray"), default="process", help=DEFAULT)
     parser.add_argument("--arch", default="resnet18", help=f"network {DEFAULT}")
     parser.add_argument("--image-size", type=int, default=224, help=f"of --backend ray {DEFAULT}")
-    parser.add_argument("--batch-size", type=int, default=1, help=f"of --backend ray {DEFAULT}")
+    parser.add_argument("--batch-size", type=int, default=16, help=f"of --backend ray {DEFAULT}")
     parser.add_argument("--images", help="a folder of photos (default: generated JPEGs of 500x375)")
     parser.add_argument("--photos", type=int, default=600, help=f"objects of a job {DEFAULT}")
     parser.add_argument("--digits", type=int, default=20000, help=f"objects of the large job {DEFAULT}")

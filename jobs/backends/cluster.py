@@ -122,8 +122,7 @@ class Cluster:
             reference = ray.put(model)
             names = [name for name, _ in inputs]
             with _token(output) as token:
-                first = (inputs.prefix + names[0]).removeprefix("file://")
-                driver.check_nodes(settings, reference, token, "" if first.startswith("s3://") else first)
+                driver.check_nodes(settings, reference, names[0], token)
             _clear(job, output, names)
             left = list(inputs.unanswered(output))
             with _jobs().changing(job) as record:
@@ -277,14 +276,14 @@ def _finishing(job: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _token(output: str) -> Iterator[str]:
-    """Make a file in an output folder, by which a node shows that it sees the folder; yield its path, empty in S3."""
+    """Make a file in an output folder, by which a node shows that it sees the folder; yield its name, empty in S3."""
     if output.startswith("s3://"):
         yield ""
         return
     folder = storage.local_path(output)
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile(prefix=".", dir=folder) as file:
-        yield file.name
+        yield Path(file.name).name
 
 
 def _clear(job: str, output: str, names: list[str]) -> None:

@@ -128,9 +128,10 @@ def answering_seconds(out: Path) -> float:
 
 def _peak_memory(client, name: str) -> float:
     """Wait for a transform job to end; return the largest resident MB of its process."""
-    process, peak = psutil.Process(client.transform_jobs.read(name)["supervisor"]["pid"]), 0
+    peak = 0
     while client.describe_transform_job(TransformJobName=name)["TransformJobStatus"] == "InProgress":
-        with contextlib.suppress(psutil.Error):
+        with contextlib.suppress(psutil.Error, KeyError):  # it enters itself into the record once it runs
+            process = psutil.Process(client.transform_jobs.read(name)["supervisor"]["pid"])
             peak = max(peak, process.memory_info().rss)
         time.sleep(0.5)
     return peak / 2**20

@@ -24,11 +24,11 @@ from fastmaker.jobs.cluster import worker
 from fastmaker.jobs.runtime.ray_launcher import SETTINGS
 from fastmaker.local import archives
 from fastmaker.serving import settings as serving
+from fastmaker.serving.models import MAX_BATCH
 
 LOCAL = "local"  # the address of a cluster that is started for the job
 CHUNK = 32  # objects that a worker is given at once, at most
 RETRIES = 3  # of a chunk whose worker or node was lost
-GPU_BATCH = 16  # requests that go through the network together on GPUs
 LOST = "the worker that computed it died each time"
 JOBS, ENGINE = Path(__file__).parents[1], Path(archives.__file__).parent
 # What runs on the workers, beside source/: where it is, and what of it goes there.
@@ -103,29 +103,31 @@ def connected(address: str, env: dict[str, str]) -> Iterator[None]:
 def plan(model: dict[str, bytes], env: dict[str, str]) -> Plan:
     """Return the workers of the cluster: one for each GPU, else for as many cores of a node as the bundle is tuned to.
 
-    SAGEMAKER_MODEL_SERVER_WORKERS is a number of each node, as it is of each instance. On CPUs each request goes
-    through the network alone unless a variable or serving.json says otherwise: so the answers are those of an endpoint
-    to the last bit. Raises Failure.
+    SAGEMAKER_MODEL_SERVER_WORKERS is a number of each node, as it is of each instance. MAX_BATCH requests go through
+    the network together unless a variable or serving.json says otherwise. Raises Failure.
     """
     import ray
 
     file = model.get(bundle.SERVING_FILE)
     own = serving.parse(file, bundle.SERVING_FILE) if file else None
-    batch_size = int(env.get(serving.BATCH_SIZE) or (own.batch_size if own else 0))
+    batch_size = int(env.get(serving.BATCH_SIZE) or (own.batch_size if own else MAX_BATCH))
     resources = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     if gpus := sum(int(of_node.get("GPU", 0)) for of_node in resources):
-        return Plan(gpus, 1, 1, batch_size or GPU_BATCH)
+        return Plan(gpus, 1, 1, batch_size)
     cores = [int(of_node["CPU"]) for of_node in resources if of_node.get("CPU", 0) >= 1]
     if not cores:
         raise Failure("no node of the cluster has a core or a GPU to give")
     copies = int(env.get(serving.WORKERS) or min(cores))
     threads = int(env.get(serving.THREADS) or (own.threads if own else max(1, min(cores) // copies)))
     threads = min(threads, max(cores))
-    return Plan(sum(of_node // threads for of_node in cores), threads, batch_size=batch_size or 1)
+    return Plan(sum(of_node // threads for of_node in cores), threads, batch_size=batch_size)
 
 
-def check_nodes(settings: worker.Settings, model: Any, token: str, source: str) -> None:
-    """Have each node that workers may run on load the model and look at the places. Raises Failure, which names one."""
+def check_nodes(settings: worker.Settings, model: Any, name: str, token: str) -> None:
+    """Have each node that workers may run on load the model and look at the places. Raises Failure, which names one.
+
+    `name` is an object of the job, and `token` a file of the output folder, empty in S3.
+    """
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -134,16 +136,16 @@ def check_nodes(settings: worker.Settings, model: Any, token: str, source: str) 
     found = {
         node["NodeManagerAddress"]: check.options(
             scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-        ).remote(settings, model, token, source)
+        ).remote(settings, model, name, token)
         for node in nodes
     }
-    for name, reference in found.items():
+    for address, reference in found.items():
         try:
             reason = ray.get(reference)
         except ray.exceptions.RayError as error:
             *_, reason = str(error).strip().splitlines()
         if reason:
-            raise Failure(f"the node {name} cannot take part: {reason}")
+            raise Failure(f"the node {address} cannot take part: {reason}")
 
 
 def run(settings: worker.Settings, model: Any, planned: Plan, names: list[str], report: Report) -> None:

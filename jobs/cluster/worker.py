@@ -8,7 +8,6 @@ import contextlib
 import importlib
 import io
 import itertools
-import os
 import tempfile
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -64,13 +63,23 @@ class Worker:
         A chunk comes again if a worker or a node was lost: what it had written is not done twice.
         """
         names = [str(name) for name in chunk["name"]]
-        failed: dict[str, _Object] = {}
+        try:
+            failed = self._failures(names)
+        except Exception as error:
+            if len(names) > 1:  # then each comes again alone
+                raise
+            failed = dict.fromkeys(names, (f"{type(error).__name__}: {error}", 0))
+        errors, statuses = zip(*(failed.get(name, ("", 0)) for name in names), strict=True)
+        return {"name": names, "error": list(errors), "status": list(statuses)}
+
+    def _failures(self, names: list[str]) -> dict[str, tuple[str, int]]:
+        """Answer the objects; return the error and status of those that failed."""
+        try:
+            left = list(self._unanswered(names))
+        except storage.StorageError as error:
+            return dict.fromkeys(names, (str(error), 0))
         with ThreadPoolExecutor(self.settings.ahead) as pool:
-            for item in self._transform(list(self._unanswered(names)), pool):
-                if item.error:
-                    failed[item.name] = item
-        errors = [failed[name].error if name in failed else "" for name in names]
-        return {"name": names, "error": errors, "status": [failed[n].status if n in failed else 0 for n in names]}
+            return {item.name: (item.error, item.status) for item in self._transform(left, pool) if item.error}
 
     def _unanswered(self, names: list[str]) -> Iterator[str]:
         written = storage.sizes(storage.join(self.settings.output, ""), sorted(f"{name}.out" for name in names))
@@ -220,21 +229,24 @@ def load(model: dict[str, bytes], threads: int) -> Any:
         return models.load(folder, "cuda:0" if torch.cuda.is_available() else "cpu")
 
 
-def why_not(settings: Settings, model: dict[str, bytes], token: str, source: str) -> str:
+def why_not(settings: Settings, model: dict[str, bytes], name: str, token: str) -> str:
     """Return why this node cannot take part in a job, empty if it can. It has loaded the model then.
 
-    `token` is a file that the driver has made in an output folder, `source` an object of the job; empty in S3.
+    `name` is an object of the job, and `token` a file that the driver has made in an output folder, empty in S3.
     """
     try:
         for package in settings.packages:
             importlib.import_module(package)
         load(model, settings.threads)
+        for place, seen in ((settings.prefix, name), (storage.join(settings.output, ""), token)):
+            [(_, size)] = storage.sizes(place, [seen or "any"])
+            if seen and size is None:
+                return f"it does not see {place}{seen}"
     except ImportError as error:
         return f"it lacks {error.name or error}"
-    except ValueError as error:
+    except (ValueError, storage.StorageError) as error:
         return " ".join(str(error).split())
-    unseen = [path for path in (token, source) if path and not os.path.exists(path)]
-    return f"it does not see {unseen[0]}" if unseen else ""
+    return ""
 
 
 def _processed(step: Any, *payloads: bytes) -> bytes:

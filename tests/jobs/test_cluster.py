@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -134,6 +135,30 @@ def test_filters_and_joins_are_those_of_the_engine(digits_bundle, pngs, tmp_path
     assert "label" in found["SageMakerOutput"]
 
 
+def test_a_node_that_does_not_see_a_place_or_cannot_load_the_model_says_so(digits_bundle, pngs, tmp_path, monkeypatch):
+    assert "pyarrow" in worker_of(digits_bundle, tmp_path / "in", tmp_path / "out").settings.packages
+    monkeypatch.setattr(worker.Settings, "packages", ["torch"])
+    write(tmp_path / "in", a=pngs[0])
+    write(tmp_path / "out", token=b"")
+    own = worker_of(digits_bundle, tmp_path / "in", tmp_path / "out").settings
+    model = driver.read_model(archive_of(digits_bundle, tmp_path / "out"))
+    in_s3 = replace(own, output="s3://amzn-s3-demo-bucket/out")
+    for settings, bundle, name, token, reason in (
+        (own, model, "a", "token", ""),
+        (own, model, "b", "token", f"it does not see file://{tmp_path}/in/b"),
+        (own, model, "a", "other", f"it does not see file://{tmp_path}/out/other"),
+        (own, {**model, "model.json": b"{"}, "a", "token", "not JSON"),
+        (in_s3, model, "a", "", "Unable to locate credentials"),
+    ):
+        found = worker.why_not(settings, bundle, name, token)
+        assert reason in found, found
+        assert bool(reason) == bool(found)
+    monkeypatch.setattr(worker.Settings, "packages", ["nowhere"])
+    assert worker.why_not(own, model, "a", "token") == "it lacks nowhere"
+    lost = worker.Worker(in_s3, lambda: model)({"name": ["a", "b"]})
+    assert ["Unable to locate credentials" in error for error in lost["error"]] == [True, True]
+
+
 def test_what_was_written_is_not_done_again(digits_bundle, pngs, tmp_path):
     chunk = write(tmp_path / "in", a=pngs[0], b=pngs[1])
     write(tmp_path / "out", **{"a.out": b"kept"})
@@ -173,14 +198,17 @@ def test_without_ray_it_says_how_to_install_it(digits_bundle, digits, tmp_path, 
 
 
 @pytest.fixture(scope="module")
-def raylets():
-    """A cluster of three raylets with a core each."""
+def raylets(front, credentials):
+    """A cluster of three raylets with a core each, which have the credentials of S3."""
     from ray.cluster_utils import Cluster
 
     options = {"num_cpus": 1, "object_store_memory": 150 * 2**20}
-    own = Cluster(initialize_head=True, head_node_args={**options, "include_dashboard": False})
-    for _ in range(2):
-        own.add_node(**options)
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in credentials.items():
+            patch.setenv(name, value)
+        own = Cluster(initialize_head=True, head_node_args={**options, "include_dashboard": False})
+        for _ in range(2):
+            own.add_node(**options)
     yield own
     own.shutdown()
 
@@ -221,7 +249,7 @@ def ended(process, folder) -> str:
 @pytest.mark.ray
 def test_a_raylet_dies_and_each_object_is_answered_rightly(raylets, many, digits_bundle, by_the_entry_point, tmp_path):
     words = ["--address", raylets.address, "--model", digits_bundle, "--data", many, "--output", tmp_path / "out"]
-    with command(tmp_path, *words) as process:
+    with command(tmp_path, *words, "--env", "SAGEMAKER_TS_BATCH_SIZE=1") as process:
         wait_until(lambda: len(answers(tmp_path / "out")) > 20 or process.poll() is not None)
         raylets.remove_node(raylets.worker_nodes.copy().pop(), allow_graceful=False)
         assert ended(process, tmp_path).count("failures                 0") == 1, said(tmp_path)
