@@ -90,10 +90,15 @@ class Cluster:
         self._run(name, asked, earlier["model"], {"retried": description["TransformJobName"]}, earlier["digest"])
 
     def describe_transform(self, name: str) -> dict:
+        job = self._resumed.get(name, name)
         try:
-            return _jobs().read(self._resumed.get(name, name))["description"]
+            description = _jobs().read(job)["description"]
         except KeyError:
             raise Failure(f"{name}: no such transform job of --backend ray") from None
+        with _driving(job) as alone:
+            if alone and description["TransformJobStatus"] == "InProgress":  # its command was killed
+                description["TransformJobStatus"] = "Stopped"
+        return description
 
     def _run(self, name: str, description: dict, archive: str, identity: dict, digest: str | None = None) -> None:
         """Run a job as `name`, or resume the one of the same identity. Raises Failure if it fails."""
@@ -104,8 +109,8 @@ class Cluster:
             raise ValueError(f"{archive} is not the model any more that the job had")
         record = {"model": archive, "digest": found, "identity": _digest({**identity, "digest": found})}
         job = self._resumed[name] = _begin(name, {**record, "description": description})
-        with processes.alone(_jobs().directory(job) / "driver.lock") as lock:
-            if lock is None:
+        with _driving(job) as alone:
+            if not alone:
                 raise ValueError(f"transform job {job} runs already")
             with _finishing(job):
                 self._transform(job, model)
@@ -248,6 +253,13 @@ def _begin(name: str, record: dict) -> str:
     except FileExistsError:
         raise ValueError(f"transform job {name} exists, of another model, input, output or settings") from None
     return name
+
+
+@contextlib.contextmanager
+def _driving(job: str) -> Iterator[bool]:
+    """Be the process that runs a job; yield whether no other one is."""
+    with processes.alone(_jobs().directory(job) / "driver.lock") as lock:
+        yield lock is not None
 
 
 @contextlib.contextmanager
