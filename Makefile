@@ -61,7 +61,7 @@ RAY = .venv/ray/bin/python
 PACKAGES_OF = -c 'import sysconfig; print(sysconfig.get_path("purelib"))'
 test-ray: $(INSTALLED)
 	test -x $(RAY) || $(BIN)/python -m venv .venv/ray
-	$(RAY) -m pip install --quiet --constraint constraints.txt 'ray[serve]'
+	$(RAY) -m pip install --quiet --constraint constraints.txt 'ray[data,serve]'
 	echo "import site; site.addsitedir('$$($(BIN)/python $(PACKAGES_OF))')" > $$($(RAY) $(PACKAGES_OF))/beside.pth
 	$(RAY) -m pytest -m ray
 
