@@ -22,7 +22,7 @@ from fastmaker.local.batch import transform_jobs
 from fastmaker.local.batch.validation import validation_error as transform_job_error
 from fastmaker.local.errors import in_use, invalid, must_exist, no_space
 from fastmaker.local.listings import LISTINGS
-from fastmaker.local.serving import asynchronous, endpoints
+from fastmaker.local.serving import asynchronous, capacities, endpoints
 from fastmaker.local.store import FULL, DamagedRecord, Store, default_home, now
 from fastmaker.local.tags import Tag
 from fastmaker.local.training import training_jobs
@@ -215,28 +215,29 @@ class Operations:
             raise invalid("CreateEndpoint", f'Cannot create already existing endpoint "{arn}".') from None
         return {"EndpointArn": arn}
 
-    def update_endpoint(self, EndpointName: str, EndpointConfigName: str) -> dict[str, Any]:
+    def update_endpoint(self, EndpointName: str, EndpointConfigName: str, **request: Any) -> dict[str, Any]:
         operation = "UpdateEndpoint"
         config = self.describe_endpoint_config(EndpointConfigName)
-        models = self._models_of(operation, config)
-        return self._updated(operation, EndpointName, partial(endpoints.update, config=config, models=models))
+        models, retained = self._models_of(operation, config), capacities.retained(**request)
+        update = partial(endpoints.update, config=config, models=models, retained=retained)
+        return self._updated(operation, EndpointName, update)
 
     def update_endpoint_weights_and_capacities(
         self, EndpointName: str, DesiredWeightsAndCapacities: list[dict[str, Any]]
     ) -> dict[str, Any]:
         operation, rescale = "UpdateEndpointWeightsAndCapacities", endpoints.rescale
-        try:
-            return self._updated(operation, EndpointName, partial(rescale, wanted=DesiredWeightsAndCapacities))
-        except ValueError as error:
-            raise invalid(operation, str(error)) from None
+        return self._updated(operation, EndpointName, partial(rescale, wanted=DesiredWeightsAndCapacities))
 
     def _updated(self, operation: str, name: str, update: Callable[..., bool]) -> dict[str, Any]:
-        """Change an endpoint that is in service. Raises ClientError, and what `update` raises."""
+        """Change an endpoint that is in service. Raises ClientError."""
         description = self.describe_endpoint(name)
         status = description["EndpointStatus"]
-        with must_exist(operation, "endpoint", name):
-            if status == "InService" and not update(self.endpoints, name, s3=self._s3_client, launch=self._launch):
-                status = "Updating"  # another process is first
+        try:
+            with must_exist(operation, "endpoint", name):
+                if status == "InService" and not update(self.endpoints, name, s3=self._s3_client, launch=self._launch):
+                    status = "Updating"  # another process is first
+        except capacities.CannotScale as error:
+            raise invalid(operation, str(error)) from None
         if status != "InService":
             raise invalid(operation, f'Cannot update endpoint "{name}" in status {status}.')
         return {"EndpointArn": description["EndpointArn"]}

@@ -65,7 +65,8 @@ class Application:
             region, service, received = self._checked(environ)
             answer = self._answer(environ, region, service, received)
             if answer is None:
-                return [b"".join(self._fallback(environ, start))]
+                body = b"".join(self._fallback(environ, start))
+                return [roles.answer_of_sts(body, self._key) if service == "sts" else body]
         except Refused as refused:
             answer = refusal(environ, refused)
         except NotImplementedError as error:  # of moto; after a 500 clients would ask again
