@@ -40,8 +40,8 @@ CONFIG_SHAPE = {
 class Operations:
     """Keep training jobs, models, endpoint configs, endpoints and transform jobs under `home`.
 
-    With `use_docker` what is created runs in containers of its image, else as processes of this environment. `runs`
-    knows the types of instances, `launch` starts the servers of an endpoint.
+    What is created runs in containers of its image if that image is to `use_docker`, else as processes of this
+    environment. `runs` knows the types of instances, `launch` starts the servers of an endpoint.
     """
 
     def __init__(
@@ -50,13 +50,12 @@ class Operations:
         home: Path | None = None,
         job_environment: Callable[[], dict[str, str]] = lambda: dict(os.environ),
         s3_client: Any = None,
-        use_docker: bool = False,
+        use_docker: Callable[[str | None], bool] = lambda image: False,
         runs: instance_types.Check = instance_types.is_local,
         launch: endpoints.Launch = endpoints.launch_at_once,
     ) -> None:
         self.region = region
-        self._runs, self._launch = runs, launch
-        self.use_docker = use_docker
+        self._runs, self._launch, self._use_docker = runs, launch, use_docker
         self._s3_client = s3_client  # for what is fetched by this process; jobs have their environment
         self._job_environment = job_environment
         home = home or default_home()
@@ -96,9 +95,9 @@ class Operations:
         if reason := training_job_error(request, self._runs):
             raise invalid("CreateTrainingJob", reason)
         validation.check_gpu("CreateTrainingJob", request["ResourceConfig"]["InstanceType"])
-        validation.check_entrypoint("CreateTrainingJob", request, self.training_jobs.folder, self.use_docker)
-        arn = self._arn("training-job", name)
         image = self._checked_image("CreateTrainingJob", request["AlgorithmSpecification"]["TrainingImage"])
+        validation.check_entrypoint("CreateTrainingJob", request, self.training_jobs.folder, image is not None)
+        arn = self._arn("training-job", name)
         try:
             training_jobs.start(self.training_jobs, request, arn, self._job_environment(), image)
         except FileExistsError:
@@ -329,8 +328,9 @@ class Operations:
 
     def _checked_image(self, operation: str, image: str | None) -> str | None:
         """Return the image that has to run, None where processes do. Raises ClientError if it cannot run here."""
-        validation.check_image(operation, image, self.use_docker)
-        return image if self.use_docker else None
+        use_docker = self._use_docker(image)
+        validation.check_image(operation, image, use_docker)
+        return image if use_docker else None
 
     def _create(self, operation: str, kind: str, store: Store, name: str, record: dict[str, Any]) -> None:
         try:

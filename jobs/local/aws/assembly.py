@@ -29,7 +29,7 @@ def application(folder: Path, hosts: set[str], key: Key, hold: float) -> Applica
     control = ControlPlane(home, _job_environment, lambda: boto3.client("s3"), hold)
     moto = KeptObjects(DomainDispatcherApplication(create_backend_app), folder / "s3", names.ACCOUNT)
     moto.create_bucket(names.default_bucket(region()), region())
-    return Application(hosts, key, control, Runtime(home), moto, Logs(home).answer)
+    return Application(hosts, key, control, Runtime(home), moto, Logs(home))
 
 
 class Handler(connections.Handler):

@@ -46,6 +46,23 @@ def times_are_those_of_writing(logs, stream, events):
     assert found["timestamp"] == steps[3]
 
 
+PATTERNS = {"step": 6, '"step 3"': 1, "step 3": 1, 'step -"step 3"': 5, '?"step 1" ?"step 2"': 2, "step -weights": 6}
+
+
+def the_group_is_listed_and_patterns_find_their_lines(logs):
+    assert [group["logGroupName"] for group in logs.describe_log_groups()["logGroups"]] == [GROUP]
+    for pattern, count in PATTERNS.items():
+        found = [
+            event["message"]
+            for event in logs.filter_log_events(logGroupName=GROUP, filterPattern=pattern)["events"]
+            if event["message"].startswith("step")
+        ]
+        assert len(found) == count, (pattern, found)
+    for pattern in ("?step 3", "{ $.a = 1 }", "[a, b]", "%step%"):
+        with pytest.raises(logs.exceptions.InvalidParameterException, match="needs AWS; expected words"):
+            logs.filter_log_events(logGroupName=GROUP, filterPattern=pattern)
+
+
 def metrics_are_those_of_the_log(cloudwatch):
     dimensions = [{"Name": "TrainingJobName", "Value": "job"}]
     span = {"StartTime": time.time() - 600, "EndTime": time.time() + 60}
@@ -98,6 +115,7 @@ def test_a_job_goes_on_while_the_server_is_killed_and_nothing_of_it_is_lost(tmp_
         assert after[: len(before)] == before
         assert any("on ml.g4dn.xlarge text" in event["message"] for event in after)
         times_are_those_of_writing(logs, name, after)
+        the_group_is_listed_and_patterns_find_their_lines(logs)
         metrics_are_those_of_the_log(client_of(environment, "cloudwatch"))
     assert nothing_runs_below(tmp_path)
     assert "has no member" not in (tmp_path / "aws" / "server.log").read_text()
