@@ -6,7 +6,7 @@ https://docs.aws.amazon.com/sagemaker/latest/dg/define-train-metrics.html
 import contextlib
 import functools
 import importlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from fastmaker.local.training import metrics, training_jobs
 
 # moto is typed in part
 models: Any = importlib.import_module("moto.cloudwatch.models")
+Value = tuple[str, datetime, float]  # a metric's name, a time and what the log says
 KEPT = 1000  # jobs that have ended, whose logs are not read again
 
 
@@ -37,14 +38,15 @@ def _metrics(home: Path) -> Iterator[Any]:
             if not job["AlgorithmSpecification"].get("MetricDefinitions"):
                 continue
             ended = job["TrainingJobStatus"] in FINAL
-            read = _values_of_ended if ended else _values
+            read: Callable[[Path, str, datetime], list[Value]] = _values_of_ended if ended else _values
             for metric, moment, value in read(home, name, job["CreationTime"]):
                 dimensions = [{"Name": "TrainingJobName", "Value": name}]
                 at = moment.astimezone(timezone.utc).replace(tzinfo=None)  # as moto has times
                 yield models.MetricDatum(metrics.NAMESPACE, metric, value, dimensions, at, "None")
 
 
-def _values(home: Path, name: str, created: datetime) -> list[tuple[str, datetime, float]]:
+def _values(home: Path, name: str, created: datetime) -> list[Value]:
+    """Return the values of a job, which its name and the time of its creation tell from a later one of the name."""
     return list(metrics.values(training_jobs.store_below(home), name))
 
 
