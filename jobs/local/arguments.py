@@ -64,7 +64,9 @@ SAGEMAKER: dict[str, Members] = {
         "AsyncInferenceConfig": None,
     },
     "CreateEndpoint": _all("EndpointName EndpointConfigName Tags"),
-    "UpdateEndpoint": _all("EndpointName EndpointConfigName"),
+    "UpdateEndpoint": _all(
+        "EndpointName EndpointConfigName RetainAllVariantProperties ExcludeRetainedVariantProperties"
+    ),
     "UpdateEndpointWeightsAndCapacities": {
         "EndpointName": None,
         "DesiredWeightsAndCapacities": _all("VariantName DesiredWeight DesiredInstanceCount"),

@@ -22,7 +22,7 @@ from fastmaker.local.batch import transform_jobs
 from fastmaker.local.batch.validation import validation_error as transform_job_error
 from fastmaker.local.errors import in_use, invalid, must_exist, no_space
 from fastmaker.local.listings import LISTINGS
-from fastmaker.local.serving import asynchronous, endpoints
+from fastmaker.local.serving import asynchronous, capacities, endpoints
 from fastmaker.local.store import FULL, DamagedRecord, Store, default_home, now
 from fastmaker.local.tags import Tag
 from fastmaker.local.training import training_jobs
@@ -40,8 +40,8 @@ CONFIG_SHAPE = {
 class Operations:
     """Keep training jobs, models, endpoint configs, endpoints and transform jobs under `home`.
 
-    With `use_docker` what is created runs in containers of its image, else as processes of this environment. `runs`
-    knows the types of instances, `launch` starts the servers of an endpoint.
+    What is created runs in containers of its image if that image is to `use_docker`, else as processes of this
+    environment. `runs` knows the types of instances, `launch` starts the servers of an endpoint.
     """
 
     def __init__(
@@ -50,13 +50,12 @@ class Operations:
         home: Path | None = None,
         job_environment: Callable[[], dict[str, str]] = lambda: dict(os.environ),
         s3_client: Any = None,
-        use_docker: bool = False,
+        use_docker: Callable[[str | None], bool] = lambda image: False,
         runs: instance_types.Check = instance_types.is_local,
         launch: endpoints.Launch = endpoints.launch_at_once,
     ) -> None:
         self.region = region
-        self._runs, self._launch = runs, launch
-        self.use_docker = use_docker
+        self._runs, self._launch, self._use_docker = runs, launch, use_docker
         self._s3_client = s3_client  # for what is fetched by this process; jobs have their environment
         self._job_environment = job_environment
         home = home or default_home()
@@ -96,9 +95,9 @@ class Operations:
         if reason := training_job_error(request, self._runs):
             raise invalid("CreateTrainingJob", reason)
         validation.check_gpu("CreateTrainingJob", request["ResourceConfig"]["InstanceType"])
-        validation.check_entrypoint("CreateTrainingJob", request, self.training_jobs.folder, self.use_docker)
-        arn = self._arn("training-job", name)
         image = self._checked_image("CreateTrainingJob", request["AlgorithmSpecification"]["TrainingImage"])
+        validation.check_entrypoint("CreateTrainingJob", request, self.training_jobs.folder, image is not None)
+        arn = self._arn("training-job", name)
         try:
             training_jobs.start(self.training_jobs, request, arn, self._job_environment(), image)
         except FileExistsError:
@@ -215,28 +214,29 @@ class Operations:
             raise invalid("CreateEndpoint", f'Cannot create already existing endpoint "{arn}".') from None
         return {"EndpointArn": arn}
 
-    def update_endpoint(self, EndpointName: str, EndpointConfigName: str) -> dict[str, Any]:
+    def update_endpoint(self, EndpointName: str, EndpointConfigName: str, **request: Any) -> dict[str, Any]:
         operation = "UpdateEndpoint"
         config = self.describe_endpoint_config(EndpointConfigName)
-        models = self._models_of(operation, config)
-        return self._updated(operation, EndpointName, partial(endpoints.update, config=config, models=models))
+        models, retained = self._models_of(operation, config), capacities.retained(**request)
+        update = partial(endpoints.update, config=config, models=models, retained=retained)
+        return self._updated(operation, EndpointName, update)
 
     def update_endpoint_weights_and_capacities(
         self, EndpointName: str, DesiredWeightsAndCapacities: list[dict[str, Any]]
     ) -> dict[str, Any]:
         operation, rescale = "UpdateEndpointWeightsAndCapacities", endpoints.rescale
-        try:
-            return self._updated(operation, EndpointName, partial(rescale, wanted=DesiredWeightsAndCapacities))
-        except ValueError as error:
-            raise invalid(operation, str(error)) from None
+        return self._updated(operation, EndpointName, partial(rescale, wanted=DesiredWeightsAndCapacities))
 
     def _updated(self, operation: str, name: str, update: Callable[..., bool]) -> dict[str, Any]:
-        """Change an endpoint that is in service. Raises ClientError, and what `update` raises."""
+        """Change an endpoint that is in service. Raises ClientError."""
         description = self.describe_endpoint(name)
         status = description["EndpointStatus"]
-        with must_exist(operation, "endpoint", name):
-            if status == "InService" and not update(self.endpoints, name, s3=self._s3_client, launch=self._launch):
-                status = "Updating"  # another process is first
+        try:
+            with must_exist(operation, "endpoint", name):
+                if status == "InService" and not update(self.endpoints, name, s3=self._s3_client, launch=self._launch):
+                    status = "Updating"  # another process is first
+        except capacities.CannotScale as error:
+            raise invalid(operation, str(error)) from None
         if status != "InService":
             raise invalid(operation, f'Cannot update endpoint "{name}" in status {status}.')
         return {"EndpointArn": description["EndpointArn"]}
@@ -328,8 +328,9 @@ class Operations:
 
     def _checked_image(self, operation: str, image: str | None) -> str | None:
         """Return the image that has to run, None where processes do. Raises ClientError if it cannot run here."""
-        validation.check_image(operation, image, self.use_docker)
-        return image if self.use_docker else None
+        use_docker = self._use_docker(image)
+        validation.check_image(operation, image, use_docker)
+        return image if use_docker else None
 
     def _create(self, operation: str, kind: str, store: Store, name: str, record: dict[str, Any]) -> None:
         try:

@@ -64,7 +64,7 @@ class ProcessSession(sdk.OwnSession, LocalSession):  # type: ignore[misc]  # the
     ) -> None:
         super()._initialize(boto_session, sagemaker_client, sagemaker_runtime_client, **kwargs)
         self.sagemaker_client = SageMaker(
-            self._region_name, self._home, self._job_environment, self.s3_client, self._use_docker
+            self._region_name, self._home, self._job_environment, self.s3_client, lambda image: self._use_docker
         )
         self.sagemaker_runtime_client = SageMakerRuntime(self._home, self._region_name, self._job_environment)
         self.cloudwatch_client = metrics.cloudwatch_client(self._region_name, self.sagemaker_client.training_jobs)

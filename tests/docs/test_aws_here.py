@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import warnings
 
 import pytest
 from helpers import REPOSITORY, environments
@@ -23,7 +24,10 @@ FASTMAKER = [sys.executable, "-m", "fastmaker.jobs", "aws", "--"]
 
 @pytest.fixture(scope="module")
 def cli(tmp_path_factory):
-    """The folder of the AWS CLI, which is installed in an environment of its own."""
+    """The folder of the AWS CLI: FASTMAKER_AWS_CLI, as one of version 2, or version 1 in an environment of its own."""
+    if named := os.environ.get("FASTMAKER_AWS_CLI"):
+        yield named
+        return
     folder = tmp_path_factory.mktemp("cli")
     python = environments.create(folder)
     environments.install(python, "awscli")
@@ -102,27 +106,54 @@ def test_the_program_runs_as_it_stands(few, run, tmp_path):
 V3 = "sagemaker==3.{0} sagemaker-core==2.{0} sagemaker-train==1.{0} sagemaker-serve==1.{0} sagemaker-mlops==1.{0}"
 
 
-@pytest.fixture(
-    params=[
-        V3.format("27.0"),
-        V3.format("21.0"),
-        pytest.param("sagemaker>=3", marks=pytest.mark.xfail(reason="newest")),
-    ],
-    ids=["3.27", "3.21", "newest"],
-)
-def sdk_v3(request, tmp_path):
-    """The Python of an environment with a version of the SDK, some of which are pinned."""
-    python = environments.create(tmp_path / "sdk")
+PINNED = {"3.27": V3.format("27.0"), "3.21": V3.format("21.0")}
+NEWEST = "sagemaker>=3"
+
+
+@pytest.fixture(scope="module")
+def sdk_v3(request, tmp_path_factory):
+    """The Python of an environment with a version of the SDK."""
+    folder = tmp_path_factory.mktemp("sdk")
+    python = environments.create(folder)
     # pip would look at a hundred versions of s3fs before it found one that fits.
     environments.install(python, *request.param.split(), "s3fs>=2026")
     yield python
-    shutil.rmtree(tmp_path / "sdk")  # a gigabyte
+    shutil.rmtree(folder)  # a gigabyte
 
 
-def test_the_program_for_version_3_of_the_sdk_runs_as_it_stands(sdk_v3, few, run, tmp_path):
-    (tmp_path / "train_on_sagemaker.py").write_text(program("ModelTrainer"))
-    check_program(run([*FASTMAKER, sdk_v3, "train_on_sagemaker.py"]), few)
-    check_answers(tmp_path)
+@pytest.fixture
+def run_v3(sdk_v3, few, run, tmp_path):
+    """run_v3(wrapped) has the program for version 3 run, in the command that `wrapped` makes of it."""
+
+    def _run(wrapped=list):
+        (tmp_path / "train_on_sagemaker.py").write_text(program("ModelTrainer"))
+        check_program(run(wrapped([*FASTMAKER, str(sdk_v3), "train_on_sagemaker.py"])), few)
+        check_answers(tmp_path)
+
+    return _run
+
+
+@pytest.mark.parametrize("sdk_v3", PINNED.values(), indirect=True, ids=PINNED)
+def test_the_program_for_version_3_of_the_sdk_runs_as_it_stands(run_v3):
+    run_v3()
+
+
+@pytest.mark.parametrize("sdk_v3", [PINNED["3.27"]], indirect=True, ids=["3.27"])
+def test_the_program_for_version_3_runs_with_loopback_alone(run_v3):
+    run_v3(cut_off)
+
+
+@pytest.mark.parametrize("sdk_v3", [NEWEST], indirect=True, ids=["newest"])
+def test_the_program_runs_with_the_newest_version_3_or_the_failure_names_it(sdk_v3, run_v3):
+    asked = "import importlib.metadata; print(importlib.metadata.version('sagemaker'))"
+    version = subprocess.run([sdk_v3, "-c", asked], capture_output=True, text=True, check=True).stdout.strip()
+    if f"sagemaker=={version}" in " ".join(PINNED.values()).split():
+        pytest.skip(f"the newest version of the SDK, {version}, is one that is pinned")
+    try:
+        run_v3()
+    except AssertionError as error:
+        warnings.warn(f"the program does not run with sagemaker {version}, the newest: {error}", stacklevel=1)
+        pytest.xfail(f"sagemaker {version} is newer than the versions that are pinned")
 
 
 def test_the_script_of_the_cli_runs_as_it_stands(few, run, cli):

@@ -2,12 +2,14 @@
 
 import contextlib
 import os
+import re
 from collections.abc import Iterator
 from functools import partial
 
 import boto3
 import botocore.session
 from botocore.config import Config
+from botocore.exceptions import ClientError
 from sagemaker import get_execution_role, image_uris
 from sagemaker.config import MODEL_EXECUTION_ROLE_ARN_PATH, TRAINING_JOB_ROLE_ARN_PATH
 from sagemaker.session import NOTEBOOK_METADATA_FILE
@@ -223,7 +225,11 @@ class Aws:
         role = given or resolve_value_from_config(None, path, sagemaker_session=self.session)
         if role:
             return self.session.expand_role(role)
-        if ":assumed-role/" in self._caller["Arn"] or os.path.exists(NOTEBOOK_METADATA_FILE):
+        if os.path.exists(NOTEBOOK_METADATA_FILE):
+            return get_execution_role(self.session)
+        if assumed := re.search(":assumed-role/([^/]+)", self._caller["Arn"]):
+            with contextlib.suppress(ClientError):  # get_execution_role asks AWS's own STS, whatever the endpoint is
+                return self.session.expand_role(assumed[1])
             return get_execution_role(self.session)
         raise Failure("no IAM role: give --role, set SAGEMAKER_ROLE or name one in the SDK's configuration file")
 

@@ -19,6 +19,7 @@ from botocore.exceptions import ClientError
 from fastmaker.local.aws import domains, roles
 from fastmaker.local.aws.control import ControlPlane
 from fastmaker.local.aws.invocations import Answer, Runtime
+from fastmaker.local.aws.logs import Logs
 from fastmaker.local.aws.signatures import Key, Received, Refused, check, check_access, claim, is_s3
 
 JSON = "application/x-amz-json-1.1"
@@ -51,7 +52,7 @@ class Application:
         control: ControlPlane,
         runtime: Runtime,
         fallback: Callable[[dict[str, Any], Start], Iterable[bytes]],
-        logs: Callable[[str, dict[str, Any]], dict[str, Any] | None],
+        logs: Logs,
     ) -> None:
         self._hosts, self._key = hosts, key
         self._control, self._runtime, self._logs, self._fallback = control, runtime, logs, fallback
@@ -65,7 +66,8 @@ class Application:
             region, service, received = self._checked(environ)
             answer = self._answer(environ, region, service, received)
             if answer is None:
-                return [b"".join(self._fallback(environ, start))]
+                body = b"".join(self._fallback(environ, start))
+                return [roles.answer_of_sts(body, self._key) if service == "sts" else body]
         except Refused as refused:
             answer = refusal(environ, refused)
         except NotImplementedError as error:  # of moto; after a 500 clients would ask again
@@ -126,14 +128,14 @@ class Application:
                 raise Refused("UnknownOperationException", "SageMaker has no such operation", 404)
             return answer
         if target.startswith(LOGS):
-            return self._answer_logs(target.removeprefix(LOGS), body)
+            return self._answer_logs(target.removeprefix(LOGS), body, region)
         if service == "iam" and environ.get("CONTENT_TYPE", "").startswith(FORM):
             form = parse_qs(body.decode("utf-8", "replace"))
             roles.ensure(form)
             return _simulated_policy(form)
         return None
 
-    def _answer_logs(self, operation: str, body: bytes) -> Answer | None:
+    def _answer_logs(self, operation: str, body: bytes, region: str) -> Answer | None:
         try:
             request = json.loads(body or b"{}")
         except (ValueError, RecursionError):
@@ -141,10 +143,13 @@ class Application:
         answered = None
         if isinstance(request, dict):
             try:
-                answered = self._logs(operation, request)
+                answered = self._logs.answer(operation, request)
             except ClientError as error:
                 return _client_error(error)
-        return None if answered is None else (200, {"Content-Type": JSON}, json.dumps(answered).encode())
+        if answered is None:
+            self._logs.note_groups(region)
+            return None
+        return 200, {"Content-Type": JSON}, json.dumps(answered).encode()
 
 
 def _path_here(environ: dict[str, Any], path: str) -> str:

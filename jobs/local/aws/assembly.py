@@ -1,5 +1,6 @@
 """The application put together: the engine, and moto's server for the services that are not SageMaker's."""
 
+import importlib
 import os
 from pathlib import Path
 from typing import Any
@@ -24,10 +25,11 @@ BLOCK = 2**16  # bytes
 def application(folder: Path, hosts: set[str], key: Key, hold: float) -> Application:
     """Return the application of a server that keeps what is its own in `folder`, below FASTMAKER_HOME."""
     home = folder.parent
+    importlib.import_module("fastmaker.local.aws.metrics")  # which moto's CloudWatch finds
     control = ControlPlane(home, _job_environment, lambda: boto3.client("s3"), hold)
     moto = KeptObjects(DomainDispatcherApplication(create_backend_app), folder / "s3", names.ACCOUNT)
     moto.create_bucket(names.default_bucket(region()), region())
-    return Application(hosts, key, control, Runtime(home), moto, Logs(home).answer)
+    return Application(hosts, key, control, Runtime(home), moto, Logs(home))
 
 
 class Handler(connections.Handler):

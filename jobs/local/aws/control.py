@@ -18,7 +18,7 @@ from botocore.exceptions import ClientError, ParamValidationError
 from botocore.model import OperationModel, ServiceModel, Shape
 
 from fastmaker.jobs import instance_types
-from fastmaker.local import arguments, boto, constraints
+from fastmaker.local import arguments, boto, constraints, docker
 from fastmaker.local.client import Operations
 from fastmaker.local.errors import invalid
 from fastmaker.local.serving import asynchronous, endpoints, rayserve
@@ -87,6 +87,7 @@ class ControlPlane:
                     self._home,
                     lambda: self._environment(region),
                     self._s3(),
+                    use_docker=lambda image: not stands_in(image),
                     runs=instance_types.runs_here,
                     launch=_in_thread,
                 )
@@ -128,17 +129,25 @@ def _check_whole(model: OperationModel, answered: dict[str, Any]) -> None:
         raise invalid(model.name, answered.get("FailureReason", f"the record lacks {', '.join(lacking)}"))
 
 
+def stands_in(image: str | None) -> bool:
+    """Return whether processes of this machine stand in for an image; another is the user's own, for Docker."""
+    return not image or IMAGES.search(image) is not None or rayserve.serves(image)
+
+
 def unknown_image(request: Mapping[str, Any]) -> str:
-    """Return that nothing here stands in for an image that a request names, empty if something does."""
+    """Return that nothing here stands in for an image that a request names, nor Docker runs it; empty if one does."""
     containers = [request.get("PrimaryContainer", {}), *request.get("Containers", ())]
-    images = [request.get("AlgorithmSpecification", {}).get("TrainingImage")]
-    serving = [image for container in containers if not rayserve.serves(image := container.get("Image"))]
-    for image in [*images, *serving]:
-        if image and not IMAGES.search(image):
+    training = request.get("AlgorithmSpecification", {}).get("TrainingImage")
+    if rayserve.serves(training):
+        return f"the image {training} is for endpoints and batch jobs, and trains nothing"
+    for image in [training, *(container.get("Image") for container in containers)]:
+        if not stands_in(image) and (reason := docker.missing(image)):
             expected = (
                 "the images of AWS that can be rehearsed are pytorch-training, pytorch-inference and ray:serve-ml-*"
             )
-            return f"nothing on this machine stands in for the image {image}: {expected}"
+            return (
+                f"nothing on this machine stands in for the image {image}: {expected}; Docker runs others, but {reason}"
+            )
     return ""
 
 

@@ -4,11 +4,12 @@ https://docs.aws.amazon.com/sagemaker/latest/dg/logging-cloudwatch.html
 """
 
 import bisect
+import contextlib
 import hashlib
 import heapq
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -19,6 +20,7 @@ from fastmaker.jobs.runtime import server_log
 from fastmaker.local import boto, constraints
 from fastmaker.local.batch import transform_jobs
 from fastmaker.local.containers import Container
+from fastmaker.local.names import ACCOUNT
 from fastmaker.local.serving import endpoints
 from fastmaker.local.store import DamagedRecord, Store
 from fastmaker.local.supervisor import FINAL
@@ -149,6 +151,16 @@ class Logs:
         act = {"DescribeLogStreams": self._describe, "GetLogEvents": self._get, "FilterLogEvents": self._filter}
         return act[operation](operation, group, request)
 
+    def note_groups(self, region: str) -> None:
+        """Have moto, which answers all other operations, know the groups that there are."""
+        from moto.logs.models import logs_backends  # after the environment: moto reads it
+
+        jobs = [kind for kind, (store, *_) in self._jobs.items() if store.names()]
+        with contextlib.suppress(KeyError):  # of a region that moto does not know
+            backend = logs_backends[ACCOUNT][region]
+            for name in [*jobs, *(f"Endpoints/{name}" for name in self._endpoints.names())]:
+                backend.ensure_log_group(f"/aws/sagemaker/{name}")
+
     def _describe(self, operation: str, group: re.Match[str], request: dict[str, Any]) -> dict[str, Any]:
         found = self._streams(operation, group, request.get("logStreamNamePrefix", ""))
         rows = [(stream, *stream.times()) for stream in found]
@@ -199,10 +211,10 @@ class Logs:
             if named is None or stream.name in named
         ]
         start, end = request.get("startTime", 0), request.get("endTime", 2**63)
-        words = _words(operation, request.get("filterPattern", ""))
+        matches = _matcher(operation, request.get("filterPattern", ""))
         last = _place(operation, request.get("nextToken"))
         merged = heapq.merge(*(s.events(max(start, last[0])) for s in streams), key=_order)
-        wanted = (e for e in merged if e.time < end and _order(e) > last and all(word in e.message for word in words))
+        wanted = (e for e in merged if e.time < end and _order(e) > last and matches(e.message))
         page = _page(wanted, request.get("limit", MAX_EVENTS), True)
         more = next(wanted, None)
         following = {"nextToken": "/".join(map(str, _order(page[-1])))} if more and page else {}
@@ -267,12 +279,24 @@ def _event_id(event: Event) -> str:
     return f"{event.time:016}{label:010}{event.number:010}"
 
 
-def _words(operation: str, pattern: str) -> list[str]:
-    """Return the words that an event must have, of a filter pattern that is nothing else. Raises ClientError."""
-    if not re.fullmatch(r'\s*((\w+|"[^"]*")(\s+|$))*', pattern):
-        expected = "expected words, or texts in double quotes, which an event must all have"
+def _matcher(operation: str, pattern: str) -> Callable[[str], bool]:
+    """Return what says whether a message matches a filter pattern of terms. Raises ClientError for another pattern.
+
+    https://docs.aws.amazon.com/AmazonCloudWatch/latest/logs/FilterAndPatternSyntax.html
+    """
+    terms: dict[str, list[str]] = {"": [], "-": [], "?": []}
+    for sign, word, text in re.findall(r'([?-]?)(?:(\w+)|"([^"]*)")', pattern):
+        terms[sign].append(word or text)
+    mixed = terms["?"] and (terms[""] or terms["-"])
+    if mixed or not re.fullmatch(r'\s*([?-]?(\w+|"[^"]*")(\s+|$))*', pattern):
+        expected = "expected words, or texts in double quotes, with - before those that an event must not have, or ? "
+        expected += "before each if one is enough"
         raise _error(operation, "InvalidParameterException", f"the filterPattern {pattern!r} needs AWS; {expected}")
-    return [word or text for word, text in re.findall(r'(\w+)|"([^"]*)"', pattern)]
+    return lambda message: (
+        all(term in message for term in terms[""])
+        and not any(term in message for term in terms["-"])
+        and (not terms["?"] or any(term in message for term in terms["?"]))
+    )
 
 
 def _token(operation: str, token: str | None) -> tuple[str, Position]:

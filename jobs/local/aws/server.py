@@ -54,7 +54,9 @@ def _environment(url: str, kept: dict[str, Any]) -> None:
     """Set this process's environment, which jobs get: S3 is this server's, with its key."""
     for name in [name for name in os.environ if name.startswith(("AWS_ENDPOINT_URL", "AWS_SESSION", "AWS_PROFILE"))]:
         del os.environ[name]
-    os.environ.update(AWS_ENDPOINT_URL=url, AWS_ENDPOINT_URL_S3=url, MOTO_ACCOUNT_ID=names.ACCOUNT)
+    os.environ.update(AWS_ENDPOINT_URL=url, AWS_ENDPOINT_URL_S3=url)
+    # Policies of AWS's own, such as AmazonSageMakerFullAccess, can be attached to roles.
+    os.environ.update(MOTO_ACCOUNT_ID=names.ACCOUNT, MOTO_IAM_LOAD_MANAGED_POLICIES="true")
     os.environ.update(credentials(kept), AWS_REGION=region(), AWS_DEFAULT_REGION=region())
 
 

@@ -31,6 +31,7 @@ IDLE_SECONDS = 30.0  # without a request, after which the process ends
 RETRY_SECONDS = 2.0  # after which what may pass is tried again
 UNREACHABLE_SECONDS = 900.0  # without an answer of S3, after which the process ends; the next one finds the requests
 MAX_INPUT = 2**30  # bytes, as on AWS
+UNKNOWN = "binary/octet-stream"  # S3's type of an object that was put without one
 log = logging.getLogger(MODULE)
 
 
@@ -117,8 +118,9 @@ class Worker:
             self._fail(request, f"the request waited for more than {asked['ttl']} s, its RequestTTLSeconds")
             return
         try:
-            content = self._fetched(request, asked["input"])
-            answer = self._invocations.invoke_whole(content, self._name, asked["members"], asked["timeout"])
+            content, kind = self._fetched(request, asked["input"])
+            members = {"ContentType": kind, **asked["members"]}
+            answer = self._invocations.invoke_whole(content, self._name, members, asked["timeout"])
         except (ClientError, storage.StorageError) as error:
             self._record()  # of an endpoint that was deleted nothing is written here
             message = error.response["Error"]["Message"] if isinstance(error, ClientError) else str(error)
@@ -126,10 +128,14 @@ class Worker:
         else:
             request.settle(Outcome(asked["output"], answer["ContentType"]), answer["Body"].read())
 
-    def _fetched(self, request: Request, location: str | None) -> Path:
-        """Return a file with a request's input. Raises StorageError, and Later if S3 does not answer."""
+    def _fetched(self, request: Request, location: str | None) -> tuple[Path, str]:
+        """Return a file with a request's input, and the input's type as S3 knows it, empty if it does not.
+
+        The SDK gives the type to the object alone. Raises StorageError, and Later if S3 does not answer.
+        """
+        kind = ""
         if location is None:
-            return request.input
+            return request.input, kind
         storage.check_scheme(location)
         if not location.startswith("s3://"):
             storage.check(location)
@@ -138,12 +144,13 @@ class Worker:
         else:
             file, (bucket, key) = request.input, storage.bucket_and_key(location)
             with reaching(location):
-                size = self._client.head_object(Bucket=bucket, Key=key)["ContentLength"]
+                found = self._client.head_object(Bucket=bucket, Key=key)
+                size, kind = found["ContentLength"], found.get("ContentType", "")
                 if size <= MAX_INPUT:
                     self._client.download_file(bucket, key, str(file))
         if size > MAX_INPUT:
             raise storage.StorageError(f"{location} has {size:,} bytes; expected at most {MAX_INPUT:,}")
-        return file
+        return file, "" if kind == UNKNOWN else kind
 
     def _note_topics(self) -> None:
         """Say in the endpoint's log that nothing is sent to the topics of its configuration."""

@@ -74,17 +74,25 @@ def create(
 
 
 def update(
-    store: Store, name: str, config: dict[str, Any], models: dict[str, dict[str, Any]], s3: Any, launch: Launch
+    store: Store,
+    name: str,
+    config: dict[str, Any],
+    models: dict[str, dict[str, Any]],
+    retained: list[str],
+    s3: Any,
+    launch: Launch,
 ) -> bool:
     """Have `launch` start the servers of `config`; they take over once they are ready (see `describe`).
 
-    Returns False, and does nothing, if the endpoint is not in service, or is being updated by another process. Raises
-    KeyError.
+    Variants keep the `retained` properties. Returns False, and does nothing, if the endpoint is not in service, or is
+    being updated by another process. Raises KeyError, and CannotScale.
     """
-    servers = instances.planned(config, models, _next_generation(store, name))
+    generation = _next_generation(store, name)
     with store.changing(name) as record:
         if record["description"]["EndpointStatus"] != "InService":
             return False
+        config = capacities.retaining(record, config, retained)
+        servers = instances.planned(config, models, generation)
         record["description"].update(EndpointStatus="Updating", LastModifiedTime=now())
         record.update(next_config=config, next_servers=servers, launcher=processes.identity())
     launch(partial(_launch, store, name, servers, s3))
@@ -94,7 +102,7 @@ def update(
 def rescale(store: Store, name: str, wanted: list[dict[str, Any]], s3: Any, launch: Launch) -> bool:
     """Have `launch` start what other weights and numbers of instances take; the servers that stay go on.
 
-    Returns False as `update` does. Raises KeyError, and ValueError with the reason for what cannot be had.
+    Returns False as `update` does. Raises KeyError, and CannotScale for what cannot be had.
     """
     generation = _next_generation(store, name)
     with store.changing(name) as record:

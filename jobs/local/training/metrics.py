@@ -34,8 +34,8 @@ def _answer(store: Store, model: OperationModel, request: dict[str, Any]) -> dic
     with must_exist(model.name, "training job", job):
         points = [
             {"Timestamp": moment, "Unit": "None", **_statistics(value, request.get("Statistics", ()))}
-            for moment, value in _values(store, job, request["MetricName"])
-            if first <= moment <= last
+            for name, moment, value in values(store, job)
+            if name == request["MetricName"] and first <= moment <= last
         ]
     return {"Label": request["MetricName"], "Datapoints": points}
 
@@ -44,16 +44,15 @@ def _statistics(value: float, wanted: list[str]) -> dict[str, float]:
     return {name: 1.0 if name == "SampleCount" else value for name in wanted}
 
 
-def _values(store: Store, job: str, metric: str) -> Iterator[tuple[datetime, float]]:
-    """Yield the values of a metric with their times, as far as their places in the log tell them.
+def values(store: Store, job: str) -> Iterator[tuple[str, datetime, float]]:
+    """Yield the names of metrics and their values with times, as far as their places in the log tell them.
 
     Raises KeyError and DamagedRecord.
     """
     description = training_jobs.describe(store, job)
-    given = description["AlgorithmSpecification"].get("MetricDefinitions", ())
-    definitions = [definition for definition in given if definition["Name"] == metric]
+    definitions = description["AlgorithmSpecification"].get("MetricDefinitions", ())
     started = description.get("TrainingStartTime", description["CreationTime"])
     duration: timedelta = description.get("TrainingEndTime", now()) - started
     for container in training_jobs.containers(store, job):
-        for _, place, value in logs.values(definitions, container.log):
-            yield started + place * duration, value
+        for name, place, value in logs.values(definitions, container.log):
+            yield name, started + place * duration, value

@@ -176,7 +176,7 @@ class Job:
 
     def _say_what_stands_in(self) -> None:
         if instance_types.is_aws(self.request["ResourceConfig"]["InstanceType"]):
-            for host in self.hosts:
+            for host in (host for host in self.hosts if host.image is None):
                 host.container.note_stand_in(self.request["AlgorithmSpecification"]["TrainingImage"])
 
     def _say_what_is_missing(self) -> None:

@@ -22,7 +22,7 @@ WAITS = WaiterConfig(max_attempts=120, delay=1)
 SERVE = """
 import os, time
 def model_fn(model_dir): return model_dir
-def input_fn(body, content_type): return bytes(body)
+def input_fn(body, content_type): return bytes(body) if body != b"type" else content_type.encode()
 def predict_fn(body, model):
     while body == b"slow" and not os.path.exists({go!r}): time.sleep(0.02)
     return b"answer to " + body if body != b"bad" else 1 / 0
@@ -64,6 +64,11 @@ def test_the_sdk_waits_for_answers_and_a_killed_server_loses_no_request(tmp_path
         assert predictor.predict(b"one", waiter_config=WAITS) == b"answer to one"
         with pytest.raises(AsyncInferenceModelError, match="division by zero"):
             predictor.predict(b"bad", waiter_config=WAITS)
+        typed = {"Bucket": "models", "Key": "typed", "Body": b"type"}
+        for given, expected in (("text/x", b"text/x"), ("binary/octet-stream", b"application/octet-stream")):
+            client_of(environment, "s3").put_object(**typed, ContentType=given)
+            answer = predictor.predict(input_path="s3://models/typed", waiter_config=WAITS)
+            assert answer == b"answer to " + expected
         waiting = [predictor.predict_async(data) for data in (b"slow", b"two", b"three")]
         kill_server()
     go.touch()

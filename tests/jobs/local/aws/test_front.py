@@ -12,6 +12,7 @@ import sys
 from datetime import datetime, timedelta, timezone
 from urllib.parse import urlsplit
 
+import boto3
 import pytest
 import urllib3
 from botocore.config import Config
@@ -241,6 +242,45 @@ def test_a_role_that_is_asked_for_exists_and_one_that_was_made_is_as_it_was(clie
     for _ in range(2):
         trust = iam.get_role(RoleName=name)["Role"]["AssumeRolePolicyDocument"]
         assert trust["Statement"][0]["Principal"] == {"Service": service}
+
+
+STATEMENT = {"Effect": "Allow", "Action": "s3:GetObject", "Resource": "*"}
+POLICY = json.dumps({"Version": "2012-10-17", "Statement": [STATEMENT]})
+
+
+@pytest.mark.parametrize(
+    ("action", "arguments"),
+    [
+        ("attach_role_policy", {"PolicyArn": "arn:aws:iam::aws:policy/AmazonSageMakerFullAccess"}),
+        ("put_role_policy", {"PolicyName": "p", "PolicyDocument": POLICY}),
+        ("list_attached_role_policies", {}),
+        ("list_role_policies", {}),
+        ("tag_role", {"Tags": [{"Key": "a", "Value": "b"}]}),
+    ],
+)
+def test_a_role_can_be_named_that_this_client_has_not_made(clients, action, arguments):
+    getattr(clients("iam"), action)(RoleName=f"of-{action}", **arguments)
+
+
+@pytest.mark.parametrize(
+    ("action", "arguments"),
+    [
+        ("assume_role", {"RoleArn": "arn:aws:iam::111122223333:role/path/deploy", "RoleSessionName": "ci"}),
+        ("get_session_token", {}),
+        ("get_federation_token", {"Name": "someone"}),
+    ],
+)
+def test_who_has_assumed_a_role_is_answered(front, clients, action, arguments):
+    given = getattr(clients("sts"), action)(**arguments)["Credentials"]
+    session = boto3.Session(
+        given["AccessKeyId"], given["SecretAccessKey"], given["SessionToken"], front["AWS_DEFAULT_REGION"]
+    )
+    for service, call in (("sagemaker", "list_models"), ("s3", "list_buckets")):
+        getattr(session.client(service, endpoint_url=front["AWS_ENDPOINT_URL"]), call)()
+
+
+def test_a_program_is_a_role_as_in_a_notebook_of_sagemakers(clients):
+    assert ":assumed-role/" in clients("sts").get_caller_identity()["Arn"]
 
 
 def test_a_scalable_target_is_shown(clients):

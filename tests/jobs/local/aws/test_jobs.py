@@ -46,6 +46,35 @@ def times_are_those_of_writing(logs, stream, events):
     assert found["timestamp"] == steps[3]
 
 
+PATTERNS = {"step": 6, '"step 3"': 1, "step 3": 1, 'step -"step 3"': 5, '?"step 1" ?"step 2"': 2, "step -weights": 6}
+
+
+def the_group_is_listed_and_patterns_find_their_lines(logs):
+    assert [group["logGroupName"] for group in logs.describe_log_groups()["logGroups"]] == [GROUP]
+    for pattern, count in PATTERNS.items():
+        found = [
+            event["message"]
+            for event in logs.filter_log_events(logGroupName=GROUP, filterPattern=pattern)["events"]
+            if event["message"].startswith("step")
+        ]
+        assert len(found) == count, (pattern, found)
+    for pattern in ("?step 3", "{ $.a = 1 }", "[a, b]", "%step%"):
+        with pytest.raises(logs.exceptions.InvalidParameterException, match="needs AWS; expected words"):
+            logs.filter_log_events(logGroupName=GROUP, filterPattern=pattern)
+
+
+def metrics_are_those_of_the_log(cloudwatch):
+    dimensions = [{"Name": "TrainingJobName", "Value": "job"}]
+    span = {"StartTime": time.time() - 600, "EndTime": time.time() + 60}
+    metric = {"Namespace": GROUP, "MetricName": "step", "Dimensions": dimensions}
+    listed = cloudwatch.list_metrics(Namespace=GROUP)["Metrics"]
+    assert listed == [metric]
+    points = cloudwatch.get_metric_statistics(**metric, **span, Period=600, Statistics=["Maximum", "SampleCount"])
+    assert {(point["Maximum"], point["SampleCount"]) for point in points["Datapoints"]} == {(5.0, 6.0)}
+    query = {"Id": "q", "MetricStat": {"Metric": metric, "Period": 1200, "Stat": "Sum"}}
+    assert cloudwatch.get_metric_data(MetricDataQueries=[query], **span)["MetricDataResults"][0]["Values"] == [15.0]
+
+
 def put_sources(s3, bucket):
     s3.create_bucket(Bucket=bucket, CreateBucketConfiguration=HERE)
     s3.put_object(Bucket=bucket, Key="data/a.txt", Body=b"text")
@@ -57,6 +86,7 @@ def test_a_job_goes_on_while_the_server_is_killed_and_nothing_of_it_is_lost(tmp_
         put_sources(client_of(environment, "s3"), "killed")
         sagemaker, logs = client_of(environment, "sagemaker"), client_of(environment, "logs")
         request = training_request("killed", "job")
+        request["AlgorithmSpecification"]["MetricDefinitions"] = [{"Name": "step", "Regex": "step ([0-9])"}]
         arn = sagemaker.create_training_job(**request)["TrainingJobArn"]
         assert arn == "arn:aws:sagemaker:us-west-2:000000000000:training-job/job"
         with pytest.raises(sagemaker.exceptions.ResourceInUse):
@@ -85,6 +115,8 @@ def test_a_job_goes_on_while_the_server_is_killed_and_nothing_of_it_is_lost(tmp_
         assert after[: len(before)] == before
         assert any("on ml.g4dn.xlarge text" in event["message"] for event in after)
         times_are_those_of_writing(logs, name, after)
+        the_group_is_listed_and_patterns_find_their_lines(logs)
+        metrics_are_those_of_the_log(client_of(environment, "cloudwatch"))
     assert nothing_runs_below(tmp_path)
     assert "has no member" not in (tmp_path / "aws" / "server.log").read_text()
 

@@ -10,7 +10,7 @@ from helpers.waiting import wait_until
 
 from fastmaker.local.client import SageMaker
 from fastmaker.local.runtime_client import SageMakerRuntime
-from fastmaker.local.serving import changes, endpoints, instances
+from fastmaker.local.serving import capacities, changes, endpoints, instances
 
 
 def variants(**counts_and_weights):
@@ -71,6 +71,34 @@ def test_what_cannot_be_had_changes_nothing(store, wanted, reason):
     with pytest.raises(ValueError, match=reason):
         endpoints.rescale(store, "e", wanted, None, endpoints.launch_at_once)
     assert store.read("e") == before
+
+
+EXCLUDED = "ExcludeRetainedVariantProperties"
+
+
+@pytest.mark.parametrize(
+    ("asked", "a", "b"),
+    [
+        ({}, (1, 5.0), (7, 1.0)),
+        ({"RetainAllVariantProperties": False}, (1, 5.0), (7, 1.0)),
+        ({"RetainAllVariantProperties": True}, (2, 3.0), (1, 1.0)),
+        ({"RetainAllVariantProperties": True, EXCLUDED: ["DesiredWeight"]}, (2, 5.0), (1, 1.0)),
+        (
+            {"RetainAllVariantProperties": True, EXCLUDED: ["DesiredInstanceCount", "DataCaptureConfig"]},
+            (1, 3.0),
+            (7, 1.0),
+        ),
+        ({EXCLUDED: ["DesiredWeight"]}, (1, 5.0), (7, 1.0)),
+    ],
+)
+def test_an_update_keeps_the_properties_of_variants_that_it_is_to_retain(store, asked, a, b):
+    asked = {**asked, EXCLUDED: [{"VariantPropertyType": kind} for kind in asked.get(EXCLUDED, [])]}
+    config = {"EndpointConfigName": "c", "ProductionVariants": variants(a=(1, 5.0), b=(7, 1.0), new=(1, 2.0))}
+    retained = capacities.retained(**asked)
+    assert endpoints.update(store, "e", config, {"m": {}}, retained, None, lambda start: None)
+    planned = store.read("e")["next_servers"]
+    found = {name: [server["weight"] for server in planned if server["variant"] == name] for name in ("a", "b", "new")}
+    assert found == {"a": [a[1]] * a[0], "b": [b[1]] * b[0], "new": [2.0]}
 
 
 def test_what_is_wanted_is_described_beside_what_there_is(store):
