@@ -22,6 +22,8 @@ import psutil
 from fastmaker import files
 
 VARIABLE = "FASTMAKER_PROCESS"  # holds the token
+# setproctitle, of which Ray has its own copy, writes a long title over the environment, and with it the token, unless:
+KEEPING = {"SPT_NOENV": "1"}
 TREE_VARIABLE = "FASTMAKER_CONTAINER"  # holds the directory of a container
 PROCESS_FILE = "process.json"
 MAX_FILE = 2**16  # bytes
@@ -95,10 +97,10 @@ class Started:
         self.file = directory / PROCESS_FILE
 
     def begin(self) -> dict[str, str]:
-        """Write that this process is about to start one here; return the variable to start it with."""
+        """Write that this process is about to start one here; return the variables to start it with."""
         token = secrets.token_hex(16)
         files.write_text(self.file, json.dumps({"token": token, "starter": identity()}))
-        return {VARIABLE: token}
+        return {VARIABLE: token, **KEEPING}
 
     def record(self, pid: int) -> None:
         """Write which process it is."""
