@@ -32,6 +32,8 @@ if root := os.environ.get("FASTMAKER_CONTAINER"):
 FAILED = "Ray Serve could not start: "  # begins the last line of a server that has none
 OBJECT_STORE_BYTES = 256 * 2**20  # of shared memory, for the requests that are under way; what is more goes to disk
 LOOK_SECONDS = 0.5
+# What Ray puts behind its folder in the path of a socket.
+SOCKET = "/session_2026-01-31_12-00-00_123456_1234567/sockets/plasma_store"
 # Read when ray is imported.
 SETTINGS = {
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # its processes listen on loopback
@@ -86,8 +88,21 @@ def start_ray() -> None:
         include_dashboard=False,
         object_store_memory=OBJECT_STORE_BYTES,
         runtime_env={"worker_process_setup_hook": listen_on_loopback},
-        _temp_dir=os.path.realpath(tempfile.gettempdir()),
+        _temp_dir=short_path(os.path.realpath(tempfile.gettempdir())),
     )
+
+
+def short_path(folder: str) -> str:
+    """Return a path of a folder that leaves room for those of Ray's sockets; it holds while this process lives.
+
+    Raises StartError where the system has no such path.
+    """
+    most = (107 if sys.platform == "linux" else 103) - len(SOCKET)  # what the systems allow
+    if len(os.fsencode(folder)) <= most:
+        return folder
+    if sys.platform != "linux":
+        raise StartError(f"{folder}: Ray needs a temporary folder whose path has {most} bytes at most; set TMPDIR")
+    return f"/proc/{os.getpid()}/fd/{os.open(folder, os.O_RDONLY | os.O_DIRECTORY)}"
 
 
 def listen_on_loopback() -> None:
