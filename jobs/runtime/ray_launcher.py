@@ -87,7 +87,7 @@ def start_ray() -> None:
         namespace="serve",
         include_dashboard=False,
         object_store_memory=OBJECT_STORE_BYTES,
-        runtime_env={"worker_process_setup_hook": listen_on_loopback},
+        runtime_env={"worker_process_setup_hook": prepare_process},
         _temp_dir=short_path(os.path.realpath(tempfile.gettempdir())),
     )
 
@@ -105,10 +105,16 @@ def short_path(folder: str) -> str:
     return f"/proc/{os.getpid()}/fd/{os.open(folder, os.O_RDONLY | os.O_DIRECTORY)}"
 
 
-def listen_on_loopback() -> None:
-    """Keep replicas, which unpickle what they are sent, from listening on every address of the machine."""
-    from grpc.aio import _server
+def prepare_process() -> None:
+    """Keep a process of Ray from what another machine or a dashboard would need.
 
+    Replicas, which unpickle what they are sent, would listen on every address. Each request would be counted in some
+    ten metrics, which nobody can read.
+    """
+    from grpc.aio import _server
+    from ray.util import metrics
+
+    metrics.Metric._record = lambda self, value, tags=None: None
     add = _server.Server.add_insecure_port
     _server.Server.add_insecure_port = lambda self, address: add(self, address.replace("[::]", "127.0.0.1"))
 
@@ -123,7 +129,11 @@ def run_applications(configured: dict[str, Any], port: int) -> None:
         schema = ServeDeploySchema.model_validate(configured)
     except ValidationError as error:
         raise StartError(f"config.yaml: {' '.join(str(error).split())}") from None
-    serve.start(proxy_location="HeadOnly", http_options={"host": "127.0.0.1", "port": port})
+    serve.start(
+        proxy_location="HeadOnly",
+        http_options={"host": "127.0.0.1", "port": port},
+        logging_config=schema.logging_config or {"enable_access_log": False},  # of the proxy: a line a request
+    )
     serve.context._get_global_client().deploy_apps(schema)
     while True:
         states = serve.status().applications

@@ -110,13 +110,17 @@ def asked(digits):
 
 
 def answers(server, asked) -> dict[str, tuple[int, str, bytes]]:
-    """The status, media type and body of the answer to each request, asked alone."""
+    """The status, media type and body of the answer to each request, asked alone.
+
+    Of an error it is the first line, which says what is wrong: the toolkits put a traceback behind it, without a type.
+    """
     found, pool = {}, urllib3.PoolManager(retries=False)
     for number, ((body, kind), accept) in enumerate(asked):
         headers = {"Content-Type": kind, "Accept": accept}
         answer = pool.request("POST", server.url, body=body, headers=headers)
         media_type = answer.headers.get("Content-Type", "").partition(";")[0]
-        found[f"{number}: {kind} for {accept}"] = (answer.status, media_type, answer.data)
+        told = (media_type, answer.data) if answer.status == 200 else ("", answer.data.partition(b"\n")[0])
+        found[f"{number}: {kind} for {accept}"] = (answer.status, *told)
     return found
 
 
