@@ -143,15 +143,28 @@ class Started:
     def processes(self) -> list[psutil.Process]:
         """Return the living processes, the one that was started first.
 
-        A session's number is believed while its first process lives: it may be given again afterwards.
+        A session's number is believed while its first process lives: it may be given again afterwards. Then a process
+        counts if it has a file of the directory open as well.
         """
         known = self._read()
         found = {process.pid: process for process in self._carriers(known)}
         first = find(known)
         if first and not _lacks(first, known.get("token")):
             found |= {process.pid: process for process in _session(first.pid)} | {first.pid: first}
+        elif not first:
+            found |= {process.pid: process for process in self._left_behind(known)}
         found.pop(os.getpid(), None)
         return sorted(found.values(), key=lambda process: process != first)
+
+    def _left_behind(self, known: dict[str, Any]) -> list[psutil.Process]:
+        """Return the processes of the session of a first one that has died, which hold on to the directory.
+
+        They may have been started without the token.
+        """
+        number = known.get("pid")
+        if type(number) is not int or known.get("boot") != boot() or _is_alive(number):
+            return []
+        return [process for process in _session(number) if _has_open(process, self.file.parent.resolve())]
 
     def _read(self) -> dict[str, Any]:
         try:
@@ -226,6 +239,20 @@ def _session(number: int) -> list[psutil.Process]:
             if os.getsid(process.pid) == number and _lives(process):
                 found.append(process)
     return found
+
+
+def _has_open(process: psutil.Process, folder: Path) -> bool:
+    """Return whether a process works in a folder or has a file of it open."""
+    with contextlib.suppress(psutil.Error, OSError):
+        paths = [process.cwd(), *(file.path for file in process.open_files())]
+        return any(Path(path).is_relative_to(folder) for path in paths)
+    return False
+
+
+def _is_alive(pid: int) -> bool:
+    with contextlib.suppress(psutil.Error, ValueError, OverflowError):
+        return _lives(psutil.Process(pid))
+    return False
 
 
 def _environment_holds(process: psutil.Process, variable: str, value: str) -> bool:
