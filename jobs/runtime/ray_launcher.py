@@ -44,6 +44,7 @@ SETTINGS = {
     "RAY_DEDUP_LOGS": "0",
     "RAY_COLOR_PREFIX": "0",
     "RAY_SERVE_LOG_TO_STDERR": "1",
+    "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.5",  # of the 0.1 of Ray, which keep a fiftieth of a core busy for nothing
     "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",  # s; a busy machine takes longer than the 5 s of Ray, thrice
 }
 
