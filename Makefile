@@ -63,7 +63,7 @@ PACKAGES_OF = -c 'import sysconfig; print(sysconfig.get_path("purelib"))'
 WITH_RAY = .venv/ray/.installed
 $(WITH_RAY): $(INSTALLED)
 	test -x $(RAY) || $(BIN)/python -m venv .venv/ray
-	$(RAY) -m pip install --quiet --constraint constraints.txt 'ray[serve]'
+	$(RAY) -m pip install --quiet --constraint constraints.txt 'ray[data,serve]'
 	echo "import site; site.addsitedir('$$($(BIN)/python $(PACKAGES_OF))')" > $$($(RAY) $(PACKAGES_OF))/beside.pth
 	touch $@
 

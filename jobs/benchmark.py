@@ -2,7 +2,8 @@
 
     endpoint    an endpoint beside the same network and preprocessing in bare processes, without a server
     train       the training job beside a bare fastai loop over the same DataLoaders
-    transform   a batch job beside the bare processes, beside one object at a time, and a large job beside a small one
+    transform   a batch job beside the bare processes, beside one object at a time, and a large job beside a small one;
+                with --backend ray on a Ray cluster of this machine beside the local job
     torchserve  a TorchServe archive that batches requests beside one that does not
     ray         Ray Serve beside TorchServe, with batches and without, and beside bare processes
     aws         requests and jobs through `fastmaker aws` beside the same by ProcessSession
@@ -63,7 +64,10 @@ def _add_train(parser) -> None:
 
 
 def _add_transform(parser) -> None:
-    parser.add_argument("--arch", default="resnet18", help=f"network at 224 pixels {DEFAULT}")
+    parser.add_argument("--backend", choices=("process", "ray"), default="process", help=DEFAULT)
+    parser.add_argument("--arch", default="resnet18", help=f"network {DEFAULT}")
+    parser.add_argument("--image-size", type=int, default=224, help=f"of --backend ray {DEFAULT}")
+    parser.add_argument("--batch-size", type=int, default=16, help=f"of --backend ray {DEFAULT}")
     parser.add_argument("--images", help="a folder of photos (default: generated JPEGs of 500x375)")
     parser.add_argument("--photos", type=int, default=600, help=f"objects of a job {DEFAULT}")
     parser.add_argument("--digits", type=int, default=20000, help=f"objects of the large job {DEFAULT}")
@@ -148,6 +152,16 @@ def _train(args) -> tuple[list[str], list[list]]:
 
 
 def _transform(args) -> tuple[list[str], list[list]]:
+    if args.backend == "ray":
+        from fastmaker.jobs.benchmarks import ray_transform
+
+        return ray_transform.HEADER, ray_transform.measure(
+            arch=args.arch,
+            size=args.image_size,
+            images=args.images,
+            photos=args.photos,
+            batch_size=args.batch_size,
+        )
     from fastmaker.jobs.benchmarks import transform
 
     return transform.HEADER, transform.measure(

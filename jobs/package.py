@@ -1,8 +1,9 @@
-"""Package a model for another server: ``fastmaker package torchserve|triton|onnx MODEL``.
+"""Package a model for another server: ``fastmaker package torchserve|triton|onnx|ray MODEL``.
 
 torchserve  a TorchServe archive; see jobs/packaging/torchserve.py
 triton      a model repository for NVIDIA's Triton Inference Server; see jobs/packaging/triton.py
 onnx        an ONNX file, alone or in a model directory that ONNX Runtime serves; see jobs/packaging/onnx.py
+ray         the manifest by which KubeRay serves it on Kubernetes; see jobs/packaging/kuberay.py
 """
 
 import argparse
@@ -13,10 +14,11 @@ import socket
 import sys
 from pathlib import Path
 
-from fastmaker.jobs import backends
+from fastmaker.files import write_text
+from fastmaker.jobs import backends, storage
 from fastmaker.jobs.cli import errors
 from fastmaker.jobs.cli.arguments import at_least
-from fastmaker.jobs.packaging import models, onnx, torchserve, triton
+from fastmaker.jobs.packaging import kuberay, models, onnx, torchserve, triton
 from fastmaker.local.containers import ContainerError
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")  # a model's name, as torch-model-archiver and Triton take it
@@ -50,6 +52,7 @@ def _parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentPars
     _add_torchserve(commands)
     _add_triton(commands)
     _add_onnx(commands)
+    _add_ray(commands)
     for command in commands.choices.values():
         command.add_argument(
             "model", metavar="MODEL", help="a training job, a model directory, a model.tar.gz or its URI"
@@ -129,9 +132,44 @@ def _add_onnx(commands) -> None:
     parser.add_argument("--force", action="store_true", help="replace an existing file")
 
 
+def _add_ray(commands) -> None:
+    default = "(default: %(default)s)"
+    parser = commands.add_parser("ray", help="a RayService for Kubernetes")
+    parser.add_argument(
+        "--kuberay", action="store_true", required=True, help="write the manifest of KubeRay's RayService"
+    )
+    parser.add_argument("--output", type=Path, help="the manifest (default: NAME.yaml)")
+    parser.add_argument("--name", help="of the RayService (default: the name of MODEL)")
+    place = parser.add_mutually_exclusive_group()
+    place.add_argument(
+        "--upload", metavar="URI", help="put the archive there, s3://.../model.tar.gz; each pod fetches it"
+    )
+    place.add_argument("--claim", metavar="NAME", help="a PersistentVolumeClaim whose root is the model directory")
+    parser.add_argument(
+        "--image",
+        metavar="URI",
+        help=f"with Ray and torch, and the model in {kuberay.MODEL_DIR} if it comes from nowhere"
+        " else (default: AWS's ray:serve-ml-cpu, with --gpus ray:serve-ml-cuda)",
+    )
+    parser.add_argument("--ray-version", default=kuberay.RAY_VERSION, help=f"of the image {default}")
+    for name, least, meaning in (
+        ("pods", 1, "that serve, beside the head"),
+        ("cpus", 1, "of each"),
+        ("gpus", 0, "of each"),
+    ):
+        value = getattr(kuberay.Options, name)
+        parser.add_argument(f"--{name}", type=at_least(least), default=value, help=f"{meaning} {default}")
+    parser.add_argument("--memory", default=kuberay.Options.memory, help=f"of each {default}")
+    parser.add_argument("--namespace", help="(default: that of kubectl)")
+    parser.add_argument("--service-account", metavar="NAME", help="of the pods, with a role that may read the archive")
+    parser.add_argument("--force", action="store_true", help="replace an existing file")
+
+
 def main(args) -> int:
     """Make the package; return the exit status."""
-    {"torchserve": _package_torchserve, "triton": _package_triton, "onnx": _package_onnx}[args.command](args)
+    {"torchserve": _package_torchserve, "triton": _package_triton, "onnx": _package_onnx, "ray": _package_ray}[
+        args.command
+    ](args)
     return 0
 
 
@@ -197,9 +235,50 @@ def _package_onnx(args) -> None:
         print(f"next:       fastmaker deploy --model {shlex.quote(str(target))} --env FASTMAKER_ENGINE=onnxruntime")
 
 
+def _package_ray(args) -> None:
+    found = models.locate(args.model, _session(args))
+    name = args.name or _model_name(None, args.model).lower().replace("_", "-").replace(".", "-")
+    file = args.output or Path(f"{name}.yaml")
+    _check_file(file, args.force)
+    options = kuberay.Options(
+        name,
+        model_uri=_uri_in_pods(args, found),
+        **{field: getattr(args, field) for field in kuberay.FIELDS},
+    )
+    with models.model_directory(str(found), _session(args)) as model_dir:
+        text = kuberay.to_yaml(kuberay.manifest(model_dir, options))
+    if args.upload:
+        storage.put(storage.local_path(models.model_archive(found)), args.upload)
+        print(f"uploaded: {args.upload}")
+    write_text(file, text)
+    print(f"manifest: {file}\nnext:     kubectl apply -f {shlex.quote(str(file))}")
+
+
+def _uri_in_pods(args, found: Path | str) -> str | None:
+    """Return the archive in S3 that pods fetch, None if they find the model elsewhere. Raises ValueError."""
+    if args.upload:
+        if isinstance(found, str):
+            raise ValueError(f"--upload: the model is in S3 already, at {found}")
+        if not re.fullmatch(r"s3://[^/]+/.+\.tar\.gz", args.upload):
+            raise ValueError(f"--upload {args.upload}: expected s3://BUCKET/KEY.tar.gz")
+        return args.upload
+    if args.claim:
+        return None
+    if isinstance(found, Path) and not args.image:
+        raise ValueError(
+            f"{found} is on this machine, where pods do not find it: give --upload s3://BUCKET/KEY.tar.gz, --claim NAME"
+            f" or an --image that has it in {kuberay.MODEL_DIR}"
+        )
+    return found if isinstance(found, str) else None
+
+
+def _session(args):
+    """Return a function that makes the SDK's session, which knows training jobs."""
+    return lambda: backends.connect(backend="aws" if args.aws else "process").session
+
+
 def _model_directory(args):
-    kind = "aws" if args.aws else "process"
-    return models.model_directory(args.model, lambda: backends.connect(backend=kind).session)
+    return models.model_directory(args.model, _session(args))
 
 
 def _archive_target(args) -> tuple[str, Path]:

@@ -27,7 +27,8 @@ def get_parser() -> argparse.ArgumentParser:
         description="Run a batch transform job over a folder, an S3 prefix or a manifest.",
         epilog="example: fastmaker transform --model digits --data s3://bucket/digits/ --collect answers.csv",
     )
-    arguments.add_backend(parser)
+    arguments.add_backend(parser, backends=(*arguments.BACKENDS, "ray"))
+    parser.add_argument("--address", help="of the Ray cluster of --backend ray (default: local, one for the job)")
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--data", help="a folder, or a file:// or s3:// prefix: every object in it is used")
     source.add_argument("--manifest", help="a manifest's file or URI; see fastmaker manifest")
@@ -114,7 +115,7 @@ def _run(args, backend: backends.Backend, data_type: str, source: str, inputs: I
     request = dataclasses.replace(request, model_data=models.model_archive(model))
     if inputs.hidden:
         print(f"left out {inputs.hidden} hidden objects of {source}, which a job on AWS sends to the model as well")
-    print(f"transforming {inputs.count} objects of {source} on {args.instance_count} x {args.instance_type}")
+    print(f"transforming {inputs.count} objects of {source} on {args.instance_count} x {backend.instance_type}")
     with _reported(args, backend, request.name, inputs, inputs.count):
         backend.transform(request)
 
@@ -122,7 +123,7 @@ def _run(args, backend: backends.Backend, data_type: str, source: str, inputs: I
 def _retry(args, backend: backends.Backend) -> None:
     from sagemaker.utils import name_from_base
 
-    description = backend.session.sagemaker_client.describe_transform_job(TransformJobName=args.retry_failed)
+    description = backend.describe_transform(args.retry_failed)
     if (status := description["TransformJobStatus"]) in ("InProgress", "Stopping"):
         raise ValueError(f"transform job {args.retry_failed} is {status}; only one that has ended can be retried")
     if args.collect:
@@ -159,8 +160,8 @@ def _reported(args, backend: backends.Backend, job: str, inputs: Inputs, request
         yield
     finally:
         description = {}
-        with contextlib.suppress(ClientError):
-            description = backend.session.sagemaker_client.describe_transform_job(TransformJobName=job)
+        with contextlib.suppress(ClientError, errors.Failure):
+            description = backend.describe_transform(job)
         if {"TransformStartTime", "TransformEndTime"} <= description.keys():
             _print_report(args, backend, description, inputs, requested)
 
@@ -169,6 +170,7 @@ def _print_report(args, backend: backends.Backend, description: dict, inputs: In
     job, output = description["TransformJobName"], description["TransformOutput"]["S3OutputPath"]
     seconds = (description["TransformEndTime"] - description["TransformStartTime"]).total_seconds()
     missing = sum(1 for _ in inputs.unanswered(output))
+    requested -= description.get("AnsweredBefore", 0)  # of a job that was resumed
     answers = inputs.count - missing
     rows = [
         ["objects", inputs.count],

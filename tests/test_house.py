@@ -38,7 +38,9 @@ MAY_IMPORT = {
     "fastmaker.jobs.runtime": (),  # the images have this room and no other
     "fastmaker.jobs.cli": FLOOR,
     "fastmaker.local": FLOOR,
-    "fastmaker.jobs.backends": BELOW_BACKENDS,
+    # What runs on the workers of a Ray cluster, and sends them there.
+    "fastmaker.jobs.cluster": (*BELOW_BACKENDS, *SOURCE),
+    "fastmaker.jobs.backends": (*BELOW_BACKENDS, "fastmaker.jobs.cluster"),
     # A library may import those before it.
     **{name: (*BELOW_LIBRARIES, *LIBRARIES[:number]) for number, name in enumerate(LIBRARIES)},
     # The commands: none imports another, but the one that completes them all.

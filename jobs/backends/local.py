@@ -79,6 +79,9 @@ class Local:
         pytorch.run_transform(model, request, self.instance_type, source=request.source, output=output)
         return True
 
+    def describe_transform(self, name: str) -> dict:
+        return self.session.sagemaker_client.describe_transform_job(TransformJobName=name)
+
     def retry_transform(self, description: dict, name: str, manifest: str) -> None:
         pytorch.retry_transform(self.session, description, name, manifest)
 

@@ -9,11 +9,15 @@ from fastmaker.jobs.backends.resources import Resource
 class Backend(Protocol):
     """A place where jobs run: this machine (`local.Local`) or an account of AWS (`aws.backend.Aws`).
 
+    A Ray cluster (`cluster.Cluster`) runs transform jobs, and has what those need.
+
     In a dry run nothing is made: `check` or the method after it prints what would be.
     """
 
     session: object  # the SageMaker SDK's session
-    instance_type: str | None  # None where the place itself does not matter, as for a serverless endpoint
+    instance_type: (
+        str | None
+    )  # what the jobs run on; None where the place itself does not matter, as for a serverless endpoint
     region: str | None  # of AWS
     cli_flags: str  # with which another command finds what is made here, such as " --backend aws"
     serving_cli_flags: str  # with which fastmaker deploy serves here what was trained here
@@ -41,6 +45,9 @@ class Backend(Protocol):
 
     def transform(self, request: TransformRequest) -> bool:
         """Run a transform job; return whether there is one now. Raises UnexpectedStatusException if it fails."""
+
+    def describe_transform(self, name: str) -> dict:
+        """Return a transform job's description. Raises ClientError or Failure if there is none."""
 
     def retry_transform(self, description: dict, name: str, manifest: str) -> None:
         """Run a described transform job again, as `name`, over a manifest's objects. Raises as `transform` does."""

@@ -37,7 +37,7 @@ def measure(*, arch: str, images: str | None, photos: int, digits: int) -> list[
         folder = Path(scratch)
         rows = _beside_bare_processes(arch, common.load_photos(images), photos, folder / "photos")
         large, medium, small = (
-            _write_files(folder / f"digits-{count}", _digits(), count, ".png") for count in (digits, MEDIUM, SMALL)
+            write_files(folder / f"digits-{count}", _digits(), count, ".png") for count in (digits, MEDIUM, SMALL)
         )
         archive = _untrained_archive("convnet", 28, folder / "convnet")
         rows += _beside_one_at_a_time(archive, medium)
@@ -47,11 +47,11 @@ def measure(*, arch: str, images: str | None, photos: int, digits: int) -> list[
 
 def _beside_bare_processes(arch: str, photos: list[bytes], count: int, folder: Path) -> list[list]:
     cores = len(os.sched_getaffinity(0))
-    data = _write_files(folder / "in", photos, count, ".jpg")
+    data = write_files(folder / "in", photos, count, ".jpg")
     archive = _untrained_archive(arch, 224, folder / "bundle")
     with Processes(cores, predictor, str(folder / "bundle"), "float32") as bare_processes:
         rate, bare_rate = common.alternate(
-            lambda: count / _run_job(archive, data)["answering"],
+            lambda: count / run_job(archive, data)["answering"],
             lambda: bare_processes.throughput(photos, count / BARE_IMAGES_PER_SECOND),
         )
     return [
@@ -63,7 +63,7 @@ def _beside_bare_processes(arch: str, photos: list[bytes], count: int, folder: P
 def _beside_one_at_a_time(archive: Path, data: Path) -> list[list]:
     count = len(list(data.iterdir()))
     rate, single = common.alternate(
-        lambda: count / _run_job(archive, data)["answering"], lambda: count / _one_at_a_time(archive, data)
+        lambda: count / run_job(archive, data)["answering"], lambda: count / _one_at_a_time(archive, data)
     )
     return [
         [
@@ -76,7 +76,7 @@ def _beside_one_at_a_time(archive: Path, data: Path) -> list[list]:
 
 
 def _large_beside_small(archive: Path, large: Path, small: Path) -> list[list]:
-    runs = [(_run_job(archive, large), _run_job(archive, small)) for _ in range(common.ROUNDS)]
+    runs = [(run_job(archive, large), run_job(archive, small)) for _ in range(common.ROUNDS)]
 
     def median(job: int, figure: str) -> float:
         return statistics.median(run[job][figure] for run in runs)
@@ -95,14 +95,14 @@ def _large_beside_small(archive: Path, large: Path, small: Path) -> list[list]:
     ]
 
 
-def _run_job(archive: Path, data: Path) -> dict[str, float]:
+def run_job(archive: Path, data: Path) -> dict[str, float]:
     """Run a transform job; return `seconds` and peak `memory` in MB of its process, less the start of its server.
 
     `answering` is the seconds from the first to the last answer. Raises ValueError if the job fails.
     """
     backend = backends.Local()
     client = backend.session.sagemaker_client
-    out = _new_output_folder(data)
+    out = new_output_folder(data)
     env = {"SAGEMAKER_MODEL_SERVER_WORKERS": str(WORKERS)}
     transformer = pytorch.pytorch_model(f"file://{archive}", env=env, backend=backend).transformer(
         1, "local", output_path=f"file://{out}", accept="application/json", max_concurrent_transforms=8
@@ -115,23 +115,29 @@ def _run_job(archive: Path, data: Path) -> dict[str, float]:
         raise ValueError(f"the job is {description['TransformJobStatus']}: {description.get('FailureReason')}")
     client.delete_transform_job(TransformJobName=name)
     transformer.delete_model()
-    written = sorted(path.stat().st_mtime for path in out.rglob("*.out"))
     listing = (description["TransformStartTime"] - description["CreationTime"]).total_seconds()
-    answering = (written[-1] - written[0]) * len(written) / (len(written) - 1)
+    answering = answering_seconds(out)
     return {"answering": answering, "seconds": listing + answering, "memory": memory}
+
+
+def answering_seconds(out: Path) -> float:
+    """Return the seconds from the first to the last answer in a folder, as if each took as long as those between."""
+    written = sorted(path.stat().st_mtime for path in out.rglob("*.out"))
+    return (written[-1] - written[0]) * len(written) / (len(written) - 1)
 
 
 def _peak_memory(client, name: str) -> float:
     """Wait for a transform job to end; return the largest resident MB of its process."""
-    process, peak = psutil.Process(client.transform_jobs.read(name)["supervisor"]["pid"]), 0
+    peak = 0
     while client.describe_transform_job(TransformJobName=name)["TransformJobStatus"] == "InProgress":
-        with contextlib.suppress(psutil.Error):
+        with contextlib.suppress(psutil.Error, KeyError):  # it enters itself into the record once it runs
+            process = psutil.Process(client.transform_jobs.read(name)["supervisor"]["pid"])
             peak = max(peak, process.memory_info().rss)
         time.sleep(0.5)
     return peak / 2**20
 
 
-def _new_output_folder(data: Path) -> Path:
+def new_output_folder(data: Path) -> Path:
     """Make a folder that stays until the end: some file systems are slow after thousands of files were removed."""
     return Path(tempfile.mkdtemp(prefix="answers-", dir=data.parent))
 
@@ -148,7 +154,7 @@ def _one_at_a_time(archive: Path, data: Path) -> float:
     headers = {"Content-type": "application/x-image", "Accept": "application/json"}
     source = local_data.get_data_source_instance(f"file://{data}", None)
     strategy = local_data.get_batch_strategy_instance("SingleRecord", local_data.get_splitter_instance(None))
-    out = _new_output_folder(data)
+    out = new_output_folder(data)
     with endpoint.running(archive, STOCK_ENV) as (session, name):
         (server,) = session.sagemaker_client.endpoints.read(name)["servers"]
         url = f"http://localhost:{server['port']}/invocations"
@@ -179,7 +185,7 @@ def _digits() -> list[bytes]:
     return images
 
 
-def _write_files(folder: Path, contents: list[bytes], count: int, suffix: str) -> Path:
+def write_files(folder: Path, contents: list[bytes], count: int, suffix: str) -> Path:
     """Write `count` files with these contents, repeated as needed, into the new `folder`; return it."""
     folder.mkdir(parents=True)
     for number in range(count):

@@ -9,8 +9,8 @@ BACKENDS = ("process", "docker", "aws")
 SERVERS = ("ray", "torchserve")
 
 
-def add_backend(parser, instances: bool = True) -> None:
-    """Add the arguments that say where a job runs; without `instances` only --backend."""
+def add_backend(parser, instances: bool = True, backends: tuple[str, ...] = BACKENDS) -> None:
+    """Add the arguments that say where a job runs, one of `backends`; without `instances` only --backend."""
     if instances:
         parser.add_argument(
             "--instance-type",
@@ -22,9 +22,10 @@ def add_backend(parser, instances: bool = True) -> None:
         parser.add_argument("--dry-run", action="store_true", help="check, and print the requests without sending them")
     parser.add_argument(
         "--backend",
-        choices=BACKENDS,
+        choices=backends,
         default=BACKENDS[0],
-        help="where local types run: process or docker; aws is implied by ml.* types (default: %(default)s)",
+        help="where local types run: process or docker; aws is implied by ml.* types"
+        f"{'; ray is a cluster' if 'ray' in backends else ''} (default: %(default)s)",
     )
 
 
@@ -33,7 +34,7 @@ def backend_options(args: argparse.Namespace, needs_instances: bool = True) -> d
 
     What needs no instances, such as a serverless endpoint, needs no instance type on AWS either.
     """
-    names = ("instance_type", "backend", "role", "image_uri", "server", "dry_run")
+    names = ("instance_type", "backend", "role", "image_uri", "server", "address", "dry_run")
     options = {name: getattr(args, name) for name in names if hasattr(args, name)}
     if not needs_instances and args.backend == "aws" and instance_types.is_local(args.instance_type):
         options["instance_type"] = None

@@ -143,6 +143,9 @@ class Aws:
             )
         return not self._dry_run
 
+    def describe_transform(self, name: str) -> dict:
+        return self.session.sagemaker_client.describe_transform_job(TransformJobName=name)
+
     def retry_transform(self, description: dict, name: str, manifest: str) -> None:
         with self._creations_listed_on_failure():
             self._print_cost_notice(WHILE_RUNNING, f"--only transform-job/{name} --yes")

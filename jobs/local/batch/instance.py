@@ -132,7 +132,7 @@ class Instance:
                         answers.write(b"\n")
                 answers.seek(0)
                 output = self.job.output
-                storage.put_stream(answers, output_uri(output["S3OutputPath"], name), output.get("KmsKeyId"))
+                storage.put_stream(answers, records.output_uri(output["S3OutputPath"], name), output.get("KmsKeyId"))
         except (ObjectError, records.RecordError, ProcessingError, storage.StorageError) as error:
             self.job.record_failure(number, name, error)
         else:
@@ -286,10 +286,3 @@ def _error_line(answer: urllib3.BaseHTTPResponse) -> str:
     if answer.status == 413:
         text += " (TorchServe takes TS_MAX_REQUEST_SIZE bytes, 6553500 if the job's env does not say otherwise)"
     return text
-
-
-def output_uri(output_path: str, name: str) -> str:
-    """Return where the answer of the object `name` goes. Raises ObjectError for a name that leads elsewhere."""
-    if ".." in name.split("/"):
-        raise ObjectError("its name leads out of the output location")
-    return storage.join(output_path, name + ".out")

@@ -1,4 +1,4 @@
-"""Objects into records, and records into the payloads of requests: SplitType and BatchStrategy.
+"""Objects into records, records into the payloads of requests (SplitType and BatchStrategy), and where answers go.
 
 https://docs.aws.amazon.com/sagemaker/latest/APIReference/API_TransformInput.html
 """
@@ -10,6 +10,8 @@ import zlib
 from collections.abc import Callable, Iterator, Sized
 from typing import BinaryIO, TypeVar
 
+from fastmaker.jobs import storage
+
 MB = 2**20
 UNPACKED = 1024 * MB  # of gzip, where MaxPayloadInMB is 0: a few kilobytes can hold any number of zeros
 _Sized = TypeVar("_Sized", bound=Sized)
@@ -17,29 +19,35 @@ RECORD_IO_MAGIC = 0xCED7230A  # https://mxnet.apache.org/versions/1.9.1/api/faq/
 
 
 class RecordError(Exception):
-    """An object that cannot be split as the job says."""
+    """An object that cannot be split as the job says, or has no place for its answer."""
+
+
+def output_uri(output_path: str, name: str) -> str:
+    """Return where the answer of the object `name` goes. Raises RecordError for a name that leads elsewhere."""
+    if ".." in name.split("/"):
+        raise RecordError("its name leads out of the output location")
+    return storage.join(output_path, name + ".out")
 
 
 def payloads(stream: BinaryIO, split_type: str, strategy: str, max_payload_mb: int, gzipped: bool) -> Iterator[bytes]:
     """Yield the bodies of the requests for one object, each of up to `max_payload_mb` MB (0: of any size that is sent).
 
     `split_type` None gives the object as it is; Line and RecordIO give single records where `strategy` is SingleRecord,
-    else as many as fit. Raises RecordError.
+    else as many as fit. The stream is closed at the end. Raises RecordError.
     """
     limit = max_payload_mb * MB or (UNPACKED if gzipped else None)
-    source: io.BufferedIOBase = io.BufferedReader(stream)  # type: ignore[type-var]
-    if gzipped:
-        source = gzip.GzipFile(fileobj=source)
-    try:
-        if split_type == "None":
-            yield _check_size(source.read(limit + 1 if limit else -1), limit, "the object")
-        elif strategy == "SingleRecord":
-            yield from _RECORDS[split_type](source, limit, False)
-        else:
-            join = b"".join if split_type == "RecordIO" else b"\n".join
-            yield from _pack(_RECORDS[split_type](source, limit, True), limit, join)
-    except (gzip.BadGzipFile, zlib.error, EOFError) as error:
-        raise RecordError(f"it is no whole gzip file: {error}") from None
+    with io.BufferedReader(stream) as buffered:  # type: ignore[type-var]
+        source: io.BufferedIOBase = gzip.GzipFile(fileobj=buffered) if gzipped else buffered
+        try:
+            if split_type == "None":
+                yield _check_size(source.read(limit + 1 if limit else -1), limit, "the object")
+            elif strategy == "SingleRecord":
+                yield from _RECORDS[split_type](source, limit, False)
+            else:
+                join = b"".join if split_type == "RecordIO" else b"\n".join
+                yield from _pack(_RECORDS[split_type](source, limit, True), limit, join)
+        except (gzip.BadGzipFile, zlib.error, EOFError) as error:
+            raise RecordError(f"it is no whole gzip file: {error}") from None
 
 
 def _pack(records: Iterator[bytes], limit: int | None, join: Callable[[list[bytes]], bytes]) -> Iterator[bytes]:

@@ -24,7 +24,8 @@ from fastmaker.jobs import storage
 from fastmaker.jobs.storage.listings import InputError, Inputs
 from fastmaker.jobs.storage.manifests import ManifestError
 from fastmaker.local import supervisor
-from fastmaker.local.batch.instance import Halted, Instance, ObjectError, output_uri
+from fastmaker.local.batch.instance import Halted, Instance, ObjectError
+from fastmaker.local.batch.records import RecordError, output_uri
 from fastmaker.local.batch.validation import data_processing
 from fastmaker.local.containers import Container, end_below
 from fastmaker.local.store import Store, now
@@ -166,7 +167,7 @@ class Job:
         uri = self.inputs.prefix + name
         try:
             storage.remove(output_uri(self.output["S3OutputPath"], name))
-        except ObjectError:  # there is no place for its answer, hence none
+        except RecordError:  # there is no place for its answer, hence none
             pass
         except storage.StorageError as kept:
             error = ObjectError(f"{error}; an answer of an earlier job may still be there: {kept}")
