@@ -6,6 +6,7 @@
 # make test-load    REQUESTS to an endpoint whose workers are killed, a batch job of OBJECTS, 8 processes for MINUTES
 # make test-docker  build the images and test their containers, where there is a Docker engine
 # make test-ray    install Ray Serve into an environment beside this one, .venv/ray, and test endpoints on it
+# make test-servers the same requests to TorchServe, a .mar and Ray Serve, whose answers are compared; ten thousand to each
 # make test-triton  install a Triton server without Docker and test what it makes of our model repositories
 # make test-openvino install OpenVINO and test it as an engine
 # make test-versions test source/ under torch 2.6 and the newest one; TORCH_PAIRS names others (tests/test_versions.py)
@@ -22,7 +23,7 @@ NEEDED = no Python 3.10 to 3.13 with venv and pip (Debian: apt install python3 p
 BIN = .venv/bin
 INSTALLED = .venv/.installed
 
-.PHONY: quickstart digits test test-fast test-slow test-kills test-load test-docker test-ray test-triton test-openvino test-versions \
+.PHONY: quickstart digits test test-fast test-slow test-kills test-load test-docker test-ray test-servers test-triton test-openvino test-versions \
 	check mypy docs clean
 
 quickstart: $(INSTALLED)
@@ -59,11 +60,19 @@ test-docker: $(INSTALLED)
 # Its Python has what the other has, and Ray.
 RAY = .venv/ray/bin/python
 PACKAGES_OF = -c 'import sysconfig; print(sysconfig.get_path("purelib"))'
-test-ray: $(INSTALLED)
+WITH_RAY = .venv/ray/.installed
+$(WITH_RAY): $(INSTALLED)
 	test -x $(RAY) || $(BIN)/python -m venv .venv/ray
 	$(RAY) -m pip install --quiet --constraint constraints.txt 'ray[data,serve]'
 	echo "import site; site.addsitedir('$$($(BIN)/python $(PACKAGES_OF))')" > $$($(RAY) $(PACKAGES_OF))/beside.pth
+	touch $@
+
+test-ray: $(WITH_RAY)
 	$(RAY) -m pytest -m ray
+
+# TorchServe's program is that of the other environment.
+test-servers: $(WITH_RAY)
+	PATH="$$PATH:$(CURDIR)/$(BIN)" $(RAY) -m pytest -m slow tests/jobs/local/serving/test_abuse.py
 
 test-triton: $(INSTALLED)
 	$(BIN)/python -m pytest -m triton

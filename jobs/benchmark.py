@@ -5,6 +5,7 @@
     transform   a batch job beside the bare processes, beside one object at a time, and a large job beside a small one;
                 with --backend ray on a Ray cluster of this machine beside the local job
     torchserve  a TorchServe archive that batches requests beside one that does not
+    ray         Ray Serve beside TorchServe, with batches and without, and beside bare processes
     aws         requests and jobs through `fastmaker aws` beside the same by ProcessSession
     onnx        ONNX Runtime beside torch, the same bundle and threads
     engines     every engine and precision: one image alone, and endpoints
@@ -29,6 +30,7 @@ def get_parser() -> argparse.ArgumentParser:
     _add_train(commands.add_parser("train", help="images/s and start-up of a training job"))
     _add_transform(commands.add_parser("transform", help="throughput of batch jobs, and how it scales"))
     _add_torchserve(commands.add_parser("torchserve", help="throughput of a TorchServe archive with batches"))
+    _add_ray(commands.add_parser("ray", help="throughput of Ray Serve beside TorchServe and bare processes"))
     _add_aws(commands.add_parser("aws", help="what `fastmaker aws` adds to a request and to a job"))
     _add_onnx(commands.add_parser("onnx", help="ONNX Runtime beside torch, without a server"))
     _add_endpoint(commands.add_parser("engines", help="every engine and precision, alone and at endpoints"))
@@ -81,6 +83,16 @@ def _add_torchserve(parser) -> None:
     parser.add_argument("--seconds", type=float, default=10, help=f"length of each measurement {DEFAULT}")
 
 
+def _add_ray(parser) -> None:
+    parser.add_argument("--task", choices=("classification", "segmentation"), default="classification")
+    parser.add_argument("--arch", default="resnet34", help=DEFAULT)
+    parser.add_argument("--batch-size", type=int, default=4, help=DEFAULT)
+    parser.add_argument("--max-batch-delay", type=int, default=20, help=f"ms to wait for a full batch {DEFAULT}")
+    parser.add_argument("--clients", type=int, default=8, help=f"concurrent requests {DEFAULT}")
+    parser.add_argument("--seconds", type=float, default=6, help=f"length of each measurement {DEFAULT}")
+    parser.add_argument("--rounds", type=int, default=5, help=f"measurements of each {DEFAULT}")
+
+
 def _add_aws(parser) -> None:
     parser.add_argument("--arch", default="resnet34", help=DEFAULT)
     parser.add_argument("--image-size", type=int, default=224, help=DEFAULT)
@@ -106,6 +118,7 @@ def main(args) -> int:
         "train": _train,
         "transform": _transform,
         "torchserve": _torchserve,
+        "ray": _ray,
         "aws": _aws,
         "onnx": _onnx,
         "engines": _engines,
@@ -167,6 +180,20 @@ def _torchserve(args) -> tuple[list[str], list[list]]:
         max_batch_delay=args.max_batch_delay,
         clients=args.clients,
         seconds=args.seconds,
+    )
+
+
+def _ray(args) -> tuple[list[str], list[list]]:
+    from fastmaker.jobs.benchmarks import rayserve
+
+    return rayserve.HEADER, rayserve.measure(
+        task=args.task,
+        arch=args.arch,
+        batch_size=args.batch_size,
+        max_batch_delay=args.max_batch_delay,
+        clients=args.clients,
+        seconds=args.seconds,
+        rounds=args.rounds,
     )
 
 

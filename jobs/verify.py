@@ -3,6 +3,7 @@
     fastai       learn.predict of a Learner with the bundle's weights, or of --learner FILE: the reference
     torch        the bundle, in this process
     endpoint     an endpoint of local mode
+    ray          the same on Ray Serve
     torchserve   a TorchServe archive
     onnxruntime  the exported ONNX file
     openvino     the same file in OpenVINO

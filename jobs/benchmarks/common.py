@@ -19,8 +19,13 @@ PHOTO_SIZE = (500, 375)
 
 def alternate(first: Callable[[], float], second: Callable[[], float], rounds: int = ROUNDS) -> tuple[float, float]:
     """Take two measurements in turn, `rounds` times each; return the median of each."""
-    pairs = [(first(), second()) for _ in range(rounds)]
+    pairs = in_turn([first, second], rounds)
     return statistics.median(p[0] for p in pairs), statistics.median(p[1] for p in pairs)
+
+
+def in_turn(measures: Sequence[Callable[[], float]], rounds: int = ROUNDS) -> list[list[float]]:
+    """Take several measurements in turn, `rounds` times each; return those of each round."""
+    return [[measure() for measure in measures] for _ in range(rounds)]
 
 
 def requests_per_second(clients: Sequence[Callable], photos: Sequence[bytes], seconds: float) -> float:

@@ -22,6 +22,8 @@ import psutil
 from fastmaker import files
 
 VARIABLE = "FASTMAKER_PROCESS"  # holds the token
+# setproctitle, of which Ray has its own copy, writes a long title over the environment, and with it the token, unless:
+KEEPING = {"SPT_NOENV": "1"}
 TREE_VARIABLE = "FASTMAKER_CONTAINER"  # holds the directory of a container
 PROCESS_FILE = "process.json"
 MAX_FILE = 2**16  # bytes
@@ -95,10 +97,10 @@ class Started:
         self.file = directory / PROCESS_FILE
 
     def begin(self) -> dict[str, str]:
-        """Write that this process is about to start one here; return the variable to start it with."""
+        """Write that this process is about to start one here; return the variables to start it with."""
         token = secrets.token_hex(16)
         files.write_text(self.file, json.dumps({"token": token, "starter": identity()}))
-        return {VARIABLE: token}
+        return {VARIABLE: token, **KEEPING}
 
     def record(self, pid: int) -> None:
         """Write which process it is."""
@@ -141,15 +143,28 @@ class Started:
     def processes(self) -> list[psutil.Process]:
         """Return the living processes, the one that was started first.
 
-        A session's number is believed while its first process lives: it may be given again afterwards.
+        A session's number is believed while its first process lives: it may be given again afterwards. Then a process
+        counts if it has a file of the directory open as well.
         """
         known = self._read()
         found = {process.pid: process for process in self._carriers(known)}
         first = find(known)
         if first and not _lacks(first, known.get("token")):
             found |= {process.pid: process for process in _session(first.pid)} | {first.pid: first}
+        elif not first:
+            found |= {process.pid: process for process in self._left_behind(known)}
         found.pop(os.getpid(), None)
         return sorted(found.values(), key=lambda process: process != first)
+
+    def _left_behind(self, known: dict[str, Any]) -> list[psutil.Process]:
+        """Return the processes of the session of a first one that has died, which hold on to the directory.
+
+        They may have been started without the token.
+        """
+        number = known.get("pid")
+        if type(number) is not int or known.get("boot") != boot() or _is_alive(number):
+            return []
+        return [process for process in _session(number) if _has_open(process, self.file.parent.resolve())]
 
     def _read(self) -> dict[str, Any]:
         try:
@@ -224,6 +239,20 @@ def _session(number: int) -> list[psutil.Process]:
             if os.getsid(process.pid) == number and _lives(process):
                 found.append(process)
     return found
+
+
+def _has_open(process: psutil.Process, folder: Path) -> bool:
+    """Return whether a process works in a folder or has a file of it open."""
+    with contextlib.suppress(psutil.Error, OSError):
+        paths = [process.cwd(), *(file.path for file in process.open_files())]
+        return any(Path(path).is_relative_to(folder) for path in paths)
+    return False
+
+
+def _is_alive(pid: int) -> bool:
+    with contextlib.suppress(psutil.Error, ValueError, OverflowError):
+        return _lives(psutil.Process(pid))
+    return False
 
 
 def _environment_holds(process: psutil.Process, variable: str, value: str) -> bool:

@@ -10,13 +10,13 @@ from fastmaker.jobs.backends import pytorch
 
 
 @contextlib.contextmanager
-def running(archive: Path, env: dict[str, str]) -> Iterator[tuple[object, str]]:
+def running(archive: Path, env: dict[str, str], image: str | None = None) -> Iterator[tuple[object, str]]:
     """Deploy a model.tar.gz with the environment variables `env`, yield the SDK's session and the endpoint's name.
 
-    Afterwards the endpoint, its configuration and its model are deleted.
+    `image` is in place of the backend's. Afterwards the endpoint, its configuration and its model are deleted.
     """
     backend = backends.Local()
-    model = pytorch.pytorch_model(f"file://{archive}", env=env, backend=backend)
+    model = pytorch.pytorch_model(f"file://{archive}", env=env, backend=backend, image=image)
     with contextlib.redirect_stdout(io.StringIO()):  # the SDK prints a dash at each poll
         predictor = model.deploy(1, "local")
     try:

@@ -9,6 +9,7 @@ import os
 import shutil
 import tarfile
 import tempfile
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -91,20 +92,24 @@ def copy_without_code(model_dir: Path, folder: Path) -> None:
             shutil.copy2(model_dir / name, folder)
 
 
-def serving_environment(found: Path | str) -> dict[str, str]:
+def serving_environment(found: Path | str, model: str) -> dict[str, str]:
     """Return the variables that the serving.json of what `locate` has found asks of a server, and say so in a line.
 
-    Empty without one; a URI's archive is not read for it. Raises bundle.BundleError.
+    Empty without one. The archive of a training job on AWS, which `model` named, has none and is not fetched for it; of
+    one that cannot be read a line says why. Raises bundle.BundleError.
     """
-    if isinstance(found, str):
+    if isinstance(found, str) and found != model:
         return {}
-    path = found / SERVING_FILE
-    data = _content(found, SERVING_FILE)
+    try:
+        data = _content(found, SERVING_FILE)
+    except (OSError, tarfile.TarError, EOFError, zlib.error) as error:
+        print(f"{SERVING_FILE} is not read, so that no setting of it counts: {error}")
+        return {}
     if data is None:
         return {}
     from fastmaker.serving import settings
 
-    own = settings.parse(data, path)
+    own = settings.parse(data, f"{found}/{SERVING_FILE}")
     print(
         f"{SERVING_FILE}: {own.engine} {own.precision}, {own.workers} x {own.threads} threads, batches of"
         f" {own.batch_size}, measured on {own.measured.get('cores', '?')} cores"
@@ -112,11 +117,17 @@ def serving_environment(found: Path | str) -> dict[str, str]:
     return settings.environment(own)
 
 
-def _content(model: Path, name: str) -> bytes | None:
-    """Return the bytes of a file of a model directory or of its archive, None if it has none."""
-    if model.is_dir():
+def _content(model: Path | str, name: str) -> bytes | None:
+    """Return the bytes of a file of a model directory or of its archive, None if it has none.
+
+    An archive at a URI is read no further than to that file. Raises StorageError and what tarfile raises.
+    """
+    if isinstance(model, Path) and model.is_dir():
         return (model / name).read_bytes() if (model / name).is_file() else None
-    with tarfile.open(model) as archive:
+    uri = model if isinstance(model, str) else f"file://{model}"
+    if uri == model:
+        print(f"reading {uri} for its {name}", flush=True)
+    with storage.open_object(uri) as stream, tarfile.open(fileobj=stream, mode="r|*") as archive:
         member = next((entry for entry in archive if entry.isfile() and os.path.normpath(entry.name) == name), None)
         file = archive.extractfile(member) if member else None
         return file.read() if file else None

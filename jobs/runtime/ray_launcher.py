@@ -32,6 +32,8 @@ if root := os.environ.get("FASTMAKER_CONTAINER"):
 FAILED = "Ray Serve could not start: "  # begins the last line of a server that has none
 OBJECT_STORE_BYTES = 256 * 2**20  # of shared memory, for the requests that are under way; what is more goes to disk
 LOOK_SECONDS = 0.5
+# What Ray puts behind its folder in the path of a socket.
+SOCKET = "/session_2026-01-31_12-00-00_123456_1234567/sockets/plasma_store"
 # Read when ray is imported.
 SETTINGS = {
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # its processes listen on loopback
@@ -42,6 +44,7 @@ SETTINGS = {
     "RAY_DEDUP_LOGS": "0",
     "RAY_COLOR_PREFIX": "0",
     "RAY_SERVE_LOG_TO_STDERR": "1",
+    "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.5",  # of the 0.1 of Ray, which keep a fiftieth of a core busy for nothing
     "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",  # s; a busy machine takes longer than the 5 s of Ray, thrice
 }
 
@@ -85,15 +88,34 @@ def start_ray() -> None:
         namespace="serve",
         include_dashboard=False,
         object_store_memory=OBJECT_STORE_BYTES,
-        runtime_env={"worker_process_setup_hook": listen_on_loopback},
-        _temp_dir=os.path.realpath(tempfile.gettempdir()),
+        runtime_env={"worker_process_setup_hook": prepare_process},
+        _temp_dir=short_path(os.path.realpath(tempfile.gettempdir())),
     )
 
 
-def listen_on_loopback() -> None:
-    """Keep replicas, which unpickle what they are sent, from listening on every address of the machine."""
-    from grpc.aio import _server
+def short_path(folder: str) -> str:
+    """Return a path of a folder that leaves room for those of Ray's sockets; it holds while this process lives.
 
+    Raises StartError where the system has no such path.
+    """
+    most = (107 if sys.platform == "linux" else 103) - len(SOCKET)  # what the systems allow
+    if len(os.fsencode(folder)) <= most:
+        return folder
+    if sys.platform != "linux":
+        raise StartError(f"{folder}: Ray needs a temporary folder whose path has {most} bytes at most; set TMPDIR")
+    return f"/proc/{os.getpid()}/fd/{os.open(folder, os.O_RDONLY | os.O_DIRECTORY)}"
+
+
+def prepare_process() -> None:
+    """Keep a process of Ray from what another machine or a dashboard would need.
+
+    Replicas, which unpickle what they are sent, would listen on every address. Each request would be counted in some
+    ten metrics, which nobody can read.
+    """
+    from grpc.aio import _server
+    from ray.util import metrics
+
+    metrics.Metric._record = lambda self, value, tags=None: None
     add = _server.Server.add_insecure_port
     _server.Server.add_insecure_port = lambda self, address: add(self, address.replace("[::]", "127.0.0.1"))
 
@@ -108,7 +130,11 @@ def run_applications(configured: dict[str, Any], port: int) -> None:
         schema = ServeDeploySchema.model_validate(configured)
     except ValidationError as error:
         raise StartError(f"config.yaml: {' '.join(str(error).split())}") from None
-    serve.start(proxy_location="HeadOnly", http_options={"host": "127.0.0.1", "port": port})
+    serve.start(
+        proxy_location="HeadOnly",
+        http_options={"host": "127.0.0.1", "port": port},
+        logging_config=schema.logging_config or {"enable_access_log": False},  # of the proxy: a line a request
+    )
     serve.context._get_global_client().deploy_apps(schema)
     while True:
         states = serve.status().applications

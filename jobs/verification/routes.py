@@ -15,12 +15,14 @@ from typing import Any
 import numpy as np
 import urllib3
 
+from fastmaker.jobs.backends import servers
 from fastmaker.jobs.clients import triton
 from fastmaker.jobs.packaging import endpoint, exported, torchserve
 from fastmaker.jobs.verification.comparison import Answer, Route, Unavailable, answer
 from fastmaker.local.containers import free_ports, pack
+from fastmaker.local.serving import rayserve
 
-NAMES = ("fastai", "torch", "endpoint", "torchserve", "onnxruntime", "openvino", "triton")
+NAMES = ("fastai", "torch", "endpoint", "ray", "torchserve", "onnxruntime", "openvino", "triton")
 CALIBRATION_IMAGES = 100  # at most, for the ranges of int8
 TYPE, ACCEPT = "application/x-image", "application/x-npy"
 ATTRIBUTES = "mask_size=model"  # ignored by classifiers
@@ -56,6 +58,7 @@ def make_routes(
         "fastai": functools.partial(_exported, export, model_dir) if export else functools.partial(_fastai, model_dir),
         "torch": functools.partial(_bundle, model_dir, engine="torch", precision="float32"),
         "endpoint": functools.partial(_endpoint, model_dir),
+        "ray": functools.partial(_ray, model_dir),
         "torchserve": functools.partial(_torchserve, model_dir),
         "onnxruntime": functools.partial(_onnx_file, model_dir, engine="onnxruntime"),
         "openvino": functools.partial(_onnx_file, model_dir, engine="openvino"),
@@ -136,12 +139,24 @@ def _bundle(model_dir: Path, **options) -> Iterator[Callable]:
 
 
 @contextlib.contextmanager
-def _endpoint(model_dir: Path) -> Iterator[Callable]:
-    """Yield an endpoint of local mode with one worker."""
+def _ray(model_dir: Path) -> Iterator[Callable]:
+    """Yield an endpoint on Ray Serve with one replica. Raises Unavailable without the package or its configuration."""
+    image = servers.public_ray_image(None)
+    if reason := rayserve.missing(image):
+        raise Unavailable(reason)
+    if not (model_dir / servers.CONFIG).is_file():
+        raise Unavailable(f"the bundle has no {servers.CONFIG}: an earlier version of fastmaker wrote it")
+    with _endpoint(model_dir, image) as predict:
+        yield predict
+
+
+@contextlib.contextmanager
+def _endpoint(model_dir: Path, image: str | None = None) -> Iterator[Callable]:
+    """Yield an endpoint of local mode with one worker; `image` says what serves, by default TorchServe."""
     with tempfile.TemporaryDirectory() as scratch:
         archive = Path(scratch, "model.tar.gz")
         pack(model_dir, archive)
-        with endpoint.running(archive, {"SAGEMAKER_MODEL_SERVER_WORKERS": "1"}) as (session, name):
+        with endpoint.running(archive, {"SAGEMAKER_MODEL_SERVER_WORKERS": "1"}, image) as (session, name):
             invoke = session.sagemaker_runtime_client.invoke_endpoint
             fixed = {"EndpointName": name, "ContentType": TYPE, "Accept": ACCEPT, "CustomAttributes": ATTRIBUTES}
             yield lambda image: _from_npy(invoke(Body=image, **fixed)["Body"].read(), model_dir)

@@ -83,14 +83,41 @@ def test_an_endpoint_is_told_the_settings_of_a_folder_and_of_an_archive(tuned, t
     if packed:
         pack(tuned, model := tmp_path / "model.tar.gz")
     expected = {"SAGEMAKER_MODEL_SERVER_WORKERS": "3", "SAGEMAKER_TS_BATCH_SIZE": "4"}
-    assert models.serving_environment(model) == expected
+    assert models.serving_environment(model, "job") == expected
     line = "serving.json: torch float32, 3 x 2 threads, batches of 4, measured on 2 cores\n"
     assert capsys.readouterr().out == line
 
 
-def test_a_bundle_without_settings_and_a_uri_ask_for_nothing(tmp_path, capsys):
-    assert models.serving_environment(tmp_path) == models.serving_environment("s3://bucket/model.tar.gz") == {}
+def test_a_bundle_without_settings_and_the_archive_of_a_job_on_aws_ask_for_nothing(tmp_path, capsys):
+    for found, model in ((tmp_path, str(tmp_path)), ("s3://bucket/model.tar.gz", "job")):
+        assert models.serving_environment(found, model) == {}
     assert capsys.readouterr().out == ""
+
+
+SAID = {
+    "tuned": "serving.json: torch float32, 3 x 2 threads, batches of 4, measured on 2 cores\n",
+    "plain": "",
+    "damaged": "serving.json is not read, so that no setting of it counts: ",
+    "missing": "serving.json is not read, so that no setting of it counts: ",
+}
+
+
+@pytest.mark.parametrize("kind", SAID)
+def test_the_settings_of_an_archive_in_s3_are_read_or_a_line_says_why_not(tuned, s3, bucket, tmp_path, capsys, kind):
+    folder = shutil.copytree(tuned, tmp_path / "model")
+    if kind == "plain":
+        (folder / "serving.json").unlink()
+    pack(folder, archive := tmp_path / "model.tar.gz")
+    content = archive.read_bytes()
+    if kind != "missing":
+        s3.put_object(Bucket=bucket, Key="m", Body=content[: len(content) // 2] if kind == "damaged" else content)
+    uri = f"s3://{bucket}/m"
+    found = models.serving_environment(uri, uri)
+    assert found == ({"SAGEMAKER_MODEL_SERVER_WORKERS": "3", "SAGEMAKER_TS_BATCH_SIZE": "4"} if kind == "tuned" else {})
+    first, _, rest = capsys.readouterr().out.partition("\n")
+    assert first == f"reading {uri} for its serving.json"
+    assert rest.startswith(SAID[kind])
+    assert bool(rest) == bool(SAID[kind])
 
 
 @pytest.mark.parametrize(

@@ -42,7 +42,12 @@ def gate(tmp_path, monkeypatch, capsys):
     assert not running_below(tmp_path)
 
 
-OF_OPENVINO = ("agrees", "not run: openvino is not installed here: pip install openvino")
+# Of paths whose packages are extras, what each may end as.
+EXTRAS = {
+    "openvino": ("agrees", "not run: openvino is not installed here: pip install openvino"),
+    "ray": ("agrees", "not run: Ray Serve is not installed: `pip install 'fastmaker[ray]'` brings it"),
+}
+EXTRAS["openvino bf16"] = (*EXTRAS["openvino"], "not run: OpenVINO has no units for bf16 on this processor")
 
 
 def rows(printed: str) -> dict[str, list[str]]:
@@ -58,7 +63,8 @@ def test_every_path_of_a_classifier_agrees(gate, digits_bundle, digits, tmp_path
     found = rows(printed)
     assert list(found) == [*NAMES, "bf16", "openvino bf16", "int8"]
     assert found.pop("triton")[-1].startswith("not run: --triton names a server")
-    assert {found.pop(path)[-1] for path in ("openvino", "openvino bf16")} <= set(OF_OPENVINO)
+    for path, results in EXTRAS.items():
+        assert found.pop(path)[-1] in results
     assert {cells[-1] for cells in found.values()} == {"agrees"}
     for path in ("fastai", "torch", "endpoint", "torchserve", "onnxruntime"):
         assert found[path][:2] == [str(len(images))] * 2
@@ -74,7 +80,8 @@ def test_every_path_of_every_task_agrees(gate, tmp_path, photos, task):
     assert status == 0, printed
     found = rows(printed)
     assert found.pop("triton")[-1].startswith("not run: --triton names a server")
-    assert {found.pop(path)[-1] for path in ("openvino", "openvino bf16")} <= set(OF_OPENVINO)
+    for path, results in EXTRAS.items():
+        assert found.pop(path)[-1] in results
     assert {cells[-1] for cells in found.values()} == {"agrees"}
     for path in ("fastai", "torch", "endpoint", "torchserve", "onnxruntime"):
         assert found[path][:2] == ([str(len(files) * 3)] * 2 if task == "multilabel" else ["-", "-"])
@@ -88,7 +95,8 @@ def test_every_path_of_a_unet_agrees(gate, scenes_bundle, scenes):
     assert status == 0, printed
     found = rows(printed)
     found.pop("triton")
-    assert found.pop("openvino")[-1] in OF_OPENVINO
+    for path in ("openvino", "ray"):
+        assert found.pop(path)[-1] in EXTRAS[path]
     pixels = str(3 * 40 * 56)
     assert [cells[:2] for cells in found.values()] == [[pixels, pixels]] * 5
     assert {cells[-1] for cells in found.values()} == {"agrees"}
@@ -177,6 +185,20 @@ def test_paths_of_which_only_one_can_run_are_no_pass(gate, digits_bundle, digits
     status, _, said = gate(digits_bundle, next(digits.rglob("*.png")), "--paths", "torch,triton")
     assert status == 1
     assert one_line(said) == "error: nothing is compared: fewer than two paths can run here"
+
+
+@pytest.mark.ray
+def test_ray_serve_agrees_and_a_bundle_that_it_cannot_serve_is_not_run(gate, digits_bundle, digits, tmp_path):
+    image = next(digits.rglob("*.png"))
+    status, printed, _ = gate(digits_bundle, image, "--paths", "torch,ray")
+    assert status == 0
+    assert rows(printed)["ray"][:2] == ["1", "1"]
+    assert rows(printed)["ray"][-1] == "agrees"
+    shutil.copytree(digits_bundle, tmp_path / "model")
+    (tmp_path / "model" / bundle.RAY_FILE).unlink()
+    _, printed, _ = gate(tmp_path / "model", image, "--paths", "torch,ray")
+    reason = "the bundle has no config.yaml: an earlier version of fastmaker wrote it"
+    assert rows(printed)["ray"][-1] == f"not run: {reason}"
 
 
 def test_masks_without_probabilities_are_compared_by_their_pixels_alone():

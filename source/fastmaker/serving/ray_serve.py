@@ -18,9 +18,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from fastmaker.serving import batches, errors, models, wire
-from fastmaker.serving.settings import BATCH_SIZE
+from fastmaker.serving.settings import BATCH_DELAY, BATCH_SIZE
 
-BATCH_DELAY = "SAGEMAKER_TS_MAX_BATCH_DELAY"  # in ms
 # Requests that a replica may have at once: while one is computed, the bytes of others arrive.
 ONGOING = 5
 Sent = tuple[bytes, str | None, str | None, str | None]  # a body, its Content-Type, Accept and custom attributes

@@ -17,6 +17,7 @@ from fastmaker.serving.engines import PRECISIONS
 ENGINES = ("torch", "onnxruntime", "openvino")
 WORKERS = "SAGEMAKER_MODEL_SERVER_WORKERS"
 BATCH_SIZE = "SAGEMAKER_TS_BATCH_SIZE"
+BATCH_DELAY = "SAGEMAKER_TS_MAX_BATCH_DELAY"  # in ms
 THREADS = "FASTMAKER_THREADS"
 MOST = 1024  # workers, threads, requests in a batch
 

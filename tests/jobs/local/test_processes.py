@@ -171,6 +171,18 @@ def test_a_child_without_the_token_is_ended_with_the_first_process_of_its_sessio
     wait_until(lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE)
 
 
+def test_a_child_without_the_token_is_ended_though_the_first_process_of_its_session_was_killed(container):
+    program = f"import subprocess, time; subprocess.Popen({SLEEP!r}, env={{}}); time.sleep(600)"
+    container.start([sys.executable, "-c", program], container.environment({}))
+    wait_until(lambda: len(container.processes()) == 2)
+    first, child = container.processes()
+    first.kill()
+    wait_until(lambda: not container.alive())
+    assert container.processes() == [child]
+    container.stop(0)
+    wait_until(lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE)
+
+
 @pytest.mark.parametrize("named", ["precious", "fastmaker-precious"])
 def test_a_folder_that_the_containers_link_was_changed_to_stays(container, tmp_path, named):
     folder = tmp_path / named

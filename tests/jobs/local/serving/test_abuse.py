@@ -1,26 +1,23 @@
-"""Many requests, one in twenty of them bad, from several clients at once."""
+"""Many requests, one in twenty of them bad, from several clients at once; and one after the other to every server.
 
-import zipfile
-from contextlib import contextmanager
+`make test-servers` runs what takes minutes, with Ray Serve among the servers.
+"""
 
+import base64
+import io
+import itertools
+import json
+
+import numpy as np
 import pytest
-from helpers.abuse import Server, survives
-from helpers.local_mode import deployed, workers_of
+import urllib3
+from helpers.abuse import MULTIPART, bad_requests, pickled_npy, survives
+from helpers.servers import SERVERS, endpoint, endpoint_of_an_archive, plain_torchserve
+from PIL import Image
 
-from fastmaker.jobs.packaging.torchserve import make_archive, running
-from fastmaker.local.containers import free_ports, pack
-from fastmaker.local.serving import torchserve
+from fastmaker.jobs.packaging.torchserve import make_archive
 
 pytestmark = pytest.mark.server
-
-
-@contextmanager
-def endpoint(session, archive):
-    """An endpoint of local mode with two workers."""
-    with deployed(session, archive, env={"SAGEMAKER_MODEL_SERVER_WORKERS": "2"}) as predictor:
-        name = predictor.endpoint_name
-        port = session.sagemaker_client.endpoints.read(name)["servers"][0]["port"]
-        yield Server(f"http://127.0.0.1:{port}/invocations", lambda: workers_of(session, name))
 
 
 @pytest.fixture(scope="module")
@@ -29,24 +26,6 @@ def mar(digits_bundle, tmp_path_factory):
     archive = tmp_path_factory.mktemp("archive") / "digits.mar"
     make_archive(digits_bundle, archive, model_name="digits", batch_size=4, max_batch_delay=5, workers=2)
     return archive
-
-
-@contextmanager
-def plain_torchserve(mar):
-    (port,) = free_ports(1)
-    with running(mar, "digits", port) as (container, url):
-        yield Server(url, lambda: torchserve.ready_workers(container, port, "digits"), tolerance=1e-6)
-
-
-@contextmanager
-def endpoint_of_an_archive(session, mar, folder):
-    """The archive's content in the serving toolkit."""
-    with zipfile.ZipFile(mar) as packed:
-        packed.extractall(folder / "unpacked")
-    pack(folder / "unpacked", folder / "model.tar.gz")
-    with endpoint(session, folder / "model.tar.gz") as server:
-        server.tolerance = 1e-6
-        yield server
 
 
 @pytest.mark.containers
@@ -68,13 +47,97 @@ def test_an_archive_in_the_serving_toolkit_survives_the_same(session, mar, good,
 
 @pytest.mark.slow
 @pytest.mark.data
-@pytest.mark.parametrize("kind", ["bundle", "archive", "archive in the toolkit"])
+@pytest.mark.parametrize("kind", SERVERS)
 def test_ten_thousand_requests_with_every_broken_file(session, digits_archive, mar, good, test_data, tmp_path, kind):
     broken = ("truncated.jpg", "broken_data_stream.png", "broken_header.png", "decompression_bomb.gif")
-    servers = {
-        "bundle": lambda: endpoint(session, digits_archive),
-        "archive": lambda: plain_torchserve(mar),
-        "archive in the toolkit": lambda: endpoint_of_an_archive(session, mar, tmp_path),
-    }
-    with servers[kind]() as server:
+    with SERVERS[kind](session, digits_archive, mar, tmp_path) as server:
         survives(server, good, 10_000, [test_data / "ugly_images" / name for name in broken])
+
+
+def encoded(image: Image.Image, form: str) -> bytes:
+    stream = io.BytesIO()
+    image.save(stream, form)
+    return stream.getvalue()
+
+
+def npy(array: np.ndarray) -> bytes:
+    stream = io.BytesIO()
+    np.save(stream, array)
+    return stream.getvalue()
+
+
+def bodies(file) -> list[tuple[bytes, str]]:
+    """A body of every kind and its type, made of the PNG of a digit; the bad ones of `bad_requests` that are small."""
+    image, small = Image.open(file), 100_000
+    png, gray = file.read_bytes(), np.asarray(image.convert("L"))
+    colour = np.stack([gray] * 3, axis=-1)
+    b64 = base64.b64encode(png).decode()
+    return [
+        (png, "image/png"),
+        (png, "application/x-image"),
+        (encoded(image.convert("RGB").resize((50, 40)), "JPEG"), "image/jpeg"),
+        (encoded(image.convert("P"), "GIF"), "image/gif"),
+        (encoded(image.convert("RGBA"), "PNG"), "image/*"),
+        (npy(gray), "application/x-npy"),
+        (npy(colour), "application/x-npy"),
+        (npy(np.stack([colour] * 2)), "application/x-npy"),
+        (npy(gray.astype("float32")), "application/x-npy"),
+        (json.dumps({"instances": [{"b64": b64}]}).encode(), "application/json"),
+        (json.dumps({"instances": [{"b64": b64}] * 3}).encode(), "application/json; charset=utf-8"),
+        (json.dumps({"instances": []}).encode(), "application/json"),
+        (b'{"b64": "%s"}\n' % b64.encode() * 2, "application/jsonlines"),
+        (b'{"b64": 1}\n', "application/jsonlines"),
+        (b"damaged", "image/png"),
+        (pickled_npy(), "application/x-npy"),
+        *[it for it in bad_requests(()) if len(it[0]) < small and it[1].isascii() and it[0] != MULTIPART],
+    ]
+
+
+ACCEPTS = (
+    "application/json",
+    "application/jsonlines",
+    "text/csv",
+    "application/x-npy",
+    "text/csv;q=0.5, application/x-npy",
+    "image/png",
+    "*/*",
+)
+
+
+@pytest.fixture(scope="module")
+def asked(digits):
+    """Requests of every kind: bodies, their types and what they accept."""
+    return list(itertools.product(bodies(sorted(digits.rglob("*.png"))[0]), ACCEPTS))
+
+
+def answers(server, asked) -> dict[str, tuple[int, str, bytes]]:
+    """The status, media type and body of the answer to each request, asked alone.
+
+    Of an error it is the first line, which says what is wrong: the toolkits put a traceback behind it, without a type.
+    """
+    found, pool = {}, urllib3.PoolManager(retries=False)
+    for number, ((body, kind), accept) in enumerate(asked):
+        headers = {"Content-Type": kind, "Accept": accept}
+        answer = pool.request("POST", server.url, body=body, headers=headers)
+        media_type = answer.headers.get("Content-Type", "").partition(";")[0]
+        told = (media_type, answer.data) if answer.status == 200 else ("", answer.data.partition(b"\n")[0])
+        found[f"{number}: {kind} for {accept}"] = (answer.status, *told)
+    return found
+
+
+@pytest.fixture(scope="module")
+def expected(session, digits_archive, asked):
+    """What AWS's toolkits answer."""
+    with endpoint(session, digits_archive) as server:
+        return answers(server, asked)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", [kind for kind in SERVERS if kind != "bundle"])
+def test_every_server_answers_with_the_statuses_types_and_bytes_of_awss_toolkits(
+    session, digits_archive, mar, tmp_path, asked, expected, kind
+):
+    assert len(expected) > 170
+    with SERVERS[kind](session, digits_archive, mar, tmp_path) as server:
+        found = answers(server, asked)
+    assert {name: (found[name], it) for name, it in expected.items() if found[name] != it} == {}

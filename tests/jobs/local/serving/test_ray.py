@@ -14,6 +14,7 @@ from helpers.abuse import Server, survives
 from helpers.local_mode import bundle_model, deployed, wait_until
 from PIL import Image
 
+from fastmaker.local import processes
 from fastmaker.local.containers import pack
 from fastmaker.local.serving import rayserve
 from fastmaker.local.serving.instances import container_of
@@ -146,6 +147,23 @@ def test_an_application_of_others_gets_what_awss_adapter_passes_on(session, tmp_
         assert len(post(port, large).data) > len(large)
 
 
+def every_process(container):
+    """The processes of a server, by whose children they are: the engine's own way is to be checked."""
+    first, *_ = container.processes()
+    return {first, *first.children(recursive=True)}
+
+
+def living(processes):
+    return [process for process in processes if process.is_running() and process.status() != psutil.STATUS_ZOMBIE]
+
+
+def test_each_process_is_found_by_its_token_though_it_has_set_its_title(server):
+    """So that all are ended when the first of them was killed."""
+    container, _ = server
+    token = json.loads((container.root / processes.PROCESS_FILE).read_text())["token"]
+    assert set(processes.carrying(processes.VARIABLE, token)) >= every_process(container)
+
+
 def settled(client, name):
     return wait_until(lambda: client.describe_endpoint(EndpointName=name)["EndpointStatus"] == "InService")
 
@@ -169,13 +187,14 @@ def test_a_process_of_ray_that_is_killed_loses_no_request_and_leaves_nothing(ses
                 assert all(answer.result() for answer in asked), victim
         for victim in ("raylet", "gcs_server", "launcher"):
             container, port = first_server(session, name)
-            before = container.processes()
+            before = every_process(container)
             next(found for found in before if victim in " ".join(found.cmdline()[:2])).kill()
             wait_until(lambda port=port: settled(client, name) and first_server(session, name)[1] != port)
             wait_until(lambda: rayserve.is_ready(first_server(session, name)[1]))
             assert ask(0)
-            assert not {process.pid for process in before} & {process.pid for process in container.processes()}
-    assert not [process for process in before if process.is_running() and process.status() != psutil.STATUS_ZOMBIE]
+            assert not living(before), victim
+        before = every_process(first_server(session, name)[0])
+    assert not living(before)
 
 
 def test_an_update_takes_over_without_a_lost_request_beside_the_old_server(session, tmp_path):
