@@ -7,6 +7,7 @@
 # make test-docker  build the images and test their containers, where there is a Docker engine
 # make test-ray    install Ray Serve into an environment beside this one, .venv/ray, and test endpoints on it
 # make test-triton  install a Triton server without Docker and test what it makes of our model repositories
+# make test-page   install Gradio and Playwright into an environment beside this one, .venv/page, and try the page in Chromium
 # make test-openvino install OpenVINO and test it as an engine
 # make test-versions test source/ under torch 2.6 and the newest one; TORCH_PAIRS names others (tests/test_versions.py)
 # make check        lint, format and types
@@ -22,7 +23,7 @@ NEEDED = no Python 3.10 to 3.13 with venv and pip (Debian: apt install python3 p
 BIN = .venv/bin
 INSTALLED = .venv/.installed
 
-.PHONY: quickstart digits test test-fast test-slow test-kills test-load test-docker test-ray test-triton test-openvino test-versions \
+.PHONY: quickstart digits test test-fast test-slow test-kills test-load test-docker test-page test-ray test-triton test-openvino test-versions \
 	check mypy docs clean
 
 quickstart: $(INSTALLED)
@@ -64,6 +65,15 @@ test-ray: $(INSTALLED)
 	$(RAY) -m pip install --quiet --constraint constraints.txt 'ray[serve]'
 	echo "import site; site.addsitedir('$$($(BIN)/python $(PACKAGES_OF))')" > $$($(RAY) $(PACKAGES_OF))/beside.pth
 	$(RAY) -m pytest -m ray
+
+# Its Python has what the other has, but for Pillow, of which Gradio takes an older one; Playwright drives the Chromium
+# that is on PATH, and axe looks for barriers.
+PAGE = .venv/page/bin/python
+test-page: $(INSTALLED)
+	test -x $(PAGE) || $(BIN)/python -m venv .venv/page
+	echo "import site; site.addsitedir('$$($(BIN)/python $(PACKAGES_OF))')" > $$($(PAGE) $(PACKAGES_OF))/beside.pth
+	$(PAGE) -m pip install --quiet --constraint constraints.txt gradio playwright axe-core-python
+	$(PAGE) -m pytest -m browser
 
 test-triton: $(INSTALLED)
 	$(BIN)/python -m pytest -m triton

@@ -31,6 +31,24 @@ def with_points(image: Image.Image, points: Sequence[Sequence[float]]) -> Image.
     return marked
 
 
+def with_mask(image: Image.Image, mask: Image.Image, opacity: float) -> Image.Image:
+    """Return an RGB copy of the image under its mask, whose colours cover it by `opacity`, 0 to 1.
+
+    The mask is stretched to the image, by the nearest pixel.
+    """
+    colours = mask.convert("RGB").resize(image.size, Image.Resampling.NEAREST)
+    return Image.blend(image.convert("RGB"), colours, opacity)
+
+
+def beside(image: Image.Image, other: Image.Image) -> Image.Image:
+    """Return the image with another one on its right, scaled to the same height."""
+    width = max(1, round(other.width * image.height / other.height))
+    both = Image.new("RGB", (image.width + width, image.height), "white")
+    both.paste(image, (0, 0))
+    both.paste(other.convert("RGB").resize((width, image.height), Image.Resampling.NEAREST), (image.width, 0))
+    return both
+
+
 def contact_sheet(cards: Sequence[Image.Image], columns: int) -> Image.Image:
     """Return a picture of the cards, all of one size, row by row."""
     width, height = cards[0].size
