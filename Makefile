@@ -72,7 +72,7 @@ PAGE = .venv/page/bin/python
 test-page: $(INSTALLED)
 	test -x $(PAGE) || $(BIN)/python -m venv .venv/page
 	echo "import site; site.addsitedir('$$($(BIN)/python $(PACKAGES_OF))')" > $$($(PAGE) $(PACKAGES_OF))/beside.pth
-	$(PAGE) -m pip install --quiet --constraint constraints.txt gradio playwright axe-core-python
+	$(PAGE) -m pip install --quiet --constraint constraints.txt gradio playwright axe-core-python captum
 	$(PAGE) -m pytest -m browser
 
 test-triton: $(INSTALLED)

@@ -17,7 +17,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from fastmaker.jobs.cli import errors, pictures, tables
-from fastmaker.jobs.clients import sources
+from fastmaker.jobs.clients import explaining, sources
 from fastmaker.jobs.clients.errors import InvalidRequest
 from fastmaker.jobs.clients.images import image_files
 
@@ -35,6 +35,9 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument("images", nargs="+", help="image files, folders of them, or - for an image on stdin")
     parser.add_argument("--json", action="store_true", help="print a JSON object an image in place of a table")
     parser.add_argument("--save", type=Path, metavar="FOLDER", help="write each image with its answer on it as a PNG")
+    parser.add_argument(
+        "--explain", action="store_true", help="of a classifier, --save beside each image where the network looked"
+    )
     return parser
 
 
@@ -43,6 +46,8 @@ def parse_args(argv=None) -> argparse.Namespace:
     parser = get_parser()
     args = parser.parse_args(argv)
     sources.check_arguments(parser, args)
+    if args.explain and not args.save:
+        parser.error("--explain draws into the folder of --save, which is missing")
     return args
 
 
@@ -50,12 +55,15 @@ def main(args) -> int:
     """Print, and save, an answer for each image; return 1 if an image has none."""
     inputs = list(_inputs(args.images))
     with sources.connect(args) as source, ThreadPoolExecutor(CLIENTS) as pool:
+        explainer = explaining.Explainer(source) if args.explain else None
+        if explainer:
+            explainer.check()
         answers = pool.map(partial(_answer, source), [data for _, data in inputs])
         shown = tqdm(answers, total=len(inputs), unit="image", leave=False, disable=None)  # on a terminal alone
         rows = [{"image": name, **answer} for (name, _), answer in zip(inputs, shown, strict=True)]
         print(tables.as_json(rows) if args.json else _table(rows))
         if args.save:
-            _save(args.save, inputs, rows, source)
+            _save(args.save, inputs, rows, source, explainer)
     return int(any("error" in row for row in rows))
 
 
@@ -89,8 +97,11 @@ def _cells(row: dict) -> list[str]:
     return [label, "-" if probability is None else f"{probability:.4f}"]
 
 
-def _save(folder: Path, inputs: list[tuple[str, bytes]], rows: list[dict], source: sources.Source) -> None:
-    """Write each image with its answer below; beside it, its mask, for which the source is asked again."""
+def _save(folder: Path, inputs: list[tuple[str, bytes]], rows: list[dict], source: sources.Source, explainer) -> None:
+    """Write each image with its answer below; beside it, its mask, for which the source is asked again.
+
+    With an `explaining.Explainer`, the map of where its network looked stands beside it.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     for number, ((name, data), row) in enumerate(zip(inputs, rows, strict=True)):
         if "error" in row:
@@ -99,6 +110,9 @@ def _save(folder: Path, inputs: list[tuple[str, bytes]], rows: list[dict], sourc
         cards = [pictures.captioned(image, " ".join(_cells(row)).removesuffix(" -"), 320)]
         if "base64_prediction" in row:
             cards.append(pictures.captioned(Image.open(io.BytesIO(source.ask(data, sources.PNG))), "", 320))
+        if explainer:
+            label = explaining.label_of(row)
+            cards.append(pictures.captioned(explainer.picture(data, label), f"for {label}", 320))
         pictures.contact_sheet(cards, len(cards)).save(folder / f"{number:04}-{Path(name).stem}.png")
     print(f"\nsaved: {folder}", file=sys.stderr)
 

@@ -2,7 +2,8 @@
 
 from collections.abc import Sequence
 
-from PIL import Image, ImageDraw, ImageFont
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 
 def captioned(image: Image.Image, caption: str, size: int = 224) -> Image.Image:
@@ -38,6 +39,13 @@ def with_mask(image: Image.Image, mask: Image.Image, opacity: float) -> Image.Im
     """
     colours = mask.convert("RGB").resize(image.size, Image.Resampling.NEAREST)
     return Image.blend(image.convert("RGB"), colours, opacity)
+
+
+def with_heat(image: Image.Image, heat: np.ndarray) -> Image.Image:
+    """Return a gray copy of the image under a map of numbers of 0 to 1, (H, W) as the image: the higher the redder."""
+    gray = ImageOps.grayscale(image.convert("RGB"))
+    strength = Image.fromarray((heat * 180).clip(0, 255).astype(np.uint8))
+    return Image.composite(ImageOps.colorize(gray, "#5c0010", "#ffd27a"), gray.convert("RGB"), strength)
 
 
 def beside(image: Image.Image, other: Image.Image) -> Image.Image:

@@ -26,6 +26,8 @@ class Source(Protocol):
     title: str  # a line that names it
     labels: tuple[str, ...]  # all of them, in their order; () if they are not known before the first answer
     requests: dict[str, str]  # what asks the same, without the page, by the program that does
+    bundle: str | None  # what model_directory() takes for the model, if that is on this machine
+    session: Any  # of SageMaker, with which it is found
 
     def ask(self, image: bytes, accept: str = JSON, mask_size: str | None = None) -> bytes:
         """Return the answer for an encoded image; `mask_size` is one of masks.SIZES. Raises InvalidRequest."""
@@ -68,6 +70,7 @@ class Bundle:
         from fastmaker.serving import models
 
         self.model = models.load(folder)
+        self.bundle, self.session = str(folder), None
         self.labels = tuple(self.model.info.labels)
         self.title = f"the bundle {name}"
         served = shlex.quote(Path(name).name.partition(".")[0] or "model")
@@ -98,7 +101,20 @@ class Endpoint:
         name = name or endpoint.only_in_service(backend.session.sagemaker_client)
         self.ask = endpoint.Endpoint(backend.runtime(name), name).ask
         self.title = f"the endpoint {name}"
+        self.session = backend.session
+        self.bundle = None if backend.region else _model_data(backend.session.sagemaker_client, name)
         self.requests = requests_of_endpoint(name, backend.region, _port(backend, name))
+
+
+def _model_data(client: Any, name: str) -> str | None:
+    """Return the URI of the archive that an endpoint serves, None if it has several models."""
+    config = client.describe_endpoint(EndpointName=name)["EndpointConfigName"]
+    variants = client.describe_endpoint_config(EndpointConfigName=config)["ProductionVariants"]
+    uris = {
+        client.describe_model(ModelName=variant["ModelName"])["PrimaryContainer"].get("ModelDataUrl")
+        for variant in variants
+    }
+    return uris.pop() if len(uris) == 1 else None
 
 
 def _port(backend: Any, name: str) -> int | None:
@@ -138,6 +154,7 @@ class Triton:
 
     def __init__(self, url: str, name: str | None):
         self._model = triton.Model(url, name)
+        self.bundle = self.session = None
         self.title = f"the model {self._model.name} of the Triton server {url}"
         self.labels = tuple(self._model.info.get("labels", ()))
         named = f"--triton {shlex.quote(url)} --model {shlex.quote(self._model.name)}"

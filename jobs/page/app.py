@@ -8,11 +8,13 @@ from typing import Any
 import gradio
 from PIL import Image
 
+from fastmaker.jobs.clients import explaining
 from fastmaker.jobs.clients.sources import Source
 from fastmaker.jobs.page import asking, batch, corrections, markup
 from fastmaker.jobs.page.asking import Asked
 
 SHOWN_EXAMPLES = 48
+SESSIONS = 50  # whose last image is kept
 THUMBNAIL = (160, 160)  # pixels
 LABEL = {"classification": "It is", "multilabel": "It shows", "regression": "Its numbers are"}
 Updates = dict[Any, Any]  # by component
@@ -27,6 +29,7 @@ def build(source: Source, examples: Sequence[Path], saved: corrections.Correctio
                 OneImage(source, examples, saved)
             with gradio.Tab("Many images"):
                 ManyImages(source)
+    page.state_session_capacity = SESSIONS
     return page.queue(default_concurrency_limit=4)
 
 
@@ -46,6 +49,7 @@ class OneImage:
     def __init__(self, source: Source, examples: Sequence[Path], saved: corrections.Corrections | None):
         self.source, self.examples, self.saved = source, examples[:SHOWN_EXAMPLES], saved
         self.asked = gradio.State()
+        self.explainer = explaining.Explainer(source) if source.bundle and explaining.is_installed() else None
         with gradio.Row():
             with gradio.Column():
                 self._build_input()
@@ -67,7 +71,7 @@ class OneImage:
         if self.examples:
             thumbnails = [(_thumbnail(file), file.name) for file in self.examples]
             self.gallery = gradio.Gallery(
-                thumbnails, label="Or pick one", columns=6, height=200, allow_preview=False, format="png", buttons=[]
+                thumbnails, label="Or pick one", columns=4, height=200, allow_preview=False, format="png", buttons=[]
             )
 
     def _build_answer(self) -> None:
@@ -75,7 +79,21 @@ class OneImage:
         self.threshold = gradio.Slider(0, 1, 0.5, step=0.01, label="Threshold of labels", visible=False)
         self.opacity = gradio.Slider(0, 1, 0.5, step=0.05, label="Opacity of the mask", visible=False)
         self.drawing = gradio.Image(
-            label="As the model was given it", interactive=False, visible=False, format="png", buttons=["fullscreen"]
+            label="As the model was given it",
+            alt_text="The image as the model was given it, with its answer",
+            interactive=False,
+            visible=False,
+            format="png",
+            buttons=["fullscreen"],
+        )
+        self.explain = gradio.Button("Show where the network looked", visible=False)
+        self.map = gradio.Image(
+            label="Where the network looked",
+            alt_text="The image, the redder the more it spoke for the label",
+            interactive=False,
+            visible=False,
+            format="png",
+            buttons=["fullscreen"],
         )
 
     def _build_correction(self) -> None:
@@ -89,13 +107,14 @@ class OneImage:
     def _connect(self) -> None:
         redrawn = [self.asked, self.threshold, self.opacity]
         shown = [self.asked, self.said, self.threshold, self.opacity, self.drawing, self.raw, self.download]
-        shown += [self.correction, self.label, self.labels, self.numbers, self.kept]
+        shown += [self.explain, self.map, self.correction, self.label, self.labels, self.numbers, self.kept]
         private: dict[str, Any] = {"api_visibility": "private"}
         self.picture.change(self.ask, [self.picture, self.opacity], shown, **private)
         if self.examples:
             self.gallery.select(self.pick, None, self.picture, **private)
         self.threshold.change(self.choose, redrawn[:2], self.said, show_progress="hidden", **private)
         self.opacity.release(self.redraw, [self.asked, self.opacity], self.drawing, show_progress="hidden", **private)
+        self.explain.click(self.look, self.asked, self.map, **private)
         given = [self.asked, self.label, self.labels, self.numbers]
         self.save.click(self.correct, given, self.kept, **private)
 
@@ -106,7 +125,16 @@ class OneImage:
     def ask(self, uploaded: tuple[str, str] | None, opacity: float) -> Updates:
         """Ask about the image that was dropped, pasted, taken or picked."""
         hidden = dict.fromkeys(
-            (self.threshold, self.opacity, self.drawing, self.download, self.correction), gradio.update(visible=False)
+            (
+                self.threshold,
+                self.opacity,
+                self.drawing,
+                self.download,
+                self.explain,
+                self.map,
+                self.correction,
+            ),
+            gradio.update(visible=False),
         )
         if uploaded is None:
             empty = {self.asked: None, self.said: markup.note("There is no image yet."), self.raw: "", self.kept: ""}
@@ -120,6 +148,7 @@ class OneImage:
             shown[self.drawing] = gradio.update(value=drawn, visible=True)
         shown[self.threshold] = gradio.update(visible=asked.task == "multilabel")
         shown[self.opacity] = gradio.update(visible=bool(asked.mask and not asked.note))
+        shown[self.explain] = gradio.update(visible=bool(self.explainer and asked.task in explaining.TASKS))
         return hidden | shown | self._correction_of(asked)
 
     def _correction_of(self, asked: Asked) -> Updates:
@@ -147,6 +176,14 @@ class OneImage:
         """Return the image under its mask."""
         return asking.draw(asked, opacity) if asked else None
 
+    def look(self, asked: Asked | None) -> Updates:
+        """Return the map of what spoke for the label of the answer."""
+        if not (asked and self.explainer):
+            return {self.map: gradio.update(visible=False)}
+        label = explaining.label_of(asked.answer)
+        picture = self.explainer.picture(asked.image, label)
+        return {self.map: gradio.update(value=picture, label=f"Where the network looked for {label}", visible=True)}
+
     def correct(self, asked: Asked | None, label: str | None, labels: list[str], numbers: str) -> str:
         """Save the image with what a person says, and return what became of that."""
         if not asked or not self.saved:
@@ -169,7 +206,12 @@ class ManyImages:
         self.said = gradio.HTML(markup.note("There are no images yet."))
         self.download = gradio.DownloadButton("Download the table as CSV", visible=False)
         self.sheet = gradio.Image(
-            label="Contact sheet", interactive=False, visible=False, format="png", buttons=["fullscreen", "download"]
+            label="Contact sheet",
+            alt_text="The images, each with its answer below",
+            interactive=False,
+            visible=False,
+            format="png",
+            buttons=["fullscreen", "download"],
         )
         for given in (self.files, self.folder):
             given.preprocess = _several_as_uploaded

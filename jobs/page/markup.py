@@ -9,11 +9,15 @@ from fastmaker.jobs.page.asking import Asked
 
 SHOWN_BYTES = 20_000  # of a raw answer; the whole is a download
 STYLE = """
-.gradio-container { max-width: 72rem !important; margin: 0 auto !important; }
+.gradio-container { width: 100% !important; max-width: 72rem !important; margin: 0 auto !important; }
+button[role=tab].selected { color: #1d4ed8 !important; }
+.dark button[role=tab].selected { color: #93c5fd !important; }
+.or { color: inherit !important; }
 .said h2 { font-size: 1.4rem; margin: 0 0 .25rem; overflow-wrap: anywhere; }
 .said p { margin: .25rem 0; overflow-wrap: anywhere; }
 .said .fault { border-left: 4px solid #b3261e; padding-left: .6rem; }
 .said table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
+.said table, .said tr { border: 0 !important; }
 .said th, .said td { text-align: left; padding: .2rem .6rem .2rem 0 !important; vertical-align: middle;
   border: 0 !important; font-weight: normal; overflow-wrap: anywhere; }
 .said td.number { text-align: right; white-space: nowrap; }
@@ -60,7 +64,7 @@ def answer(asked: Asked, threshold: float | None = None) -> str:
     if asked.task == "multilabel" and threshold is not None:
         headline = ", ".join(_over(found, threshold)) or "no label"
     headline = headline if probability is None else f"{headline} {probability:.4f}"
-    parts = [f'<h2 role="status">{_text(headline)}</h2><p>{_text(asked.name)}: {size}</p>']
+    parts = [f'<div role="status"><h2>{_text(headline)}</h2></div><p>{_text(asked.name)}: {size}</p>']
     parts += [f"<p>{_text(asked.note)}</p>"] if asked.note else []
     return _said("".join([*parts, _details(asked, threshold)]))
 

@@ -1,9 +1,13 @@
 """The page's server: Gradio's, on loopback unless a password is set, which asks nothing of any other host."""
 
+import contextlib
+import errno
 import os
+import socket
 import tempfile
 import threading
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +16,7 @@ from fastmaker.jobs.page.batch import MOST_BYTES
 from fastmaker.jobs.page.corrections import Corrections
 
 LOOPBACK = "127.0.0.1"
-SESSIONS = 50  # whose last image is kept
+PORTS = range(7860, 7960)  # of which the first free one is taken
 # Gradio and what it brings would otherwise call home.
 QUIET = {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_OFFLINE": "1"}
 
@@ -35,18 +39,16 @@ def serve(
     """Serve the page until Ctrl-C; `address` is one of this machine, for which `auth` is a name and a password."""
     with tempfile.TemporaryDirectory(prefix="fastmaker-page-") as uploads:
         os.environ["GRADIO_TEMP_DIR"] = uploads  # Gradio's own would be one folder for all users of the machine
-        page = launch(source, examples, corrections, address=address, port=port, auth=auth)
-        print(f"page:   {page.local_url}")
-        if auth:
-            print(f"shared: at {address}, for the user {auth[0]} with the password; it travels unencrypted")
-        print("to end: Ctrl-C", flush=True)
-        try:
+        with running(source, examples, corrections, address=address, port=port, auth=auth) as url:
+            print(f"page:   {url}")
+            if auth:
+                print(f"shared: at {address}, for the user {auth[0]} with the password, which travels unencrypted")
+            print("to end: Ctrl-C", flush=True)
             threading.Event().wait()
-        finally:
-            page.close(verbose=False)
 
 
-def launch(
+@contextlib.contextmanager
+def running(
     source: Source,
     examples: Sequence[Path] = (),
     corrections: Corrections | None = None,
@@ -54,34 +56,74 @@ def launch(
     address: str | None = None,
     port: int | None = None,
     auth: tuple[str, str] | None = None,
+) -> Iterator[str]:
+    """Yield the URL of the page, which a thread of this process serves. Raises OSError if the port is not free."""
+    import uvicorn
+
+    place = address or LOOPBACK
+    with _listening(place, port) as listener:
+        app = _application(source, examples, corrections, auth=auth, hosts=_hosts(address))
+        server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1))
+        thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
+        thread.start()
+        try:
+            while not server.started and thread.is_alive():
+                time.sleep(0.05)
+            if not server.started:
+                raise OSError("the page's server did not start; what it said stands above")
+            yield f"http://{f'[{place}]' if ':' in place else place}:{listener.getsockname()[1]}/"
+        finally:
+            server.should_exit = True
+            thread.join()
+
+
+def _application(
+    source: Source,
+    examples: Sequence[Path],
+    corrections: Corrections | None,
+    *,
+    auth: tuple[str, str] | None,
+    hosts: list[str],
 ) -> Any:
-    """Start the page in threads of this process, and return it; its `close` ends it. Raises OSError."""
+    """Return the page as an application for requests to one of `hosts`."""
     check_packages()
+    import fastapi
     import gradio
     from starlette.middleware import Middleware
     from starlette.middleware.trustedhost import TrustedHostMiddleware
 
     from fastmaker.jobs.page import app, markup
 
-    page = app.build(source, examples, corrections)
-    page.launch(
-        server_name=address or LOOPBACK,
-        server_port=port,
+    # Another page in the browser may not pass its host off as this one.
+    trusted = Middleware(TrustedHostMiddleware, allowed_hosts=hosts)
+    return gradio.mount_gradio_app(
+        fastapi.FastAPI(middleware=[trusted], openapi_url=None),
+        app.build(source, examples, corrections),
+        "/",
         auth=auth,
         theme=gradio.themes.Base(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
         css=markup.STYLE,
-        # Another page in the browser may not pass its host off as this one.
-        app_kwargs={"middleware": [Middleware(TrustedHostMiddleware, allowed_hosts=_hosts(address))]},
         max_file_size=MOST_BYTES * 4,  # of a zip
-        state_session_capacity=SESSIONS,
         footer_links=[],
-        share=False,
+        run_history=False,
+        show_error=False,
         ssr_mode=False,
         mcp_server=False,
-        quiet=True,
-        prevent_thread_lock=True,
+        enable_monitoring=False,
     )
-    return page
+
+
+def _listening(address: str, port: int | None) -> socket.socket:
+    """Return a socket at the port, by default the first free one of PORTS. Raises OSError."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    for candidate in [port] if port is not None else PORTS:
+        try:
+            return socket.create_server((address, candidate), family=family)
+        except OSError as error:
+            if port is None and error.errno == errno.EADDRINUSE:
+                continue
+            raise OSError(f"the page cannot be at {address}, port {candidate}: {error.strerror}") from None
+    raise OSError(f"the ports {PORTS[0]} to {PORTS[-1]} are all in use: --port names another")
 
 
 def _hosts(address: str | None) -> list[str]:

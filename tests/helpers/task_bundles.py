@@ -23,6 +23,7 @@ INFO = bundle.ModelInfo(
 )
 WITHOUT_LABELS = {"labels": (), "activation": "none", "threshold": None}
 INFOS = {
+    "classification": dataclasses.replace(INFO, task="classification", activation="softmax", threshold=None),
     "multilabel": INFO,
     "regression": dataclasses.replace(INFO, task="regression", output_shape=(3,), **WITHOUT_LABELS),
     "points": dataclasses.replace(INFO, task="points", output_shape=(4,), **WITHOUT_LABELS),
