@@ -63,7 +63,8 @@ def running(
     place = address or LOOPBACK
     with _listening(place, port) as listener:
         app = _application(source, examples, corrections, auth=auth, hosts=_hosts(address))
-        server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1))
+        # At its end it would print a traceback for each tab that is still open; Gradio prints the faults of handlers.
+        server = uvicorn.Server(uvicorn.Config(app, log_level="critical", timeout_graceful_shutdown=1))
         thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
         thread.start()
         try:

@@ -23,8 +23,8 @@ def bundles(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def scene_source(scenes_bundle):
-    return sources.Bundle(scenes_bundle, "scenes")
+def scene_source(tmp_path_factory):
+    return sources.Bundle(task_bundles.save_unet(tmp_path_factory.mktemp("scenes") / "model"), "scenes")
 
 
 @pytest.mark.parametrize("task", task_bundles.INFOS)
@@ -128,7 +128,7 @@ def test_what_a_zip_says_of_a_size_is_not_believed(bundles, monkeypatch, tmp_pat
     [asked] = batch.ask_all(source, files)
     assert asked.error == "it has more than 1,000 bytes"
     monkeypatch.setattr(batch, "MOST_BYTES_OF_ALL", 5)
-    with pytest.raises(batch.BatchError, match="more than the zip says"):
+    with pytest.raises(batch.BatchError, match="more than 5 bytes, though the zip says otherwise"):
         list(batch.ask_all(source, [batch.File("a.png", 1, lambda most: b"more than that")]))
 
 
@@ -154,11 +154,11 @@ def test_a_damaged_zip_is_named(tmp_path):
 )
 def test_corrections_are_read_by_training(tmp_path, task, given, labels, expected):
     saved = corrections.Corrections(tmp_path / "saved")
-    for number, label in enumerate(given):
+    for number, label in enumerate(given * 2):
         saved.save(png((20 + number, 20)), f"../a/{number} é.png", task, label, labels)
     samples = data.read(tmp_path / "saved", task=task)
-    assert sorted(map(str, samples.labels)) == sorted(map(str, expected))
-    assert sorted(file.read_bytes() for file in samples.images) == sorted(png((20 + n, 20)) for n in range(2))
+    assert sorted(map(str, samples.labels)) == sorted(map(str, expected * 2))
+    assert sorted(file.read_bytes() for file in samples.images) == sorted(png((20 + n, 20)) for n in range(4))
 
 
 def test_an_image_that_was_saved_before_stays_as_it_is(tmp_path):
