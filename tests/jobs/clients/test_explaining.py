@@ -1,6 +1,8 @@
 """Where a network looked: the map lies on what decided."""
 
 import dataclasses
+import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -8,11 +10,13 @@ import pytest
 import torch
 from helpers import task_bundles
 from helpers.commands import exit_status, one_line
+from helpers.local_mode import deployed
 from PIL import Image, ImageDraw
 
 from fastmaker import bundle, networks
 from fastmaker.jobs import predict
-from fastmaker.jobs.clients import explaining
+from fastmaker.jobs.clients import explaining, sources
+from fastmaker.local.containers import pack
 
 SQUARE = (130, 20, 160, 50)  # in an image of 180x120, of which the model sees the middle 120x120
 
@@ -52,6 +56,26 @@ def test_the_map_lies_on_the_square_that_decides(source, monkeypatch, least):
     on_square = found[top - margin : bottom + margin, left - margin : right + margin].sum()
     assert on_square / found.sum() > 0.9
     assert not found[:, :28].any()  # what was cropped
+
+
+@pytest.mark.browser
+@pytest.mark.server
+def test_an_endpoint_of_this_machine_is_explained_and_answers_as_its_bundle_does(
+    source, home, session, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setenv("FASTMAKER_HOME", str(home))
+    pack(Path(source.bundle), tmp_path / "model.tar.gz")
+    Image.new("RGB", (60, 40), "white").save(tmp_path / "white.png")
+    with deployed(session, tmp_path / "model.tar.gz") as predictor:
+        words = ["--endpoint", predictor.endpoint_name, "--save", str(tmp_path / "saved"), "--explain"]
+        assert predict.main(predict.parse_args([*words, str(tmp_path / "white.png"), "--json"])) == 0
+        with sources.connect(predict.parse_args([*words, "-"])) as endpoint:
+            raw = endpoint.ask((tmp_path / "white.png").read_bytes())
+            assert "http://127.0.0.1:" in endpoint.requests["curl"]
+    assert raw == sources.Bundle(Path(source.bundle), "model").ask((tmp_path / "white.png").read_bytes())
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["label"] == "bright"
+    [saved] = (tmp_path / "saved").iterdir()
+    assert Image.open(saved).width == 2 * 320
 
 
 @pytest.mark.parametrize(

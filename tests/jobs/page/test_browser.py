@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import urllib3
 from helpers import browser as browsers
 from helpers import task_bundles
 from helpers.browser import NARROW, WIDE, Tab, png, served
@@ -213,6 +214,18 @@ def test_corrections_are_trained_on(corrections, example, tmp_path):
     words = f"--arch convnet --image-size 28 --epochs 1 --batch-size 4 --workers 0 --train {corrections}"
     assert run.main(parse_args([*words.split(), "--model-dir", str(tmp_path), "--output-data-dir", str(tmp_path)])) == 0
     assert set(load_info(tmp_path).labels) >= {"seven", "nine"}
+
+
+def test_a_shared_page_is_for_those_who_have_the_password_and_for_its_own_host(bundle):
+    with served(bundle, auth=("fastmaker", "the password")) as url, urllib3.PoolManager(retries=False) as pool:
+
+        def status(method, path, **options):
+            return pool.request(method, url + path, redirect=False, **options).status
+
+        assert status("GET", "config") == 401
+        assert status("POST", "login", fields={"username": "fastmaker", "password": "a guess"}) == 400
+        assert status("POST", "login", fields={"username": "fastmaker", "password": "the password"}) == 200
+        assert status("GET", "", headers={"Host": "example.org"}) == 400
 
 
 @pytest.mark.parametrize("size", [WIDE, NARROW], ids=["desk", "phone"])
