@@ -57,7 +57,7 @@ def main() -> None:
         folder = Path(name)
         os.environ["GRADIO_TEMP_DIR"] = str(folder / "uploads")
         source = sources.Bundle(train(folder), "digits")
-        examples = [sorted((folder / "digits" / str(digit)).iterdir())[0] for digit in range(10)]
+        examples = [min((folder / "digits" / "held-out" / str(digit)).iterdir()) for digit in range(10)]
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
         with server.running(source, examples, Corrections(folder / "corrections")) as url:
             for kind, size in SIZES.items():

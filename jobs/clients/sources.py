@@ -5,6 +5,7 @@
 
 import argparse
 import contextlib
+import functools
 import json
 import shlex
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ from fastmaker.jobs.cli import arguments
 from fastmaker.jobs.clients import endpoint, triton
 from fastmaker.jobs.clients.errors import InvalidRequest
 from fastmaker.jobs.packaging.models import model_directory
+from fastmaker.local.store import DamagedRecord
 
 JSON, PNG, IMAGE = "application/json", "image/png", "application/x-image"
 
@@ -101,27 +103,34 @@ class Endpoint:
         name = name or endpoint.only_in_service(backend.session.sagemaker_client)
         self.ask = endpoint.Endpoint(backend.runtime(name), name).ask
         self.title = f"the endpoint {name}"
-        self.session = backend.session
-        self.bundle = None if backend.region else _model_data(backend.session.sagemaker_client, name)
-        self.requests = requests_of_endpoint(name, backend.region, _port(backend, name))
+        self.session, self._region, self._name = backend.session, backend.region, name
 
+    @functools.cached_property
+    def bundle(self) -> str | None:
+        """The archive that it serves, None of an endpoint on AWS, of several models or of one that was deleted."""
+        if self._region:
+            return None
+        from botocore.exceptions import ClientError
 
-def _model_data(client: Any, name: str) -> str | None:
-    """Return the URI of the archive that an endpoint serves, None if it has several models."""
-    config = client.describe_endpoint(EndpointName=name)["EndpointConfigName"]
-    variants = client.describe_endpoint_config(EndpointConfigName=config)["ProductionVariants"]
-    uris = {
-        client.describe_model(ModelName=variant["ModelName"])["PrimaryContainer"].get("ModelDataUrl")
-        for variant in variants
-    }
-    return uris.pop() if len(uris) == 1 else None
+        client = self.session.sagemaker_client
+        try:
+            config = client.describe_endpoint(EndpointName=self._name)["EndpointConfigName"]
+            variants = client.describe_endpoint_config(EndpointConfigName=config)["ProductionVariants"]
+            models = [client.describe_model(ModelName=variant["ModelName"]) for variant in variants]
+        except ClientError:
+            return None
+        uris = {model.get("PrimaryContainer", {}).get("ModelDataUrl") for model in models}
+        return uris.pop() if len(uris) == 1 else None
 
-
-def _port(backend: Any, name: str) -> int | None:
-    """Return the port of a server of the endpoint, if it is one of processes on this machine."""
-    endpoints = getattr(backend.session.sagemaker_client, "endpoints", None)
-    servers = endpoints.read(name).get("servers", []) if endpoints else []
-    return servers[0]["port"] if servers else None
+    @functools.cached_property
+    def requests(self) -> dict[str, str]:
+        """What asks the same, by program; with the port of a server, if that is a process of this machine."""
+        endpoints = getattr(self.session.sagemaker_client, "endpoints", None)
+        try:
+            servers = endpoints.read(self._name).get("servers", []) if endpoints else []
+        except (KeyError, DamagedRecord):  # deleted meanwhile, or damaged: whoever asks it is told so
+            servers = []
+        return requests_of_endpoint(self._name, self._region, servers[0]["port"] if servers else None)
 
 
 def requests_of_endpoint(name: str, region: str | None, port: int | None) -> dict[str, str]:

@@ -105,14 +105,13 @@ class OneImage:
             self.kept = gradio.HTML()
 
     def _connect(self) -> None:
-        redrawn = [self.asked, self.threshold, self.opacity]
         shown = [self.asked, self.said, self.threshold, self.opacity, self.drawing, self.raw, self.download]
         shown += [self.explain, self.map, self.correction, self.label, self.labels, self.numbers, self.kept]
         private: dict[str, Any] = {"api_visibility": "private"}
         self.picture.change(self.ask, [self.picture, self.opacity], shown, **private)
         if self.examples:
             self.gallery.select(self.pick, None, self.picture, **private)
-        self.threshold.change(self.choose, redrawn[:2], self.said, show_progress="hidden", **private)
+        self.threshold.change(self.choose, [self.asked, self.threshold], self.said, show_progress="hidden", **private)
         self.opacity.release(self.redraw, [self.asked, self.opacity], self.drawing, show_progress="hidden", **private)
         self.explain.click(self.look, self.asked, self.map, **private)
         given = [self.asked, self.label, self.labels, self.numbers]
