@@ -22,6 +22,12 @@ def captioned(image: Image.Image, caption: str, size: int = 224) -> Image.Image:
     return card
 
 
+def enlarged(image: Image.Image, least: int = 320) -> Image.Image:
+    """Return a small image so many times as large that its longer side has `least` pixels, by the nearest pixel."""
+    times = -(-least // max(image.size))
+    return image.resize((image.width * times, image.height * times), Image.Resampling.NEAREST) if times > 1 else image
+
+
 def with_points(image: Image.Image, points: Sequence[Sequence[float]]) -> Image.Image:
     """Return an RGB copy of the image with a red circle around each point, (x, y) in its pixels."""
     marked = image.convert("RGB")

@@ -8,6 +8,7 @@ from typing import Any
 import gradio
 from PIL import Image
 
+from fastmaker.jobs.cli import pictures
 from fastmaker.jobs.clients import explaining
 from fastmaker.jobs.clients.sources import Source
 from fastmaker.jobs.page import asking, batch, corrections, markup
@@ -180,7 +181,8 @@ class OneImage:
         if not (asked and self.explainer):
             return {self.map: gradio.update(visible=False)}
         label = explaining.label_of(asked.answer)
-        picture = self.explainer.picture(asked.image, label)
+        picture = pictures.enlarged(self.explainer.picture(asked.image, label))
+        picture.thumbnail((asking.WIDEST, asking.WIDEST))
         return {self.map: gradio.update(value=picture, label=f"Where the network looked for {label}", visible=True)}
 
     def correct(self, asked: Asked | None, label: str | None, labels: list[str], numbers: str) -> str:

@@ -80,7 +80,8 @@ def _mask(source: Source, image: bytes) -> tuple[bytes, str]:
 def draw(asked: Asked, opacity: float = 0.5) -> Image.Image | None:
     """Return the image as the model was given it, with points and the mask on it; None if it is no image.
 
-    It has WIDEST pixels at most in width and height. Where the mask cannot lie on the image it stands beside it.
+    It has WIDEST pixels at most in width and height; small images are enlarged. Where the mask cannot lie on the image
+    it stands beside it.
     """
     try:
         image = preprocess.decode(asked.image).convert("RGB")
@@ -89,6 +90,7 @@ def draw(asked: Asked, opacity: float = 0.5) -> Image.Image | None:
     drawn = pictures.with_points(image, [] if asked.error else asked.answer.get("points", []))
     drawn.info.clear()  # the transparency of another mode, with which it could not be saved
     drawn.thumbnail((WIDEST, WIDEST))
+    drawn = pictures.enlarged(drawn)
     if not asked.mask:
         return drawn
     mask = Image.open(io.BytesIO(asked.mask))

@@ -35,7 +35,7 @@ def test_a_bundle_answers_with_the_bytes_of_its_endpoint(bundles, by_the_entry_p
     assert asked.raw == expected
     assert asked.task == task
     assert "red.png" in markup.answer(asked)
-    assert asking.draw(asked).size == (48, 40)
+    assert asking.draw(asked).size == (7 * 48, 7 * 40)
 
 
 @pytest.mark.parametrize(
@@ -56,12 +56,12 @@ def test_a_mask_lies_on_the_image_with_a_legend(scene_source):
     asked = asking.ask(scene_source, "scene.png", png((90, 70)))
     assert asked.task == "segmentation"
     assert not asked.note
-    assert asking.draw(asked, 1).size == (90, 70)
+    assert asking.draw(asked, 1).size == (4 * 90, 4 * 70)
     assert sum(share for _, _, share in asking.legend(asked)) == pytest.approx(1)
     colours = {colour for _, colour, _ in asking.legend(asked)}
     shown = {pixel for _, pixel in asking.draw(asked, 1).getcolors(10_000)}
     assert shown <= colours
-    assert asking.draw(asked, 0).getcolors() == [(90 * 70, (255, 0, 0))]
+    assert asking.draw(asked, 0).getcolors() == [(16 * 90 * 70, (255, 0, 0))]
 
 
 def test_what_a_file_or_a_label_is_called_is_no_markup():
