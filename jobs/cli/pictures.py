@@ -49,9 +49,9 @@ def with_mask(image: Image.Image, mask: Image.Image, opacity: float) -> Image.Im
 
 def with_heat(image: Image.Image, heat: np.ndarray) -> Image.Image:
     """Return a gray copy of the image under a map of numbers of 0 to 1, (H, W) as the image: the higher the redder."""
-    gray = ImageOps.grayscale(image.convert("RGB"))
-    strength = Image.fromarray((heat * 180).clip(0, 255).astype(np.uint8))
-    return Image.composite(ImageOps.colorize(gray, "#5c0010", "#ffd27a"), gray.convert("RGB"), strength)
+    gray = ImageOps.grayscale(image.convert("RGB")).convert("RGB")
+    strength = Image.fromarray((heat * 190).clip(0, 255).astype(np.uint8))
+    return Image.composite(Image.new("RGB", image.size, "#ff2a00"), gray, strength)
 
 
 def beside(image: Image.Image, other: Image.Image) -> Image.Image:
