@@ -1,7 +1,6 @@
 """Where a network looked: the map lies on what decided."""
 
 import dataclasses
-import json
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -58,24 +57,21 @@ def test_the_map_lies_on_the_square_that_decides(source, monkeypatch, least):
     assert not found[:, :28].any()  # what was cropped
 
 
-@pytest.mark.browser
 @pytest.mark.server
-def test_an_endpoint_of_this_machine_is_explained_and_answers_as_its_bundle_does(
-    source, home, session, tmp_path, monkeypatch, capsys
+@pytest.mark.slow
+def test_the_model_of_an_endpoint_of_this_machine_is_at_hand_and_answers_with_its_bytes(
+    source, home, session, tmp_path, monkeypatch
 ):
     monkeypatch.setenv("FASTMAKER_HOME", str(home))
     pack(Path(source.bundle), tmp_path / "model.tar.gz")
     Image.new("RGB", (60, 40), "white").save(tmp_path / "white.png")
+    white = (tmp_path / "white.png").read_bytes()
     with deployed(session, tmp_path / "model.tar.gz") as predictor:
-        words = ["--endpoint", predictor.endpoint_name, "--save", str(tmp_path / "saved"), "--explain"]
-        assert predict.main(predict.parse_args([*words, str(tmp_path / "white.png"), "--json"])) == 0
-        with sources.connect(predict.parse_args([*words, "-"])) as endpoint:
-            raw = endpoint.ask((tmp_path / "white.png").read_bytes())
+        args = predict.parse_args(["--endpoint", predictor.endpoint_name, "-"])
+        with sources.connect(args) as endpoint:
+            assert explaining.Explainer(endpoint)._model.info.labels == ("dark", "bright")
             assert "http://127.0.0.1:" in endpoint.requests["curl"]
-    assert raw == sources.Bundle(Path(source.bundle), "model").ask((tmp_path / "white.png").read_bytes())
-    assert json.loads(capsys.readouterr().out.splitlines()[-1])["label"] == "bright"
-    [saved] = (tmp_path / "saved").iterdir()
-    assert Image.open(saved).width == 2 * 320
+            assert endpoint.ask(white) == sources.Bundle(Path(source.bundle), "model").ask(white)
 
 
 @pytest.mark.parametrize(
