@@ -29,6 +29,9 @@ def summarize(answer: dict) -> tuple[str, float | None]:
     if "labels" in answer:
         given = [f"{label} {answer['probabilities'][label]:.3f}" for label in answer["labels"]]
         return ", ".join(given) or "no label", None
+    if "named_values" in answer:
+        named = [f"{name} {value:.4g}" for name, value in answer["named_values"].items()]
+        return ", ".join(named[:SHOWN_NUMBERS] + ["..."] * (len(named) > SHOWN_NUMBERS)), None
     for name, shown in (("values", "{:.4g}".format), ("points", lambda point: "({:.1f}, {:.1f})".format(*point))):
         if name in answer:
             some = [shown(item) for item in answer[name][:SHOWN_NUMBERS]]

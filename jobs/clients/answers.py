@@ -37,7 +37,8 @@ def collect(inputs: Inputs, output: str, file: Path) -> None:
 
     JSON lines hold the answers as they are. CSV has a row for each image, of several in one object with the same key.
     It holds a mask as the pixels of each class, ``pixels_<class>``; several labels joined by ";", with the probability
-    of each, ``probability_<label>``; numbers as ``value_1`` and so on; points as ``x_1``, ``y_1`` and so on.
+    of each, ``probability_<label>``; numbers as ``value_<name>``, without names ``value_1`` and so on; points as
+    ``x_1``, ``y_1`` and so on.
     """
     rows = _rows(inputs, output)
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -78,7 +79,8 @@ def _cells(row: dict) -> dict:
     if isinstance(row.get("probabilities"), dict):
         cells["labels"] = ";".join(row["labels"])
         cells |= {PROBABILITY + label: probability for label, probability in row["probabilities"].items()}
-    cells |= {f"value_{number}": value for number, value in enumerate(row.get("values", []), 1)}
+    values = row.get("named_values") or dict(enumerate(row.get("values", []), 1))
+    cells |= {f"value_{name}": value for name, value in values.items()}
     for number, (x, y) in enumerate(row.get("points", []), 1):
         cells |= {f"x_{number}": x, f"y_{number}": y}
     return cells

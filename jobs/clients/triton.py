@@ -50,7 +50,7 @@ class Model:
         """
         from fastmaker import answers, masks, preprocess
 
-        info: Any = SimpleNamespace(**{"steps": ()} | self.info)  # as a ModelInfo, which needs torch
+        info: Any = SimpleNamespace(**{"steps": (), "names": ()} | self.info)  # as a ModelInfo, which needs torch
         name = OUTPUTS.get(info.task, "probabilities")
         try:
             output = self._server.infer(self.name, self._input, self._tensor(data), name)[0]

@@ -112,15 +112,21 @@ class Values:
     """The answer for one image by a regression model: the third value of ``learn.predict``."""
 
     array: np.ndarray  # float32 () or (n,)
+    names: Sequence[str] = ()  # of the numbers, if they have any
 
     @property
     def values(self) -> list[float]:
         """The numbers as a list, also of a single one."""
         return self.array.ravel().tolist()
 
+    @property
+    def named_values(self) -> dict[str, float]:
+        """The numbers by their names; none without names."""
+        return dict(zip(self.names, self.values, strict=True)) if self.names else {}
+
     def as_object(self) -> dict[str, Any]:
-        """Return the JSON object: `values`, a list."""
-        return {"values": self.values}
+        """Return the JSON object: `values`, a list; of numbers with names also `named_values`, by name."""
+        return {"values": self.values} | ({"named_values": self.named_values} if self.names else {})
 
     def as_line(self) -> dict[str, Any]:
         """Return the object of a line in JSON lines, which is `as_object`."""
@@ -209,7 +215,7 @@ def of(numbers: np.ndarray, image_size: tuple[int, int], info: "ModelInfo") -> A
     if info.task == "multilabel":
         return LabelSet(numbers, info.labels, info.threshold)
     if info.task == "regression":
-        return Values(numbers)
+        return Values(numbers, info.names)
     if info.task == "points":
         return Points(numbers, geometry.to_image(numbers.reshape(-1, 2), image_size, info))
     return Mask(numbers, info.labels, info.void_code)

@@ -86,6 +86,7 @@ class ModelInfo:
     activation: str = "softmax"  # one of tasks.ACTIVATIONS: what makes numbers of the network's output
     threshold: tasks.Threshold = None  # several labels only: those whose number is above it, see tasks.is_over
     output_shape: tuple[int, ...] | None = None  # of the network's output for one image, if there are no labels
+    names: tuple[str, ...] = ()  # of the numbers of a regression, in their order, if they have any
     # Segmentation only.
     options: dict[str, bool] = field(default_factory=dict)  # of unet.OPTIONS
     void_code: int | None = None  # the index of the class that is ignored in loss and metrics
@@ -311,8 +312,7 @@ def _check_lists(values: dict[str, Any], check: tasks.Check) -> None:
 
 
 def _check_notes(values: dict[str, Any], check: tasks.Check) -> None:
-    metrics: Any = values.get("metrics", {})
-    versions: Any = values.get("versions", {})
+    metrics, versions = (values.get(key, {}) for key in ("metrics", "versions"))
     numbers = isinstance(metrics, dict) and all(isinstance(n, float) or checks.is_number(n) for n in metrics.values())
     check("metrics", numbers, "an object of numbers")
     check("versions", isinstance(versions, dict) and checks.are_texts([*versions.values()]), "an object of strings")

@@ -8,6 +8,7 @@ the numbers. Both are kept as data in model.json: `activation`, and of several l
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -46,6 +47,7 @@ def check(values: dict[str, Any], check_key: Check) -> None:
     else:
         check_key("labels", strings and len(labels) > 1, "a list of two or more strings")
     _check_output_shape(values, check_key)
+    _check_names(values, check_key)
     threshold = values.get("threshold")
     if task != "multilabel":
         check_key("threshold", threshold is None, f"null, as the task is {task}")
@@ -70,6 +72,16 @@ def _check_output_shape(values: dict[str, Any], check_key: Check) -> None:
     else:
         pairs = sizes and ((len(shape) == 1 and shape[0] % 2 == 0) or (len(shape) == 2 and shape[1] == 2))
         check_key("output_shape", pairs, "[2n] or [n, 2], for n points")
+
+
+def _check_names(values: dict[str, Any], check_key: Check) -> None:
+    names: Any = values.get("names", [])
+    if values["task"] != "regression":
+        check_key("names", names == [], f"[], as the task is {values['task']}")
+        return
+    n = math.prod(values["output_shape"])
+    named = checks.are_texts(names) and len(names) == len(set(names)) == n
+    check_key("names", named or names == [], f"[], or {n} strings, none of them twice")
 
 
 def is_over(numbers: np.ndarray, threshold: Threshold) -> np.ndarray:

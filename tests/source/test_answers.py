@@ -132,6 +132,12 @@ def test_labels_are_those_above_the_threshold(threshold, labels):
     assert replace(SEVERAL, threshold=threshold).labels == labels
 
 
+def test_numbers_with_names_have_both():
+    found = replace(VALUES, names=("age", "Größe", "0"))
+    assert found.as_object() == {"values": [1.5, -2.25, 0.0], "named_values": {"age": 1.5, "Größe": -2.25, "0": 0.0}}
+    assert found.as_row() == VALUES.as_row()
+
+
 def test_a_single_number_is_a_list_of_one():
     assert Values(np.float32(2.5)).as_object() == {"values": [2.5]}
 

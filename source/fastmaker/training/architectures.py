@@ -239,7 +239,11 @@ def _source(name: str) -> str:
 
 def download(name: str, size: tuple[int, int]) -> None:
     """Bring the pretrained weights of a network to this machine. Raises WeightsError and ArchitectureError."""
-    _whole(name, True, 3, size)
+    if not _of_torchvision(name):
+        _whole_of_timm(name, True, 3, size)
+        return
+    with weights.downloading(name, _source(name)):
+        torchvision.models.get_model_weights(name).DEFAULT.get_state_dict(check_hash=True)  # type: ignore[attr-defined]
 
 
 def _take_channels(network: nn.Module, n_in: int, pretrained: bool) -> None:

@@ -46,6 +46,11 @@ class Samples:
             return sorted({label for labels in self.labels for label in labels})
         return sorted(set(map(str, self.labels))) if self.task in tasks.LABELLED else []
 
+    @property
+    def names_of_numbers(self) -> tuple[str, ...]:
+        """The names of the numbers of each image, if each has a column of its own."""
+        return self.names if self.task == "regression" and len(self.names) == len(self.labels[0]) else ()
+
     def block(self) -> "TransformBlock":
         """Return fastai's TransformBlock for the labels."""
         from fastmaker.training import task_parts
@@ -104,8 +109,8 @@ def read(
     found = layouts.find(train_dir, reading)
     if valid_dir is not None:
         found = _with_channel(found, train_dir, Path(valid_dir), reading)
-    if task == "classification":
-        layouts.labels.check_classes([label for _, label in (*found.train, *found.valid)], label_delimiter)
+    check_apart([file for file, _ in found.train], [file for file, _ in found.valid], found.layout)
+    notes = (*found.notes, *_doubts([label for _, label in (*found.train, *found.valid)], task, label_delimiter))
     train, valid = found.train, found.valid
     skipped: tuple[str, ...] = ()
     if found.layout != "idx":
@@ -119,7 +124,21 @@ def read(
             raise DataError(f"no image of {', '.join(map(repr, lost[:5]))} can be read: " + "; ".join(skipped[:3]))
     samples = _samples(found.layout, train, valid, skipped, valid_pct, seed, task)
     samples = image_checks.without_unreadable_validation(samples, depth)
-    return _checked(replace(samples, notes=found.notes, names=found.names))
+    return _checked(replace(samples, notes=notes, names=found.names))
+
+
+def check_apart(train: Sequence[Path], valid: Sequence[Path], layout: str) -> None:
+    """Raise DataError if the same files train and validate: the metrics would be of images that were learnt."""
+    if layout != "idx" and (both := layouts.same_files(valid, train)):
+        raise DataError(f"{len(both)} images train and validate, such as {both[0]}; each is for one of the two")
+
+
+def _doubts(labels: Sequence[Any], task: str, label_delimiter: str | None) -> list[str]:
+    """Return lines about labels that may not be meant. Raises DataError for those that cannot be."""
+    if task == "classification":
+        layouts.labels.check_classes(labels, label_delimiter)
+        return [*layouts.labels.doubts(labels), *layouts.labels.numbers_as_classes(labels)]
+    return layouts.labels.doubts({name for label in labels for name in label}) if task == "multilabel" else []
 
 
 def _with_channel(found: Found, train_dir: Path, valid_dir: Path, reading: Reading) -> Found:
@@ -240,6 +259,10 @@ def _checked(samples: Samples) -> Samples:
         sizes = sorted({len(label) for label in samples.labels})
         if len(sizes) > 1:
             raise DataError(f"images have {sizes[0]} to {sizes[-1]} {samples.task} values; each needs as many")
+        if samples.task == "points" and np.abs(np.asarray(samples.labels, float)).max() <= 1:
+            raise DataError(
+                "all points lie within a pixel of the image's corner; write x and y in pixels, not as parts of the size"
+            )
     elif len(samples.classes) < (2 if samples.task == "classification" else 1):
         raise DataError(_too_few(samples))
     unseen = [name for name, count in samples.training_counts.items() if not count]

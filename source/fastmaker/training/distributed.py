@@ -128,6 +128,17 @@ class ProcessGroup:
         dist.all_gather_object(values, value)
         return values
 
+    def on_each_host(self, function: Callable[[], Any]) -> None:
+        """Call `function` in one process of each host, while the others wait; its ValueError is raised on all ranks."""
+        failure = None
+        if self.local_rank == 0:
+            try:
+                function()
+            except ValueError as error:
+                failure = error
+        for found in filter(None, self.gather(failure)):
+            raise found
+
     def all_equal(self, value: str) -> bool:
         """Return whether `value` is the same on all ranks."""
         return len(set(self.gather(value))) == 1

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from fastai.vision.all import Learner
 
-from fastmaker import bundle, graph
+from fastmaker import bundle, graph, tasks
 from fastmaker.training.weights import SHOWN, WeightsError
 
 FILES = (bundle.INFO_FILE, bundle.STATE_FILE, bundle.GRAPH_FILE)
@@ -26,15 +26,17 @@ def state_sha256(path: Path) -> str:
 def load(learn: Learner, path: Path, task: str, labels: list[str], image_mode: str) -> None:
     """Copy the weights of the bundle at `path`, a folder or model.tar.gz or a folder with that, into `learn`.
 
-    Nothing in it is unpickled. Raises WeightsError if it has another task, other labels or another network.
+    `labels` are those of the data, of a regression the names of its numbers, which older bundles lack. Nothing in it is
+    unpickled. Raises WeightsError if it has another task, other labels or another network.
     """
     with _directory(path) as folder:
         network, info = _checked(path, bundle.load, folder)
     for name, found, expected in (("task", info.task, task), ("image mode", info.image_mode, image_mode)):
         if found != expected:
             raise WeightsError(f"--resume-from {path}: its {name} is {found}; this run's is {expected}")
-    if list(info.labels) != list(labels):
-        raise WeightsError(f"--resume-from {path}: {_label_difference(list(info.labels), list(labels))}")
+    found = list(info.labels or info.names)
+    if found != labels and (task in tasks.LABELLED or (found and labels)):
+        raise WeightsError(f"--resume-from {path}: {_label_difference(found, labels)}")
     state = network.tensors() if isinstance(network, graph.GraphNetwork) else network.state_dict()
     _check_tensors(path, info, state, learn.model.state_dict())
     learn.model.load_state_dict(state, strict=False)

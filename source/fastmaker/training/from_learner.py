@@ -9,7 +9,7 @@ reproduce exactly.
 import dataclasses
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -40,6 +40,7 @@ def save_bundle(
     metrics: dict[str, float] | None = None,
     mask_size: str = "model",
     image_size: ImageSize = None,
+    names: Sequence[str] = (),
 ) -> bundle.ModelInfo:
     """Write the bundle of a fitted `learn` into `model_dir` and return its `ModelInfo`.
 
@@ -47,11 +48,12 @@ def save_bundle(
     DataLoaders, and left as it was. A network that this package cannot rebuild is kept as a graph (`capture`).
     `metrics`, by name, are stored in model.json. `mask_size` is one of masks.SIZES: the size of a U-Net's served masks
     unless a request names one. `image_size` is the size of all images, in pixels, one number or (height, width): only
-    of a Learner that resizes none and holds none, as one of load_learner, whose network takes one size. Raises
-    BundleError, before anything is written, if the Learner has a network, a transform or a loss that the bundle cannot
-    reproduce; OSError if `model_dir` cannot be written.
+    of a Learner that resizes none and holds none, as one of load_learner, whose network takes one size. `names` are
+    those of the numbers of a regression, which answers then have as well. Raises BundleError, before anything is
+    written, if the Learner has a network, a transform or a loss that the bundle cannot reproduce; OSError if
+    `model_dir` cannot be written.
     """
-    network, info = checked(learn, metrics, mask_size, image_size)
+    network, info = checked(learn, metrics, mask_size, image_size, names)
     return bundle.save(model_dir, network, info)
 
 
@@ -60,11 +62,12 @@ def checked(
     metrics: dict[str, float] | None = None,
     mask_size: str = "model",
     image_size: ImageSize = None,
+    names: Sequence[str] = (),
 ) -> tuple[torch.nn.Module, bundle.ModelInfo]:
     """Return what `save_bundle` writes, once it has been compared with `learn`: network and `ModelInfo`."""
     learner_checks.check(learn)
     with parity.predicting(learn):
-        info = dataclasses.replace(describe(learn, metrics, image_size), mask_size=mask_size)
+        info = dataclasses.replace(describe(learn, metrics, image_size), mask_size=mask_size, names=tuple(names))
         _check_mask_size(info)
         network, info = _network(learn, info)
         parity.check(learn, network, info)

@@ -82,13 +82,19 @@ def _header(file: Path) -> Image.Image | None:
         return None
 
 
-def mask_problem(
-    pair: tuple[Path, Path], depth: str, codes: Sequence[str], void_pixel: int | None, scale: int = 1
-) -> str | None:
-    """Return why the pair cannot be read, or None. Raises DataError if it can be read but the mask does not fit.
+@dataclasses.dataclass
+class Masks:
+    """What masks may hold, and what those that were looked at hold."""
 
-    The numbers of the mask are divided by `scale`.
-    """
+    codes: Sequence[str]  # the classes by their numbers
+    void_pixel: int | None  # the number of the void class, if `codes` has none of it
+    scale: int = 1  # what the numbers in the files are divided by
+    numbers: set[int] = dataclasses.field(default_factory=set)  # in the files
+    colours: dict[int, tuple[tuple[int, ...], Path]] = dataclasses.field(default_factory=dict)  # in their palettes
+
+
+def mask_problem(pair: tuple[Path, Path], depth: str, seen: Masks) -> str | None:
+    """Return why the pair cannot be read, or None. Raises DataError if it can be read but the mask does not fit."""
     image_file, mask_file = pair
     try:
         image = open_image(image_file, depth)
@@ -107,22 +113,43 @@ def mask_problem(
             f"{mask_file} is {mask.shape[1]}x{mask.shape[0]}, its image {image_file.name} is"
             f" {image.width}x{image.height}; a mask has the size of its image"
         )
-    _check_numbers(mask, mask_file, codes, void_pixel, scale)
+    numbers = np.unique(mask)
+    _check_numbers(numbers, mask_file, seen)
+    seen.numbers.update(numbers.tolist())
+    if mask_image.mode == "P":
+        _check_colours(mask_image, numbers, mask_file, seen)
     return None
 
 
-def _check_numbers(mask: np.ndarray, mask_file: Path, codes: Sequence[str], void_pixel: int | None, scale: int) -> None:
-    """Raise DataError unless the numbers of a mask, int (H, W), are those of the classes, each times `scale`."""
-    odd = mask[mask % scale != 0]
+def _check_numbers(numbers: np.ndarray, mask_file: Path, seen: Masks) -> None:
+    """Raise DataError unless the numbers of a mask, in order, are those of the classes, each times the scale."""
+    odd = numbers[numbers % seen.scale != 0]
     if odd.size:
-        raise DataError(f"{mask_file} holds the number {odd[0]}, which --mask-scale {scale} does not divide")
-    mask = mask // scale
-    wrong = mask[(mask < 0) | (mask >= len(codes))]
-    wrong = wrong if void_pixel is None else wrong[wrong != void_pixel]
-    if wrong.size:
-        ways = f" (--void-code {wrong[0]} ignores it in loss and metrics; --mask-scale divides all)"
-        hint = ways if 0 <= wrong[0] < masks.MAX_CLASSES else ""
-        raise DataError(f"{mask_file} holds the label {wrong[0]}; codes.txt names 0 to {len(codes) - 1}{hint}")
+        raise DataError(f"{mask_file} holds the number {odd[0]}, which --mask-scale {seen.scale} does not divide")
+    n, numbers = len(seen.codes), numbers // seen.scale
+    wrong = numbers[(numbers < 0) | (numbers >= n)]
+    wrong = wrong if seen.void_pixel is None else wrong[wrong != seen.void_pixel]
+    if not wrong.size:
+        return
+    hint = ""
+    if numbers[0] == 1 and numbers[-1] == n:
+        hint = " (if its numbers begin at 1, name a class for 0, such as Void, in the first line of codes.txt)"
+    elif 0 <= wrong[0] < masks.MAX_CLASSES:
+        hint = f" (--void-code {wrong[0]} ignores it in loss and metrics; --mask-scale divides all)"
+    raise DataError(f"{mask_file} holds the label {wrong[0]}; codes.txt names 0 to {n - 1}{hint}")
+
+
+def _check_colours(image: Image.Image, numbers: np.ndarray, mask_file: Path, seen: Masks) -> None:
+    """Raise DataError if a mask shows a number in another colour than an earlier one: then numbers mean nothing."""
+    palette = image.getpalette() or []
+    for number in numbers.tolist():
+        colour = tuple(palette[3 * number : 3 * number + 3])
+        first, file = seen.colours.setdefault(number, (colour, mask_file))
+        if first != colour:
+            raise DataError(
+                f"{mask_file} shows the number {number} in another colour than {file.name}: each mask has a palette of"
+                " its own; write masks whose numbers are the classes"
+            )
 
 
 def check_skipped(skipped: Sequence[str], n_files: int, folder: Path | str) -> None:

@@ -30,28 +30,17 @@ def main(args: argparse.Namespace) -> int:
             samples = _read(args, "layout" if args.check_only == "layout" else "complete")
             _print_summary(args, samples)
             return _check_first_weights(args, samples)
-        return _prepare(args) or _train(args, _read(args, "headers"))
+        return _launch(args) or _train(args, _read(args, "headers"))
     except data.DataError as error:
         return _fail(error)
 
 
-def _prepare(args: argparse.Namespace) -> int:
-    """Do what needs no image, and return the exit status: 0 to go on."""
-    import torch
-
-    if args.pretrained is True:
-        from fastmaker.training import architectures, checkpoint, weights
-
-        try:
-            if not (args.checkpoint_dir and checkpoint.exists(args.checkpoint_dir)):  # a run that resumes needs none
-                architectures.download(args.arch, args.image_size)
-        except (weights.WeightsError, architectures.ArchitectureError) as error:
-            return _fail(error)
-    return _launch(args) if (args.processes or torch.cuda.device_count()) > 1 else 0
-
-
 def _launch(args: argparse.Namespace) -> int:
     """Replace this process by several that train, unless it is one of them; return the exit status: 0 to go on."""
+    import torch
+
+    if (args.processes or torch.cuda.device_count()) <= 1:
+        return 0
     from fastmaker.training import distributed
 
     try:
@@ -176,8 +165,10 @@ def _join(args: argparse.Namespace, samples: data.Samples) -> "ProcessGroup":
 def _learner(
     args: argparse.Namespace, samples: data.Samples, group: "ProcessGroup", resumed: dict[str, Any] | None
 ) -> "Learner":
-    from fastmaker.training import augmentation, callbacks, checkpoint, schedule
+    from fastmaker.training import architectures, augmentation, callbacks, checkpoint, schedule
 
+    if args.pretrained is True and not resumed and group.world_size > 1:
+        group.on_each_host(lambda: architectures.download(args.arch, args.image_size))
     kept = resumed.get("kept", {}) if resumed else {}
     if args.lr == "find" and not resumed:
         kept["lr_finder"] = group.broadcast(
@@ -210,7 +201,8 @@ def _new_learner(
     learn = learner.create(dls, samples, args, bool(args.pretrained and not resumed), loss)
     learn.wd = args.weight_decay
     if args.resume_from and not resumed:
-        earlier.load(learn, Path(args.resume_from), args.task, samples.classes, args.image_mode)
+        labels = samples.classes or list(samples.names_of_numbers)
+        earlier.load(learn, Path(args.resume_from), args.task, labels, args.image_mode)
     return learn
 
 
@@ -241,7 +233,7 @@ def _write(
     findings = report.measure(learn, samples.names)
     metrics |= findings.metrics
     if not diverged:
-        from_learner.save_bundle(learn, args.model_dir, metrics, args.mask_size)
+        from_learner.save_bundle(learn, args.model_dir, metrics, args.mask_size, names=samples.names_of_numbers)
     kept = learn.kept["best"]["epoch"] if args.keep_best else None
     about = report.Run(vars(args), samples.summary(), time.monotonic() - started, samples.names, kept)
     report.write(learn, args.output_data_dir, metrics, findings, about)

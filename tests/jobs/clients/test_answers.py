@@ -14,6 +14,7 @@ from fastmaker.jobs.storage.listings import listed
 
 LABELS = {"labels": ["cat", "dog"], "probabilities": {"cat": 0.75, "dog": 0.625, "owl": 0.125}}
 NO_LABEL = {"labels": [], "probabilities": {"cat": 0.25, "dog": 0.125, "owl": 0.125}}
+NAMED = {"values": [1.5, -20000.123], "named_values": {"age": 1.5, "weight": -20000.123}}
 VALUES = {"values": [1.5, -20000.123, 0.0]}
 POINTS = {"points": [[30.25, 20.0], [-1.0, 7.5]]}
 
@@ -25,6 +26,7 @@ POINTS = {"points": [[30.25, 20.0], [-1.0, 7.5]]}
         (NO_LABEL, "no label"),
         (VALUES, "1.5, -2e+04, 0"),
         ({"values": [1.0] * 5}, "1, 1, 1, 1, ..."),
+        (NAMED, "age 1.5, weight -2e+04"),
         (POINTS, "(30.2, 20.0), (-1.0, 7.5)"),
     ],
 )
@@ -44,10 +46,11 @@ def test_the_table_of_predict_names_what_it_shows():
             [LABELS, NO_LABEL],
             {"labels": "cat;dog", "probability_cat": "0.75", "probability_dog": "0.625", "probability_owl": "0.125"},
         ),
+        ([NAMED], {"value_age": "1.5", "value_weight": "-20000.123"}),
         ([VALUES], {"value_1": "1.5", "value_2": "-20000.123", "value_3": "0.0"}),
         ([POINTS], {"x_1": "30.25", "y_1": "20.0", "x_2": "-1.0", "y_2": "7.5"}),
     ],
-    ids=["several labels", "numbers", "points"],
+    ids=["several labels", "numbers with names", "numbers", "points"],
 )
 def test_collected_answers_have_a_column_for_each_number(tmp_path, found, row):
     (tmp_path / "in").mkdir()

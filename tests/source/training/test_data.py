@@ -46,6 +46,12 @@ def test_images_that_fastai_would_cut_off_to_8_bits_are_not_read(tmp_path, pixel
     assert [line.split(": ")[0] for line in skipped] == ([] if is_read else [str(tmp_path / "a" / "deep.tiff")])
 
 
+def test_a_link_to_nothing_is_an_unreadable_image(tmp_path):
+    class_folders(tmp_path, a=15, b=15)
+    (tmp_path / "a" / "15.png").symlink_to(tmp_path / "nowhere.png")
+    assert data.read(tmp_path).summary().endswith("; 1 unreadable images skipped")
+
+
 @pytest.mark.parametrize(("n_broken", "fatal"), [(2, False), (3, True)])
 def test_more_than_a_tenth_unreadable_is_fatal(tmp_path, n_broken, fatal):
     class_folders(tmp_path, a=10, b=10)

@@ -65,6 +65,14 @@ class See(Callback):
         self.dls.train.get_idxs = lambda: seen.append(draw()) or seen[-1]
     def after_train(self):
         self.dls.train.get_idxs = self.learn.position.get_idxs
+def fail():
+    if group.rank == group.world_size - 1:
+        raise ValueError("no weights")
+try:
+    group.on_each_host(fail)
+    failure = None
+except ValueError as error:
+    failure = str(error)
 never = threading.Event()
 chosen = [callbacks.Position(3, rank=group.rank), See()]
 if group.world_size > 1:
@@ -73,7 +81,7 @@ with learn.no_bar(), learn.no_logging(), learn.added_cbs(chosen), distributed.sh
     learn.fit_one_cycle(3, 0.01)
 recorder = learn.recorder
 record = {"losses": list(map(float, recorder.losses)), "values": [list(map(float, row)) for row in recorder.values],
-          "seen": seen, "digest": group.check_parameters(learn.model), "valid": len(dls.valid_ds)}
+          "seen": seen, "failure": failure, "digest": group.check_parameters(learn.model), "valid": len(dls.valid_ds)}
 open(f"{out}/{group.world_size}-{group.rank}.json", "w").write(json.dumps(record))
 group.leave()
 """
@@ -104,6 +112,11 @@ def test_processes_with_smaller_batches_have_the_losses_of_one(recorded):
 def test_all_processes_end_with_the_same_parameters(recorded):
     for group in recorded:
         assert len({record["digest"] for record in group}) == 1
+
+
+def test_what_fails_on_one_host_ends_all(recorded):
+    for group in recorded:
+        assert {record["failure"] for record in group} == {"no weights"}
 
 
 def test_each_image_is_seen_once_an_epoch_and_in_the_batch_of_one_process(recorded):

@@ -15,6 +15,7 @@ from torch import nn
 from fastmaker import bundle, files
 from fastmaker.training import architectures, data, earlier, learner, loaders, run, weights
 from fastmaker.training.arguments import parse_args
+from fastmaker.training.distributed import SINGLE
 
 pytestmark = pytest.mark.training
 
@@ -145,6 +146,50 @@ def test_a_run_says_what_it_took_and_fine_tunes(resnet, pictures, tmp_path, caps
     torch.save(torchvision.models.squeezenet1_1().state_dict(), tmp_path / "weights.pth")
     assert run.main(arguments(pictures, tmp_path, more)) == 2
     assert capsys.readouterr().err.startswith("ValueError: --pretrained ")
+
+
+# Weights that are downloaded
+
+DATA_ERRORS = {
+    "no folder": (lambda folder: shutil.rmtree(folder), "", "is not a directory"),
+    "a wrong table": (
+        lambda folder: (folder / "labels.csv").write_text("name,label\n99.png,a\n"),
+        "",
+        "no file '99.png'",
+    ),
+    "a regex that matches nothing": (lambda folder: None, "--label-regex ^(zzz)_", "finds no label"),
+    "headers": (lambda folder: [file.write_bytes(b"x") for file in folder.glob("dark/*")], "", "more than a tenth"),
+    "no masks": (lambda folder: (folder / "codes.txt").write_text("a\nb\n"), "--task segmentation", "no folder images"),
+}
+
+
+@pytest.mark.parametrize("name", DATA_ERRORS)
+def test_what_is_wrong_with_the_data_is_told_before_weights_are_asked_for(
+    pictures, tmp_path, monkeypatch, capsys, name
+):
+    spoil, more, reason = DATA_ERRORS[name]
+    folder = shutil.copytree(pictures, tmp_path / "data")
+    spoil(folder)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
+    assert run.main(arguments(folder, tmp_path, f"--pretrained true {more}")) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert reason in line
+    assert not (tmp_path / "torch").exists()
+
+
+def test_a_run_reads_downloaded_weights_once(resnet, pictures, tmp_path, monkeypatch):
+    url = torchvision.models.ResNet18_Weights.DEFAULT.url
+    kept = tmp_path / "torch" / "hub" / "checkpoints" / url.rpartition("/")[2]
+    kept.parent.mkdir(parents=True)
+    torch.save(resnet, kept)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    read, load = [], torch.load
+    monkeypatch.setattr(torch, "load", lambda file, *args, **more: read.append(str(file)) or load(file, *args, **more))
+    args = arguments(pictures, tmp_path, "--pretrained true")
+    learn = run._learner(args, data.read(pictures), SINGLE, None)
+    assert (learn.model[0][0].weight == 0.5).all()
+    assert read.count(str(kept)) == 1
 
 
 # An earlier model

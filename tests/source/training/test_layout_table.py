@@ -5,6 +5,7 @@ from helpers.channels import image
 from helpers.layout_cases import (
     CLASSES,
     FILES,
+    LABELS,
     MULTI,
     NUMBERS,
     PLAIN,
@@ -37,11 +38,71 @@ FOLDERS = [
         notes=("validates, as there is no folder valid",),
     ),
     Case("two for training", parts(a="train", b="training", c="valid"), error=("are both for train",)),
-    Case("a split in an archive's folder", parts(a="pets/train", b="pets/val"), read_as("pets/train", "pets/val")),
+    Case(
+        "a split in an archive's folder",
+        parts(a="pets/train", b="pets/val"),
+        read_as("pets/train", "pets/val"),
+        notes=("only folder",),
+    ),
     Case("parts of unknown names", parts(a="part1", b="part2"), error=("part1, part2", "cat, dog", "Rename them")),
     Case("a part with fewer classes", (*parts(a="one"), "two/cat/1.png"), error=("look like the parts of a split",)),
     Case("no train", parts(a="test", b="other"), error=("test holds folders of images and is not a class",)),
-    Case("images without classes", ("train/1.png", "test/1.png"), error=("train holds no class folder",)),
+    Case(
+        "images without classes", ("train/1.png", "test/1.png"), error=("train holds no class folder; if file names",)
+    ),
+    Case(
+        "class folders in folders of one folder each",
+        tuple(f"data/data/{file}" for file in CLASSES),
+        {f"data/data/{file}": file[:3] for file in CLASSES},
+        notes=("data is read, the only folder of", "data/data is read, the only folder of"),
+    ),
+    Case(
+        "parts unpacked into folders of their names",
+        parts(a="train/train", b="valid/valid"),
+        read_as("train/train", "valid/valid"),
+    ),
+    Case(
+        "a table in the only folder",
+        tuple(f"pets/images/{file}" for file in FILES),
+        {f"pets/images/{file}": label for file, label in LABELS.items()},
+        texts={"pets/labels.csv": PLAIN},
+        notes=("pets is read, the only folder of",),
+    ),
+    Case("masks beside images", ("images/1.png", "masks/1.png"), error=("images/ and masks/, which are no classes",)),
+    Case(
+        "boxes beside images",
+        ("train/images/1.png", "valid/images/1.png"),
+        error=("images/ and labels/, which are no classes", "boxes are not read"),
+        texts={"train/labels/1.txt": "0 0.5 0.5 1 1", "valid/labels/1.txt": "0 0.5 0.5 1 1"},
+    ),
+    Case(
+        "years in classes",
+        ("cat/2020/1.png", "cat/2021/1.png", "dog/2020/1.png", "dog/2021/1.png"),
+        error=("give --label-regex '^([^/]+)/'",),
+    ),
+    Case(
+        "what systems leave",
+        (*CLASSES, "cat/@eaDir/1.png", "__MACOSX/cat/._1.png", ".ipynb_checkpoints/1.png", "lost+found/1.png"),
+        dict.fromkeys(CLASSES[:2], "cat") | dict.fromkeys(CLASSES[2:], "dog"),
+        texts={"data.zip": b"PK", "desktop.ini": "", "cat/Thumbs.db": b""},
+    ),
+    Case(
+        "names that begin with lines",
+        ("__ground__/__1.png", "__ground__/2.png", "dog/1.png", "dog/2.png"),
+        {"__ground__/__1.png": "__ground__", "__ground__/2.png": "__ground__", "dog/1.png": "dog", "dog/2.png": "dog"},
+    ),
+    Case(
+        "classes that differ in case",
+        ("Cat/1.png", "Cat/2.png", "cat/1.png", "cat/2.png"),
+        {"Cat/1.png": "Cat", "Cat/2.png": "Cat", "cat/1.png": "cat", "cat/2.png": "cat"},
+        notes=("differ in case alone are two each: 'Cat' and 'cat'",),
+    ),
+    Case("classes that differ in a blank", ("cat/1.png", "cat /1.png"), error=("'cat' and 'cat ' look the same",)),
+    Case(
+        "classes that differ in how accents are written",
+        ("L\xf6we/1.png", "Lo\u0308we/1.png"),
+        error=(r"'Lo\u0308we' and 'L\xf6we' look the same",),
+    ),
     Case(
         "classes named train and test",
         ("train/1.png", "train/2.png", "test/1.png", "test/2.png", "bus/1.png", "bus/2.png"),

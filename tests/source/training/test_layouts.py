@@ -334,3 +334,11 @@ def test_channels_of_two_layouts_are_refused(tmp_path):
     idx(tmp_path / "one", "train", [0, 1] * 5)
     class_folders(tmp_path / "two", **{"0": 1, "1": 1})
     refused("layout", folder=tmp_path / "one", valid_dir=tmp_path / "two")
+
+
+def test_images_that_train_and_validate_are_refused_also_by_a_link(tmp_path):
+    train = class_folders(tmp_path / "one", a=3, b=3)
+    valid = class_folders(tmp_path / "two", a=1, b=1)
+    (valid / "b" / "link.png").symlink_to(train / "b" / "01.png")
+    refused("1 images train and validate, such as", "link.png", folder=train, valid_dir=valid)
+    refused("6 images train and validate", folder=train, valid_dir=train)

@@ -166,7 +166,67 @@ def test_masks_of_0_and_255_become_0_and_1(folder, high, option, notes):
     assert all("--mask-scale 255" in note for note in samples.notes)
 
 
+@pytest.mark.parametrize("end", ["bmp", "tif", "gif"])
+def test_masks_may_be_of_any_format_that_keeps_numbers(folder, end):
+    for file in (folder / "labels").iterdir():
+        Image.fromarray(masks.read(file).astype(np.uint8)).save(file.with_suffix(f".{end}"))
+        file.unlink()
+    assert all(np.array_equal(masks.read(file), masks.read(folder / file)) for file in mask_data.read(folder).labels)
+
+
+def test_an_archive_unpacked_into_a_folder_of_its_name_is_read(scenes, tmp_path):
+    shutil.copytree(scenes, tmp_path / "scenes" / "scenes")
+    assert len(mask_data.read(tmp_path / "scenes", depth="layout").images) == 15
+
+
+def test_a_note_names_what_is_missing(folder):
+    (folder / "images" / "03.png").unlink()
+    (folder / "codes.txt").write_text("ground\nbox\ndisc\nother\nOther\n")
+    unused, alike, absent = sorted(mask_data.read(folder).notes)
+    assert unused == f"1 files of {folder / 'labels'} are the mask of no image, and not used"
+    assert alike == "labels that differ in case alone are two each: 'Other' and 'other'"
+    assert absent.startswith("no mask has the classes ")
+    assert "'Other'" in absent
+
+
 # Refused
+
+
+def two_masks(folder):
+    shutil.copy(folder / "labels" / "05_P.png", folder / "labels" / "05.png")
+
+
+def two_images(folder):
+    shutil.copy(folder / "images" / "05.png", folder / "images" / "05.bmp")
+
+
+def palettes(folder):
+    for number, colours in ((5, [0, 0, 0, 9, 9, 9]), (6, [9, 9, 9, 0, 0, 0])):
+        image = Image.fromarray(np.asarray([[0, 1] * 28] * 40, np.uint8))
+        image.putpalette(colours)
+        image.save(folder / "labels" / f"{number:02}_P.png")
+
+
+def from_one(folder):
+    write_mask(folder / "labels" / "05_P.png", np.asarray([[1, 2, 3, 4] * 14] * 40))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "reason"),
+    [
+        (two_masks, "05.png has two masks, "),
+        (two_images, "05_P.png is the mask of "),
+        (palettes, " in another colour than "),
+        (from_one, "holds the label 4; codes.txt names 0 to 3 (if its numbers begin at 1, name a class for 0"),
+    ],
+)
+def test_what_may_mean_two_things_is_refused(folder, spoil, reason):
+    spoil(folder)
+    refused(reason, folder=folder)
+
+
+def test_images_that_train_and_validate_are_refused(folder):
+    refused("15 images train and validate, such as", folder=folder, valid_dir=folder)
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import sys
 from dataclasses import replace
 
 import pytest
-from helpers import discs
+from helpers import PATIENCE, discs
 from helpers.discs import ON_HOSTS, arguments, figures, words_of
 from helpers.hosts import Hosts, free_port
 
@@ -127,6 +127,6 @@ def test_two_hosts_train_with_each_option_and_end_with_the_same_parameters(sampl
     (tmp_path / "runs").write_bytes(pickle.dumps(runs))
     ports = [str(free_port()) for _ in rows]
     hosts = Hosts(tmp_path, *[[sys.executable, "-c", ON_HOSTS, str(tmp_path / "runs"), *ports] for _ in range(2)])
-    assert hosts.wait() == [0, 0], hosts.output
+    assert hosts.wait(PATIENCE * len(rows) / 2) == [0, 0], hosts.output
     assert hosts.output[0].count("the parameters of all 2 processes are equal") == len(rows)
     assert [output.count("options: ") for output in hosts.output] == [len(rows), 0]

@@ -3,17 +3,18 @@
 import json
 import pickle
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from helpers import discs, task_bundles
+from helpers import PATIENCE, discs, task_bundles
 from helpers.discs import METRICS, ON_HOSTS, arguments, figures, words_of
 from helpers.hosts import Hosts, free_port
 
 from fastmaker import bundle, preprocess
 from fastmaker.serving import models
-from fastmaker.training import checkpoint, earlier, run
+from fastmaker.training import checkpoint, earlier, run, weights
 from fastmaker.training.distributed import SINGLE
 
 pytestmark = pytest.mark.training
@@ -38,6 +39,20 @@ def test_a_run_of_each_task_writes_a_bundle_that_answers(samples, tmp_path, task
     expected = {"multilabel": ("large", "light"), "regression": (), "points": (), "segmentation": ("ground", "disc")}
     assert model.info.labels == expected.get(task, ("dark", "light"))
     assert answer is not None
+
+
+def test_the_names_of_numbers_reach_the_answers_and_an_earlier_model_must_have_them(samples, tmp_path):
+    named = replace(samples["regression"], names=("radius", "x"))
+    args = arguments("regression", tmp_path, "--epochs 1")
+    assert run._train(args, named) == 0
+    model = models.load(tmp_path / "model")
+    [answer] = model.predict([preprocess.decode(named.images[0].read_bytes())])
+    assert list(answer.as_object()["named_values"].items()) == list(zip(("radius", "x"), answer.values, strict=True))
+    again = arguments("regression", tmp_path, f"--resume-from {tmp_path / 'model'}")
+    run._learner(again, named, SINGLE, None)
+    run._learner(again, samples["regression"], SINGLE, None)  # of a table without names, say
+    with pytest.raises(weights.WeightsError, match="its labels are not those of the data: they have another order"):
+        run._learner(again, replace(named, names=("x", "radius")), SINGLE, None)
 
 
 # Checkpoints
@@ -107,11 +122,11 @@ def test_metrics_are_those_of_all_images_together(samples, tmp_path, task):
 
 @pytest.mark.slow
 def test_two_hosts_train_each_task_and_have_the_metrics_of_one(samples, tmp_path):
-    words = {task: words_of(task, tmp_path / task, "--batch-size 2 --timeout 60") for task in METRICS}
+    words = {task: words_of(task, tmp_path / task, "--batch-size 2") for task in METRICS}
     (tmp_path / "runs").write_bytes(pickle.dumps([(words[task], samples[task]) for task in METRICS]))
     ports = [str(free_port()) for _ in METRICS]
     hosts = Hosts(tmp_path, *[[sys.executable, "-c", ON_HOSTS, str(tmp_path / "runs"), *ports] for _ in range(2)])
-    assert hosts.wait() == [0, 0], hosts.output
+    assert hosts.wait(PATIENCE * len(METRICS) / 2) == [0, 0], hosts.output
     assert hosts.output[0].count("the parameters of all 2 processes are equal") == len(METRICS)
     for task in METRICS:
         args, learn = learner_of(samples, task, tmp_path / "one")

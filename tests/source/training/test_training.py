@@ -180,8 +180,7 @@ def test_a_segmentation_run_shows_images_beside_their_masks(segmentation_run):
 def test_bad_masks_end_the_run_with_one_line_before_training(scenes, tmp_path):
     folder = shutil.copytree(scenes, tmp_path / "scenes")
     (folder / "labels" / "05_P.png").unlink()
-    options = ["--task", "segmentation", "--arch", "resnet18", "--pretrained", "false"]
-    process = entry_point("--train", folder, *options, cwd=tmp_path)
+    process = entry_point("--task", "segmentation", "--train", folder, "--arch", "resnet18", cwd=tmp_path)
     assert process.returncode == 2
     assert process.stdout == ""
     assert re.fullmatch(
@@ -296,16 +295,15 @@ def test_skipped_images_are_named_on_the_log(tmp_path, capsys):
 
 @pytest.mark.parametrize("arch", ["resnet18", "convnext_atto"], ids=["torchvision", "timm"])
 @pytest.mark.parametrize("silent", [False, True], ids=["no server", "a server that does not answer"])
-def test_weights_that_cannot_be_downloaded_come_with_a_way_out_before_images_are_read(
-    tmp_path, monkeypatch, capsys, arch, silent
-):
+def test_weights_that_cannot_be_downloaded_come_with_a_way_out(tmp_path, monkeypatch, capsys, arch, silent):
+    few_images(tmp_path / "data", 4)
     monkeypatch.setattr(weights, "SECONDS", 0.5)
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
     with socket.create_server(("127.0.0.1", 0)) as server:
         for name in ("https_proxy", "HTTPS_PROXY"):
             monkeypatch.setenv(name, f"http://127.0.0.1:{server.getsockname()[1] if silent else 9}")
-        no_data = ["--train", str(tmp_path / "nowhere"), "--model-dir", str(tmp_path / "model")]
-        assert main(parse_args([*no_data, "--arch", arch])) == 2
+        folders = ["--train", str(tmp_path / "data"), "--model-dir", str(tmp_path / "model")]
+        assert main(parse_args([*folders, "--arch", arch, "--image-size", "64", "--workers", "0"])) == 2
     reason = capsys.readouterr().err.splitlines()[-1]
     assert re.fullmatch(
         rf"ValueError: the pretrained weights of {arch} cannot be downloaded \(.*\); give the file of https://\S+{arch}\S+"

@@ -25,6 +25,9 @@ from fastmaker.training.layouts.files import (
     listing,
     part_of,
     parts,
+    same_files,
+    shown,
+    wrapped,
 )
 from fastmaker.training.layouts.labels import Reading
 
@@ -39,6 +42,10 @@ __all__ = [
     "image_files",
     "listing",
     "part_of",
+    "parts",
+    "same_files",
+    "shown",
+    "wrapped",
 ]
 
 # (image, label); the label as Samples.labels has it
@@ -86,6 +93,10 @@ def find(folder: Path, reading: Reading) -> Found:
     if reading.csv is None and len(tables.tables_in(folder)) > 1 and not folders(folder):
         names = ", ".join(file.name for file in tables.tables_in(folder))
         raise DataError(f"{folder} holds {names}; --labels-csv NAME says which has the labels")
+    if (inner := wrapped(folder)) and not part_of(inner.name) and not (folder / "codes.txt").is_file():
+        found = find(inner, reading)
+        unused = [f"{file} is not used" for file in tables.tables_in(folder)]
+        return replace(found, notes=(f"{inner} is read, the only folder of {folder}", *unused, *found.notes))
     if reading.columns:
         raise DataError(f"--label-columns is for a table of labels, and {folder} holds none. Found: {listing(folder)}")
     return _by_folders(folder, reading)
@@ -97,10 +108,7 @@ def _by_folders(folder: Path, reading: Reading) -> Found:
         return _in_parts(split, lambda path: find(path, replace(reading, csv=None)))
     if (folder / "codes.txt").is_file():
         raise DataError(f"{folder} holds codes.txt and so masks: --task segmentation trains on it")
-    inner = folders(folder)
-    if len(inner) == 1 and not part_of(inner[0].name) and class_folders.split_of(inner[0]):
-        return _by_folders(inner[0], reading)  # an archive unpacked into a folder of its name
-    if inner:
+    if folders(folder):
         train, valid, notes = class_folders.read(folder)
         notes += [f"{file} is not used" for file in tables.tables_in(folder)]
         found = _labelled(train, reading, folder), _labelled(valid, reading, folder)

@@ -12,9 +12,13 @@ from fastmaker.training.layouts.files import (
     parts,
     readable_suffixes,
     shown,
+    wrapped,
 )
 
 LabelledFiles = list[tuple[Path, str]]
+# Folders of images beside those of their masks or boxes: neither is a class.
+IMAGES = ("image", "images", "img", "imgs", "jpegimages", "photos")
+ANNOTATIONS = ("label", "labels", "mask", "masks", "annotation", "annotations", "segmentationclass", "ground_truth")
 
 
 def read(folder: Path) -> tuple[LabelledFiles, LabelledFiles, list[str]]:
@@ -25,9 +29,15 @@ def read(folder: Path) -> tuple[LabelledFiles, LabelledFiles, list[str]]:
         pairs, notes = _pairs(folder)
         return pairs, [], notes
     valid = split.get("valid", split.get("test"))
-    train, notes = _pairs(split["train"])
-    validating, more = _pairs(valid) if valid else ([], [])
+    train, notes = _pairs(_innermost(split["train"]))
+    validating, more = _pairs(_innermost(valid)) if valid else ([], [])
     return train, validating, [*notes, *more, *_unused(folder, split)]
+
+
+def _innermost(part: Path) -> Path:
+    """Return the folder of the classes of a part: train/train, where an archive was unpacked into its own name."""
+    inner = wrapped(part)
+    return inner if inner and inner.name == part.name else part
 
 
 def split_of(folder: Path) -> dict[str, Path]:
@@ -61,13 +71,14 @@ def _check_no_split(folder: Path) -> None:
         raise DataError(
             f"{folder} holds {shown([path.name for path in inner], 'folders')}, and each the same folders"
             f" ({shown(sorted(most), 'folders')}): these look like the parts of a split. Rename them train and valid,"
-            " or give one as --data and one as --valid"
+            " or give one as --data and one as --valid; if they are the classes, give --label-regex '^([^/]+)/'"
         )
 
 
 def _pairs(folder: Path) -> tuple[LabelledFiles, list[str]]:
     pairs: LabelledFiles = []
     left_out = []
+    _check_no_annotations(folder)
     for class_folder in folders(folder):
         found = contents(class_folder)
         if not found.images:
@@ -77,11 +88,23 @@ def _pairs(folder: Path) -> tuple[LabelledFiles, list[str]]:
             left_out.append(f"left out of {class_folder}, as no images that Pillow reads: {found.left_out()}")
         pairs += [(file, class_folder.name) for file in found.images]
     if not pairs:
-        raise DataError(f"{folder} holds no class folder. Found: {listing(folder)}")
+        hint = "if file names hold the label, give --label-regex"
+        raise DataError(f"{folder} holds no class folder; {hint}. Found: {listing(folder)}")
     loose = sum(file.suffix.lower() in readable_suffixes() and not is_hidden(file.name) for file in folder.iterdir())
     if loose:
         left_out.append(f"left out of {folder}, as in no class folder: {loose} images")
     return pairs, left_out
+
+
+def _check_no_annotations(folder: Path) -> None:
+    """Raise DataError if the folders are not classes but images and what is drawn on them."""
+    names = {path.name.lower(): path.name for path in folders(folder)}
+    found = [next((names[name] for name in those if name in names), None) for those in (IMAGES, ANNOTATIONS)]
+    if all(found):
+        raise DataError(
+            f"{folder} holds {found[0]}/ and {found[1]}/, which are no classes. --task segmentation reads images/,"
+            " labels/ and codes.txt; --label-regex and a table labels.csv name labels; boxes are not read"
+        )
 
 
 def _unused(folder: Path, split: dict[str, Path]) -> list[str]:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from fastmaker.training.layouts import labels, tables
-from fastmaker.training.layouts.files import Contents, DataError, contents, is_below, shown
+from fastmaker.training.layouts.files import Contents, DataError, contents, is_below, is_image, shown
 from fastmaker.training.layouts.labels import Reading
 from fastmaker.training.layouts.tables import FileIndex, Row, Table
 
@@ -35,12 +35,19 @@ def read(table: Table, folder: Path, reading: Reading) -> tuple[list[tuple[Path,
         label = _label(table, row, columns, reading)
         if file in rows:
             name = row.cells[table.index(columns.file)]
-            raise DataError(f"{table.at(row)}: {name!r} is listed twice; an image has one label")
+            raise DataError(f"{table.at(row)}: {name!r} is listed twice; expected one row for each image")
         rows[file] = file, label, _part(table, row, columns)
+    labels_listed = {label for _, label, _ in rows.values()}
+    rows = {file: row for file, row in rows.items() if is_image(file)}
     unlisted = sum(file not in rows for file in found.images)
     notes = [f"{table.path} does not list {unlisted} images of {folder}, which are not used"] if unlisted else []
-    if left_out := Contents([], [file for file in found.others if file not in rows]).left_out():
+    left_out = Contents([], [file for file in found.others if file not in rows]).left_out()
+    if left_out:
         notes.append(f"left out of {folder}, as no images that Pillow reads: {left_out}")
+    lost = labels_listed - {label for _, label, _ in rows.values()} if reading.task == "classification" else set()
+    if lost or not rows:
+        what = f"of {shown(map(repr, sorted(lost)), 'labels')}" if rows else "that Pillow reads"
+        raise DataError(f"{table.path} lists no image {what}; left out: {left_out}")
     if columns.unused:
         notes.append(f"the columns {', '.join(map(repr, columns.unused))} of {table.path} are not used")
     return list(rows.values()), columns, notes
@@ -58,12 +65,13 @@ def _choose(table: Table, index: FileIndex, reading: Reading) -> Columns:
         for name in reading.columns:
             table.index(name)
         part = _part_column(table, [name for name in rest if name not in reading.columns])
-        chosen = tuple(reading.columns)
+        pairs = labels.pairs_of_points(reading.columns) if reading.task == "points" else []
+        chosen = tuple(pairs or reading.columns)
     else:
         part = _part_column(table, rest)
         chosen = _label_columns(table, [name for name in rest if name != part], reading)
     unused = tuple(name for name in rest if name != part and name not in chosen)
-    one_hot = len(chosen) > 1 and reading.task in ("classification", "multilabel") and _are_flags(table, chosen)
+    one_hot = _is_one_hot(table, chosen, reading)
     if reading.task == "classification" and len(chosen) > 1 and not one_hot:
         raise DataError(
             f"--task classification takes one of the columns {', '.join(chosen)}: give one as --label-columns"
@@ -122,6 +130,12 @@ def _label_columns(table: Table, names: list[str], reading: Reading) -> tuple[st
         f"{table.path}: any of the columns {shown([repr(name) for name in names], 'columns', 20)} may be the label;"
         " name those that are, as in --label-columns " + names[0]
     )
+
+
+def _is_one_hot(table: Table, names: tuple[str, ...], reading: Reading) -> bool:
+    """Return whether the names of columns are labels: of several, or of one such as `Smiling`, which no label is."""
+    single = reading.task == "multilabel" and tables.plain(names[0]) not in tables.LABEL_NAMES
+    return reading.task in ("classification", "multilabel") and (len(names) > 1 or single) and _are_flags(table, names)
 
 
 def _are_flags(table: Table, names: tuple[str, ...] | list[str]) -> bool:

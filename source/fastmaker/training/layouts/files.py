@@ -1,5 +1,6 @@
 """The files of a channel directory: which are images, which are left out, and which folders are parts of a split."""
 
+import functools
 import os
 import re
 from collections import Counter
@@ -22,6 +23,10 @@ DOCUMENTS = (
     *(".txt", ".md", ".csv", ".tsv", ".json", ".jsonl", ".xml", ".yaml", ".yml", ".html", ".rst", ".py", ".ipynb"),
     *(".db", ".ini", ".pkl", ".npy", ".zip", ".gz", ".tar", ".tgz"),
 )
+
+
+# What systems leave in folders, beside all that begins with a dot.
+LEFT_BY_SYSTEMS = ("__MACOSX", "__pycache__", "@eaDir", "$RECYCLE.BIN", "System Volume Information", "lost+found")
 
 
 class DataError(ValueError):
@@ -52,6 +57,7 @@ def contents(folder: Path) -> Contents:
     return Contents(images, others)
 
 
+@functools.cache
 def readable_suffixes() -> set[str]:
     """Return the suffixes of the formats that Pillow opens; it only writes some others, such as PDF."""
     Image.init()
@@ -63,7 +69,7 @@ def _walk(folder: str, above: set[str]) -> Iterator[str]:
         for entry in entries:
             if is_hidden(entry.name):
                 continue
-            if entry.is_file():
+            if entry.is_file() or (entry.is_symlink() and not entry.is_dir()):  # a broken link counts as unreadable
                 yield entry.path
             elif entry.is_dir():
                 if not entry.is_symlink():
@@ -74,7 +80,18 @@ def _walk(folder: str, above: set[str]) -> Iterator[str]:
 
 def is_hidden(name: str) -> bool:
     """Return whether a file or folder is one that systems leave: .DS_Store, ._a.jpg, __MACOSX, __pycache__."""
-    return name.startswith((".", "__"))
+    return name.startswith(".") or name in LEFT_BY_SYSTEMS
+
+
+def is_image(file: Path) -> bool:
+    """Return whether a listed file is an image by its suffix or, without a known one, by its header."""
+    if file.suffix.lower() in (*readable_suffixes(), *DOCUMENTS):  # nobody lists a document: it counts as unreadable
+        return True
+    try:
+        with Image.open(file):
+            return True
+    except Exception:  # a damaged file makes Pillow raise almost anything
+        return False
 
 
 def image_files(folder: Path) -> list[Path]:
@@ -106,6 +123,27 @@ def parts(folder: Path) -> dict[str, Path]:
         if part:
             found[part] = path
     return found
+
+
+def wrapped(folder: Path) -> Path | None:
+    """Return the only folder in `folder` if it holds folders, as of an archive unpacked into a folder of its name."""
+    inner = folders(folder)
+    if len(inner) != 1 or not folders(inner[0]):
+        return None
+    suffixes = readable_suffixes()
+    loose = (file for file in folder.iterdir() if file.suffix.lower() in suffixes and not is_hidden(file.name))
+    return None if any(loose) else inner[0]
+
+
+def same_files(files: Iterable[Path], others: Iterable[Path]) -> list[Path]:
+    """Return those of `files` that are among `others`, also by a link."""
+    real = functools.cache(os.path.realpath)
+
+    def place(file: Path) -> str:
+        return os.path.realpath(file) if file.is_symlink() else os.path.join(real(file.parent), file.name)
+
+    known = set(map(place, others))
+    return [file for file in files if place(file) in known]
 
 
 def is_below(file: Path, folder: Path | None) -> bool:

@@ -3,6 +3,7 @@
 import csv
 import io
 import re
+import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -132,13 +133,13 @@ class FileIndex:
     def __init__(self, folder: Path, found: Contents) -> None:
         self._folder = folder
         start = len(str(folder)) + 1
-        self._by_path = {str(file)[start:].replace("\\", "/"): file for file in (*found.images, *found.others)}
+        self._by_path = {_path(str(file)[start:]): file for file in (*found.images, *found.others)}
         self._by_name: dict[str, list[Path]] = {}
         self._by_stem: dict[str, list[Path]] = {}
         for file in (*found.images, *found.others):
-            self._by_name.setdefault(file.name, []).append(file)
+            self._by_name.setdefault(_composed(file.name), []).append(file)
         for file in found.images:
-            self._by_stem.setdefault(file.stem, []).append(file)
+            self._by_stem.setdefault(_composed(file.stem), []).append(file)
 
     def exact(self, name: str) -> list[Path]:
         """Return the files that a path names, its beginning left out or not."""
@@ -164,13 +165,18 @@ class FileIndex:
 
     def _matching(self, path, index, named):  # type: ignore[no-untyped-def]
         name = path.rpartition("/")[2]
-        found = [f for f in index.get(name, ()) if f"/{named(f).as_posix()}".endswith(f"/{path}")] if name else []
+        found = [f for f in index.get(name, ()) if _composed(f"/{named(f).as_posix()}").endswith(f"/{path}")]
         places = (self._folder / path, self._folder / "images" / path)
         return next(filter(None, ([f for f in found if named(f) == place] for place in places)), found)
 
 
+def _composed(name: str) -> str:
+    """Return a name with its accents as most systems write them: macOS takes them apart."""
+    return unicodedata.normalize("NFC", name)
+
+
 def _path(name: str) -> str:
-    path = name.replace("\\", "/")
+    path = _composed(name.replace("\\", "/"))
     while path.startswith("./"):
         path = path[2:]
     return path
