@@ -8,6 +8,7 @@
 # make test-ray    install Ray Serve into an environment beside this one, .venv/ray, and test endpoints on it
 # make test-servers the same requests to TorchServe, a .mar and Ray Serve, whose answers are compared; ten thousand to each
 # make test-triton  install a Triton server without Docker and test what it makes of our model repositories
+# make test-page   install Gradio and Playwright into an environment beside this one, .venv/page, and try the page in Chromium
 # make test-openvino install OpenVINO and test it as an engine
 # make test-versions test source/ under torch 2.6 and the newest one; TORCH_PAIRS names others (tests/test_versions.py)
 # make check        lint, format and types
@@ -23,7 +24,8 @@ NEEDED = no Python 3.10 to 3.13 with venv and pip (Debian: apt install python3 p
 BIN = .venv/bin
 INSTALLED = .venv/.installed
 
-.PHONY: quickstart digits test test-fast test-slow test-kills test-load test-docker test-ray test-servers test-triton test-openvino test-versions \
+.PHONY: quickstart digits test test-fast test-slow test-kills test-load test-docker test-page test-ray test-servers test-triton \
+	test-openvino test-versions \
 	check mypy docs clean
 
 quickstart: $(INSTALLED)
@@ -73,6 +75,15 @@ test-ray: $(WITH_RAY)
 # TorchServe's program is that of the other environment.
 test-servers: $(WITH_RAY)
 	PATH="$$PATH:$(CURDIR)/$(BIN)" $(RAY) -m pytest -m slow tests/jobs/local/serving/test_abuse.py
+
+# Its Python has what the other has, but for Pillow, of which Gradio takes an older one; Playwright drives the Chromium
+# that is on PATH, and axe looks for barriers.
+PAGE = .venv/page/bin/python
+test-page: $(INSTALLED)
+	test -x $(PAGE) || $(BIN)/python -m venv .venv/page
+	echo "import site; site.addsitedir('$$($(BIN)/python $(PACKAGES_OF))')" > $$($(PAGE) $(PACKAGES_OF))/beside.pth
+	$(PAGE) -m pip install --quiet --constraint constraints.txt gradio playwright axe-core-python captum
+	$(PAGE) -m pytest -m browser
 
 test-triton: $(INSTALLED)
 	$(BIN)/python -m pytest -m triton

@@ -17,6 +17,7 @@ COMMANDS = {
     "train": ("fastmaker.jobs.train", "train a model, as a SageMaker training job"),
     "deploy": ("fastmaker.jobs.deploy", "deploy a model to an endpoint"),
     "predict": ("fastmaker.jobs.predict", "ask an endpoint or a Triton server about images"),
+    "page": ("fastmaker.jobs.page.command", "try a model in a browser"),
     "transform": ("fastmaker.jobs.transform", "run a batch transform job over a folder, an S3 prefix or a manifest"),
     "manifest": ("fastmaker.jobs.manifest", "build and check manifests of batch transform"),
     "convert": ("fastmaker.jobs.convert", "make a bundle of a Learner that learn.export() wrote"),

@@ -6,17 +6,19 @@
 
 import argparse
 import io
+import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 from PIL import Image
 from tqdm import tqdm
 
-from fastmaker.jobs import backends
-from fastmaker.jobs.cli import arguments, errors, pictures, tables
-from fastmaker.jobs.clients import endpoint, triton
+from fastmaker.jobs.cli import errors, pictures, tables
+from fastmaker.jobs.clients import explaining, sources
+from fastmaker.jobs.clients.errors import InvalidRequest
 from fastmaker.jobs.clients.images import image_files
 
 CLIENTS = 4  # requests under way at once
@@ -29,13 +31,13 @@ def get_parser() -> argparse.ArgumentParser:
         description="Ask an endpoint or a Triton server about images.",
         epilog="example: fastmaker predict --endpoint pets cat.jpg photos/ --save answers/",
     )
-    arguments.add_backend(parser, instances=False)
-    parser.add_argument("--endpoint", help="its name (default: the only one that is in service)")
-    parser.add_argument("--triton", metavar="URL", help="grpc://HOST:PORT, HOST:PORT or http://HOST:PORT in its place")
-    parser.add_argument("--model", metavar="NAME", help="of --triton (default: the only one that is ready)")
+    sources.add_arguments(parser)
     parser.add_argument("images", nargs="+", help="image files, folders of them, or - for an image on stdin")
     parser.add_argument("--json", action="store_true", help="print a JSON object an image in place of a table")
     parser.add_argument("--save", type=Path, metavar="FOLDER", help="write each image with its answer on it as a PNG")
+    parser.add_argument(
+        "--explain", action="store_true", help="of a classifier, --save beside each image where the network looked"
+    )
     return parser
 
 
@@ -43,46 +45,34 @@ def parse_args(argv=None) -> argparse.Namespace:
     """Parse the arguments and check those that exclude or need each other."""
     parser = get_parser()
     args = parser.parse_args(argv)
-    if args.triton and args.endpoint:
-        parser.error("--endpoint and --triton: expected one of them")
-    if args.model and not args.triton:
-        parser.error("--model is a model of --triton, which is missing")
+    sources.check_arguments(parser, args)
+    if args.explain and not args.save:
+        parser.error("--explain draws into the folder of --save, which is missing")
     return args
 
 
 def main(args) -> int:
     """Print, and save, an answer for each image; return 1 if an image has none."""
     inputs = list(_inputs(args.images))
-    answer, mask_png = _triton_model(args.triton, args.model) if args.triton else _endpoint(args)
-    with ThreadPoolExecutor(CLIENTS) as pool:
-        answers = pool.map(answer, [data for _, data in inputs])
+    with sources.connect(args) as source, ThreadPoolExecutor(CLIENTS) as pool:
+        explainer = explaining.Explainer(source) if args.explain else None
+        if explainer:
+            explainer.check()
+        answers = pool.map(partial(_answer, source), [data for _, data in inputs])
         shown = tqdm(answers, total=len(inputs), unit="image", leave=False, disable=None)  # on a terminal alone
         rows = [{"image": name, **answer} for (name, _), answer in zip(inputs, shown, strict=True)]
-    print(tables.as_json(rows) if args.json else _table(rows))
-    if args.save:
-        _save(args.save, inputs, rows, mask_png)
+        print(tables.as_json(rows) if args.json else _table(rows))
+        if args.save:
+            _save(args.save, inputs, rows, source, explainer)
     return int(any("error" in row for row in rows))
 
 
-def _endpoint(args) -> tuple[Callable[[bytes], dict], Callable[[bytes], bytes]]:
-    """Return two functions of an image: the endpoint's answer, and its mask as a PNG. Raises ValueError."""
-    backend = backends.connect(**arguments.backend_options(args))
-    name = args.endpoint or endpoint.only_in_service(backend.session.sagemaker_client)
-    client = endpoint.Endpoint(backend.runtime(name), name)
-    return client.answer, client.mask_png
-
-
-def _triton_model(url: str, name: str | None) -> tuple[Callable[[bytes], dict], Callable[[bytes], bytes]]:
-    """Return the same of a Triton server's model. Raises ValueError or triton.TritonError."""
-    model = triton.Model(url, name)
-
-    def answer(image: bytes) -> dict:
-        try:
-            return model.answer(image).as_object()
-        except triton.InvalidRequest as error:
-            return {"error": str(error)}
-
-    return answer, lambda image: model.answer(image).as_png()
+def _answer(source: sources.Source, image: bytes) -> dict:
+    """Return the JSON answer for an encoded image, or ``{"error": why}`` if it is refused."""
+    try:
+        return json.loads(source.ask(image))
+    except InvalidRequest as error:
+        return {"error": str(error)}
 
 
 def _inputs(names: list[str]) -> Iterator[tuple[str, bytes]]:
@@ -107,8 +97,11 @@ def _cells(row: dict) -> list[str]:
     return [label, "-" if probability is None else f"{probability:.4f}"]
 
 
-def _save(folder: Path, inputs: list[tuple[str, bytes]], rows: list[dict], mask_png) -> None:
-    """Write each image with its answer below; beside it, its mask, which `mask_png` gets."""
+def _save(folder: Path, inputs: list[tuple[str, bytes]], rows: list[dict], source: sources.Source, explainer) -> None:
+    """Write each image with its answer below; beside it, its mask, for which the source is asked again.
+
+    With an `explaining.Explainer`, the map of where its network looked stands beside it.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     for number, ((name, data), row) in enumerate(zip(inputs, rows, strict=True)):
         if "error" in row:
@@ -116,7 +109,10 @@ def _save(folder: Path, inputs: list[tuple[str, bytes]], rows: list[dict], mask_
         image = pictures.with_points(Image.open(io.BytesIO(data)), row.get("points", []))
         cards = [pictures.captioned(image, " ".join(_cells(row)).removesuffix(" -"), 320)]
         if "base64_prediction" in row:
-            cards.append(pictures.captioned(Image.open(io.BytesIO(mask_png(data))), "", 320))
+            cards.append(pictures.captioned(Image.open(io.BytesIO(source.ask(data, sources.PNG))), "", 320))
+        if explainer:
+            label = explaining.label_of(row)
+            cards.append(pictures.captioned(explainer.picture(data, label), f"for {label}", 320))
         pictures.contact_sheet(cards, len(cards)).save(folder / f"{number:04}-{Path(name).stem}.png")
     print(f"\nsaved: {folder}", file=sys.stderr)
 

@@ -38,7 +38,7 @@ os.environ |= {
 }
 
 # `make test-fast` leaves out tests with these markers, of which two are given by fixtures that a test uses.
-SLOWER = {"docker", "learner", "openvino", "server", "slow", "training", "triton", "versions"}
+SLOWER = {"browser", "docker", "learner", "openvino", "server", "slow", "training", "triton", "versions"}
 BY_FIXTURE = {
     "server": {
         "aws",

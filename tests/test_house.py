@@ -27,7 +27,7 @@ FLOOR = (
 )
 BELOW_BACKENDS = (*FLOOR, "fastmaker.local", "fastmaker.jobs.cli")
 BELOW_LIBRARIES = (*SOURCE, *BELOW_BACKENDS, "fastmaker.jobs.backends")
-LIBRARIES = tuple(f"fastmaker.jobs.{name}" for name in ("packaging", "clients", "verification", "benchmarks"))
+LIBRARIES = tuple(f"fastmaker.jobs.{name}" for name in ("packaging", "clients", "verification", "benchmarks", "page"))
 MAY_IMPORT = {
     "fastmaker": SOURCE,  # its __init__ offers what the rooms hold
     "fastmaker.training": ("fastmaker", "fastmaker.files", "fastmaker.serving", "fastmaker.export"),
@@ -67,7 +67,7 @@ NOT_IMPORTED = {
 NOT_DECLARED = {
     "fasttransform": "fastai brings it",
     "plum": "fasttransform brings it",
-    **dict.fromkeys(("aiohttp", "grpc", "pydantic", "starlette"), "ray[serve] brings it"),
+    **dict.fromkeys(("aiohttp", "grpc", "pydantic"), "ray[serve] brings it"),
     "ray": "declared, and installed by `make test-ray` alone",
     "sitecustomize": "Python's own name for what an environment may have",
     "google": "protobuf: onnx and tritonclient bring it",

@@ -2,7 +2,8 @@
 
 from collections.abc import Sequence
 
-from PIL import Image, ImageDraw, ImageFont
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 
 def captioned(image: Image.Image, caption: str, size: int = 224) -> Image.Image:
@@ -21,6 +22,12 @@ def captioned(image: Image.Image, caption: str, size: int = 224) -> Image.Image:
     return card
 
 
+def enlarged(image: Image.Image, least: int = 320) -> Image.Image:
+    """Return a small image so many times as large that its longer side has `least` pixels, by the nearest pixel."""
+    times = -(-least // max(image.size))
+    return image.resize((image.width * times, image.height * times), Image.Resampling.NEAREST) if times > 1 else image
+
+
 def with_points(image: Image.Image, points: Sequence[Sequence[float]]) -> Image.Image:
     """Return an RGB copy of the image with a red circle around each point, (x, y) in its pixels."""
     marked = image.convert("RGB")
@@ -29,6 +36,31 @@ def with_points(image: Image.Image, points: Sequence[Sequence[float]]) -> Image.
         box = (x - radius, y - radius, x + radius, y + radius)
         draw.ellipse(box, outline="red", width=max(1, round(radius / 3)))
     return marked
+
+
+def with_mask(image: Image.Image, mask: Image.Image, opacity: float) -> Image.Image:
+    """Return an RGB copy of the image under its mask, whose colours cover it by `opacity`, 0 to 1.
+
+    The mask is stretched to the image, by the nearest pixel.
+    """
+    colours = mask.convert("RGB").resize(image.size, Image.Resampling.NEAREST)
+    return Image.blend(image.convert("RGB"), colours, opacity)
+
+
+def with_heat(image: Image.Image, heat: np.ndarray) -> Image.Image:
+    """Return a gray copy of the image under a map of numbers of 0 to 1, (H, W) as the image: the higher the redder."""
+    gray = ImageOps.grayscale(image.convert("RGB")).convert("RGB")
+    strength = Image.fromarray((heat * 190).clip(0, 255).astype(np.uint8))
+    return Image.composite(Image.new("RGB", image.size, "#ff2a00"), gray, strength)
+
+
+def beside(image: Image.Image, other: Image.Image) -> Image.Image:
+    """Return the image with another one on its right, scaled to the same height."""
+    width = max(1, round(other.width * image.height / other.height))
+    both = Image.new("RGB", (image.width + width, image.height), "white")
+    both.paste(image, (0, 0))
+    both.paste(other.convert("RGB").resize((width, image.height), Image.Resampling.NEAREST), (image.width, 0))
+    return both
 
 
 def contact_sheet(cards: Sequence[Image.Image], columns: int) -> Image.Image:

@@ -5,7 +5,7 @@ import io
 import itertools
 import json
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -46,6 +46,11 @@ def collect(inputs: Inputs, output: str, file: Path) -> None:
         with jsonlines.open(file, "w") as writer:
             writer.write_all(rows)
         return
+    write_csv(rows, file)
+
+
+def write_csv(rows: Iterable[dict], file: Path) -> None:
+    """Write rows, each a `key` with its answer or an `error`, as CSV, see `collect`."""
     columns = {"key": None}
     with tempfile.TemporaryFile("w+", encoding="utf-8") as spool:  # the last row may bring a column
         for cells in map(_cells, itertools.chain.from_iterable(map(_by_image, rows))):
@@ -95,7 +100,7 @@ def save_picture(inputs: Inputs, output: str, file: Path) -> None:
         row = _row(output, name)
         with storage.open_object(inputs.prefix + name) as stream:
             try:
-                cards.append(_card(Image.open(io.BytesIO(stream.read())), row))
+                cards.append(card(Image.open(io.BytesIO(stream.read())), row))
             except (UnidentifiedImageError, OSError):
                 continue
     if cards:
@@ -103,11 +108,11 @@ def save_picture(inputs: Inputs, output: str, file: Path) -> None:
         pictures.contact_sheet(cards, columns=min(5, len(cards))).save(file)
 
 
-def _card(image: Image.Image, row: dict) -> Image.Image:
-    """Return the image with its points, if the answer has any, and the answer below."""
+def card(image: Image.Image, row: dict, size: int = 112) -> Image.Image:
+    """Return the image with its points, if the answer has any, and the answer below, `size` pixels wide."""
     label, probability = tables.summarize(row)
     caption = row.get("error") or (label if probability is None else f"{label}  ({probability:.3f})")
-    return pictures.captioned(pictures.with_points(image, row.get("points", [])), caption, 112)
+    return pictures.captioned(pictures.with_points(image, row.get("points", [])), caption, size)
 
 
 def _rows(inputs: Inputs, output: str) -> Iterator[dict]:

@@ -1,6 +1,6 @@
 """A client of SageMaker endpoints that serve a bundle."""
 
-import json
+from fastmaker.jobs.clients.errors import InvalidRequest
 
 
 class Endpoint:
@@ -9,29 +9,22 @@ class Endpoint:
     def __init__(self, runtime, name: str):
         self._runtime, self.name = runtime, name
 
-    def answer(self, image: bytes) -> dict:
-        """Return the JSON answer for an encoded image, or ``{"error": why}`` if the model refuses it.
+    def ask(self, image: bytes, accept: str = "application/json", mask_size: str | None = None) -> bytes:
+        """Return the answer for an encoded image, as the endpoint gives it; `mask_size` is one of masks.SIZES.
 
-        Raises ClientError for what is not the image's fault.
+        Raises InvalidRequest if the model refuses it, ClientError for what is not the image's fault.
         """
         from botocore.exceptions import ClientError
 
+        attributes = {"CustomAttributes": f"mask_size={mask_size}"} if mask_size else {}
+        kind = {"ContentType": "application/x-image", "Accept": accept, **attributes}
         try:
-            return json.loads(self._invoke(image, "application/json"))
+            return self._runtime.invoke_endpoint(EndpointName=self.name, Body=image, **kind)["Body"].read()
         except ClientError as error:
             if error.response["Error"]["Code"] != "ModelError":
                 raise
-            return {"error": error.response["OriginalMessage"].splitlines()[0]}
-
-    def mask_png(self, image: bytes) -> bytes:
-        """Return the mask of an encoded image as a PNG."""
-        return self._invoke(image, "image/png")
-
-    def _invoke(self, image: bytes, accept: str) -> bytes:
-        answer = self._runtime.invoke_endpoint(
-            EndpointName=self.name, ContentType="application/x-image", Accept=accept, Body=image
-        )
-        return answer["Body"].read()
+            [line, *_] = error.response["OriginalMessage"].splitlines() or ["the answer is empty"]
+            raise InvalidRequest(line, error.response.get("OriginalStatusCode")) from None
 
 
 def only_in_service(sagemaker_client) -> str:

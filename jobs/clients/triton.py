@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
+from fastmaker.jobs.clients.errors import InvalidRequest
 from fastmaker.jobs.packaging.triton import INFO, import_tritonclient
 
 DEFAULT_PORTS = {"grpc": 8001, "http": 8000, "grpcs": 8001, "https": 8000}  # grpcs and https use TLS
@@ -24,10 +25,6 @@ PREFIX = re.compile(r"^(\[request id: [^\]]*\] )?(in ensemble '[^']*', )?")
 
 class TritonError(OSError):
     """The server cannot be reached, fails or lacks the model; the message is one line."""
-
-
-class InvalidRequest(ValueError):
-    """The image cannot be predicted; the message is the server's own, or says what is wrong with the image."""
 
 
 class Model:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from fastmaker import bundle, networks
+from fastmaker import bundle, networks, unet
 
 LABELS = ("checks", "Zürich; 東京", "rings")
 INFO = bundle.ModelInfo(
@@ -23,6 +23,7 @@ INFO = bundle.ModelInfo(
 )
 WITHOUT_LABELS = {"labels": (), "activation": "none", "threshold": None}
 INFOS = {
+    "classification": dataclasses.replace(INFO, task="classification", activation="softmax", threshold=None),
     "multilabel": INFO,
     "regression": dataclasses.replace(INFO, task="regression", output_shape=(3,), **WITHOUT_LABELS),
     "points": dataclasses.replace(INFO, task="points", output_shape=(4,), **WITHOUT_LABELS),
@@ -39,4 +40,15 @@ def save(folder: Path, task: str, **changes) -> Path:
             tensor.copy_(torch.rand(tensor.shape) + 0.5)
     network[-1].bias.data.normal_()
     bundle.save(folder, network, info)
+    return folder
+
+
+def save_unet(folder: Path) -> Path:
+    """Write the bundle of an untrained U-Net and return its folder."""
+    changes = {"labels": ("a", "b", "c"), "image_size": (45, 61), "resize_method": "squish", "options": unet.OPTIONS}
+    info = dataclasses.replace(
+        INFO, task="segmentation", architecture="resnet18", activation="softmax", threshold=None, **changes
+    )
+    torch.manual_seed(3)
+    bundle.save(folder, unet.unet("resnet18", 3, (45, 61)), info)
     return folder

@@ -12,27 +12,14 @@ import torch
 from helpers import task_bundles
 from PIL import Image
 
-from fastmaker import bundle, preprocess, save_bundle, unet
+from fastmaker import bundle, preprocess, save_bundle
 from fastmaker.export import onnx_file
 from fastmaker.serving import models, openvino_engine
-from fastmaker.training import data
 
-MEAN, STD = data.STATISTICS["RGB"]
 in_openvino = pytest.mark.openvino
-
-
-def save_unet(folder):
-    info = bundle.ModelInfo(
-        "segmentation", "resnet18", ("a", "b", "c"), "RGB", (45, 61), "squish", MEAN, STD, options=unet.OPTIONS
-    )
-    torch.manual_seed(3)
-    bundle.save(folder, unet.unet("resnet18", 3, (45, 61)), info)
-    return folder
-
-
 BUNDLES = {
     **{task: lambda folder, task=task: task_bundles.save(folder, task) for task in task_bundles.INFOS},
-    "segmentation": save_unet,
+    "segmentation": task_bundles.save_unet,
 }
 
 

@@ -1,0 +1,1 @@
+"""A page on which a model is tried in a browser: ``fastmaker page``."""
