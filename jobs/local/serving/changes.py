@@ -13,7 +13,7 @@ from typing import Any
 
 from fastmaker.local import processes
 from fastmaker.local.containers import ContainerError
-from fastmaker.local.serving import capacities, instances
+from fastmaker.local.serving import capacities, capture, instances
 from fastmaker.local.serving.instances import Server, container_of
 from fastmaker.local.store import Store, now
 
@@ -152,7 +152,8 @@ def _take_over(store: Store, name: str, record: Record) -> None:
     if config := record.pop("next_config", None):
         description["EndpointConfigName"] = config["EndpointConfigName"]
         description["ProductionVariants"] = summaries(config)
-        description.pop("AsyncInferenceConfig", None)
+        for name in ("AsyncInferenceConfig", "DataCaptureConfig"):
+            description.pop(name, None)
         description.update(modes(config))
     capacities.settle(record)
 
@@ -202,7 +203,10 @@ def _give_up_server(store: Store, name: str, record: Record, server: Server) -> 
 
 def modes(config: dict[str, Any]) -> dict[str, Any]:
     """Return the members of a configuration that an endpoint's description has, too."""
-    return {name: config[name] for name in ("AsyncInferenceConfig",) if name in config}
+    found = {name: config[name] for name in ("AsyncInferenceConfig",) if name in config}
+    if "DataCaptureConfig" in config:
+        found["DataCaptureConfig"] = capture.summary(config["DataCaptureConfig"])
+    return found
 
 
 def summaries(config: dict[str, Any]) -> list[dict[str, Any]]:
