@@ -69,6 +69,8 @@ def main(args) -> int:
         model = serving.load(folder, precision="float32", engine="torch")
     reading = captures.Reading()
     found = window.measure(captures.read(args.captures, reading, args.since, args.until), model, known, args.images)
+    if not found.times:
+        raise ValueError(f"{args.captures}: no request that can be read was captured at that time")
     changes = drift.compare(known, found)
     page.write(args.output, found, known, changes, reading)
     _print(args, page.title(changes), changes, len(found.times), len(found.samples))

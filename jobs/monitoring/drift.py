@@ -24,6 +24,7 @@ TESTS = {
     "sharpness": ("sharpness", "two-sided"),
     "light": ("orientation", "two-sided"),
     "edges": ("orientation", "two-sided"),
+    "axes": ("orientation", "two-sided"),
     "size": ("size", "two-sided"),
     "shape": ("shape", "two-sided"),
     "distance": ("content", "greater"),

@@ -22,6 +22,7 @@ MEANING = {
     "sharpness": "the logarithm of the variation at edges, relative to contrast",
     "light": "how much brighter the upper half is than the lower one",
     "edges": "how many more lines stand than lie, as a logarithm",
+    "axes": "how many lines stand or lie rather than slant",
     "size": "the square root of width times height of the file, in pixels",
     "shape": "the logarithm of width / height of the file",
     "distance": "how far an image is from the validation images, by what the network's last layer sees; usual is 1",
@@ -36,9 +37,7 @@ def write(path: Path, window: Window, known: Baseline, changes: list[Change], re
     from fastmaker.training.report import page, plots
 
     sections = [
-        page.Section(
-            "What has changed", _about_tests(changes), [_table(changes), *_histograms(known, window, changes)]
-        ),
+        page.Section("What has changed", _about_tests(changes), _tests(known, window, changes)),
         *_labels(known, window),
         page.Section("Requests", _about_requests(window, reading), [_volume(window), *_faults(window, reading)]),
         *_images(window, known),
@@ -58,8 +57,6 @@ def title(changes: list[Change]) -> str:
 
 
 def _lead(window: Window) -> str:
-    if not window.times:
-        return "There was no request."
     first, last = min(window.times), max(window.times)
     return f"{len(window.times)} captured requests from {first:%Y-%m-%d %H:%M} to {last:%Y-%m-%d %H:%M} UTC."
 
@@ -84,15 +81,17 @@ def _about_tests(changes: list[Change]) -> str:
     )
 
 
-def _table(changes: list[Change]) -> Any:
+def _tests(known: Baseline, window: Window, changes: list[Change]) -> list[Any]:
     from fastmaker.training.report import page
 
+    if not changes:
+        return []
     rows = [
         [c.cause, MEANING[c.value], c.before, c.now, c.effect, f"{c.p:.1e}", f"{c.corrected:.1e}", _said(c)]
         for c in changes
     ]
     header = ("cause", "value", "median before", "median now", "effect", "p", "p corrected", "")
-    return page.Table("", header, rows)
+    return [page.Table("", header, rows), *_histograms(known, window, changes)]
 
 
 def _said(change: Change) -> str:

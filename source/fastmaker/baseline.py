@@ -31,7 +31,7 @@ SMALL = 1e-6
 CONVOLUTIONS = ("convolution", "conv2d")  # the second in inference mode
 LINEAR = {"addmm": 1, "mm": 0, "linear": 0}  # operators of linear layers, and which argument is the input
 # What is measured of an image's pixels.
-OF_PIXELS = ("brightness", "contrast", "sharpness", "light", "edges")
+OF_PIXELS = ("brightness", "contrast", "sharpness", "light", "edges", "axes")
 OF_FILES = ("size", "shape")  # of the file: the square root of width times height in pixels, and log(width / height)
 OF_ANSWERS = ("confidence", "distance")
 
@@ -143,17 +143,19 @@ def _flat(numbers: torch.Tensor) -> torch.Tensor:
 
 
 def measure(pixels: torch.Tensor) -> torch.Tensor:
-    """Return the values of OF_PIXELS for images, float32 (N, C, H, W) from 0 to 1: (N, 5).
+    """Return the values of OF_PIXELS for images, float32 (N, C, H, W) from 0 to 1: (N, 6).
 
     A darker image has another brightness and no other value; a blurred one mostly another sharpness: contrast is
     relative to brightness, and sharpness to contrast. `light` is how much brighter the upper half is than the lower
-    one, and `edges` how many more lines stand than lie.
+    one, `edges` how many more lines stand than lie, and `axes` how many do either rather than slant.
     """
     grey = pixels[:, :3].mean(1)
     brightness = grey.mean((1, 2))
     deviation = grey.std((1, 2), correction=0)
     across, down = grey.diff(dim=2), grey.diff(dim=1)
     laplacian = across.diff(dim=2)[:, 1:-1] + down.diff(dim=1)[:, :, 1:-1]
+    dx, dy = across[:, 1:], down[:, :, 1:]
+    slopes = dx**2 + dy**2 + SMALL**2
     half = grey.shape[1] // 2
     light = (grey[:, :half].mean((1, 2)) - grey[:, half:].mean((1, 2))) / (deviation + 0.01)
     values = [
@@ -162,6 +164,8 @@ def measure(pixels: torch.Tensor) -> torch.Tensor:
         (laplacian.std((1, 2), correction=0) / (deviation + 0.01) + SMALL).log(),
         light,
         ((across**2).mean((1, 2)) + SMALL).log() - ((down**2).mean((1, 2)) + SMALL).log(),
+        # Of each slope the cosine of four times its angle, weighted by how steep it is.
+        (slopes.sqrt() - 8 * (dx * dy) ** 2 / slopes**1.5).mean((1, 2)) / slopes.sqrt().mean((1, 2)),
     ]
     return torch.stack(values, 1).nan_to_num()
 

@@ -138,7 +138,7 @@ BAD = {
     "pickled": (lambda folder: changed(folder, labels=np.array([{}], object)), "no baseline that can be read"),
     "unknown values": (lambda folder: changed(folder, **{"values.other": np.zeros(3)}), "its values are not those"),
     "shapes": (lambda folder: changed(folder, **{"embedding.mean": np.zeros(3)}), "do not fit each other"),
-    "too large": (lambda folder: changed(folder, counts=np.zeros(2**24)), "unpacks to more than"),
+    "too large": (lambda folder: changed(folder, counts=np.zeros(2**23 + 1)), "unpacks to more than"),
 }
 
 
