@@ -37,6 +37,7 @@ import urllib3
 
 from fastmaker import files
 from fastmaker.jobs import storage
+from fastmaker.jobs.storage import uris
 from fastmaker.local.serving import asynchronous, instances
 from fastmaker.local.serving.instances import Server
 from fastmaker.local.store import DamagedRecord, Store
@@ -55,18 +56,6 @@ MODES = {"Input": ("INPUT",), "Output": ("OUTPUT",), "InputAndOutput": ("INPUT",
 NAMES = {"INPUT": "endpointInput", "OUTPUT": "endpointOutput"}
 ANY = "application/octet-stream"
 log = logging.getLogger(__name__)
-
-
-def summary(config: dict[str, Any]) -> dict[str, Any]:
-    """Return a DataCaptureConfig as DescribeEndpoint has it."""
-    enabled = config.get("EnableCapture", True)
-    return {
-        "EnableCapture": enabled,
-        "CaptureStatus": "Started" if enabled else "Stopped",
-        "CurrentSamplingPercentage": config["InitialSamplingPercentage"],
-        "DestinationS3Uri": config["DestinationS3Uri"],
-        "KmsKeyId": config.get("KmsKeyId", ""),
-    }
 
 
 @dataclass(frozen=True)
@@ -312,9 +301,22 @@ class _File:
     def finish(self, environment: Callable[[], dict[str, str]]) -> bool:
         """Put the lines in their place, also those of an endpoint that was deleted; return whether they are there."""
         with self._stream:
-            if _put(self._stream, self._place, environment):
+            if self._moved() or _put(self._stream, self._place, environment):
                 _remove(self._stem.parent, self._stem.name)
                 return True
+        return False
+
+    def _moved(self) -> bool:
+        """Move the lines, which are whole, to a file of the same disk; return whether that could be done."""
+        lines, uri = self._stem.with_name(f"{self._stem.name}{LINES}"), str(self._place["uri"])
+        if uri.startswith("s3://") or not self.size:
+            return False
+        with contextlib.suppress(OSError):
+            target = uris.literal_path(uri)
+            files.sync(lines)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            lines.rename(target)
+            return True
         return False
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from fastmaker.local import processes
 from fastmaker.local.containers import ContainerError
-from fastmaker.local.serving import capacities, capture, instances
+from fastmaker.local.serving import capacities, instances
 from fastmaker.local.serving.instances import Server, container_of
 from fastmaker.local.store import Store, now
 
@@ -205,7 +205,7 @@ def modes(config: dict[str, Any]) -> dict[str, Any]:
     """Return the members of a configuration that an endpoint's description has, too."""
     found = {name: config[name] for name in ("AsyncInferenceConfig",) if name in config}
     if "DataCaptureConfig" in config:
-        found["DataCaptureConfig"] = capture.summary(config["DataCaptureConfig"])
+        found["DataCaptureConfig"] = _capture_summary(config["DataCaptureConfig"])
     return found
 
 
@@ -220,3 +220,15 @@ def summaries(config: dict[str, Any]) -> list[dict[str, Any]]:
         }
         for variant in config["ProductionVariants"]
     ]
+
+
+def _capture_summary(config: dict[str, Any]) -> dict[str, Any]:
+    """Return a DataCaptureConfig as DescribeEndpoint has it."""
+    enabled = config.get("EnableCapture", True)
+    return {
+        "EnableCapture": enabled,
+        "CaptureStatus": "Started" if enabled else "Stopped",
+        "CurrentSamplingPercentage": config["InitialSamplingPercentage"],
+        "DestinationS3Uri": config["DestinationS3Uri"],
+        "KmsKeyId": config.get("KmsKeyId", ""),
+    }
