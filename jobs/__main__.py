@@ -24,6 +24,7 @@ COMMANDS = {
     "package": ("fastmaker.jobs.package", "make a TorchServe archive, an ONNX file or a Triton repository of a model"),
     "verify": ("fastmaker.jobs.verify", "compare the answers of every path with fastai's"),
     "tune": ("fastmaker.jobs.tune", "measure how this machine serves a model fastest, and keep that in its bundle"),
+    "monitor": ("fastmaker.jobs.monitor", "compare what an endpoint saw with what its model was trained on"),
     "image": ("fastmaker.jobs.image", "build images, and push them to Amazon ECR"),
     "cleanup": ("fastmaker.jobs.cleanup", "list what the jobs made, and delete it"),
     "s3": ("fastmaker.local.s3", "run an S3 on this machine, in memory"),

@@ -28,6 +28,12 @@ def get_parser() -> argparse.ArgumentParser:
         metavar="URI",
         help="asynchronous: answers go below this s3:// URI, or on this machine file://",
     )
+    parser.add_argument(
+        "--data-capture",
+        type=int,
+        metavar="PERCENT",
+        help="of requests and answers, kept in S3, or on this machine in captured/",
+    )
     _add_aws_arguments(parser.add_argument_group("on AWS"))
     return parser
 
@@ -52,7 +58,6 @@ def _add_aws_arguments(group) -> None:
         default=200,
         help="a minute and instance; of an asynchronous endpoint, requests that wait for one (default: %(default)s)",
     )
-    group.add_argument("--data-capture", type=int, metavar="PERCENT", help="of requests and answers, kept in S3")
 
 
 def _check_aws_arguments(parser, args) -> None:

@@ -27,7 +27,9 @@ FLOOR = (
 )
 BELOW_BACKENDS = (*FLOOR, "fastmaker.local", "fastmaker.jobs.cli")
 BELOW_LIBRARIES = (*SOURCE, *BELOW_BACKENDS, "fastmaker.jobs.backends")
-LIBRARIES = tuple(f"fastmaker.jobs.{name}" for name in ("packaging", "clients", "verification", "benchmarks", "page"))
+LIBRARIES = tuple(
+    f"fastmaker.jobs.{name}" for name in ("packaging", "clients", "verification", "monitoring", "benchmarks", "page")
+)
 MAY_IMPORT = {
     "fastmaker": SOURCE,  # its __init__ offers what the rooms hold
     "fastmaker.training": ("fastmaker", "fastmaker.files", "fastmaker.serving", "fastmaker.export"),

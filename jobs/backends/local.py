@@ -6,7 +6,7 @@ from datetime import datetime
 from functools import partial
 
 from fastmaker.jobs import instance_types, storage
-from fastmaker.jobs.backends import asynchronous, pytorch, servers, versions
+from fastmaker.jobs.backends import asynchronous, captures, pytorch, servers, versions
 from fastmaker.jobs.backends.requests import EndpointRequest, Request, TrainingRequest, TransformRequest
 from fastmaker.jobs.backends.resources import Resource, SageMakerResources
 from fastmaker.jobs.backends.sdk import without_iri_grammar
@@ -15,7 +15,6 @@ from fastmaker.local.store import DamagedRecord, Store, default_home
 # What only AWS's endpoints have: of an EndpointRequest, and of fastmaker deploy.
 AWS_ONLY = {
     "serverless_memory": "--serverless-memory",
-    "data_capture": "--data-capture",
     "max_instances": "--max",
     "volume_size": "--volume-size",
 }
@@ -68,6 +67,8 @@ class Local:
     def deploy(self, request: EndpointRequest) -> bool:
         model = pytorch.pytorch_model(request.model_data, env=request.env, backend=self, image=self._ray_image)
         mode = asynchronous.configuration(storage.absolute(request.async_output)) if request.async_output else {}
+        if request.data_capture:
+            mode |= captures.configuration(request.data_capture, storage.uri_of(captures.FOLDER), self.session)
         model.deploy(request.instance_count, self.instance_type, endpoint_name=request.name, **mode)
         return True
 

@@ -43,7 +43,7 @@ class TrainingRequest:
 
 @dataclass(frozen=True)
 class EndpointRequest:
-    """An endpoint that serves a bundle. Only AWS has what follows `env`."""
+    """An endpoint that serves a bundle. This machine has no sizes of disks, serverless endpoints and scaling."""
 
     name: str
     model_data: str

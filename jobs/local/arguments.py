@@ -62,6 +62,7 @@ SAGEMAKER: dict[str, Members] = {
         "ProductionVariants": _VARIANT,
         # Topics of notifications are kept, and nothing is sent to them; the endpoint's log says so.
         "AsyncInferenceConfig": None,
+        "DataCaptureConfig": None,
     },
     "CreateEndpoint": _all("EndpointName EndpointConfigName Tags"),
     "UpdateEndpoint": _all(

@@ -22,7 +22,7 @@ from fastmaker.local.batch import transform_jobs
 from fastmaker.local.batch.validation import validation_error as transform_job_error
 from fastmaker.local.errors import in_use, invalid, must_exist, no_space
 from fastmaker.local.listings import LISTINGS
-from fastmaker.local.serving import asynchronous, capacities, endpoints
+from fastmaker.local.serving import asynchronous, capacities, capture, endpoints
 from fastmaker.local.store import FULL, DamagedRecord, Store, default_home, now
 from fastmaker.local.tags import Tag
 from fastmaker.local.training import training_jobs
@@ -129,18 +129,17 @@ class Operations:
         operation = "CreateModel"
         container = validation.check_model(operation, PrimaryContainer, Containers)
         self._checked_image(operation, container.get("Image"))
-        arn = self._arn("model", ModelName)
         record = {
             "ModelName": ModelName,
             "PrimaryContainer": container,
             **({"Containers": [container]} if Containers else {}),
             "CreationTime": now(),
-            "ModelArn": arn,
+            "ModelArn": self._arn("model", ModelName),
             "tags": tags.check(operation, Tags),
             **request,
         }
         self._create(operation, "model", self.models, ModelName, record)
-        return {"ModelArn": arn}
+        return {"ModelArn": record["ModelArn"]}
 
     def describe_model(self, ModelName: str) -> dict[str, Any]:
         with must_exist("DescribeModel", "model", ModelName):
@@ -176,7 +175,7 @@ class Operations:
     ) -> dict[str, Any]:
         operation = "CreateEndpointConfig"
         validation.check_variants(operation, ProductionVariants, self._runs)
-        validation.check_async(operation, request.get("AsyncInferenceConfig"), self.region, self._job_environment())
+        request = validation.check_modes(operation, request, self.region, self._job_environment())
         for variant in ProductionVariants:
             self.describe_model(variant["ModelName"])
         arn = self._arn("endpoint-config", EndpointConfigName)
@@ -245,12 +244,14 @@ class Operations:
         with must_exist("DescribeEndpoint", "endpoint", EndpointName):
             description = self._describe("Endpoint", EndpointName)
             asynchronous.ensure(self.endpoints, EndpointName, self._job_environment)
+            capture.deliver(self.endpoints, EndpointName, self._job_environment)
             return description
 
     def delete_endpoint(self, EndpointName: str) -> None:
         """Delete an endpoint; the asynchronous requests that wait for an answer fail."""
         with must_exist("DeleteEndpoint", "endpoint", EndpointName):
             asynchronous.abandon(self.endpoints, EndpointName, self._s3_client or storage.s3.client())
+            capture.deliver(self.endpoints, EndpointName, self._job_environment, held=True)
             self.endpoints.delete(EndpointName)
 
     # Transform jobs

@@ -21,7 +21,7 @@ from botocore.response import StreamingBody
 from fastmaker.local import arguments, boto, constraints
 from fastmaker.local.containers import Container
 from fastmaker.local.names import ACCOUNT
-from fastmaker.local.serving import asynchronous, connections, endpoints, instances, queues
+from fastmaker.local.serving import asynchronous, capture, connections, endpoints, instances, queues
 from fastmaker.local.store import DamagedRecord, Store, default_home
 
 CONNECT_SECONDS = 5
@@ -75,6 +75,7 @@ class Invocations:
         per_instance: Callable[[], int] | None = None,
     ) -> None:
         self._endpoints, self._environment, self._per_instance = store, environment, per_instance
+        self._captures = capture.Captures(store, environment)
         self._turns: dict[Path, threading.BoundedSemaphore] = {}
         self._pools: dict[tuple[Path, int], urllib3.HTTPConnectionPool] = {}
         self._lock = threading.Lock()
@@ -134,6 +135,7 @@ class Invocations:
                 continue
             if answer.status >= 400:
                 raise self._model_error(server["variant"], answer.status, answer.data.decode("utf-8", "replace"))
+            self._captures.see(EndpointName, server, body, request, answer)
             return _result(answer, server["variant"])
 
     def _ask(

@@ -99,20 +99,35 @@ def check_variants(operation: str, variants: list[dict[str, Any]], runs: instanc
         raise invalid(operation, f"the variants have {count} instances; expected at most {MAX_INSTANCES}")
 
 
-def check_async(operation: str, config: dict[str, Any] | None, region: str, env: Mapping[str, str]) -> None:
-    """Check where answers and failures of asynchronous requests go, None for no such requests. Raises ClientError."""
-    if config is None:
-        return
-    output = config["OutputConfig"]
-    if not output.get("S3OutputPath"):
-        raise invalid(operation, "AsyncInferenceConfig.OutputConfig lacks S3OutputPath")
-    for member in ("S3OutputPath", "S3FailurePath"):
-        if location := output.get(member):
-            try:
-                storage.check_scheme(location)
-            except storage.StorageError as error:
-                raise invalid(operation, f"{member}: {error}") from None
-            check_output_bucket(operation, location, region, env)
+def check_modes(operation: str, request: dict[str, Any], region: str, env: Mapping[str, str]) -> dict[str, Any]:
+    """Return a CreateEndpointConfig request with the place of captured data made absolute. Raises ClientError.
+
+    Where data are captured, and where answers and failures of asynchronous requests go, must be places.
+    """
+    if "AsyncInferenceConfig" in request:
+        output = request["AsyncInferenceConfig"]["OutputConfig"]
+        if not output.get("S3OutputPath"):
+            raise invalid(operation, "AsyncInferenceConfig.OutputConfig lacks S3OutputPath")
+        for member in ("S3OutputPath", "S3FailurePath"):
+            if location := output.get(member):
+                _check_place(operation, member, location, region, env)
+    captured = request.get("DataCaptureConfig")
+    if captured is None:
+        return request
+    destination = captured["DestinationS3Uri"]
+    _check_place(operation, "DestinationS3Uri", destination, region, env)
+    if captured.get("KmsKeyId") and not destination.startswith("s3://"):
+        raise invalid(operation, f"KmsKeyId encrypts objects in S3; leave it out with {destination}")
+    return {**request, "DataCaptureConfig": {**captured, "DestinationS3Uri": storage.absolute(destination)}}
+
+
+def _check_place(operation: str, member: str, location: str, region: str, env: Mapping[str, str]) -> None:
+    """Check that objects can be written below the location of a member. Raises ClientError."""
+    try:
+        storage.check_scheme(location)
+    except storage.StorageError as error:
+        raise invalid(operation, f"{member}: {error}") from None
+    check_output_bucket(operation, location, region, env)
 
 
 def check_output_bucket(operation: str, output: str, region: str, env: Mapping[str, str]) -> None:

@@ -87,7 +87,8 @@ def copy_without_code(model_dir: Path, folder: Path) -> None:
     """Copy the files of a bundle into `folder`, but not its code."""
     from fastmaker import bundle
 
-    for name in (bundle.STATE_FILE, bundle.INFO_FILE, bundle.GRAPH_FILE, bundle.ONNX_FILE, bundle.SERVING_FILE):
+    optional = (bundle.GRAPH_FILE, bundle.ONNX_FILE, bundle.SERVING_FILE, bundle.BASELINE_FILE)
+    for name in (bundle.STATE_FILE, bundle.INFO_FILE, *optional):
         if (model_dir / name).is_file():
             shutil.copy2(model_dir / name, folder)
 

@@ -7,6 +7,7 @@
     serving.json optional (fastmaker.serving.settings): how a machine serves it fastest
     config.yaml  what Ray Serve runs of it (`fastmaker.serving.ray_serve`)
     model.onnx   optional (fastmaker.export.onnx_file): the same network, for onnxruntime and openvino
+    baseline.npz optional (fastmaker.baseline): how the validation images looked, which serving never reads
 
 Nothing in it is unpickled: model.pth is read with ``weights_only=True``. Only this module knows the file names.
 """
@@ -25,25 +26,14 @@ import torch
 import torchvision
 from torch import nn
 
-from fastmaker import (
-    __version__,
-    checks,
-    files,
-    graph,
-    graph_sizes,
-    masks,
-    networks,
-    pipeline,
-    preprocess,
-    tasks,
-    unet,
-)
+from fastmaker import __version__, checks, files, graph, graph_sizes, masks, networks, pipeline, preprocess, tasks, unet
 
 STATE_FILE = "model.pth"
 INFO_FILE = "model.json"
 GRAPH_FILE = "network.json"
 ONNX_FILE = "model.onnx"
 SERVING_FILE = "serving.json"
+BASELINE_FILE = "baseline.npz"
 CODE_DIR = "code"
 RAY_FILE = "config.yaml"  # where AWS's Ray image looks; its PYTHONPATH has CODE_DIR
 RAY_CONFIG = """\
@@ -121,7 +111,8 @@ def save(model_dir: str | os.PathLike, network: nn.Module, info: ModelInfo) -> M
     _parse_info(json.loads(_to_json(info)), model_dir / INFO_FILE)
     rebuild(network, info)  # raises before anything is written
     model_dir.mkdir(parents=True, exist_ok=True)
-    (model_dir / INFO_FILE).unlink(missing_ok=True)
+    for name in (INFO_FILE, BASELINE_FILE):  # of an earlier bundle in the same directory
+        (model_dir / name).unlink(missing_ok=True)
     # A file object: torch.save names the archive's entries after a path, which would change the SHA-256.
     with files.atomic(model_dir / STATE_FILE) as partial, open(partial, "wb") as file:
         torch.save(_state_dict(network), file)

@@ -2,10 +2,9 @@
 
 from collections.abc import Callable
 
-from sagemaker.model_monitor import DataCaptureConfig
 from sagemaker.serverless import ServerlessInferenceConfig
 
-from fastmaker.jobs.backends import asynchronous
+from fastmaker.jobs.backends import asynchronous, captures
 from fastmaker.jobs.backends.requests import EndpointRequest
 
 VARIANT = "AllTraffic"  # as the SDK calls the only one
@@ -23,9 +22,7 @@ def configurations(request: EndpointRequest, session, folder: Callable[[], str])
     if request.async_output:
         configs |= asynchronous.configuration(request.async_output)
     if request.data_capture:
-        configs["data_capture_config"] = DataCaptureConfig(
-            True, request.data_capture, f"{folder()}/captured", sagemaker_session=session
-        )
+        configs |= captures.configuration(request.data_capture, f"{folder()}/{captures.FOLDER}", session)
     if request.volume_size:
         configs["volume_size"] = request.volume_size
     return configs

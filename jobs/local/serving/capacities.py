@@ -76,7 +76,7 @@ def _check_count(counts: Iterable[int]) -> None:
 
 def _another(server: Server, folder: str) -> Server:
     """Return a server, yet to be started, of the same variant."""
-    same = {name: server[name] for name in ("variant", "weight", "model", "instance_type")}
+    same = {name: server.get(name) for name in ("variant", "weight", "model", "instance_type", "capture")}
     return {**same, "folder": folder, "boot": processes.boot(), "port": 0, "ready": False}
 
 

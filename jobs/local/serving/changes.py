@@ -152,7 +152,8 @@ def _take_over(store: Store, name: str, record: Record) -> None:
     if config := record.pop("next_config", None):
         description["EndpointConfigName"] = config["EndpointConfigName"]
         description["ProductionVariants"] = summaries(config)
-        description.pop("AsyncInferenceConfig", None)
+        for name in ("AsyncInferenceConfig", "DataCaptureConfig"):
+            description.pop(name, None)
         description.update(modes(config))
     capacities.settle(record)
 
@@ -202,7 +203,10 @@ def _give_up_server(store: Store, name: str, record: Record, server: Server) -> 
 
 def modes(config: dict[str, Any]) -> dict[str, Any]:
     """Return the members of a configuration that an endpoint's description has, too."""
-    return {name: config[name] for name in ("AsyncInferenceConfig",) if name in config}
+    found = {name: config[name] for name in ("AsyncInferenceConfig",) if name in config}
+    if "DataCaptureConfig" in config:
+        found["DataCaptureConfig"] = _capture_summary(config["DataCaptureConfig"])
+    return found
 
 
 def summaries(config: dict[str, Any]) -> list[dict[str, Any]]:
@@ -216,3 +220,15 @@ def summaries(config: dict[str, Any]) -> list[dict[str, Any]]:
         }
         for variant in config["ProductionVariants"]
     ]
+
+
+def _capture_summary(config: dict[str, Any]) -> dict[str, Any]:
+    """Return a DataCaptureConfig as DescribeEndpoint has it."""
+    enabled = config.get("EnableCapture", True)
+    return {
+        "EnableCapture": enabled,
+        "CaptureStatus": "Started" if enabled else "Stopped",
+        "CurrentSamplingPercentage": config["InitialSamplingPercentage"],
+        "DestinationS3Uri": config["DestinationS3Uri"],
+        "KmsKeyId": config.get("KmsKeyId", ""),
+    }

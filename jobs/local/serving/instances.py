@@ -1,6 +1,7 @@
 """Instances of an endpoint: the servers that its record lists, each a container that runs TorchServe or Ray Serve.
 
-    {"folder": ..., "variant": ..., "weight": ..., "port": ..., "ready": ..., "model": ..., "instance_type": ...}
+    {"folder": ..., "variant": ..., "weight": ..., "port": ..., "ready": ..., "model": ..., "instance_type": ...,
+     "capture": ...}
 
 A server that has died is started again by whoever notices, in two steps: its new port and its starter are written
 first, so that a starter that is killed leaves a server that the next one starts anew.
@@ -39,6 +40,7 @@ def planned(config: dict[str, Any], models: dict[str, dict[str, Any]], generatio
             "weight": variant.get("InitialVariantWeight", 1.0),
             "model": models[variant["ModelName"]],
             "instance_type": variant["InstanceType"],
+            "capture": config.get("DataCaptureConfig"),
             "boot": processes.boot(),
             "port": 0,
             "ready": False,

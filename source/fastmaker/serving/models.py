@@ -72,7 +72,7 @@ class Model:
         differs between an image in a batch and one alone, by about 1e-7 in a probability.
         """
         most = 1 if self.info.task == "segmentation" else MAX_BATCH  # one image keeps a U-Net busy
-        for batch in _batches(tensors, most):
+        for batch in batches(tensors, most):
             outputs = self._computed(torch.stack(batch))
             if self.info.task == "segmentation":
                 # As in fastai, of the probabilities, not the logits: rounding may have made two of them equal.
@@ -97,7 +97,7 @@ class Model:
         return answers.of(output, image.size, info)
 
 
-def _batches(tensors: Iterable[torch.Tensor], size: int) -> Iterator[list[torch.Tensor]]:
+def batches(tensors: Iterable[torch.Tensor], size: int) -> Iterator[list[torch.Tensor]]:
     """Yield the tensors in order, in lists of at most `size`, and of few large ones, that have one shape."""
     for (_, *area), alike in itertools.groupby(tensors, lambda tensor: tensor.shape):
         of_this_shape = min(size, max(1, BATCH_PIXELS // math.prod(area)))

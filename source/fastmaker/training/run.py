@@ -218,7 +218,7 @@ def _write(
 
     Raises RuntimeError if the ranks have different parameters.
     """
-    from fastmaker.training import best_epoch, from_learner, report
+    from fastmaker.training import best_epoch, from_learner, report, validation_baseline
 
     digest = group.check_parameters(learn.model) if group.world_size > 1 else None
     unreadable = len(learn.unreadable_images.found())
@@ -230,10 +230,13 @@ def _write(
         print(f"the parameters of all {group.world_size} processes are equal, SHA-256 {digest}", flush=True)
     metrics = dict(zip(learn.recorder.metric_names[1:-1], learn.recorder.values[best_epoch.index(learn)], strict=False))
     metrics = {name: float(value) for name, value in metrics.items() if math.isfinite(value)}  # JSON has no NaN
-    findings = report.measure(learn, samples.names)
+    seen = validation_baseline.watch(learn)
+    findings = report.measure(learn, samples.names, seen=seen)
     metrics |= findings.metrics
     if not diverged:
-        from_learner.save_bundle(learn, args.model_dir, metrics, args.mask_size, names=samples.names_of_numbers)
+        names = samples.names_of_numbers
+        info = from_learner.save_bundle(learn, args.model_dir, metrics, args.mask_size, names=names)
+        validation_baseline.save(learn, seen, args.model_dir, info)
     kept = learn.kept["best"]["epoch"] if args.keep_best else None
     about = report.Run(vars(args), samples.summary(), time.monotonic() - started, samples.names, kept)
     report.write(learn, args.output_data_dir, metrics, findings, about)

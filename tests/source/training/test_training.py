@@ -58,7 +58,7 @@ def run(digits, tmp_path_factory):
 
 def test_a_run_writes_the_bundle_and_the_report_and_nothing_else(run):
     assert sorted(os.listdir(run.folder)) == ["data", "model"]
-    assert sorted(os.listdir(run.model)) == ["code", "config.yaml", "model.json", "model.pth"]
+    assert sorted(os.listdir(run.model)) == ["baseline.npz", "code", "config.yaml", "model.json", "model.pth"]
     plots = ["calibration", "classes", "confusion_matrix", "curves", "learning_rate", "top_losses"]
     pictures = [f"{plot}.png" for plot in plots]
     assert sorted(os.listdir(run.output)) == sorted([*pictures, "history.csv", "metrics.json", "report.html"])

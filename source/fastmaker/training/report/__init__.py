@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from fastmaker import baseline
 from fastmaker.training import losses, targets
 from fastmaker.training.report import page, plots, predictions
 from fastmaker.training.report.classification import Classes
@@ -59,10 +60,12 @@ class Findings:
         return self.gathered.metrics() if self.lost < self.images else {}
 
 
-def measure(learn: "Learner", names: Sequence[str] = (), passes: int = 0, seed: int = 0) -> Findings:
+def measure(
+    learn: "Learner", names: Sequence[str] = (), passes: int = 0, seed: int = 0, seen: baseline.Seen | None = None
+) -> Findings:
     """Return what `learn` answers to its validation images, one pass over them.
 
-    `names` are those of several numbers. With `passes`, answers are averaged as `predictions.gather` says.
+    `names` are those of several numbers. `passes` and `seen` are as `predictions.gather` says.
     """
     task = targets.task(learn)
     gathered: Gathered
@@ -75,7 +78,7 @@ def measure(learn: "Learner", names: Sequence[str] = (), passes: int = 0, seed: 
         gathered = Labels(labels, losses.read(learn.loss_func, task, (len(labels),)).get("threshold"))
     else:
         gathered = Points(predictions.input_size(learn)) if task == "points" else Numbers(names)
-    lost = predictions.gather(learn, gathered, passes, seed)
+    lost = predictions.gather(learn, gathered, passes, seed, seen)
     return Findings(task, gathered, len(learn.dls.valid_ds), lost)
 
 

@@ -1,9 +1,12 @@
 """What a Learner answers to its validation images: in one pass, a batch at a time, and again for a few to show."""
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
+
+from fastmaker import baseline
 
 if TYPE_CHECKING:
     import torch
@@ -21,8 +24,10 @@ class Gatherer(Protocol):
         ...
 
 
-def gather(learn: "Learner", into: Gatherer, passes: int = 0, seed: int = 0) -> int:
+def gather(learn: "Learner", into: Gatherer, passes: int = 0, seed: int = 0, seen: baseline.Seen | None = None) -> int:
     """Add the answers to all validation images to `into`, and return how many were no finite numbers and left out.
+
+    In a plain pass `seen` takes what the network was given and answered.
 
     With `passes`, the numbers are those of ``learn.tta``: the mean over as many passes of images that are augmented as
     in training, with draws of `seed`, and a quarter of it the answer to the image as it is. The random state, the
@@ -32,7 +37,8 @@ def gather(learn: "Learner", into: Gatherer, passes: int = 0, seed: int = 0) -> 
 
     n, lost = len(learn.dls.valid_ds), 0
     with no_random(seed):
-        for indexes, numbers, true in _averaged(learn, n, passes, seed) if passes else _batches(learn, range(n)):
+        batches = _averaged(learn, n, passes, seed) if passes else _batches(learn, range(n), seen)
+        for indexes, numbers, true in batches:
             finite = numbers.isfinite().flatten(1).all(1).cpu()
             lost += int((~finite).sum())
             numbers, true = numbers[finite.to(numbers.device)], true[finite.to(true.device)]
@@ -80,12 +86,16 @@ def _averaged(
             yield indexes, (sum_ / passes).lerp(numbers, PLAIN_SHARE), true
 
 
-def _batches(learn: "Learner", indexes: Sequence[int]) -> Iterator[tuple[np.ndarray, "torch.Tensor", "torch.Tensor"]]:
+def _batches(
+    learn: "Learner", indexes: Sequence[int], seen: baseline.Seen | None = None
+) -> Iterator[tuple[np.ndarray, "torch.Tensor", "torch.Tensor"]]:
     """Yield a batch of these validation images after the other: their indexes, the network's numbers, the truth."""
     learn.model.eval()
     done = 0
     for inputs, true in _loader(learn, indexes):
-        yield np.asarray(indexes[done : done + len(true)]), _numbers(learn, inputs), _plain(true)
+        answer = functools.partial(_numbers, learn, inputs)
+        numbers = seen.answered(_plain(inputs), answer) if seen else answer()
+        yield np.asarray(indexes[done : done + len(true)]), numbers, _plain(true)
         done += len(true)
 
 

@@ -208,9 +208,9 @@ def test_a_bundle_of_an_earlier_version_is_not_sent_to_ray_serve(aws, run, digit
 
 
 def test_what_is_for_aws_alone_is_said_and_left_out_on_this_machine(capsys):
-    request = backends.EndpointRequest("e", "m", max_instances=4, data_capture=9)
+    request = backends.EndpointRequest("e", "m", max_instances=4, volume_size=9)
     assert backends.Local().check(request) is True
-    assert capsys.readouterr().out == "on AWS alone, without effect here: --data-capture, --max\n"
+    assert capsys.readouterr().out == "on AWS alone, without effect here: --max, --volume-size\n"
 
 
 @pytest.mark.parametrize(
