@@ -76,6 +76,8 @@ def start_ray() -> None:
     import ray
     from ray._private import node, utils
 
+    # The processes of Ray, to which a function of this module goes, may not find the module.
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
     # What a dashboard and a second machine would need, which takes time, memory and a port that is always the same.
     node.Node.start_api_server = lambda self, **options: setattr(self, "_webui_url", None)
     node.Node.start_monitor = lambda self: None
@@ -166,7 +168,7 @@ def end_with_ray(replicas: Replicas) -> None:
 
 def main() -> int:
     """Serve until the process is ended, and return the exit status."""
-    server_log.bound(Path(os.environ["FASTMAKER_CONTAINER"], "container.log"))
+    server_log.bound(Path(os.environ.get("FASTMAKER_CONTAINER", mounts.OPT_ML), "container.log"))
     port, backend = (int(os.environ[name]) for name in ("FASTMAKER_PORT", "FASTMAKER_RAY_PORT"))
     try:
         configured = configuration()
@@ -186,7 +188,8 @@ def main() -> int:
 
     timeout = float(os.environ.get("RAYSERVE_BACKEND_TIMEOUT", 300))
     app = ray_adapter.application(f"http://127.0.0.1:{backend}", timeout, replicas.last_death)
-    web.run_app(app, host="127.0.0.1", port=port, access_log=None, print=None)
+    host = os.environ.get("FASTMAKER_HOST", "127.0.0.1")
+    web.run_app(app, host=host, port=port, access_log=None, print=None)
     return 0
 
 
