@@ -20,12 +20,14 @@ RUN python3 -m venv /opt/venv \
 ENV PATH=/opt/venv/bin:$PATH \
     PIP_NO_CACHE_DIR=1 \
     PYTHONUNBUFFERED=1
-# Triton compiles for GPUs while a model runs, 0.6 GB; what serves has no use for it.
+# What compiles for GPUs while a model runs, and Ray for Java, 0.8 GB; what serves has no use for them.
 RUN pip install "torch==${TORCH_VERSION}" "torchvision==${TORCHVISION_VERSION}" \
-    && pip uninstall --yes triton
+    && pip uninstall --yes cuda-bindings cuda-pathfinder triton \
+    && rm -r /opt/venv/lib/python3*/site-packages/torch/include
 COPY constraints.txt /opt/fastmaker/
 RUN sed --in-place --regexp-extended '/^torch(vision)?=/d' /opt/fastmaker/constraints.txt \
-    && pip install --constraint /opt/fastmaker/constraints.txt numpy onnxruntime openvino pillow psutil pyyaml 'ray[serve]'
+    && pip install --constraint /opt/fastmaker/constraints.txt numpy onnxruntime openvino pillow psutil pyyaml 'ray[serve]' \
+    && rm -rf /opt/venv/lib/python3*/site-packages/ray/jars
 
 ENV FASTMAKER_SERVER=ray
 COPY docker/run.py /opt/fastmaker/
