@@ -32,7 +32,8 @@ print(*(worker["pid"] for worker in workers if worker["status"] == "READY"))
 """,
     "ray": """
 import psutil
-print(*(process.pid for process in psutil.process_iter() if "ray::ServeReplica" in "".join(process.cmdline())))
+named = [(process.pid, "".join(process.cmdline())) for process in psutil.process_iter()]
+print(*(pid for pid, name in named if name.startswith("ray::ServeReplica")))
 """,
 }
 # Prints the ports at which a container is reached from outside.
