@@ -29,6 +29,7 @@ from fastmaker.serving import models as serving_models
 from fastmaker.serving import wire
 
 
+@pytest.mark.slow
 def test_from_a_folder_to_an_answer_by_the_commands_that_each_step_names(run, few, tmp_path):
     (tmp_path / "digits").symlink_to(few)  # the job may be called as the folder that it trains on
     trained = run("train", "--data", "digits", "--arch", "convnet", "--epochs", "2", "--job-name", "digits")

@@ -86,6 +86,7 @@ def test_the_archive_answers_with_the_bytes_of_the_entry_point(digits_server, di
 
 
 @pytest.mark.server
+@pytest.mark.slow
 def test_masks_have_the_bytes_of_the_entry_point(scenes_server, scenes_bundle, scenes, by_the_entry_point):
     images = [file.read_bytes() for file in sorted((scenes / "images").iterdir())[:2]]
     for request in asked_for(images, ["text/csv", "application/x-npy", "image/png"]):
@@ -230,6 +231,7 @@ def test_a_graph_with_its_onnx_file_is_served_by_both_engines(graph_bundle, tmp_
     assert abs(one.probabilities - other.probabilities).max() < 1e-5
 
 
+@pytest.mark.slow
 def test_an_unpacked_archive_batches_in_a_container_of_the_serving_toolkit(
     package, session, digits_bundle, pngs, tmp_path
 ):
@@ -375,6 +377,7 @@ def test_int8_says_how_often_it_agrees_and_how_large_it_is(package, digits_bundl
     assert 0.9 * n < int(said[2]) <= int(said[3]) == n
 
 
+@pytest.mark.slow
 def test_an_archive_takes_the_onnx_file_along(package, digits_bundle, tmp_path):
     shutil.copytree(digits_bundle, tmp_path / "digits")
     assert package("digits", "--output", "digits", kind="onnx").returncode == 0

@@ -65,9 +65,8 @@ def test_every_path_of_a_classifier_agrees(gate, digits_bundle, digits, tmp_path
         assert float(found[path][2]) < 1e-5
 
 
-@pytest.mark.parametrize(
-    "task", ["multilabel", *(pytest.param(task, marks=pytest.mark.slow) for task in ("points", "regression"))]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("task", ["multilabel", "points", "regression"])
 def test_every_path_of_every_task_agrees(gate, tmp_path, photos, task):
     files = sorted(photos.rglob("*.jpg"))[::12]
     folder = task_bundles.save(tmp_path / "bundle", task)

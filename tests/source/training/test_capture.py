@@ -210,7 +210,7 @@ def test_a_learner_on_any_network_is_answered_as_in_fastai(photos, tmp_path, nam
 @pytest.mark.parametrize(
     "options",
     [
-        {"act_cls": Mish, "self_attention": True},
+        pytest.param({"act_cls": Mish, "self_attention": True}, marks=pytest.mark.slow),
         {"y_range": (0, 1)},
         pytest.param({"arch": models.vgg11_bn}, marks=pytest.mark.slow),
         pytest.param({"norm_type": NormType.Weight, "blur": True}, marks=pytest.mark.slow),

@@ -182,6 +182,7 @@ def test_processes_count_the_pixels_of_all_masks_together(scenes, tmp_path):
     assert sum(each) / len(each) == pytest.approx(metrics["mean_iou"], abs=1e-6)
 
 
+@pytest.mark.slow
 def test_two_hosts_stop_after_the_same_batch_and_go_on_as_if_they_had_not(few, tmp_path):
     long = "--arch convnet --epochs 3 --batch-size 4 --augment true"
 

@@ -86,7 +86,9 @@ def kill():
     raise Killed
 
 
-@pytest.mark.parametrize("epochs", range(1, EPOCHS + 1))
+@pytest.mark.parametrize(
+    "epochs", [1, *(pytest.param(epochs, marks=pytest.mark.slow) for epochs in range(2, EPOCHS + 1))]
+)
 def test_fine_tuning_that_is_killed_in_either_phase_ends_as_if_it_had_not_been(
     photos, tmp_path, uninterrupted_figures, epochs
 ):
@@ -99,7 +101,9 @@ def test_fine_tuning_that_is_killed_in_either_phase_ends_as_if_it_had_not_been(
     assert checkpoint.newest(tmp_path)[1]["epoch"] == EPOCHS + 1
 
 
-@pytest.mark.parametrize("epochs", range(EPOCHS + 1))
+@pytest.mark.parametrize(
+    "epochs", [0, 1, *(pytest.param(epochs, marks=pytest.mark.slow) for epochs in range(2, EPOCHS + 1))]
+)
 def test_fine_tuning_that_is_stopped_within_an_epoch_goes_on_there(photos, tmp_path, uninterrupted_figures, epochs):
     stop = threading.Event()
     first = [callbacks.Position(3), callbacks.SaveCheckpoints(tmp_path, {}, stop), interruption(epochs, stop.set)]

@@ -223,6 +223,7 @@ def test_the_metrics_that_may_be_named_are_those_of_the_task(task):
     assert named == list(optimisation.METRICS[task])
 
 
+@pytest.mark.slow
 def test_two_hosts_find_stop_and_keep_alike(pictures, tmp_path):
     """Of phases at one size, at another, and at the first again, a host sees half of the images in each."""
     torch.save(networks.convnet(2, 1).state_dict(), tmp_path / "weights.pth")

@@ -121,7 +121,7 @@ def digits_of(folder: Path, count: int) -> dict[str, bytes]:
 def test_prefix_manifest_and_two_instances_give_the_bundles_answers(
     s3, bucket, home, digits, digits_bundle, digits_archive
 ):
-    images = digits_of(digits, 300)
+    images = digits_of(digits, 100)
     data = upload(s3, bucket, "digits/", images)
     chosen = sorted(images)[::3]
     manifest = json.dumps([{"prefix": data}, *chosen]).encode()
@@ -322,7 +322,7 @@ def overlaps(answers: list[dict]) -> int:
 
 @pytest.mark.parametrize(("concurrency", "seconds"), [(None, "0.1"), (3, "1.5")])  # long enough to meet
 def test_as_many_requests_are_under_way_as_the_job_allows(session, model_archive, tmp_path, concurrency, seconds):
-    model = script_mode(session, model_archive(SLOW), SAGEMAKER_MODEL_SERVER_WORKERS="4", SECONDS_FOR_ONE=seconds)
+    model = script_mode(session, model_archive(SLOW), SAGEMAKER_MODEL_SERVER_WORKERS="3", SECONDS_FOR_ONE=seconds)
     data = write(tmp_path / "in", **{f"{n}": str(n) for n in range(6)}, lines="a\nb\nc\nd\ne\nf")
     arguments = {"max_concurrent_transforms": concurrency} if concurrency else {}
     transformer = model.transformer(1, "local", "SingleRecord", "Line", f"file://{tmp_path}/out", **arguments)
@@ -400,9 +400,9 @@ def test_what_may_pass_is_tried_again_as_often_as_the_job_says(session, model_ar
 
 @pytest.fixture
 def images_on_s3(s3, bucket, digits):
-    """300 digits, of which 11 are cut off; the names of those and their whole images."""
-    images = digits_of(digits, 300)
-    broken = sorted(images)[13::27]
+    """100 digits, of which 11 are cut off; the names of those and their whole images."""
+    images = digits_of(digits, 100)
+    broken = sorted(images)[4::9]
     upload(s3, bucket, "in/", images | {name: images[name][:60] for name in broken})
     return {name: images[name] for name in broken}
 
@@ -423,24 +423,24 @@ def test_broken_objects_fail_the_job_and_a_retry_leaves_the_others_untouched(
     places = ["--data", f"s3://{bucket}/in/", "--output", f"s3://{bucket}/out", "--job-name", "nightly"]
     first = run("--model", str(digits_archive), *places, "--collect", "answers.jsonl")
     assert first.returncode == 1, first.stderr
-    assert f"11 of 300 objects failed, the first is s3://{bucket}/in/{min(images_on_s3)}: 400:" in first.stderr
-    assert re.search(r"answers +289\nfailures +11\n", first.stdout)
+    assert f"11 of 100 objects failed, the first is s3://{bucket}/in/{min(images_on_s3)}: 400:" in first.stderr
+    assert re.search(r"answers +89\nfailures +11\n", first.stdout)
     before = etags()
-    assert len(before) == 289
+    assert len(before) == 89
     with open(tmp_path / "answers.jsonl") as file:
         collected = {row["key"]: row for row in map(json.loads, file)}
-    assert len(collected) == 300
+    assert len(collected) == 100
     assert {key for key, row in collected.items() if "error" in row} == images_on_s3.keys()
 
     upload(s3, bucket, "in/", images_on_s3)
     again = run("--retry-failed", "nightly", "--collect", "answers.csv", "--picture", "answers.png")
     assert again.returncode == 0, again.stderr
-    assert "transforming 11 of 300 objects" in again.stdout
+    assert "transforming 11 of 100 objects" in again.stdout
     after = etags()
-    assert len(after) == 300
+    assert len(after) == 100
     assert {key: after[key] for key in before} == before
-    assert len((tmp_path / "answers.csv").read_text().splitlines()) == 301
-    assert "all 300 objects of nightly have answers" in run("--retry-failed", "nightly").stdout
+    assert len((tmp_path / "answers.csv").read_text().splitlines()) == 101
+    assert "all 100 objects of nightly have answers" in run("--retry-failed", "nightly").stdout
 
 
 @pytest.mark.parametrize(

@@ -60,6 +60,7 @@ def test_an_archive_in_plain_torchserve_survives_the_same(mar, good):
         survives(server, good, 400)
 
 
+@pytest.mark.slow
 def test_an_archive_in_the_serving_toolkit_survives_the_same(session, mar, good, tmp_path):
     with endpoint_of_an_archive(session, mar, tmp_path) as server:
         survives(server, good, 400)
