@@ -41,6 +41,7 @@ SETTINGS = {
     "RAY_enable_metrics_collection": "0",
     "RAY_DEDUP_LOGS": "0",
     "RAY_COLOR_PREFIX": "0",
+    "RAY_worker_niceness": "0",  # of its 15 they would wait for whatever else the machine does
     "RAY_SERVE_LOG_TO_STDERR": "1",
     "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",  # s; a busy machine takes longer than the 5 s of Ray, thrice
 }

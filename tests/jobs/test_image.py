@@ -161,6 +161,15 @@ def test_the_port_that_sagemaker_names_is_served_on(image, models, pngs):
         assert ask(f"{url}/invocations", pngs[0], "image/png")[0] == 200
 
 
+def test_a_model_may_be_in_the_image(image, digits_bundle, pngs, tmp_path):
+    shutil.copytree(digits_bundle, tmp_path / "model")
+    (tmp_path / "Dockerfile").write_text(f"FROM {image}\nCOPY model /opt/ml/model\n")
+    docker("build", "--tag", "fastmaker-test-baked", tmp_path)
+    with serving_container("fastmaker-test-baked", None) as (_, url):
+        assert ask(f"{url}/invocations", pngs[0], "image/png")[0] == 200
+    docker("image", "rm", "fastmaker-test-baked")
+
+
 @pytest.mark.parametrize(
     ("server", "files", "reason"),
     [
