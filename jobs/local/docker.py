@@ -39,7 +39,7 @@ def missing(image: str) -> str | None:
 
 def serves_by_ray(image: str) -> bool:
     """Return whether an image on this machine is the project's own for Ray Serve, or made from it."""
-    return RAY_SERVE in _docker("image", "inspect", "--format", '{{join .Config.Env "\n"}}', image).stdout.splitlines()
+    return RAY_SERVE in _docker("image", "inspect", "--format", '{{join .Config.Env "\\n"}}', image).stdout.splitlines()
 
 
 def serving_command(root: Path, image: str, instance_type: str, port: int, env: dict[str, str]) -> list[str]:
