@@ -1,8 +1,9 @@
 """What the images run: ``serve`` on port 8080 what lies in /opt/ml/model, tell whether that is ``healthy``, ``train``.
 
 A bundle, or any model directory of the PyTorch serving toolkit, is served by the toolkit; one TorchServe archive
-(*.mar) by TorchServe alone. Both answer GET /ping and POST /invocations, the contract of SageMaker's inference
-containers: https://docs.aws.amazon.com/sagemaker/latest/dg/your-algorithms-inference-code.html
+(*.mar) by TorchServe alone. In the image of Ray Serve (FASTMAKER_SERVER=ray) it serves a bundle, or any model with a
+config.yaml. All answer GET /ping and POST /invocations, the contract of SageMaker's inference containers:
+https://docs.aws.amazon.com/sagemaker/latest/dg/your-algorithms-inference-code.html
 The training toolkit runs the script that /opt/ml/input/config names, as in SageMaker's training containers:
 https://docs.aws.amazon.com/sagemaker/latest/dg/your-algorithms-training-algo-running-container.html
 """
@@ -18,6 +19,8 @@ import urllib.request
 from pathlib import Path
 
 MODEL_DIR = Path(os.environ.get("SAGEMAKER_BASE_DIR", "/opt/ml"), "model")
+RAY_SERVE = os.environ.get("FASTMAKER_SERVER") == "ray"
+PORT = os.environ.get("SAGEMAKER_BIND_TO_PORT", "8080")
 USER = "fastmaker"
 SETTINGS = {"workers": "SAGEMAKER_MODEL_SERVER_WORKERS", "batch_size": "SAGEMAKER_TS_BATCH_SIZE"}
 PROPERTIES = "enable_envvars_config=true\ndisable_token_authorization=true\n"
@@ -26,11 +29,30 @@ PROPERTIES = "enable_envvars_config=true\ndisable_token_authorization=true\n"
 def serve() -> None:
     """Serve until SIGTERM."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit())  # which process 1 would not heed until there is a server
+    (serve_by_ray if RAY_SERVE else serve_by_torchserve)()
+
+
+def serve_by_ray() -> None:
+    """Serve the model's application; exit if it has none."""
+    if not ((MODEL_DIR / "config.yaml").is_file() or "SM_RAYSERVE_APP" in os.environ):
+        sys.exit(
+            f"error: expected in {MODEL_DIR} a model with a config.yaml, as bundles have, found: {what_is_there()}"
+        )
+    follow_settings()
+    give_up_root()
+    os.environ |= {"FASTMAKER_HOST": "0.0.0.0", "FASTMAKER_PORT": PORT, "FASTMAKER_RAY_PORT": "8000"}
+
+    from fastmaker.jobs.runtime import ray_launcher
+
+    sys.exit(ray_launcher.main())
+
+
+def serve_by_torchserve() -> None:
+    """Serve a model directory of the toolkit, or an archive."""
     archive = find_archive()
     os.environ.setdefault("SAGEMAKER_PROGRAM", "entry_point.py")  # here alone: `train` would put it above the job's own
     follow_settings()
-    port = os.environ.get("SAGEMAKER_BIND_TO_PORT", "8080")
-    os.environ["TS_INFERENCE_ADDRESS"] = f"http://0.0.0.0:{port}"
+    os.environ["TS_INFERENCE_ADDRESS"] = f"http://0.0.0.0:{PORT}"
     give_up_root()
     os.chdir(tempfile.gettempdir())  # the servers write where they start
     Path(".model_server.pid").unlink(missing_ok=True)  # of before the container was stopped
@@ -55,9 +77,14 @@ def find_archive() -> Path | None:
     if len(archives) == 1:
         return archives[0]
     if archives or not (MODEL_DIR / "code").is_dir():
-        found = ", ".join(sorted(path.name for path in MODEL_DIR.glob("*"))) or "nothing"
-        sys.exit(f"error: expected in {MODEL_DIR} a bundle (model.json, model.pth, code) or one .mar, found: {found}")
+        expected = "a bundle (model.json, model.pth, code) or one .mar"
+        sys.exit(f"error: expected in {MODEL_DIR} {expected}, found: {what_is_there()}")
     return None
+
+
+def what_is_there() -> str:
+    """Return the names in the model directory, as a list in a sentence."""
+    return ", ".join(sorted(path.name for path in MODEL_DIR.glob("*"))) or "nothing"
 
 
 def follow_settings() -> None:
@@ -102,8 +129,12 @@ def may_read(path: Path) -> bool:
 
 
 def healthy() -> None:
-    """Exit 0 if every worker has loaded the model; /ping says 200 before that."""
+    """Exit 0 if every worker has loaded the model."""
     try:
+        if RAY_SERVE:  # /ping answers once the application runs
+            urllib.request.urlopen(f"http://127.0.0.1:{PORT}/ping", timeout=4).close()
+            return
+        # /ping says 200 before that.
         with urllib.request.urlopen(os.environ["TS_MANAGEMENT_ADDRESS"] + "/models/model", timeout=4) as answer:
             states = [worker["status"] for worker in json.load(answer)[0]["workers"]]
     except OSError as error:

@@ -1,9 +1,9 @@
-"""Build the image of the Dockerfile, and push it to Amazon ECR, where SageMaker takes it from.
+"""Build an image of the Dockerfiles, and push it to Amazon ECR, where SageMaker takes it from.
 
-``fastmaker image build [--training]``
-``fastmaker image push [--training]``
+``fastmaker image build [--training | --server ray]``
+``fastmaker image push [--training | --server ray]``
 
-Both images go to one repository, so that what they share is uploaded once. Region and credentials are those of boto3.
+All images go to one repository, so that what they share is uploaded once. Region and credentials are those of boto3.
 """
 
 import argparse
@@ -13,15 +13,31 @@ import shlex
 import subprocess
 import sys
 import tempfile
+from typing import NamedTuple
 
 from fastmaker.jobs import files
-from fastmaker.jobs.cli import errors, redaction
+from fastmaker.jobs.cli import arguments, errors, redaction
 from fastmaker.local import docker
 
-NAMES = {"serving": "fastmaker", "training": "fastmaker-training"}  # of the Dockerfile's stages, on this machine
-NEXT = {  # the command that uses an image of each
-    "serving": "deploy --model JOB --instance-type ml.c5.xlarge",
-    "training": "train --data FOLDER --instance-type ml.g4dn.xlarge",
+DEPLOY = "deploy --model JOB --instance-type ml.c5.xlarge"
+
+
+class Image(NamedTuple):
+    name: str  # on this machine
+    build: list[str]  # what `docker build` is told
+    cli_flags: list[str]  # by which it is asked for here
+    use: str  # the command that is next, once it is in ECR
+
+
+IMAGES = {
+    "serving": Image("fastmaker", ["--target", "serving"], [], DEPLOY),
+    "training": Image(
+        "fastmaker-training",
+        ["--target", "training"],
+        ["--training"],
+        "train --data FOLDER --instance-type ml.g4dn.xlarge",
+    ),
+    "ray": Image("fastmaker-ray", ["--file", f"{files.ROOT}/docker/ray.Dockerfile"], ["--server", "ray"], DEPLOY),
 }
 REPOSITORY = "fastmaker"
 TAG = {"Key": "fastmaker", "Value": "image"}  # of the repository, by which fastmaker cleanup finds it
@@ -31,34 +47,45 @@ def get_parser() -> argparse.ArgumentParser:
     """Return this command's parser."""
     parser = argparse.ArgumentParser(
         prog="fastmaker image",
-        description="Build the image that serves, or the one that trains as well, and push it to Amazon ECR.",
+        description="Build an image that serves, or the one that trains as well, and push it to Amazon ECR.",
         epilog="example: fastmaker image build --training; fastmaker image push --training",
     )
     commands = parser.add_subparsers(dest="command", required=True)
-    build = commands.add_parser("build", help="build an image with the Dockerfile")
+    build = commands.add_parser("build", help="build an image with its Dockerfile")
     build.add_argument("--build-arg", action="append", default=[], metavar="NAME=VALUE", help="see the Dockerfile")
     build.add_argument("--network", help="of the build's steps, such as host (default: Docker's)")
     build.add_argument("--platform", help="such as linux/amd64, which SageMaker runs (default: this machine's)")
     push = commands.add_parser("push", help="push an image to Amazon ECR")
-    push.add_argument("--repository", metavar="NAME[:TAG]", help=f"(default: {REPOSITORY}:serving or :training)")
+    push.add_argument("--repository", metavar="NAME[:TAG]", help=f"(default: {REPOSITORY}:serving, :training or :ray)")
     for command in (build, push):
         command.add_argument("--training", action="store_true", help="the image that trains as well")
-        command.add_argument("--tag", help=f"the image's name on this machine (default: {' or '.join(NAMES.values())})")
+        command.add_argument(
+            "--server",
+            choices=arguments.SERVERS,
+            default="torchserve",
+            help="what serves; the image of ray has neither TorchServe nor Java (default: %(default)s)",
+        )
+        command.add_argument(
+            "--tag",
+            help=f"the image's name on this machine (default: {', '.join(image.name for image in IMAGES.values())})",
+        )
         command.add_argument("--dry-run", action="store_true", help="print what would be done")
     return parser
 
 
 def parse_args(argv=None) -> argparse.Namespace:
-    """Parse the arguments; `stage` is the Dockerfile's, `remote_tag` the image's in ECR."""
+    """Parse the arguments; `kind` is one of IMAGES, `remote_tag` the image's in ECR."""
     parser = get_parser()
     args = parser.parse_args(argv)
     if args.command == "build" and (bad := [pair for pair in args.build_arg if "=" not in pair]):
         parser.error(f"--build-arg {bad[0]!r}: expected NAME=VALUE")
-    args.stage = "training" if args.training else "serving"
-    args.tag = args.tag or NAMES[args.stage]
+    if args.training and args.server == "ray":
+        parser.error("--training goes without --server ray: the image that trains serves by torchserve")
+    args.kind = "training" if args.training else "ray" if args.server == "ray" else "serving"
+    args.tag = args.tag or IMAGES[args.kind].name
     if args.command == "push":
         args.repository, _, tag = (args.repository or REPOSITORY).partition(":")
-        args.remote_tag = tag or args.stage
+        args.remote_tag = tag or args.kind
     return args
 
 
@@ -69,7 +96,8 @@ def main(args) -> int:
 
 
 def _build(args) -> None:
-    command = ["docker", "build", "--target", args.stage, "--tag", args.tag]
+    image = IMAGES[args.kind]
+    command = ["docker", "build", *image.build, "--tag", args.tag]
     command += [word for pair in args.build_arg for word in ("--build-arg", pair)]
     command += ["--network", args.network] if args.network else []
     command += ["--platform", args.platform] if args.platform else []
@@ -82,9 +110,8 @@ def _build(args) -> None:
     # With attestations the image would be an index of manifests, which SageMaker does not take.
     _run(command, {"BUILDX_NO_DEFAULT_ATTESTATIONS": "1"})
     print(f"\nimage: {args.tag}, {_size(args.tag)}")
-    training = ["--training"] if args.training else []
-    tag = ["--tag", args.tag] if args.tag != NAMES[args.stage] else []
-    print(f"next:  fastmaker image {shlex.join(['push', *training, *tag])}")
+    tag = ["--tag", args.tag] if args.tag != image.name else []
+    print(f"next:  fastmaker image {shlex.join(['push', *image.cli_flags, *tag])}")
 
 
 def _push(args) -> None:
@@ -112,7 +139,7 @@ def _push(args) -> None:
         _run(["docker", "push", uri], environment)
     print(f"\nimage:  {uri}")
     print(f"digest: {_digest(uri, repository)}")
-    print(f"next:   fastmaker {NEXT[args.stage]} --image-uri {args.repository}:{args.remote_tag}")
+    print(f"next:   fastmaker {IMAGES[args.kind].use} --image-uri {args.repository}:{args.remote_tag}")
 
 
 def _repository(ecr, name: str) -> str:

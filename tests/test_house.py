@@ -8,6 +8,7 @@ import sys
 from importlib import metadata
 from pathlib import Path
 
+import pytest
 from helpers import REPOSITORY
 
 CONFIG = configparser.ConfigParser()
@@ -123,8 +124,9 @@ def test_no_room_imports_a_higher_one():
     assert not wrong, "\n".join(wrong)
 
 
-def test_what_the_images_run_imports_nothing_that_they_lack():
-    copied = re.findall(r"^COPY (?!--)(.+) (\S+)$", (REPOSITORY / "Dockerfile").read_text(), re.MULTILINE)
+@pytest.mark.parametrize("file", ["Dockerfile", "docker/ray.Dockerfile"])
+def test_what_the_images_run_imports_nothing_that_they_lack(file):
+    copied = re.findall(r"^COPY (?!--)(.+) (\S+)$", (REPOSITORY / file).read_text(), re.MULTILINE)
     assert ("jobs/runtime/*.py", "/opt/fastmaker/fastmaker/jobs/runtime/") in copied
     names = {name for _, name in imports(REPOSITORY / "docker" / "run.py") if name.startswith("fastmaker")}
     assert names

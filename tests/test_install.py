@@ -105,7 +105,8 @@ def test_a_model_is_packaged(installed, words, made):
 
 def test_the_context_of_an_image_is_in_the_wheel(installed):
     context = Path(installed("fastmaker", "image", "build", "--dry-run").split()[-1])
-    for name in ("Dockerfile", ".dockerignore", "constraints.txt", "docker/run.py", "jobs/runtime/requirements.py"):
+    read = (".dockerignore", "constraints.txt", "docker/run.py", "docker/ray.Dockerfile", "jobs/runtime/ray_adapter.py")
+    for name in ("Dockerfile", *read):
         assert (context / name).read_bytes() == (REPOSITORY / name).read_bytes()
 
 

@@ -17,7 +17,7 @@ from botocore import xform_name
 from botocore.model import OperationModel
 
 from fastmaker.jobs import instance_types, storage
-from fastmaker.local import arguments, boto, names, repacked, supervisor, tags, validation
+from fastmaker.local import arguments, boto, docker, names, repacked, supervisor, tags, validation
 from fastmaker.local.batch import transform_jobs
 from fastmaker.local.batch.validation import validation_error as transform_job_error
 from fastmaker.local.errors import in_use, invalid, must_exist, no_space
@@ -322,10 +322,11 @@ class Operations:
         return {name: self._container_of(operation, name) for name in models}
 
     def _container_of(self, operation: str, model: str) -> dict[str, Any]:
-        """Return the model's ContainerDefinition, with the image to run as DockerImage where Docker is used."""
+        """Return the model's ContainerDefinition, with the DockerImage to run, if any, and if that serves ByRay."""
         with must_exist(operation, "model", model):
             container = self.models.read(model)["PrimaryContainer"]
-        return {**container, "DockerImage": self._checked_image(operation, container.get("Image"))}
+        image = self._checked_image(operation, container.get("Image"))
+        return {**container, "DockerImage": image, "ByRay": image is not None and docker.serves_by_ray(image)}
 
     def _checked_image(self, operation: str, image: str | None) -> str | None:
         """Return the image that has to run, None where processes do. Raises ClientError if it cannot run here."""

@@ -16,6 +16,7 @@ from fastmaker.jobs import instance_types
 
 LABEL = "fastmaker"  # of every container; its value is the directory that the container belongs to
 PORT = 8080  # that serving containers listen on
+RAY_SERVE = "FASTMAKER_SERVER=ray"  # in the environment of the project's image that serves by Ray Serve
 FORWARDED = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_REGION", "AWS_DEFAULT_REGION")
 
 
@@ -34,6 +35,11 @@ def missing(image: str) -> str | None:
     if _docker("image", "inspect", image).returncode:
         return f"no image {image} on this machine: `fastmaker image build` makes one, `docker pull` brings one"
     return None
+
+
+def serves_by_ray(image: str) -> bool:
+    """Return whether an image on this machine is the project's own for Ray Serve, or made from it."""
+    return RAY_SERVE in _docker("image", "inspect", "--format", '{{join .Config.Env "\\n"}}', image).stdout.splitlines()
 
 
 def serving_command(root: Path, image: str, instance_type: str, port: int, env: dict[str, str]) -> list[str]:

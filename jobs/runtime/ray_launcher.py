@@ -43,6 +43,7 @@ SETTINGS = {
     "RAY_enable_metrics_collection": "0",
     "RAY_DEDUP_LOGS": "0",
     "RAY_COLOR_PREFIX": "0",
+    "RAY_worker_niceness": "0",  # of its 15 they would wait for whatever else the machine does
     "RAY_SERVE_LOG_TO_STDERR": "1",
     "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.5",  # of the 0.1 of Ray, which keep a fiftieth of a core busy for nothing
     "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",  # s; a busy machine takes longer than the 5 s of Ray, thrice
@@ -79,6 +80,8 @@ def start_ray() -> None:
     import ray
     from ray._private import node, utils
 
+    # The processes of Ray, to which a function of this module goes, may not find the module.
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
     # What a dashboard and a second machine would need, which takes time, memory and a port that is always the same.
     node.Node.start_api_server = lambda self, **options: setattr(self, "_webui_url", None)
     node.Node.start_monitor = lambda self: None
@@ -192,7 +195,7 @@ def end_with_ray(replicas: Replicas) -> None:
 
 def main() -> int:
     """Serve until the process is ended, and return the exit status."""
-    server_log.bound(Path(os.environ["FASTMAKER_CONTAINER"], "container.log"))
+    server_log.bound(Path(os.environ.get("FASTMAKER_CONTAINER", mounts.OPT_ML), "container.log"))
     port, backend = (int(os.environ[name]) for name in ("FASTMAKER_PORT", "FASTMAKER_RAY_PORT"))
     try:
         configured = configuration()
@@ -212,7 +215,8 @@ def main() -> int:
 
     timeout = float(os.environ.get("RAYSERVE_BACKEND_TIMEOUT", 300))
     app = ray_adapter.application(f"http://127.0.0.1:{backend}", timeout, replicas.last_death)
-    web.run_app(app, host="127.0.0.1", port=port, access_log=None, print=None)
+    host = os.environ.get("FASTMAKER_HOST", "127.0.0.1")
+    web.run_app(app, host=host, port=port, access_log=None, print=None)
     return 0
 
 

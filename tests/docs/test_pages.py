@@ -179,7 +179,7 @@ def test_every_file_of_the_repository_that_a_page_names_is_there(page):
 def messages():
     """The texts in the code, each as long as it is constant; AWS's and ours."""
     found = []
-    for folder in ("source", "jobs"):
+    for folder in ("source", "jobs", "docker"):
         for file in (REPOSITORY / folder).rglob("*.py"):
             nodes = ast.walk(ast.parse(file.read_text("utf-8")))
             found += [node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)]

@@ -29,9 +29,13 @@ def docker(*words, check=True, **arguments) -> str:
 
 @contextmanager
 def started(image, model, *options):
-    """The name of a container that serves the directory `model`, or tries to; it is gone afterwards."""
+    """The name of a container that serves the directory `model`, None for what is in the image, or tries to.
+
+    It is gone afterwards.
+    """
     name = f"fastmaker-test-{uuid.uuid4()}"
-    docker("run", "--detach", "--name", name, "-v", f"{model}:/opt/ml/model:ro", *options, image, "serve")
+    volume = ["-v", f"{model}:/opt/ml/model:ro"] if model else []
+    docker("run", "--detach", "--name", name, *volume, *options, image, "serve")
     try:
         yield name
     finally:

@@ -25,7 +25,8 @@ from fastmaker.local import ProcessSession, aws
 from fastmaker.local.containers import pack
 from fastmaker.serving import models
 
-PUBLIC_BASE = "python:3.11-slim-bookworm"  # the Dockerfile's own
+# Of the Dockerfiles: the base that each names, and the Debian that has the same Python.
+BASES = {"torchserve": ("python:3.11-slim-bookworm", "bookworm"), "ray": ("python:3.13-slim-trixie", "trixie")}
 CERTIFICATES = "etc/ssl/certs/ca-certificates.crt"
 
 
@@ -216,37 +217,54 @@ def place(request, tmp_path) -> Place:
 
 
 @pytest.fixture(scope="session")
-def base_image(tmp_path_factory) -> str:
-    """FASTMAKER_BASE_IMAGE, else the Dockerfile's own, else one by debootstrap where no registry can be reached."""
-    if named := os.environ.get("FASTMAKER_BASE_IMAGE"):
-        return named
-    for words in (["image", "inspect", PUBLIC_BASE], ["pull", "--quiet", PUBLIC_BASE]):
-        if subprocess.run(["docker", *words], capture_output=True).returncode == 0:
-            return PUBLIC_BASE
-    own = "fastmaker-base:bookworm"
-    if subprocess.run(["docker", "image", "inspect", own], capture_output=True).returncode == 0:
+def base_image(tmp_path_factory) -> Callable[[str], str]:
+    """base_image(server) -> FASTMAKER_BASE_IMAGE, else the base that its Dockerfile names, else one by debootstrap.
+
+    The last is for machines that reach no registry. FASTMAKER_RAY_BASE_IMAGE is the base of Ray Serve's image.
+    """
+
+    def base(server: str) -> str:
+        public, debian = BASES[server]
+        if named := os.environ.get(f"FASTMAKER_{'RAY_' if server == 'ray' else ''}BASE_IMAGE"):
+            return named
+        for words in (["image", "inspect", public], ["pull", "--quiet", public]):
+            if subprocess.run(["docker", *words], capture_output=True).returncode == 0:
+                return public
+        own = f"fastmaker-base:{debian}"
+        if subprocess.run(["docker", "image", "inspect", own], capture_output=True).returncode != 0:
+            bootstrap(debian, own, tmp_path_factory.mktemp("base"))
         return own
-    root = tmp_path_factory.mktemp("base")
+
+    return base
+
+
+def bootstrap(debian: str, name: str, root: Path) -> None:
+    """Make an image of a Debian with Python, in the folder `root`, which is removed afterwards."""
     packages = "--include=python3,python3-venv,ca-certificates"
-    subprocess.run(["debootstrap", "--variant=minbase", packages, "bookworm", root], check=True, capture_output=True)
+    subprocess.run(["debootstrap", "--variant=minbase", packages, debian, root], check=True, capture_output=True)
     # The engine builds in this machine's network, which may have certificates of its own.
     shutil.copy(os.environ.get("SSL_CERT_FILE", f"/{CERTIFICATES}"), root / CERTIFICATES)
     with subprocess.Popen(["tar", "-C", root, "-c", "."], stdout=subprocess.PIPE) as packed:
-        docker("import", "--change", f"ENV PIP_CERT=/{CERTIFICATES}", "-", own, stdin=packed.stdout)
+        docker("import", "--change", f"ENV PIP_CERT=/{CERTIFICATES}", "-", name, stdin=packed.stdout)
     shutil.rmtree(root)
-    return own
 
 
 @pytest.fixture(scope="session")
-def image(base_image) -> str:
-    """The image that serves."""
-    return build_image(base_image, "fastmaker-test")
+def torchserve_image(base_image) -> str:
+    """The image that serves by TorchServe."""
+    return build_image(base_image("torchserve"), "fastmaker-test")
 
 
 @pytest.fixture(scope="session")
 def training_image(base_image) -> str:
     """The image that trains as well."""
-    return build_image(base_image, "fastmaker-test-training", "--training")
+    return build_image(base_image("torchserve"), "fastmaker-test-training", "--training")
+
+
+@pytest.fixture(scope="session")
+def ray_image(base_image) -> str:
+    """The image that serves by Ray Serve."""
+    return build_image(base_image("ray"), "fastmaker-test-ray", "--server", "ray")
 
 
 def build_image(base_image, name, *words) -> str:

@@ -18,6 +18,7 @@ from helpers.commands import one_line
 from helpers.engine import docker, own_engine, tiny_image
 from helpers.local_mode import wait_until
 
+from fastmaker.jobs import image as image_script
 from fastmaker.jobs.cli import redaction
 
 # An engine asks a registry on loopback by HTTP as well, without certificates.
@@ -149,6 +150,7 @@ def test_without_an_engine_both_commands_end_with_one_line(command):
     [
         (["build", "--build-arg", "TORCH_VERSION"], "--build-arg 'TORCH_VERSION': expected NAME=VALUE"),
         (["push", "--network", "host"], "unrecognized arguments: --network host"),
+        (["build", "--training", "--server", "ray"], "the image that trains serves by torchserve"),
         ([], "the following arguments are required: command"),
     ],
 )
@@ -158,10 +160,20 @@ def test_wrong_usage_ends_with_one_line(words, reason):
     assert reason in one_line(done.stderr)
 
 
-def test_a_dry_run_prints_the_command_that_builds():
-    words = ["--training", "--build-arg", "BASE_IMAGE=a b", "--network", "host", "--tag", "mine", "--dry-run"]
-    expected = ["docker", "build", "--target", "training", "--tag", "mine", "--build-arg", "BASE_IMAGE=a b"]
-    assert shlex.split(image("build", *words).stdout) == [*expected, "--network", "host", str(REPOSITORY)]
+@pytest.mark.parametrize(
+    ("words", "built"),
+    [
+        ([], ["--target", "serving", "--tag", "fastmaker"]),
+        (["--server", "torchserve"], ["--target", "serving", "--tag", "fastmaker"]),
+        (["--training"], ["--target", "training", "--tag", "fastmaker-training"]),
+        (["--server", "ray"], ["--file", str(REPOSITORY / "docker" / "ray.Dockerfile"), "--tag", "fastmaker-ray"]),
+        (["--training", "--tag", "mine"], ["--target", "training", "--tag", "mine"]),
+    ],
+)
+def test_a_dry_run_prints_the_command_that_builds(words, built, capsys):
+    options = ["--build-arg", "BASE_IMAGE=a b", "--network", "host"]
+    image_script.main(image_script.parse_args(["build", *words, *options, "--dry-run"]))
+    assert shlex.split(capsys.readouterr().out) == ["docker", "build", *built, *options, str(REPOSITORY)]
 
 
 def test_what_the_image_serves_is_the_archive_that_is_not_hidden(tmp_path, monkeypatch):

@@ -1,11 +1,11 @@
-"""A server of a model: Ray Serve for AWS's Ray images, TorchServe through the serving toolkit for all others."""
+"""A server of a model: Ray Serve for AWS's Ray images and ours, TorchServe through the toolkit for all others."""
 
 from typing import Any
 
 from fastmaker.local.containers import Container
 from fastmaker.local.serving import rayserve, torchserve
 
-Model = dict[str, Any]  # a ContainerDefinition
+Model = dict[str, Any]  # a ContainerDefinition, with the DockerImage to run and whether that serves ByRay
 
 
 def start(container: Container, model: Model, instance_type: str, port: int) -> None:
@@ -40,4 +40,4 @@ def workers(container: Container, model: Model, port: int) -> list[int]:
 
 
 def _by_ray(model: Model) -> bool:
-    return rayserve.serves(model.get("Image"))
+    return model.get("ByRay", False) or rayserve.serves(model.get("Image"))

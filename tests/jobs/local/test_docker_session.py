@@ -89,3 +89,20 @@ def test_the_scripts_go_from_a_folder_to_the_answers_of_a_batch_job(run, few, tr
     assert len(containers_below(tmp_path / "home" / "endpoints")) == 1
     assert run("cleanup", "--all", "--yes").returncode == 0
     assert containers_below(tmp_path / "home") == []
+
+
+def test_an_image_of_ones_own_serves_by_ray_serve(run, digits_bundle, few, ray_image, tmp_path):
+    options = ["--model", str(digits_bundle), "--backend", "docker", "--image-uri", ray_image]
+    deployed = run("deploy", "--endpoint-name", "by-ray", *options)
+    assert deployed.returncode == 0, deployed.stderr.decode()
+    [log] = (tmp_path / "home" / "endpoints").rglob("container.log")
+    assert "ray" in log.read_text().lower()
+    shutil.copytree(few / "7", tmp_path / "some")
+    asked = run("predict", "--endpoint", "by-ray", str(tmp_path / "some"), "--json")
+    assert asked.returncode == 0, asked.stderr.decode()
+    done = run("transform", "--data", "some", "--output", "answers", *options)
+    assert done.returncode == 0, done.stderr.decode()
+    answers = {file.name: json.loads(file.read_text()) for file in (tmp_path / "answers").rglob("*.out")}
+    assert len(answers) == len(list((few / "7").iterdir()))
+    assert run("cleanup", "--all", "--yes").returncode == 0
+    assert containers_below(tmp_path / "home") == []
