@@ -178,17 +178,16 @@ class Operations:
         request = validation.check_modes(operation, request, self.region, self._job_environment())
         for variant in ProductionVariants:
             self.describe_model(variant["ModelName"])
-        arn = self._arn("endpoint-config", EndpointConfigName)
         record = {
             "EndpointConfigName": EndpointConfigName,
-            "EndpointConfigArn": arn,
+            "EndpointConfigArn": self._arn("endpoint-config", EndpointConfigName),
             "ProductionVariants": ProductionVariants,
             "CreationTime": now(),
             "tags": tags.check(operation, Tags),
             **request,
         }
         self._create(operation, "endpoint configuration", self.endpoint_configs, EndpointConfigName, record)
-        return {"EndpointConfigArn": arn}
+        return {"EndpointConfigArn": record["EndpointConfigArn"]}
 
     def describe_endpoint_config(self, EndpointConfigName: str) -> dict[str, Any]:
         with must_exist("DescribeEndpointConfig", "endpoint configuration", EndpointConfigName):
