@@ -6,6 +6,7 @@
                 with --backend ray on a Ray cluster of this machine beside the local job
     torchserve  a TorchServe archive that batches requests beside one that does not
     ray         Ray Serve beside TorchServe, with batches and without, and beside bare processes
+    capture     an endpoint whose requests are captured beside one whose are not
     aws         requests and jobs through `fastmaker aws` beside the same by ProcessSession
     onnx        ONNX Runtime beside torch, the same bundle and threads
     engines     every engine and precision: one image alone, and endpoints
@@ -31,6 +32,7 @@ def get_parser() -> argparse.ArgumentParser:
     _add_transform(commands.add_parser("transform", help="throughput of batch jobs, and how it scales"))
     _add_torchserve(commands.add_parser("torchserve", help="throughput of a TorchServe archive with batches"))
     _add_ray(commands.add_parser("ray", help="throughput of Ray Serve beside TorchServe and bare processes"))
+    _add_capture(commands.add_parser("capture", help="what data capture costs an endpoint of this machine"))
     _add_aws(commands.add_parser("aws", help="what `fastmaker aws` adds to a request and to a job"))
     _add_onnx(commands.add_parser("onnx", help="ONNX Runtime beside torch, without a server"))
     _add_endpoint(commands.add_parser("engines", help="every engine and precision, alone and at endpoints"))
@@ -93,11 +95,15 @@ def _add_ray(parser) -> None:
     parser.add_argument("--rounds", type=int, default=5, help=f"measurements of each {DEFAULT}")
 
 
-def _add_aws(parser) -> None:
+def _add_capture(parser) -> None:
     parser.add_argument("--arch", default="resnet34", help=DEFAULT)
     parser.add_argument("--image-size", type=int, default=224, help=DEFAULT)
     parser.add_argument("--images", help="a folder of photos (default: generated JPEGs of 500x375)")
     parser.add_argument("--turns", type=int, default=9, help=f"turns of 2 s, of each measurement {DEFAULT}")
+
+
+def _add_aws(parser) -> None:
+    _add_capture(parser)
     parser.add_argument("--fits", type=int, default=3, help=f"training jobs of each {DEFAULT}")
 
 
@@ -119,6 +125,7 @@ def main(args) -> int:
         "transform": _transform,
         "torchserve": _torchserve,
         "ray": _ray,
+        "capture": _capture,
         "aws": _aws,
         "onnx": _onnx,
         "engines": _engines,
@@ -194,6 +201,14 @@ def _ray(args) -> tuple[list[str], list[list]]:
         clients=args.clients,
         seconds=args.seconds,
         rounds=args.rounds,
+    )
+
+
+def _capture(args) -> tuple[list[str], list[list]]:
+    from fastmaker.jobs.benchmarks import capture
+
+    return capture.HEADER, capture.measure(
+        arch=args.arch, image_size=args.image_size, images=args.images, turns=args.turns
     )
 
 

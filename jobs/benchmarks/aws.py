@@ -74,14 +74,14 @@ def _invocation_rows(environment: dict[str, str], home: Path, name: str, photos:
             lambda: _cpu_of_a_request(ours, photos), lambda: beside.one(photos, TURN_SECONDS)[3], turns
         )
     return [
-        ["1 client, p50 ms", *_rounded(1000 * p50, 1000 * beside_p50), f"{1000 * (p50 - beside_p50):+.1f} ms"],
+        ["1 client, p50 ms", *rounded(1000 * p50, 1000 * beside_p50), f"{1000 * (p50 - beside_p50):+.1f} ms"],
         [
             "CPU, ms",
-            *_rounded(1000 * cpu, 1000 * beside_cpu),
+            *rounded(1000 * cpu, 1000 * beside_cpu),
             f"{1000 * (cpu - beside_cpu):+.1f} ms, without the model",
         ],
         ["of these boto3 itself, p50 ms", round(1000 * own, 1), "", "signed, sent and answered at once"],
-        [f"{CLIENTS} clients, images/s", *_rounded(rate, beside_rate), f"{rate / beside_rate:.2f}"],
+        [f"{CLIENTS} clients, images/s", *rounded(rate, beside_rate), f"{rate / beside_rate:.2f}"],
     ]
 
 
@@ -93,7 +93,8 @@ def _cpu_of_a_request(clients: Processes, photos: list[bytes]) -> float:
     return cpu + (sum(server.cpu_times()[:2]) - before) / count
 
 
-def _rounded(*values: float) -> list[float]:
+def rounded(*values: float) -> list[float]:
+    """Return the values to one decimal."""
     return [round(value, 1) for value in values]
 
 
@@ -156,8 +157,8 @@ def _fit_rows(environment: dict[str, str], home: Path, folder: Path, fits: int) 
     seconds, cpu, beside_seconds, beside_cpu = map(statistics.median, zip(*rounds, strict=True))
     longer = f"{seconds - beside_seconds:+.1f} s"
     return [
-        ["fit of a script that sleeps 5 s, s", *_rounded(seconds, beside_seconds), longer],
-        ["CPU of its client, s", *_rounded(cpu, beside_cpu), f"{cpu - beside_cpu:+.1f} s"],
+        ["fit of a script that sleeps 5 s, s", *rounded(seconds, beside_seconds), longer],
+        ["CPU of its client, s", *rounded(cpu, beside_cpu), f"{cpu - beside_cpu:+.1f} s"],
     ]
 
 

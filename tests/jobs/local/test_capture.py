@@ -3,10 +3,8 @@
 import base64
 import json
 import re
-import statistics
 import subprocess
 import sys
-import time
 import uuid
 from concurrent.futures import ThreadPoolExecutor
 
@@ -217,36 +215,14 @@ def test_more_than_can_be_written_is_left_out_and_told(captures, monkeypatch):
     wait_until(lambda: told in (folder / "container.log").read_text())
 
 
-def asked(runtime, count, clients=4):
-    """The seconds that `count` requests take."""
-    started = time.monotonic()
-    with ThreadPoolExecutor(clients) as pool:
-        list(pool.map(lambda n: runtime.invoke_endpoint(EndpointName="e", Body=b"x" * 50_000), range(count)))
-    return time.monotonic() - started
-
-
 @pytest.mark.slow
 def test_a_tenth_of_10000_requests_is_captured(captures, monkeypatch):
     monkeypatch.setattr(capture, "SECONDS", 5.0)
     endpoint = captures(10)
-    asked(endpoint.runtime(), 10_000)
+    runtime = endpoint.runtime()
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda _: runtime.invoke_endpoint(EndpointName="e", Body=b"x" * 50_000), range(10_000)))
     wait_until(lambda: not list((endpoint.client.endpoints.directory("e") / capture.FOLDER).iterdir()))
     captured = len(endpoint.lines())
     print(f"captured {captured} of 10,000")
     assert 850 <= captured <= 1150
-
-
-@pytest.mark.slow
-def test_capture_costs_at_most_a_twentieth_of_the_requests(captures, monkeypatch):
-    """Of turns with and without it, side by side: their medians."""
-    monkeypatch.setattr(capture, "SECONDS", 5.0)
-    endpoint, seconds = captures(100), {True: [], False: []}
-    runtime = endpoint.runtime()
-    for turn in range(20):
-        with endpoint.client.endpoints.changing("e") as record:
-            for server in record["servers"]:
-                server["capture"]["EnableCapture"] = turn % 2 == 0
-        seconds[turn % 2 == 0].append(asked(runtime, 300))
-    with_it, without = (statistics.median(seconds[on]) for on in (True, False))
-    print(f"300 requests: {with_it:.2f} s captured, {without:.2f} s not: {with_it / without - 1:+.1%}")
-    assert with_it / without < 1.05
