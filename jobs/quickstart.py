@@ -83,7 +83,8 @@ def _ask_endpoint(steps: list, backend: backends.Backend, model_data: str, files
     try:
         with _timed(steps, "predict", f"{len(files)} digits it has not seen"):
             endpoint = Endpoint(backend.runtime(name), name)
-            return {f"{file.parent.name}/{file.name}": endpoint.answer(file.read_bytes()) for file in files}
+            answers = {f"{file.parent.name}/{file.name}": endpoint.ask(file.read_bytes()) for file in files}
+            return {name: json.loads(answer) for name, answer in answers.items()}
     finally:
         backend.delete_endpoint(name)
 

@@ -36,10 +36,6 @@ OF_FILES = ("size", "shape")  # of the file: the square root of width times heig
 OF_ANSWERS = ("confidence", "distance")
 
 
-class BaselineError(ValueError):
-    """A bundle without a baseline, or with one that cannot be used; the message is one line."""
-
-
 @dataclass(frozen=True)
 class Embedding:
     """How embeddings lie: their mean and covariance in k directions.
@@ -265,26 +261,30 @@ def save(model_dir: str | os.PathLike, found: Baseline) -> None:
 
 
 def load(model_dir: str | os.PathLike) -> Baseline:
-    """Return the baseline of a bundle. Raises BaselineError."""
+    """Return the baseline of a bundle. Raises bundle.BundleError."""
     path = Path(model_dir) / bundle.BASELINE_FILE
     if not path.is_file():
-        raise BaselineError(f"{path}: missing; train the model again: bundles of earlier versions have no baseline")
+        raise bundle.BundleError(
+            f"{path}: missing; train the model again: bundles of earlier versions have no baseline"
+        )
     if path.stat().st_size > MAX_BYTES:
-        raise BaselineError(f"{path}: it has more than {MAX_BYTES} bytes")
+        raise bundle.BundleError(f"{path}: it has more than {MAX_BYTES} bytes")
     try:
         with zipfile.ZipFile(path) as archive:
             if sum(entry.file_size for entry in archive.infolist()) > MAX_BYTES:
-                raise BaselineError(f"{path}: it unpacks to more than {MAX_BYTES} bytes")
+                raise bundle.BundleError(f"{path}: it unpacks to more than {MAX_BYTES} bytes")
         with np.load(path, allow_pickle=False) as file:
             arrays = dict(file)
         found = _parse(arrays)
-    except BaselineError:
+    except bundle.BundleError:
         raise
     except Exception as error:  # damaged bytes make NumPy raise almost anything
         reason = " ".join(str(error).split())[:200]
-        raise BaselineError(f"{path}: no baseline that can be read: {type(error).__name__}: {reason}") from None
+        raise bundle.BundleError(f"{path}: no baseline that can be read: {type(error).__name__}: {reason}") from None
     if found.state_sha256 != bundle.load_info(model_dir).state_sha256:
-        raise BaselineError(f"{path}: it is of other weights than those of {bundle.STATE_FILE}; train the model again")
+        raise bundle.BundleError(
+            f"{path}: it is of other weights than those of {bundle.STATE_FILE}; train the model again"
+        )
     return found
 
 

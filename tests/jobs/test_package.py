@@ -117,6 +117,7 @@ def test_requests_at_once_go_through_together_and_a_bad_one_among_them_fails_alo
 
 
 @pytest.mark.server
+@pytest.mark.slow
 def test_masks_of_a_batch_are_those_of_single_requests(scenes_server, scenes, by_the_entry_point, scenes_bundle):
     images = [file.read_bytes() for file in sorted((scenes / "images").iterdir())[:4]]
     url, log = scenes_server

@@ -140,6 +140,7 @@ def export(photos, tmp_path_factory):
     return folder / "steps.pkl", folder / "model"
 
 
+@pytest.mark.slow
 def test_an_exported_learner_is_fastais_side(gate, export, photos):
     file, model = export
     assert bundle.load_info(model).steps

@@ -151,7 +151,7 @@ def test_what_is_no_baseline_of_the_bundle_is_refused(written, tmp_path, case):
     file.unlink()
     if data is not None:
         file.write_bytes(data)
-    with pytest.raises(baseline.BaselineError, match=reason):
+    with pytest.raises(bundle.BundleError, match=reason):
         baseline.load(tmp_path / "model")
 
 

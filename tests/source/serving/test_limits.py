@@ -225,7 +225,7 @@ def test_large_images_are_computed_in_smaller_batches():
     import torch
 
     def sizes(side, number, most):
-        return [len(batch) for batch in models._batches([torch.zeros(3, side, side)] * number, most)]
+        return [len(batch) for batch in models.batches([torch.zeros(3, side, side)] * number, most)]
 
     assert sizes(224, 40, 16) == [16, 16, 8]
     assert sizes(1000, 5, 16) == [2, 2, 1]

@@ -86,6 +86,7 @@ def test_a_graph_has_the_bits_of_timms_network(name):
     assert_same_bits(randomized(on_timm(name)), 224)
 
 
+@pytest.mark.slow
 def test_a_network_without_a_fixed_size_takes_others():
     network = randomized(xresnet18(n_out=3))
     captured = capture.capture(network, torch.rand(2, 3, 64, 64), any_size=True)
