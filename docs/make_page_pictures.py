@@ -26,7 +26,7 @@ WIDE, NARROW = (1280, 900), (390, 844)  # pixels of a desk's window and a phone'
 CARD = 180  # pixels of a photo in the first picture
 COLOURS = 192  # of a picture
 OF_PHOTOS = "--train photos/train --arch resnet18 --image-size 96 --epochs 12"
-OF_SCENES = "--train scenes --task segmentation --arch resnet18 --image-size 120x160 --epochs 30 --batch-size 4"
+OF_SCENES = "--train scenes --task segmentation --arch resnet18 --image-size 96x128 --epochs 16 --batch-size 4"
 
 
 def train(folder: Path, options: str) -> sources.Bundle:

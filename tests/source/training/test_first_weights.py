@@ -260,3 +260,9 @@ def test_a_graph_of_the_same_network_is_taken(pictures, tmp_path, arch, capsys):
     other = arguments(pictures, second, f"--arch mnasnet0_5 --resume-from {first / 'model'} --check-only true")
     assert run.main(other) == 2
     assert "has not the layers of this run's" in capsys.readouterr().err
+
+
+def test_a_run_that_goes_on_from_a_model_needs_no_image_size_of_weights_that_are_downloaded(pictures, tmp_path):
+    assert arguments(pictures, tmp_path, f"--arch vit_b_32 --resume-from {tmp_path}").pretrained is False
+    with pytest.raises(SystemExit):
+        arguments(pictures, tmp_path, "--arch vit_b_32")

@@ -56,13 +56,13 @@ def image_size(args: argparse.Namespace) -> tuple[int, int]:
 
 def check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     """End with one line if these options are wrong or do not go together. Called before `defaults`."""
+    _find_weights(parser, args)
     if args.task == "segmentation" or args.arch != "convnet":
         from fastmaker.training import architectures  # imported only here: it imports torch, which takes a second
 
+        downloaded = args.pretrained is True or (args.pretrained is None and args.resume_from is None)
         try:
-            architectures.check(
-                args.arch, args.task, args.image_size or image_size(args), args.pretrained in (None, True)
-            )
+            architectures.check(args.arch, args.task, args.image_size or image_size(args), downloaded)
         except architectures.ArchitectureError as error:
             parser.error(str(error))
     for name, those in OF_TASKS.items():
@@ -70,7 +70,6 @@ def check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
             parser.error(f"--{name.replace('_', '-')} is not for {args.task}")
     if args.arch == "convnet" and args.pretrained is True:
         parser.error("--pretrained true: there are no pretrained weights for convnet")
-    _find_weights(parser, args)
 
 
 def _find_weights(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
