@@ -100,7 +100,7 @@ def main() -> None:
         fruit.write_scenes(folder / "scenes")
         classifier, unet = train(folder, OF_PHOTOS), train(folder, OF_SCENES)
         held_out = [sorted((folder / "photos/held-out" / kind).iterdir())[0] for kind in fruit.KINDS]
-        more = sorted((folder / "photos/held-out" / fruit.KINDS[0]).iterdir())[1]
+        more = sorted((folder / "photos/held-out" / "orange").iterdir())[1]
         scene = folder / "scenes/images/00.jpg"
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
         with server.running(classifier, held_out, Corrections(folder / "corrections")) as url:
