@@ -5,6 +5,7 @@ import gzip
 import importlib.util
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -157,7 +158,8 @@ def test_a_node_that_does_not_see_a_place_or_cannot_load_the_model_says_so(digit
     monkeypatch.setattr(worker.Settings, "packages", ["nowhere"])
     assert worker.why_not(own, model, "a", "token") == "it lacks nowhere"
     lost = worker.Worker(in_s3, lambda: model)({"name": ["a", "b"]})
-    assert ["Unable to locate credentials" in error for error in lost["error"]] == [True, True]
+    reasons = "Unable to locate credentials|Could not connect"  # another test may have left credentials with boto3
+    assert [bool(re.search(reasons, error)) for error in lost["error"]] == [True, True]
 
 
 def test_what_was_written_is_not_done_again(digits_bundle, pngs, tmp_path):
