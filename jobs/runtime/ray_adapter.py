@@ -18,6 +18,7 @@ PING_SECONDS = 5
 ATTEMPTS = 3  # for a request that processes die of
 RESTART_SECONDS = 60  # in which Ray Serve listens again; AWS's limit of an answer
 PAUSE_SECONDS = 0.25
+NO_ROUTES = b"Path '/' not found. Ping http://.../-/routes"  # says a proxy that was started anew, until it knows them
 CLIENT = web.AppKey("client", aiohttp.ClientSession)
 BACKEND = web.AppKey("backend", str)
 LAST_DEATH = web.AppKey("last_death", Callable[[], float])
@@ -70,8 +71,10 @@ async def _ask(app: web.Application, body: bytes, headers: dict[str, str]) -> we
         try:
             async with app[CLIENT].post(f"{app[BACKEND]}/", data=body, headers=headers) as answer:
                 content = await answer.read()
-            attempts += 1
-            if answer.status != 500 or attempts == ATTEMPTS or app[LAST_DEATH]() < asked:
+            starting = answer.status == 404 and content.startswith(NO_ROUTES) and asked - begun < RESTART_SECONDS
+            attempts += not starting
+            died_of = answer.status == 500 and attempts < ATTEMPTS and app[LAST_DEATH]() >= asked
+            if not (starting or died_of):
                 kind = answer.headers.get("Content-Type", headers["Accept"])
                 if kind.startswith("text/") and "charset=" not in kind.lower():
                     kind += "; charset=utf-8"  # as the web framework of AWS's adapter does
