@@ -63,12 +63,7 @@ def _invocation_rows(environment: dict[str, str], home: Path, name: str, photos:
         _answering_at_once() as url,
         Processes(1, boto3_client, {**environment, "AWS_ENDPOINT_URL": url}, name) as alone,
     ):
-        p50, beside_p50 = common.alternate(
-            lambda: ours.latency(photos, TURN_SECONDS), lambda: beside.latency(photos, TURN_SECONDS), turns
-        )
-        rate, beside_rate = common.alternate(
-            lambda: ours.throughput(photos, TURN_SECONDS), lambda: beside.throughput(photos, TURN_SECONDS), turns
-        )
+        (p50, beside_p50), (rate, beside_rate) = latency_and_throughput(ours, beside, photos, turns)
         own = alone.latency(photos, TURN_SECONDS)
         cpu, beside_cpu = common.alternate(
             lambda: _cpu_of_a_request(ours, photos), lambda: beside.one(photos, TURN_SECONDS)[3], turns
@@ -83,6 +78,20 @@ def _invocation_rows(environment: dict[str, str], home: Path, name: str, photos:
         ["of these boto3 itself, p50 ms", round(1000 * own, 1), "", "signed, sent and answered at once"],
         [f"{CLIENTS} clients, images/s", *rounded(rate, beside_rate), f"{rate / beside_rate:.2f}"],
     ]
+
+
+def latency_and_throughput(
+    ours: Processes, beside: Processes, photos: list[bytes], turns: int
+) -> tuple[tuple[float, float], tuple[float, float]]:
+    """Ask both in turns of TURN_SECONDS; return the median seconds of a request, and the requests a second, of each."""
+    return (
+        common.alternate(
+            lambda: ours.latency(photos, TURN_SECONDS), lambda: beside.latency(photos, TURN_SECONDS), turns
+        ),
+        common.alternate(
+            lambda: ours.throughput(photos, TURN_SECONDS), lambda: beside.throughput(photos, TURN_SECONDS), turns
+        ),
+    )
 
 
 def _cpu_of_a_request(clients: Processes, photos: list[bytes]) -> float:

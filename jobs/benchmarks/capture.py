@@ -32,14 +32,7 @@ def measure(*, arch: str, image_size: int, images: str | None, turns: int) -> li
             Processes(CLIENTS, aws.process_client, home, captured) as ours,
             Processes(CLIENTS, aws.process_client, home, not_captured) as beside,
         ):
-            p50, beside_p50 = common.alternate(
-                lambda: ours.latency(photos, aws.TURN_SECONDS), lambda: beside.latency(photos, aws.TURN_SECONDS), turns
-            )
-            rate, beside_rate = common.alternate(
-                lambda: ours.throughput(photos, aws.TURN_SECONDS),
-                lambda: beside.throughput(photos, aws.TURN_SECONDS),
-                turns,
-            )
+            (p50, beside_p50), (rate, beside_rate) = aws.latency_and_throughput(ours, beside, photos, turns)
     return [
         ["1 client, p50 ms", *aws.rounded(1000 * p50, 1000 * beside_p50), f"{1000 * (p50 - beside_p50):+.2f} ms"],
         [f"{CLIENTS} clients, images/s", *aws.rounded(rate, beside_rate), f"{rate / beside_rate:.2f}"],

@@ -2,6 +2,7 @@
 
 import tempfile
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -79,22 +80,13 @@ class OneImage:
         self.said = gradio.HTML(markup.note("There is no image yet."))
         self.threshold = gradio.Slider(0, 1, 0.5, step=0.01, label="Threshold of labels", visible=False)
         self.opacity = gradio.Slider(0, 1, 0.5, step=0.05, label="Opacity of the mask", visible=False)
-        self.drawing = gradio.Image(
-            label="As the model was given it",
-            alt_text="The image as the model was given it, with its answer",
-            interactive=False,
-            visible=False,
-            format="png",
-            buttons=["fullscreen"],
+        shown = partial(gradio.Image, interactive=False, visible=False, format="png", buttons=["fullscreen"])
+        self.drawing = shown(
+            label="As the model was given it", alt_text="The image as the model was given it, with its answer"
         )
         self.explain = gradio.Button("Show where the network looked", visible=False)
-        self.map = gradio.Image(
-            label="Where the network looked",
-            alt_text="The image, the redder the more it spoke for the label",
-            interactive=False,
-            visible=False,
-            format="png",
-            buttons=["fullscreen"],
+        self.map = shown(
+            label="Where the network looked", alt_text="The image, the redder the more it spoke for the label"
         )
 
     def _build_correction(self) -> None:
