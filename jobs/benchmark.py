@@ -88,6 +88,7 @@ def _add_torchserve(parser) -> None:
 def _add_ray(parser) -> None:
     parser.add_argument("--task", choices=("classification", "segmentation"), default="classification")
     parser.add_argument("--arch", default="resnet34", help=DEFAULT)
+    parser.add_argument("--instance-type", choices=("local", "local_gpu"), default="local", help=DEFAULT)
     parser.add_argument("--batch-size", type=int, default=4, help=DEFAULT)
     parser.add_argument("--max-batch-delay", type=int, default=20, help=f"ms to wait for a full batch {DEFAULT}")
     parser.add_argument("--clients", type=int, default=8, help=f"concurrent requests {DEFAULT}")
@@ -196,6 +197,7 @@ def _ray(args) -> tuple[list[str], list[list]]:
     return rayserve.HEADER, rayserve.measure(
         task=args.task,
         arch=args.arch,
+        instance_type=args.instance_type,
         batch_size=args.batch_size,
         max_batch_delay=args.max_batch_delay,
         clients=args.clients,

@@ -133,6 +133,18 @@ def test_what_the_images_run_imports_nothing_that_they_lack(file):
     assert {room_of(name) for name in names} == {"fastmaker.jobs.runtime"}
 
 
+def test_the_tests_of_source_run_where_jobs_are_missing():
+    """`make test-versions` runs them so."""
+    helpers = {f"helpers.{file.stem}": file for file in TESTS if file.parent.name == "helpers"}
+    found = []
+    for file in [file for file in TESTS if "source" in file.relative_to(REPOSITORY).parts]:
+        names = [name for _, name in imports(file)]
+        for name in names:
+            names += [more for helper in helpers if name.startswith(helper) for _, more in imports(helpers[helper])]
+        found += [f"{file}: {name}" for name in names if name.startswith(("fastmaker.jobs", "fastmaker.local"))]
+    assert not found, "\n".join(found)
+
+
 def test_source_and_the_engine_are_imported_by_their_own_names_alone():
     files = [*modules().values(), REPOSITORY / "source" / "entry_point.py", *TESTS]
     names = re.compile(r"jobs(\.|$)|source(\.|$)|fastmaker\.jobs\.local")

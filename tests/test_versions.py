@@ -1,7 +1,7 @@
 """`source/` under other versions of torch than constraints.txt's, each in an environment that is removed afterwards.
 
     make test-versions
-    make test-versions TORCH_PAIRS="2.7.1/0.22.1 2.9.1/0.24.1"
+    make test-versions TORCH_PAIRS="2.7.1/0.22.1 2.10.0/0.25.0/python3.13"
 
 The training image and the inference image of one endpoint differ in their torch, so that a bundle that was made under
 one version is served under another: this is tried both ways.
@@ -22,11 +22,13 @@ from helpers import environments, kinds
 pytestmark = pytest.mark.versions
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-# torch and a torchvision that takes it: those of the newest inference image, and the newest that there are.
+# torch, a torchvision that takes it, and a Python if it is another: those of the newest inference image, and the newest
+# that there are.
 PAIRS = os.environ.get("TORCH_PAIRS", "2.6.0/0.21.0 2.15.0/0.29.2").split()
 # What source/ and its tests import; what they need in turn comes with it.
 PACKAGES = (
     "fastai",
+    "hypothesis",
     "psutil",
     "pytest",
     "sagemaker-inference",
@@ -62,7 +64,7 @@ class Environment(NamedTuple):
 @pytest.fixture(scope="module", params=PAIRS)
 def other(request, tmp_path_factory):
     """An environment with a pair's torch and torchvision; there is one at a time."""
-    torch, torchvision = parse(request.param)
+    torch, torchvision, python = parse(request.param)
     has_onnx = tuple(map(int, torch.split(".")[:2])) >= ONNX_TORCH
     pinned = (REPOSITORY / "constraints.txt").read_text().splitlines()
     others = [line for line in pinned if not line.startswith(("torch==", "torchvision=="))]
@@ -71,7 +73,7 @@ def other(request, tmp_path_factory):
     constraints.write_text("\n".join([*others, f"torch=={torch}", f"torchvision=={torchvision}"]))
     packages = ["torch", "torchvision", *PACKAGES, *(ONNX_PACKAGES if has_onnx else ())]
     try:
-        python = environments.create(folder / "environment")
+        python = environments.create(folder / "environment", python)
         print(f"\ninstalling torch {torch} and torchvision {torchvision}", flush=True)
         with environments.needed_by("versions"):
             environments.install(python, "--constraint", constraints, *packages)
@@ -81,10 +83,10 @@ def other(request, tmp_path_factory):
 
 
 def parse(pair):
-    """The versions of torch and torchvision."""
-    if not re.fullmatch(r"\d+\.\d+[^/]*/\d+\.\d+[^/]*", pair):
+    """The versions of torch and torchvision, and the Python, this one if none is named."""
+    if not (found := re.fullmatch(r"(\d+\.\d+[^/]*)/(\d+\.\d+[^/]*)(?:/(.+))?", pair)):
         pytest.fail(f"TORCH_PAIRS holds {pair!r}; expected TORCH/TORCHVISION, as in 2.6.0/0.21.0", pytrace=False)
-    return pair.split("/")
+    return found[1], found[2], found[3] or sys.executable
 
 
 def test_the_tests_of_source_pass(other):

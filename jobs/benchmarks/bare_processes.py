@@ -66,11 +66,11 @@ def first_answer(model_dir: Path, precision: str) -> tuple[float, float]:
     return time.perf_counter() - started, int(resident) / 2**20
 
 
-def predictor(model_dir: str, precision: str) -> Callable[[bytes], None]:
-    """Return a function that predicts a photo in one thread."""
+def predictor(model_dir: str, precision: str, device: str = "cpu") -> Callable[[bytes], None]:
+    """Return a function that predicts a photo in one thread, on a torch device."""
     from fastmaker import preprocess
 
-    model = _load(model_dir, precision)
+    model = _load(model_dir, precision, device)
 
     def predict(photo: bytes) -> None:
         model.predict([preprocess.decode(photo)])
@@ -93,13 +93,13 @@ def _call_until_ended(pipe, make: Callable[..., Callable], arguments: tuple) -> 
         pipe.send((len(times), elapsed, statistics.median(times), cpu / len(times)))
 
 
-def _load(model_dir: str, precision: str):
+def _load(model_dir: str, precision: str, device: str = "cpu"):
     import torch
 
     from fastmaker.serving import models
 
     torch.set_num_threads(1)
-    return models.load(model_dir, precision=precision)
+    return models.load(model_dir, device, precision)
 
 
 def main(model_dir: str, precision: str) -> None:

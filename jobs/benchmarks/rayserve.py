@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from fastmaker.jobs import instance_types
 from fastmaker.jobs.backends import servers
 from fastmaker.jobs.benchmarks import common
 from fastmaker.jobs.benchmarks.bare_processes import Processes, predictor
@@ -20,12 +21,20 @@ HEADER = ["measured", "images/s", "of the bare loop", "of TorchServe, no batches
 
 
 def measure(
-    *, task: str, arch: str, batch_size: int, max_batch_delay: int, clients: int, seconds: float, rounds: int
+    *,
+    task: str,
+    arch: str,
+    instance_type: str,
+    batch_size: int,
+    max_batch_delay: int,
+    clients: int,
+    seconds: float,
+    rounds: int,
 ) -> list[list]:
     """Return rows of HEADER; all servers run, and are measured in turn, `rounds` times for `seconds` each.
 
-    Each has a worker a core. `max_batch_delay` is in ms, `clients` the number of concurrent requests; the ratios are
-    medians over the rounds. Raises Failure without Ray Serve.
+    Each has a worker a core, or one on the GPU with `instance_type` local_gpu. `max_batch_delay` is in ms, `clients`
+    the number of concurrent requests; the ratios are medians over the rounds. Raises Failure without Ray Serve.
     """
     image = servers.public_ray_image(None)
     if reason := rayserve.missing(image):
@@ -36,13 +45,14 @@ def measure(
         untrained = common.untrained_unet if task == "segmentation" else common.untrained_classifier
         model_dir = untrained(arch, Path(scratch, "model"))
         pack(model_dir, archive := Path(scratch, "model.tar.gz"))
-        bare = stack.enter_context(Processes(cores(), predictor, str(model_dir), "float32"))
+        count, device = (1, "cuda:0") if instance_types.is_gpu(instance_type) else (cores(), "cpu")
+        bare = stack.enter_context(Processes(count, predictor, str(model_dir), "float32", device))
         measures: dict[str, Callable[[], float]] = {
-            f"bare loop, {cores()} processes": functools.partial(bare.throughput, photos, seconds)
+            f"bare loop, {count} process(es)": functools.partial(bare.throughput, photos, seconds)
         }
         for server, of_it in (("Ray Serve", image), ("TorchServe", None)):
             for title, env in (("no batches", {}), (f"batches of {batch_size}", batches)):
-                url = stack.enter_context(_serving(archive, env, of_it, photos))
+                url = stack.enter_context(_serving(archive, env, of_it, instance_type, photos))
                 asking = [common.http_client(url) for _ in range(clients)]
                 rate = functools.partial(common.requests_per_second, asking, photos, seconds)
                 measures[f"{server}, {title}"] = rate
@@ -60,9 +70,11 @@ def _rows(names: list[str], found: list[list[float]]) -> list[list]:
 
 
 @contextlib.contextmanager
-def _serving(archive: Path, env: dict[str, str], image: str | None, photos: list[bytes]) -> Iterator[str]:
+def _serving(
+    archive: Path, env: dict[str, str], image: str | None, instance_type: str, photos: list[bytes]
+) -> Iterator[str]:
     """Serve an archive of the bundle; yield where its server is asked, once each worker has answered."""
-    with endpoint.running(archive, env, image) as (session, name):
+    with endpoint.running(archive, env, image, instance_type=instance_type) as (session, name):
         [server] = session.sagemaker_client.endpoints.read(name)["servers"]
         url = f"http://127.0.0.1:{server['port']}/invocations"
         common.requests_per_second([common.http_client(url) for _ in range(2 * cores())], photos, 1)

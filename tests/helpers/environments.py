@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 
-def create(folder: Path) -> Path:
-    """Make an environment with nothing in it but pip; returns its Python."""
-    subprocess.run([sys.executable, "-m", "venv", folder], check=True)
+def create(folder: Path, python: str = sys.executable) -> Path:
+    """Make an environment of that Python with nothing in it but pip; returns its own Python."""
+    subprocess.run([python, "-m", "venv", folder], check=True)
     return folder / "bin" / "python"
 
 

@@ -6,7 +6,7 @@ import sys
 import zipfile
 
 import pytest
-from helpers import exports
+from helpers import exports, unresized
 from helpers.commands import ENVIRONMENT, exit_status, next_command, one_line
 
 from fastmaker import bundle
@@ -107,3 +107,14 @@ def test_bad_usage_gets_one_line(tmp_path, monkeypatch, capsys, words, reason):
     assert exit_status(convert, *words.split()) == 2
     assert reason in one_line(capsys.readouterr().err)
     assert not (tmp_path / "model").exists()
+
+
+@pytest.mark.slow
+def test_the_command_takes_the_size_that_it_asks_for(tmp_path):
+    export = unresized.exported(unresized.learner(tmp_path / "photos")).path / "export.pkl"
+    refused = run(export, "model", "--trust", cwd=tmp_path)
+    assert refused.returncode == 2
+    assert "--image-size HEIGHTxWIDTH" in one_line(refused.stderr.decode())
+    made = run(export, "model", "--trust", "--image-size", "20x28", cwd=tmp_path)
+    assert made.returncode == 0, made.stderr
+    assert "3 labels, 20x28 pixels" in made.stdout.decode()

@@ -2,26 +2,11 @@
 
 import json
 import os
-import subprocess
-import sys
 
 import numpy as np
 import pytest
-from fastai.vision.all import (
-    CategoryBlock,
-    CrossEntropyLossFlat,
-    DataBlock,
-    ImageBlock,
-    Learner,
-    RandomSplitter,
-    RatioResize,
-    Resize,
-    aug_transforms,
-    load_learner,
-    parent_label,
-    set_seed,
-)
-from helpers.commands import ENVIRONMENT, one_line
+from fastai.vision.all import RatioResize, Resize, aug_transforms
+from helpers.unresized import SIZE, exported, learner
 from PIL import Image
 from torch import nn
 
@@ -29,39 +14,6 @@ from fastmaker import BundleError, load_bundle, preprocess, save_bundle
 from fastmaker.training import convert
 
 pytestmark = pytest.mark.learner
-LABELS = ("a", "b", "c")
-SIZE = (20, 28)  # (height, width)
-
-
-def files_of(folder, sizes=(SIZE,)):
-    numbers = np.random.default_rng(3)
-    for n in range(12):
-        file = folder / LABELS[n % 3] / f"{n}.png"
-        file.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(numbers.integers(0, 256, (*sizes[n % len(sizes)], 3), np.uint8)).save(file)
-    return sorted(folder.rglob("*.png"))
-
-
-def learner(folder, network=None, sizes=(SIZE,), **transforms):
-    """A Learner of images of `sizes`, with a network that takes images of SIZE alone."""
-    set_seed(2)
-    fixed = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.Flatten(), nn.Linear(4 * SIZE[0] * SIZE[1], 3))
-    block = DataBlock(
-        (ImageBlock, CategoryBlock),
-        get_items=lambda folder: files_of(folder, sizes),
-        get_y=parent_label,
-        splitter=RandomSplitter(0.5, seed=1),
-        **transforms,
-    )
-    dls = block.dataloaders(folder, bs=1, num_workers=0)
-    return Learner(dls, network or fixed, loss_func=CrossEntropyLossFlat(), path=folder)
-
-
-def exported(learn):
-    for name in ("get_items", "get_y"):
-        setattr(learn.dls, name, None)
-    learn.export("export.pkl")
-    return load_learner(learn.path / "export.pkl")
 
 
 def free():
@@ -153,16 +105,3 @@ def test_the_process_that_loads_a_pickle_is_told_the_size(tmp_path):
     with os.fdopen(reading) as replies:
         assert json.loads(replies.readline()) == {"stand_ins": []}
     assert load_bundle(tmp_path / "model").info.image_size == SIZE
-
-
-@pytest.mark.slow
-def test_the_command_takes_the_size_that_it_asks_for(tmp_path):
-    learn = exported(learner(tmp_path / "photos"))
-    command = [sys.executable, "-m", "fastmaker.jobs", "convert", learn.path / "export.pkl", "model", "--trust"]
-    options = {"env": ENVIRONMENT, "cwd": tmp_path, "capture_output": True}
-    refused = subprocess.run(command, **options)
-    assert refused.returncode == 2
-    assert "--image-size HEIGHTxWIDTH" in one_line(refused.stderr.decode())
-    made = subprocess.run([*command, "--image-size", "20x28"], **options)
-    assert made.returncode == 0, made.stderr
-    assert "3 labels, 20x28 pixels" in made.stdout.decode()
