@@ -14,7 +14,7 @@ from fastmaker.jobs.cli import errors
 from fastmaker.jobs.packaging import endpoint
 from fastmaker.local.containers import pack
 from fastmaker.local.serving import rayserve
-from fastmaker.serving.settings import BATCH_DELAY, BATCH_SIZE, cores
+from fastmaker.serving.settings import BATCH_DELAY, BATCH_SIZE, WORKERS, cores, with_workers
 
 HEADER = ["measured", "images/s", "of the bare loop", "of TorchServe, no batches", "of TorchServe, batches"]
 
@@ -31,7 +31,8 @@ def measure(
     if reason := rayserve.missing(image):
         raise errors.Failure(reason)
     photos = common.generated_photos(32)
-    batches = {BATCH_SIZE: str(batch_size), BATCH_DELAY: str(max_batch_delay)}
+    a_core = {WORKERS: str(cores())}
+    batches = with_workers({**a_core, BATCH_SIZE: str(batch_size), BATCH_DELAY: str(max_batch_delay)})
     with tempfile.TemporaryDirectory() as scratch, contextlib.ExitStack() as stack:
         untrained = common.untrained_unet if task == "segmentation" else common.untrained_classifier
         model_dir = untrained(arch, Path(scratch, "model"))
@@ -41,7 +42,7 @@ def measure(
             f"bare loop, {cores()} processes": functools.partial(bare.throughput, photos, seconds)
         }
         for server, of_it in (("Ray Serve", image), ("TorchServe", None)):
-            for title, env in (("no batches", {}), (f"batches of {batch_size}", batches)):
+            for title, env in (("no batches", a_core), (f"batches of {batch_size}", batches)):
                 url = stack.enter_context(_serving(archive, env, of_it, photos))
                 asking = [common.http_client(url) for _ in range(clients)]
                 rate = functools.partial(common.requests_per_second, asking, photos, seconds)
