@@ -53,6 +53,7 @@ def serve_by_torchserve() -> None:
     os.environ.setdefault("SAGEMAKER_PROGRAM", "entry_point.py")  # here alone: `train` would put it above the job's own
     follow_settings()
     os.environ["TS_INFERENCE_ADDRESS"] = f"http://0.0.0.0:{PORT}"
+    start_all_workers()
     give_up_root()
     os.chdir(tempfile.gettempdir())  # the servers write where they start
     Path(".model_server.pid").unlink(missing_ok=True)  # of before the container was stopped
@@ -101,6 +102,14 @@ def follow_settings() -> None:
         # A batch of 1 is the server's own, and any such variable changes the toolkit's timeouts.
         if type(value) is int and value > (name == SETTINGS["batch_size"]):
             os.environ.setdefault(name, str(value))
+
+
+def start_all_workers() -> None:
+    """Have the toolkit start the workers that are asked for: once such a variable is set, it starts one by itself."""
+    workers = os.environ.get(SETTINGS["workers"], "")
+    if workers.isdigit() and int(workers) and any(name.startswith("SAGEMAKER_TS_") for name in os.environ):
+        for name in ("SAGEMAKER_TS_MIN_WORKERS", "SAGEMAKER_TS_MAX_WORKERS"):
+            os.environ.setdefault(name, workers)
 
 
 def give_up_root() -> None:

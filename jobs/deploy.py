@@ -86,7 +86,7 @@ def main(args) -> int:
         name=args.endpoint_name or name_from_base("fastmaker"),
         model_data=storage.uri_of(str(model)),
         instance_count=args.instance_count,
-        env={**serving_environment(model, args.model), **dict(args.env)},
+        env=serving_environment(model, args.model, dict(args.env)),
         volume_size=args.volume_size,
         serverless_memory=args.serverless_memory,
         serverless_concurrency=args.serverless_concurrency,

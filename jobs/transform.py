@@ -107,7 +107,7 @@ def _run(args, backend: backends.Backend, data_type: str, source: str, inputs: I
         source=source,
         data_type=data_type,
         output=storage.uri_of(args.output) if args.output else None,
-        env={**models.serving_environment(model, args.model), **dict(args.env)},
+        env=models.serving_environment(model, args.model, dict(args.env)),
         **{name: getattr(args, name) for name in SETTINGS},
     )
     if not backend.check(request):

@@ -9,8 +9,9 @@ request (https://sagemaker.readthedocs.io/en/v2/frameworks/pytorch/using_pytorch
 
 import sys
 
-from fastmaker import preprocess
-from fastmaker.serving import errors, wire
+from fastmaker.serving.toolkit import input_fn, output_fn, predict_fn
+
+__all__ = ["input_fn", "main", "model_fn", "output_fn", "predict_fn"]
 
 
 def main(argv=None):
@@ -27,29 +28,10 @@ def model_fn(model_dir, context):
     from fastmaker.serving import models, toolkit
 
     gpu = context.system_properties.get("gpu_id") if torch.cuda.is_available() else None
-    torch.set_num_threads(models.threads_per_worker(model_dir=model_dir))
+    torch.set_num_threads(models.threads_per_worker(models.toolkit_workers(), model_dir))
     model = models.load(model_dir, "cpu" if gpu is None else f"cuda:{gpu}")
     toolkit.prepare()
     return model
-
-
-def input_fn(body, content_type, context=None):
-    """Return a request body as `wire.Images`. Raises an `errors.RequestError`, whose status is the response's."""
-    headers = context.get_all_request_header(0) if context else {}
-    return wire.decode(body, content_type, wire.header(headers, wire.CUSTOM_ATTRIBUTES))
-
-
-def predict_fn(request, model):
-    """Return the `wire.Answer` to `wire.Images`. Raises `errors.BadRequest`."""
-    try:
-        return wire.Answer(model.predict_in_time(request.images, request.mask_size), request.single)
-    except preprocess.ImageError as error:
-        raise errors.BadRequest(str(error)) from None
-
-
-def output_fn(answer, accept):
-    """Return the answer's bytes and their content type. Raises `errors.NotAcceptable`."""
-    return wire.check_response_size(*wire.encode(answer, accept))
 
 
 if __name__ == "__main__":

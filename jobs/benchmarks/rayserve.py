@@ -15,7 +15,7 @@ from fastmaker.jobs.cli import errors
 from fastmaker.jobs.packaging import endpoint
 from fastmaker.local.containers import pack
 from fastmaker.local.serving import rayserve
-from fastmaker.serving.settings import BATCH_DELAY, BATCH_SIZE, cores
+from fastmaker.serving.settings import BATCH_DELAY, BATCH_SIZE, WORKERS, cores, with_workers
 
 HEADER = ["measured", "images/s", "of the bare loop", "of TorchServe, no batches", "of TorchServe, batches"]
 
@@ -40,18 +40,19 @@ def measure(
     if reason := rayserve.missing(image):
         raise errors.Failure(reason)
     photos = common.generated_photos(32)
-    batches = {BATCH_SIZE: str(batch_size), BATCH_DELAY: str(max_batch_delay)}
+    count, device = (1, "cuda:0") if instance_types.is_gpu(instance_type) else (cores(), "cpu")
+    workers = {WORKERS: str(count)}
+    batches = with_workers({**workers, BATCH_SIZE: str(batch_size), BATCH_DELAY: str(max_batch_delay)})
     with tempfile.TemporaryDirectory() as scratch, contextlib.ExitStack() as stack:
         untrained = common.untrained_unet if task == "segmentation" else common.untrained_classifier
         model_dir = untrained(arch, Path(scratch, "model"))
         pack(model_dir, archive := Path(scratch, "model.tar.gz"))
-        count, device = (1, "cuda:0") if instance_types.is_gpu(instance_type) else (cores(), "cpu")
         bare = stack.enter_context(Processes(count, predictor, str(model_dir), "float32", device))
         measures: dict[str, Callable[[], float]] = {
             f"bare loop, {count} process(es)": functools.partial(bare.throughput, photos, seconds)
         }
         for server, of_it in (("Ray Serve", image), ("TorchServe", None)):
-            for title, env in (("no batches", {}), (f"batches of {batch_size}", batches)):
+            for title, env in (("no batches", workers), (f"batches of {batch_size}", batches)):
                 url = stack.enter_context(_serving(archive, env, of_it, instance_type, photos))
                 asking = [common.http_client(url) for _ in range(clients)]
                 rate = functools.partial(common.requests_per_second, asking, photos, seconds)

@@ -24,7 +24,8 @@ from fastmaker.jobs.benchmarks import common
 from fastmaker.jobs.packaging import endpoint
 from fastmaker.jobs.verification.comparison import answer
 from fastmaker.local.containers import pack
-from fastmaker.serving.settings import BATCH_SIZE, THREADS, WORKERS, Settings, cores
+from fastmaker.serving import settings as serving
+from fastmaker.serving.settings import THREADS, Settings, cores
 
 HEADER = ("engine", "precision", "workers", "threads", "batch", "images/s", "p99, ms", "same", "difference", "result")
 COMPARED = 64  # images, at most, that a computation is compared on
@@ -260,8 +261,7 @@ def environment(settings: Settings) -> dict[str, str]:
         "FASTMAKER_ENGINE": settings.engine,
         "FASTMAKER_PRECISION": settings.precision,
         THREADS: str(settings.threads),
-        WORKERS: str(settings.workers),
-        BATCH_SIZE: str(settings.batch_size),
+        **serving.with_workers(serving.environment(settings)),
     }
 
 

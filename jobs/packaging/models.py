@@ -10,7 +10,7 @@ import shutil
 import tarfile
 import tempfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from fastmaker.jobs import backends, storage
@@ -93,14 +93,22 @@ def copy_without_code(model_dir: Path, folder: Path) -> None:
             shutil.copy2(model_dir / name, folder)
 
 
-def serving_environment(found: Path | str, model: str) -> dict[str, str]:
-    """Return the variables that the serving.json of what `locate` has found asks of a server, and say so in a line.
+def serving_environment(found: Path | str, model: str, given: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Return the variables of a server for what `locate` has found: those `given`, and what serving.json asks for.
 
-    Empty without one. The archive of a training job on AWS, which `model` named, has none and is not fetched for it; of
-    one that cannot be read a line says why. Raises bundle.BundleError.
+    A line says what serving.json has. The archive of a training job on AWS, which `model` named, has none and is not
+    fetched for it; of one that cannot be read a line says why. Raises bundle.BundleError.
     """
-    if isinstance(found, str) and found != model:
+    own = {} if isinstance(found, str) and found != model else _settings(found)
+    if not (own or given):
         return {}
+    from fastmaker.serving import settings
+
+    return settings.with_workers({**own, **(given or {})})
+
+
+def _settings(found: Path | str) -> dict[str, str]:
+    """Return the variables that serving.json asks for, and print a line."""
     try:
         data = _content(found, SERVING_FILE)
     except (OSError, tarfile.TarError, EOFError, zlib.error) as error:

@@ -1,5 +1,6 @@
 """``fastmaker tune``: how it searches, what it writes, and who follows that."""
 
+import dataclasses
 import functools
 import json
 import runpy
@@ -18,6 +19,14 @@ from fastmaker.local.containers import pack
 from fastmaker.serving import settings
 
 OWN = settings.Settings("torch", "float32", workers=3, threads=2, batch_size=4, measured={"cores": 2})
+
+
+WANTED = {
+    "SAGEMAKER_MODEL_SERVER_WORKERS": "3",
+    "SAGEMAKER_TS_BATCH_SIZE": "4",
+    "SAGEMAKER_TS_MIN_WORKERS": "3",
+    "SAGEMAKER_TS_MAX_WORKERS": "3",
+}
 
 
 @pytest.fixture(scope="module")
@@ -82,10 +91,27 @@ def test_an_endpoint_is_told_the_settings_of_a_folder_and_of_an_archive(tuned, t
     model = tuned
     if packed:
         pack(tuned, model := tmp_path / "model.tar.gz")
-    expected = {"SAGEMAKER_MODEL_SERVER_WORKERS": "3", "SAGEMAKER_TS_BATCH_SIZE": "4"}
-    assert models.serving_environment(model, "job") == expected
+    assert models.serving_environment(model, "job") == WANTED
     line = "serving.json: torch float32, 3 x 2 threads, batches of 4, measured on 2 cores\n"
     assert capsys.readouterr().out == line
+
+
+@pytest.mark.parametrize(
+    ("given", "changed"),
+    [
+        ({settings.WORKERS: "1"}, {name: "1" for name in WANTED if name.endswith("WORKERS")}),
+        ({settings.MIN_WORKERS: "2"}, {settings.MIN_WORKERS: "2"}),
+        ({"OTHER": "x"}, {"OTHER": "x"}),
+    ],
+)
+def test_variables_of_an_endpoint_win_over_the_settings(tuned, given, changed):
+    assert models.serving_environment(tuned, "job", given) == {**WANTED, **changed}
+
+
+def test_a_setting_is_measured_with_the_workers_that_it_will_run_with():
+    for size, more in ((4, WANTED), (1, {settings.WORKERS: "3"})):
+        found = tuning.environment(dataclasses.replace(OWN, batch_size=size))
+        assert found == {"FASTMAKER_ENGINE": "torch", "FASTMAKER_PRECISION": "float32", settings.THREADS: "2", **more}
 
 
 def test_a_bundle_without_settings_and_the_archive_of_a_job_on_aws_ask_for_nothing(tmp_path, capsys):
@@ -113,7 +139,7 @@ def test_the_settings_of_an_archive_in_s3_are_read_or_a_line_says_why_not(tuned,
         s3.put_object(Bucket=bucket, Key="m", Body=content[: len(content) // 2] if kind == "damaged" else content)
     uri = f"s3://{bucket}/m"
     found = models.serving_environment(uri, uri)
-    assert found == ({"SAGEMAKER_MODEL_SERVER_WORKERS": "3", "SAGEMAKER_TS_BATCH_SIZE": "4"} if kind == "tuned" else {})
+    assert found == (WANTED if kind == "tuned" else {})
     first, _, rest = capsys.readouterr().out.partition("\n")
     assert first == f"reading {uri} for its serving.json"
     assert rest.startswith(SAID[kind])
@@ -162,6 +188,23 @@ def test_the_image_follows_the_settings_and_variables_win(tmp_path, monkeypatch,
     assert {key: environ[name] for key, name in names.items() if name in environ} == expected
     for name in names.values():
         environ.pop(name, None)
+
+
+@pytest.mark.parametrize(
+    ("variables", "started"),
+    [
+        ({settings.WORKERS: "2", settings.BATCH_SIZE: "4"}, "2"),
+        ({settings.WORKERS: "2"}, None),
+        ({settings.BATCH_SIZE: "4"}, None),
+        ({settings.WORKERS: "0", settings.BATCH_SIZE: "4"}, None),
+        ({settings.WORKERS: "2", settings.MIN_WORKERS: "3"}, "3"),
+    ],
+)
+def test_the_image_starts_all_workers_with_batches_as_well(monkeypatch, variables, started):
+    run = runpy.run_path(str(REPOSITORY / "docker" / "run.py"), run_name="run")
+    monkeypatch.setattr(run["os"], "environ", dict(variables))
+    run["start_all_workers"]()
+    assert run["os"].environ.get(settings.MIN_WORKERS) == started
 
 
 def test_ctrl_c_ends_the_search_rather_than_one_setting():

@@ -31,7 +31,8 @@ def max_seconds() -> int:
         return int(given)
     by_the_toolkit = any(name.startswith("SAGEMAKER_TS_") for name in os.environ)  # which then sets its own
     default = TOOLKIT_TIMEOUT if by_the_toolkit else DEFAULT_TIMEOUT
-    timeout = next((os.environ[name] for name in TIMEOUTS if os.environ.get(name)), default)
+    names = TIMEOUTS[:1] if by_the_toolkit else TIMEOUTS
+    timeout = next((os.environ[name] for name in names if os.environ.get(name)), default)
     return max(1, int(float(timeout) * SHARE))
 
 

@@ -163,7 +163,22 @@ def threads_per_worker(count: int | None = None, model_dir: str | os.PathLike | 
 
 def workers(cores: int) -> int:
     """Return how many workers serve a model: one for each core unless a variable of the container says otherwise."""
-    for name in ("SAGEMAKER_TS_MAX_WORKERS", settings.WORKERS, "TS_DEFAULT_WORKERS_PER_MODEL"):
+    for name in (settings.MAX_WORKERS, settings.WORKERS, "TS_DEFAULT_WORKERS_PER_MODEL"):
         if os.environ.get(name, "").isdigit():
             return max(1, int(os.environ[name]))
     return cores
+
+
+def toolkit_workers() -> int:
+    """Return how many workers AWS's serving toolkit has TorchServe start for a model.
+
+    It is one for each GPU, else for each core, unless a variable says otherwise. In a container of many models it is
+    one.
+    """
+    many = os.environ.get("SAGEMAKER_MULTI_MODEL") == "true"
+    if not many and any(name in os.environ for name in settings.OF_TORCHSERVE):
+        return max(1, int(os.environ.get(settings.MIN_WORKERS, 1)))
+    for name in ("TS_DEFAULT_WORKERS_PER_MODEL", settings.WORKERS):  # 0 is as if it were not set
+        if os.environ.get(name, "").isdigit() and (count := int(os.environ[name])):
+            return count
+    return 1 if many else torch.cuda.device_count() or settings.cores()

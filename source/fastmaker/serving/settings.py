@@ -7,6 +7,7 @@ starts before it reads a bundle: who starts one asks for `environment`. Environm
 import dataclasses
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,9 @@ ENGINES = ("torch", "onnxruntime", "openvino")
 WORKERS = "SAGEMAKER_MODEL_SERVER_WORKERS"
 BATCH_SIZE = "SAGEMAKER_TS_BATCH_SIZE"
 BATCH_DELAY = "SAGEMAKER_TS_MAX_BATCH_DELAY"  # in ms
+MIN_WORKERS, MAX_WORKERS = "SAGEMAKER_TS_MIN_WORKERS", "SAGEMAKER_TS_MAX_WORKERS"
+# Once one of these is set, the toolkit asks TorchServe for MIN_WORKERS workers, by default 1, whatever WORKERS says.
+OF_TORCHSERVE = (BATCH_SIZE, BATCH_DELAY, MIN_WORKERS, MAX_WORKERS, "SAGEMAKER_TS_RESPONSE_TIMEOUT")
 THREADS = "FASTMAKER_THREADS"
 MOST = 1024  # workers, threads, requests in a batch
 
@@ -83,8 +87,15 @@ def save(model_dir: str | os.PathLike, settings: Settings) -> None:
 
 
 def environment(settings: Settings) -> dict[str, str]:
-    """Return the variables by which AWS's serving toolkit starts the workers of the settings."""
+    """Return the variables that ask a server for the settings; `with_workers` completes them for AWS's toolkit."""
     env = {WORKERS: str(settings.workers)}
     if settings.batch_size > 1:
         env[BATCH_SIZE] = str(settings.batch_size)
     return env
+
+
+def with_workers(env: Mapping[str, str]) -> dict[str, str]:
+    """Return variables of a server, and those by which the toolkit starts the workers that WORKERS asks for."""
+    if not (env.get(WORKERS, "").isdigit() and int(env[WORKERS]) and any(name in env for name in OF_TORCHSERVE)):
+        return dict(env)
+    return {**dict.fromkeys((MIN_WORKERS, MAX_WORKERS), env[WORKERS]), **env}

@@ -43,6 +43,25 @@ def test_the_inference_toolkit_still_has_what_answers_each_request_of_a_list_alo
     assert isinstance(Context.request_processor, property)
 
 
+def test_the_inference_toolkit_still_has_what_tells_whose_functions_it_calls(monkeypatch, tmp_path):
+    """The entry point computes the requests of a list in one batch if all of them are its own."""
+    from sagemaker_inference import environment, utils
+    from sagemaker_inference.transformer import Transformer
+
+    (tmp_path / "of_contract.py").write_text("def input_fn(body, kind): ...\ndef model_fn(folder): return folder\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("SAGEMAKER_PROGRAM", "of_contract.py")
+    transformer = Transformer()
+    transformer.validate_and_initialize("folder")
+    assert transformer._model == "folder"
+    assert transformer._input_fn.__module__ == "of_contract"
+    assert transformer._predict_fn.__name__ == "default_predict_fn"
+    assert transformer._output_fn.__name__ == "default_output_fn"
+    assert transformer._transform_fn == transformer._default_transform_fn
+    assert transformer._environment.default_accept == environment.Environment().default_accept == "application/json"
+    assert utils.retrieve_content_type_header({"content-type": "image/png"}) == "image/png"
+
+
 def test_the_inference_toolkit_keeps_the_status_of_its_own_errors_alone():
     from sagemaker_inference.errors import BaseInferenceToolkitError
 

@@ -169,6 +169,7 @@ def test_a_request_that_takes_too_long_is_given_up(digits_bundle, entry_point, m
     [
         ({}, 50),
         ({"SAGEMAKER_TS_BATCH_SIZE": "8"}, 25),
+        ({"SAGEMAKER_TS_BATCH_SIZE": "8", "SAGEMAKER_MODEL_SERVER_TIMEOUT": "3600"}, 25),
         ({"SAGEMAKER_MODEL_SERVER_TIMEOUT": "3600"}, 1500),
         ({"SAGEMAKER_TS_RESPONSE_TIMEOUT": "60", "SAGEMAKER_MODEL_SERVER_TIMEOUT": "3600"}, 25),
         ({"TS_DEFAULT_RESPONSE_TIMEOUT": "1"}, 1),

@@ -1,6 +1,7 @@
 """A loaded bundle: order, batches, precisions and threads. Equality with fastai is in test_parity.py."""
 
 import os
+import re
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from PIL import Image
 from torch import nn
 
 from fastmaker import bundle, networks, preprocess
-from fastmaker.serving import engines, models
+from fastmaker.serving import engines, models, settings
 
 
 @pytest.fixture(scope="module")
@@ -157,7 +158,7 @@ WORKERS = ("SAGEMAKER_TS_MAX_WORKERS", "SAGEMAKER_MODEL_SERVER_WORKERS", "TS_DEF
 
 @pytest.fixture
 def no_workers_set(monkeypatch):
-    for name in WORKERS:
+    for name in (*WORKERS, *settings.OF_TORCHSERVE):
         monkeypatch.delenv(name, raising=False)
 
 
@@ -172,3 +173,82 @@ def test_with_a_worker_a_core_each_computes_with_one_thread(no_workers_set):
 def test_the_cores_are_shared_out_among_the_workers(no_workers_set, monkeypatch, name, workers, threads):
     monkeypatch.setenv(name, workers)
     assert models.threads_per_worker() == threads
+
+
+def test_the_toolkit_writes_workers_by_these_variables():
+    from sagemaker_pytorch_serving_container import ts_parameters
+
+    names = {value for name, value in vars(ts_parameters).items() if name.startswith("MODEL_SERVER_")}
+    assert set(settings.OF_TORCHSERVE) == names
+
+
+def started_workers(gpus: int) -> int:
+    """Return how many workers TorchServe starts by the file that the toolkit writes, and by its own variable.
+
+    Those of a model are its minWorkers, else the default, which is one for each GPU or core.
+    """
+    from sagemaker_pytorch_serving_container import torchserve
+
+    written = torchserve._generate_ts_config_properties("handler")
+    if of_model := re.search(r'"minWorkers": (\d+)', written):
+        return int(of_model[1])
+    of_file = re.findall(r"(?m)^default_workers_per_model=(\d+)$", written)
+    default = int(os.environ.get("TS_DEFAULT_WORKERS_PER_MODEL") or (of_file or [0])[-1])
+    return default or gpus or CORES
+
+
+BATCHES = {settings.BATCH_SIZE: "4"}
+
+
+@pytest.mark.parametrize("gpus", [0, 3])
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {},
+        {settings.WORKERS: "1"},
+        {settings.WORKERS: "0"},
+        {settings.WORKERS: "2", "TS_DEFAULT_WORKERS_PER_MODEL": "1"},
+        {"TS_DEFAULT_WORKERS_PER_MODEL": "1"},
+        BATCHES,
+        {**BATCHES, settings.WORKERS: "2"},
+        {**BATCHES, "TS_DEFAULT_WORKERS_PER_MODEL": "2"},
+        {**BATCHES, settings.MIN_WORKERS: "2"},
+        {**BATCHES, settings.MAX_WORKERS: "2"},
+        {settings.MAX_WORKERS: "2"},
+        {settings.MIN_WORKERS: "2", settings.MAX_WORKERS: "4", settings.WORKERS: "1"},
+        {settings.BATCH_DELAY: "10"},
+        {"SAGEMAKER_TS_RESPONSE_TIMEOUT": "10"},
+    ],
+)
+def test_the_workers_that_the_toolkit_starts_have_all_cores_among_them(no_workers_set, monkeypatch, variables, gpus):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    started = started_workers(gpus)
+    assert models.toolkit_workers() == started
+    assert models.threads_per_worker(models.toolkit_workers()) == max(1, CORES // started)
+
+
+@pytest.mark.parametrize(("default", "workers"), [({}, 1), ({settings.WORKERS: "2"}, 2), (BATCHES, 1)])
+def test_a_container_of_many_models_has_one_worker_for_each(no_workers_set, monkeypatch, default, workers):
+    for name, value in {"SAGEMAKER_MULTI_MODEL": "true", **default}.items():
+        monkeypatch.setenv(name, value)
+    assert models.toolkit_workers() == workers
+
+
+@pytest.mark.parametrize(
+    ("given", "started"),
+    [
+        ({settings.WORKERS: "3", **BATCHES}, 3),
+        ({settings.WORKERS: "3"}, 3),
+        ({settings.WORKERS: "3", settings.BATCH_DELAY: "9", settings.MIN_WORKERS: "2"}, 2),
+        (BATCHES, 1),
+        ({settings.WORKERS: "", **BATCHES}, 1),
+    ],
+)
+def test_as_many_workers_run_as_were_asked_for(no_workers_set, monkeypatch, given, started):
+    found = settings.with_workers(given)
+    assert found.items() >= given.items()
+    for name, value in found.items():
+        monkeypatch.setenv(name, value)
+    assert started_workers(0) == started

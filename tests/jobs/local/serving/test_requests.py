@@ -10,12 +10,14 @@ import numpy as np
 import pytest
 from helpers.invocations import ask
 from helpers.local_mode import deployed, workers_of
+from helpers.waiting import wait_until
 from PIL import Image
 
 from fastmaker.jobs.packaging.torchserve import make_archive, running
 from fastmaker.local.containers import free_ports
 from fastmaker.local.serving import torchserve
 from fastmaker.local.serving.instances import container_of
+from fastmaker.serving import models, settings
 
 pytestmark = pytest.mark.server
 BATCH = {"SAGEMAKER_TS_BATCH_SIZE": "8", "SAGEMAKER_TS_MAX_BATCH_DELAY": "300"}
@@ -109,6 +111,39 @@ def test_requests_that_come_together_are_answered_as_if_they_came_alone(server, 
                     assert body[:9] == expected_body[:9]
                 else:
                     assert body.splitlines()[0] == expected_body.splitlines()[0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("env", "workers"),
+    [
+        (settings.with_workers({**BATCH, settings.WORKERS: "2"}), 2),
+        ({**BATCH, settings.WORKERS: "2", "TS_DEFAULT_WORKERS_PER_MODEL": "2"}, 1),
+        ({settings.WORKERS: "1", "TS_DEFAULT_WORKERS_PER_MODEL": "2"}, 2),
+    ],
+)
+def test_torchserve_starts_the_workers_among_which_the_cores_are_shared_out(
+    session, digits_archive, pngs, monkeypatch, env, workers
+):
+    for name, value in env.items():
+        monkeypatch.setenv(name, value)
+    assert models.toolkit_workers() == workers
+    with deployed(session, digits_archive, env=env) as predictor:
+        invoke = session.sagemaker_runtime_client.invoke_endpoint
+        assert len(workers_of(session, predictor.endpoint_name)) == workers
+
+        (log,) = session.sagemaker_client.endpoints.directory(predictor.endpoint_name).rglob("container.log")
+
+        def batches():
+            with ThreadPoolExecutor(8) as pool:
+                asked = {"EndpointName": predictor.endpoint_name, "ContentType": "image/png", "Body": pngs[0]}
+                assert len({it["Body"].read()[:9] for it in pool.map(lambda _: invoke(**asked), range(8))}) == 1
+            return "images in one batch" in log.read_text()
+
+        if BATCH.items() <= env.items():
+            wait_until(batches)
+        else:
+            assert not batches()
 
 
 def test_slow_requests_that_come_together_have_the_time_of_one_and_leave_another_its_own(endpoint, pngs):
