@@ -22,7 +22,7 @@ from fastmaker.local.batch import transform_jobs
 from fastmaker.local.batch.validation import validation_error as transform_job_error
 from fastmaker.local.errors import in_use, invalid, must_exist, no_space
 from fastmaker.local.listings import LISTINGS
-from fastmaker.local.serving import asynchronous, capacities, capture, endpoints
+from fastmaker.local.serving import asynchronous, capacities, delivery, endpoints
 from fastmaker.local.store import FULL, DamagedRecord, Store, default_home, now
 from fastmaker.local.tags import Tag
 from fastmaker.local.training import training_jobs
@@ -245,14 +245,14 @@ class Operations:
         with must_exist("DescribeEndpoint", "endpoint", EndpointName):
             description = self._describe("Endpoint", EndpointName)
             asynchronous.ensure(self.endpoints, EndpointName, self._job_environment)
-            capture.deliver(self.endpoints, EndpointName, self._job_environment)
+            delivery.deliver(self.endpoints, EndpointName, self._job_environment)
             return description
 
     def delete_endpoint(self, EndpointName: str) -> None:
         """Delete an endpoint; the asynchronous requests that wait for an answer fail."""
         with must_exist("DeleteEndpoint", "endpoint", EndpointName):
             asynchronous.abandon(self.endpoints, EndpointName, self._s3_client or storage.s3.client())
-            capture.deliver(self.endpoints, EndpointName, self._job_environment, held=True)
+            delivery.deliver(self.endpoints, EndpointName, self._job_environment, held=True)
             self.endpoints.delete(EndpointName)
 
     # Transform jobs
