@@ -2,9 +2,9 @@
 
     <DestinationS3Uri>/<endpoint>/<variant>/yyyy/mm/dd/hh/<minute>-<second>-<millisecond>-<id>.jsonl
 
-Whoever invokes the model writes a whole line into a file of the endpoint's directory if one is open. It waits for
-nothing else: a thread opens files, writes what came meanwhile, and puts files where they belong after SECONDS
-(`delivery`). A process that is killed loses what was still in its queue, and no line that was written.
+Whoever invokes the model hands a copy to a thread of its own and waits for nothing, as a disk that is busy keeps
+writers waiting. The thread writes whole lines into a file of the endpoint's directory, and puts that where it belongs
+after SECONDS (`delivery`). A process that is killed loses what was still in its queue, and no line that was written.
 https://docs.aws.amazon.com/sagemaker/latest/dg/model-monitor-data-capture-endpoint.html
 """
 
@@ -43,7 +43,6 @@ SECONDS = 5.0  # from the first line of a file until it is in its place; AWS tak
 RETRY_SECONDS = 30.0  # after which a file that could not be put in its place is tried again
 FILE_BYTES = 32 * 2**20  # of lines, after which a file is full
 QUEUE_BYTES = 64 * 2**20  # of requests and answers that wait to be written; more are left out
-DIRECT_BYTES = 2**20  # of a request and its answer that are written at once
 BODY_BYTES = 8 * 2**20  # of a request or an answer that is captured; an asynchronous one may have more
 KEPT_BYTES = 2**30  # of an endpoint's files that cannot be put in their place, after which nothing is captured
 EXIT_SECONDS = 20.0  # for what a process has left to write when it ends
@@ -138,7 +137,7 @@ class Captures:
         request: dict[str, Any],
         answer: urllib3.BaseHTTPResponse,
     ) -> None:
-        """Have a request and its answer written if they are drawn, or count them as left out if too many wait."""
+        """Have a request and its answer written soon if they are drawn, or count them as left out if too many wait."""
         config = server.get("capture")
         if not config or not config.get("EnableCapture", True):
             return
@@ -186,41 +185,18 @@ class _Writer:
         self._thread.start()
 
     def add(self, event: Event) -> None:
-        self._servers[event.endpoint] = event.server
-        if max(len(event.input[0]), len(event.output[0])) > BODY_BYTES:
-            self._leave_out(event, f"they or their answers have more than {BODY_BYTES:,} bytes")
-        elif event.size > DIRECT_BYTES or not self._write_at_once(event):
-            self._enqueue(event)
-
-    def _write_at_once(self, event: Event) -> bool:
-        """Write an event into its file, or leave it out; return whether the file is open and not full.
-
-        To wake the thread would take as long as to write.
-        """
-        file = self._files.get(event.key)
-        if file is None or file.size >= FILE_BYTES:
-            return False
-        parts = event.parts(self._new_id())
-        try:
-            with self._lock:
-                if self._files.get(event.key) is not file:
-                    return False
-                file.write(parts)
-        except OSError as error:
-            self._leave_out(event, error.strerror or str(error))
-        return True
-
-    def _new_id(self) -> str:
-        return str(uuid.UUID(int=self._random.getrandbits(128), version=4))
-
-    def _enqueue(self, event: Event) -> None:
         with self._lock:
-            fits = self._waiting + event.size <= QUEUE_BYTES
+            small = max(len(event.input[0]), len(event.output[0])) <= BODY_BYTES
+            fits = small and self._waiting + event.size <= QUEUE_BYTES
             self._waiting += event.size * fits
         if fits:
             self._events.put(event)
         else:
-            self._leave_out(event, "more came than could be written")
+            too_large = f"they or their answers have more than {BODY_BYTES:,} bytes"
+            self._leave_out(event, "more came than could be written" if small else too_large)
+
+    def _new_id(self) -> str:
+        return str(uuid.UUID(int=self._random.getrandbits(128), version=4))
 
     def close(self) -> None:
         """Wait until what was added is written and in its place, but not for long."""
@@ -249,13 +225,12 @@ class _Writer:
         return max(0.0, min(due) - time.monotonic()) if due else None
 
     def _write(self, event: Event) -> None:
+        self._servers[event.endpoint] = event.server
         try:
             if event.key not in self._files:
                 self._retry.setdefault(event.endpoint, 0.0)  # look what a killed process has left
                 self._files[event.key] = _File(self._store, event)
-            parts = event.parts(self._new_id())
-            with self._lock:
-                self._files[event.key].write(parts)
+            self._files[event.key].write(event.parts(self._new_id()))
         except (OSError, KeyError) as error:
             self._leave_out(event, f"{getattr(error, 'strerror', '') or 'the endpoint was deleted'}")
         finally:
@@ -266,8 +241,7 @@ class _Writer:
         now = time.monotonic()
         for key, file in list(self._files.items()):
             if all_ or file.due <= now or file.size >= FILE_BYTES:
-                with self._lock:
-                    del self._files[key]
+                del self._files[key]
                 if not file.finish(self._environment):
                     self._retry[key[0]] = now + RETRY_SECONDS
         for endpoint, due in list(self._retry.items()):

@@ -160,28 +160,29 @@ def test_a_configuration_without_a_place_for_captures_is_refused(endpoint, confi
 
 
 KILLED = """
-import os, sys, time
+import sys, time
 from pathlib import Path
 from fastmaker.local.runtime_client import SageMakerRuntime
-from fastmaker.local.serving import capture
-capture.SECONDS = 600
-home, spool = map(Path, sys.argv[1:])
-runtime = SageMakerRuntime(home)
+runtime = SageMakerRuntime(Path(sys.argv[1]))
 for number in range(5):
     runtime.invoke_endpoint(EndpointName="e", Body=f"{number}")
-    while not any(file.stat().st_size for file in spool.glob("*.jsonl")):
-        time.sleep(0.01)
-os.kill(os.getpid(), 9)
+print("asked", flush=True)
+time.sleep(600)
 """
 
 
-def test_a_killed_process_has_written_what_it_captured_and_the_lines_are_put_in_their_place_whole(captures):
-    """Once the file is open, which the first request waits for here."""
+def test_lines_of_a_process_that_is_killed_are_put_in_their_place_whole(captures):
     endpoint = captures(100)
+    command = [sys.executable, "-c", KILLED, str(endpoint.home)]
     spool = endpoint.client.endpoints.directory("e") / delivery.FOLDER
-    wait_until(lambda: not list(spool.glob("*")))  # of the tests before
-    assert subprocess.run([sys.executable, "-c", KILLED, str(endpoint.home), str(spool)]).returncode == -9
-    (file,) = spool.glob("*.jsonl")
+
+    def written():
+        return [file for file in spool.glob("*.jsonl") if file.read_bytes().count(b"\n") == 5]
+
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+        assert process.stdout.readline() == b"asked\n"
+        file = wait_until(written)[0]
+        process.kill()
     with open(file, "ab") as stream:
         stream.write(b'{"captureData": {"end')  # as if it had been killed in the middle of a line
     endpoint.client.describe_endpoint(EndpointName="e")
