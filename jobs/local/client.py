@@ -17,12 +17,12 @@ from botocore import xform_name
 from botocore.model import OperationModel
 
 from fastmaker.jobs import instance_types, storage
-from fastmaker.local import arguments, boto, docker, names, repacked, supervisor, tags, validation
+from fastmaker.local import arguments, boto, docker, inputs, names, repacked, supervisor, tags, validation
 from fastmaker.local.batch import transform_jobs
 from fastmaker.local.batch.validation import validation_error as transform_job_error
 from fastmaker.local.errors import in_use, invalid, must_exist, no_space
 from fastmaker.local.listings import LISTINGS
-from fastmaker.local.serving import asynchronous, capacities, capture, endpoints
+from fastmaker.local.serving import asynchronous, capacities, delivery, endpoints
 from fastmaker.local.store import FULL, DamagedRecord, Store, default_home, now
 from fastmaker.local.tags import Tag
 from fastmaker.local.training import training_jobs
@@ -97,6 +97,7 @@ class Operations:
         validation.check_gpu("CreateTrainingJob", request["ResourceConfig"]["InstanceType"])
         image = self._checked_image("CreateTrainingJob", request["AlgorithmSpecification"]["TrainingImage"])
         validation.check_entrypoint("CreateTrainingJob", request, self.training_jobs.folder, image is not None)
+        inputs.check_channels(request, self.region, self._s3_client)
         arn = self._arn("training-job", name)
         try:
             training_jobs.start(self.training_jobs, request, arn, self._job_environment(), image)
@@ -128,6 +129,7 @@ class Operations:
     ) -> dict[str, Any]:
         operation = "CreateModel"
         container = validation.check_model(operation, PrimaryContainer, Containers)
+        inputs.check_model_data(operation, container, self._s3_client)
         self._checked_image(operation, container.get("Image"))
         record = {
             "ModelName": ModelName,
@@ -243,21 +245,20 @@ class Operations:
         with must_exist("DescribeEndpoint", "endpoint", EndpointName):
             description = self._describe("Endpoint", EndpointName)
             asynchronous.ensure(self.endpoints, EndpointName, self._job_environment)
-            capture.deliver(self.endpoints, EndpointName, self._job_environment)
+            delivery.deliver(self.endpoints, EndpointName, self._job_environment)
             return description
 
     def delete_endpoint(self, EndpointName: str) -> None:
         """Delete an endpoint; the asynchronous requests that wait for an answer fail."""
         with must_exist("DeleteEndpoint", "endpoint", EndpointName):
             asynchronous.abandon(self.endpoints, EndpointName, self._s3_client or storage.s3.client())
-            capture.deliver(self.endpoints, EndpointName, self._job_environment, held=True)
+            delivery.deliver(self.endpoints, EndpointName, self._job_environment, held=True)
             self.endpoints.delete(EndpointName)
 
     # Transform jobs
 
     def create_transform_job(self, **request: Any) -> dict[str, Any]:
-        operation = "CreateTransformJob"
-        name = request["TransformJobName"]
+        operation, name = "CreateTransformJob", request["TransformJobName"]
         tags.check(operation, request.get("Tags", []))
         if reason := transform_job_error(request, self._runs):
             raise invalid(operation, reason)
@@ -265,8 +266,7 @@ class Operations:
         validation.check_output_bucket(operation, request["TransformOutput"]["S3OutputPath"], self.region, env)
         validation.check_gpu(operation, request["TransformResources"]["InstanceType"])
         model = self._container_of(operation, request["ModelName"])
-        if "ModelDataSource" in model:
-            raise invalid(operation, "a transform job takes no model with a ModelDataSource, here as on AWS")
+        inputs.check_transform(request, self.describe_model(request["ModelName"]), self.region, self._s3_client)
         arn = self._arn("transform-job", name)
         archive = repacked.archive_of(self.repacked_models, model)
         try:

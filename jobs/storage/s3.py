@@ -61,6 +61,30 @@ def list_keys(bucket: str, prefix: str, s3: Any = None) -> Iterator[tuple[str, i
                     yield item["Key"], item["Size"]
 
 
+def has_object(uri: str, s3: Any = None) -> bool:
+    """Return whether there is an object at a URI. Raises StorageError if S3 does not say."""
+    bucket, key = bucket_and_key(uri)
+    with clear_errors(uri):
+        return _size(bucket, key, s3) is not None
+
+
+def has_objects(uri: str, s3: Any = None) -> bool:
+    """Return whether objects are seen whose keys begin as a URI says. Raises StorageError if S3 does not say.
+
+    None are seen in a bucket that does not exist or may not be listed.
+    """
+    from botocore.exceptions import ClientError
+
+    bucket, prefix = bucket_and_key(uri)
+    with clear_errors(uri):
+        try:
+            return bool((s3 or client()).list_objects_v2(Bucket=bucket, Prefix=prefix, MaxKeys=1).get("Contents"))
+        except ClientError as error:
+            if error.response["Error"]["Code"] in ("NoSuchBucket", "AccessDenied"):
+                return False
+            raise
+
+
 def sizes(bucket: str, prefix: str, names: Iterable[str]) -> Iterator[tuple[str, int | None]]:
     """Yield (name, bytes) of the objects `prefix` + name, None for a missing one; `names` come sorted.
 
@@ -81,11 +105,11 @@ def sizes(bucket: str, prefix: str, names: Iterable[str]) -> Iterator[tuple[str,
                 yield name, page.get(key)
 
 
-def _size(bucket: str, key: str) -> int | None:
+def _size(bucket: str, key: str, s3: Any = None) -> int | None:
     from botocore.exceptions import ClientError
 
     try:
-        return int(client().head_object(Bucket=bucket, Key=key)["ContentLength"])
+        return int((s3 or client()).head_object(Bucket=bucket, Key=key)["ContentLength"])
     except ClientError as error:
         if error.response["ResponseMetadata"]["HTTPStatusCode"] == 404:
             return None

@@ -32,6 +32,7 @@ REGION = re.compile(r"[a-z]{2}(-[a-z]+)+-\d|aws-global")
 # moto's own pages, which change what it holds, and the address of an instance's own credentials.
 NOT_AWS = re.compile(r"/+(moto-api|latest/(meta-data|api))(/|$)")
 FORM = "application/x-www-form-urlencoded"
+XML = ("", "s3", "s3express", "s3-outposts", "cloudfront", "route53")  # services of REST and XML; "": not yet known
 # In a WSGI environment: the headers that came, by names in lower case; the host of AWS that the proxy was asked for;
 # and that the request is signed with the key.
 HEADERS, TUNNEL, SIGNED = "fastmaker.headers", "fastmaker.tunnel", "fastmaker.signed"
@@ -62,6 +63,7 @@ class Application:
         self._control.resume()
 
     def __call__(self, environ: dict[str, Any], start: Start) -> Iterable[bytes]:
+        service = ""
         try:
             region, service, received = self._checked(environ)
             answer = self._answer(environ, region, service, received)
@@ -69,13 +71,13 @@ class Application:
                 body = b"".join(self._fallback(environ, start))
                 return [roles.answer_of_sts(body, self._key) if service == "sts" else body]
         except Refused as refused:
-            answer = refusal(environ, refused)
-        except NotImplementedError as error:  # of moto; after a 500 clients would ask again
+            answer = refusal(environ, refused, service)
+        except (NotImplementedError, ImportError) as error:  # of moto; after a 500 clients would ask again
             message = f"moto, which stands in for {service}, does not have it: {error}"
-            answer = refusal(environ, Refused("UnknownOperationException", message, 400))
+            answer = refusal(environ, Refused("UnknownOperationException", message, 400), service)
         except Exception as error:
             log.exception("%s %s", environ["REQUEST_METHOD"], environ["PATH_INFO"])
-            answer = refusal(environ, Refused("InternalFailure", f"{type(error).__name__}: {error}", 500))
+            answer = refusal(environ, Refused("InternalFailure", f"{type(error).__name__}: {error}", 500), service)
         return _sent(answer, start)
 
     def _checked(self, environ: dict[str, Any]) -> tuple[str, str, Received]:
@@ -125,7 +127,8 @@ class Application:
                 return _json(lambda: self._control.answer(target.removeprefix(SAGEMAKER), body, region))
             answer = self._runtime.answer(received.target, received.headers, body)
             if answer is None:
-                raise Refused("UnknownOperationException", "SageMaker has no such operation", 404)
+                name = f"{environ['REQUEST_METHOD']} {environ['PATH_INFO']}"
+                raise Refused("UnknownOperationException", f"{name} needs AWS: it is no operation of this machine", 404)
             return answer
         if target.startswith(LOGS):
             return self._answer_logs(target.removeprefix(LOGS), body, region)
@@ -195,16 +198,17 @@ def _client_error(error: ClientError) -> Answer:
     return 400, {"Content-Type": JSON, "x-amzn-ErrorType": given["Code"]}, json.dumps(body).encode()
 
 
-def refusal(environ: dict[str, Any], refused: Refused) -> Answer:
-    """Return that a request is not answered, in the form of the protocol that it speaks."""
+def refusal(environ: dict[str, Any], refused: Refused, service: str = "") -> Answer:
+    """Return that a request is not answered, in the form of the protocol that it speaks, or its `service` if known."""
     code, text = refused.code, refused.message
     invokes = environ.get("PATH_INFO", "").startswith("/endpoints/")
-    if environ.get("HTTP_X_AMZ_TARGET") or invokes:
+    is_form = environ.get("CONTENT_TYPE", "").startswith(FORM)
+    if environ.get("HTTP_X_AMZ_TARGET") or invokes or not (is_form or service in XML):
         told = {"Message": text} if invokes and refused.status == 500 else {"__type": code, "message": text}
         body = json.dumps(told).encode()
         return refused.status, {"Content-Type": JSON, "x-amzn-ErrorType": code}, body
     error = f"<Code>{escape(code)}</Code><Message>{escape(text)}</Message>"
-    if environ.get("CONTENT_TYPE", "").startswith(FORM):
+    if is_form:
         error = f"<ErrorResponse><Error><Type>Sender</Type>{error}</Error></ErrorResponse>"
     else:
         error = f'<?xml version="1.0" encoding="UTF-8"?>\n<Error>{error}</Error>'

@@ -27,7 +27,7 @@ def application(folder: Path, hosts: set[str], key: Key, hold: float) -> Applica
     home = folder.parent
     importlib.import_module("fastmaker.local.aws.metrics")  # which moto's CloudWatch finds
     control = ControlPlane(home, _job_environment, lambda: boto3.client("s3"), hold)
-    moto = KeptObjects(DomainDispatcherApplication(create_backend_app), folder / "s3", names.ACCOUNT)
+    moto = KeptObjects(DomainDispatcherApplication(_app_of), folder / "s3", names.ACCOUNT)
     moto.create_bucket(names.default_bucket(region()), region())
     return Application(hosts, key, control, Runtime(home), moto, Logs(home))
 
@@ -90,6 +90,13 @@ class Handler(connections.Handler):
 
     def log(self, *_: Any) -> None:
         """Write no line."""
+
+
+def _app_of(service: Any) -> Any:
+    """Return moto's application of a service. Raises NotImplementedError for one that moto does not know."""
+    if service is None:
+        raise NotImplementedError("the service")
+    return create_backend_app(service)
 
 
 def _job_environment(region: str) -> dict[str, str]:

@@ -21,7 +21,7 @@ from fastmaker.jobs import instance_types
 from fastmaker.local import arguments, boto, constraints, docker
 from fastmaker.local.client import Operations
 from fastmaker.local.errors import invalid
-from fastmaker.local.serving import asynchronous, capture, endpoints, rayserve
+from fastmaker.local.serving import asynchronous, delivery, endpoints, rayserve
 
 NOT_FINAL = ("InProgress", "Creating", "Updating", "Stopping", "Deleting")
 LOOK_SECONDS = 0.2  # between two looks at what a Describe waits for
@@ -67,7 +67,7 @@ class ControlPlane:
         store = endpoints.store_below(self._home)
         endpoints.resume(store, self._s3(), _in_thread)
         asynchronous.resume(store, lambda: dict(os.environ))
-        capture.resume(store, lambda: dict(os.environ))
+        delivery.resume(store, lambda: dict(os.environ))
 
     def _held(
         self, engine: Operations, model: OperationModel, request: dict[str, Any], answered: dict[str, Any]

@@ -28,6 +28,11 @@ from fastmaker.local.training import training_jobs
 
 GROUP = re.compile(r"/aws/sagemaker/(?:(?P<jobs>TrainingJobs|TransformJobs)|Endpoints/(?P<endpoint>[^/]+))")
 OPERATIONS = ("DescribeLogStreams", "GetLogEvents", "FilterLogEvents")
+# What else is about the events of a group, of which moto has none.
+NEEDS_AWS = (
+    *("StartQuery", "CreateExportTask", "PutSubscriptionFilter", "PutMetricFilter"),
+    *("PutLogEvents", "CreateLogStream", "DeleteLogStream", "DeleteLogGroup"),
+)
 MAX_EVENTS = 10_000  # of an answer
 MAX_BYTES = 2**20  # of an answer, of which each event takes some more than its text
 EVENT_BYTES = 26
@@ -135,11 +140,10 @@ class Logs:
 
     def answer(self, operation: str, request: dict[str, Any]) -> dict[str, Any] | None:
         """Return the answer to a request, None for another log group or operation. Raises ClientError."""
-        name = request.get("logGroupName") or request.get("logGroupIdentifier")
-        if operation not in OPERATIONS or not isinstance(name, str):
-            return None
-        group = GROUP.fullmatch(name.rpartition("log-group:")[2].removesuffix(":*"))
-        if group is None:
+        group = next(_groups(request), None)
+        if group and operation in NEEDS_AWS:
+            raise _error(operation, "InvalidParameterException", f"{operation} of {group[0]} needs AWS")
+        if operation not in OPERATIONS or group is None:
             return None
         model = self._model.operation_model(operation)
         try:
@@ -256,6 +260,15 @@ class Logs:
             if stream.startswith(prefix) and container.log.is_file():
                 quiet = time.time() - container.log.stat().st_mtime > QUIET_SECONDS
                 yield Stream(stream, container, created * 1000, quiet and not container.alive())
+
+
+def _groups(request: dict[str, Any]) -> Iterator[re.Match[str]]:
+    """Yield the log groups of SageMaker that a request names, by their names or ARNs."""
+    one = [request.get("logGroupName"), request.get("logGroupIdentifier")]
+    many = [request.get("logGroupNames"), request.get("logGroupIdentifiers")]
+    for name in [*one, *(name for names in many if isinstance(names, list) for name in names)]:
+        if isinstance(name, str) and (found := GROUP.fullmatch(name.rpartition("log-group:")[2].removesuffix(":*"))):
+            yield found
 
 
 def _page(events: Iterator[Event], limit: int, forward: bool) -> list[Event]:

@@ -75,6 +75,7 @@ def _serve(folder: Path, port: int, hold: float, with_proxy: bool) -> None:
     threading.Thread(target=server.serve_forever, daemon=True).start()
     application.resume()
     print(READY, flush=True)
+    sys.stdout = sys.stderr  # moto prints, and nobody reads on
     sys.stdin.read()
 
 

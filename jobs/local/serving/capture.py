@@ -2,48 +2,43 @@
 
     <DestinationS3Uri>/<endpoint>/<variant>/yyyy/mm/dd/hh/<minute>-<second>-<millisecond>-<id>.jsonl
 
-Whoever invokes the model hands a copy to a thread of its own and waits for nothing. The thread writes whole lines into
-a file of the endpoint's directory, and puts that where it belongs after SECONDS:
-
-    <endpoint>/capture/<id>.json, <id>.jsonl     where the lines go, and the lines; who writes them holds their lock
-
-A process that is killed loses what was still in its queue. Lines that it had written are put in their place by the
-next one that looks at the endpoint.
+Whoever invokes the model hands a copy to a thread of its own and waits for nothing, as a disk that is busy keeps
+writers waiting. The thread writes whole lines into a file of the endpoint's directory, and puts that where it belongs
+after SECONDS (`delivery`). A process that is killed loses what was still in its queue, and no line that was written.
 https://docs.aws.amazon.com/sagemaker/latest/dg/model-monitor-data-capture-endpoint.html
 """
 
 import base64
 import contextlib
 import fcntl
-import io
+import functools
 import json
 import logging
 import os
 import queue
+import random
 import secrets
 import threading
 import time
 import uuid
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-import boto3
 import urllib3
 
 from fastmaker import files
 from fastmaker.jobs import storage
-from fastmaker.jobs.storage import uris
-from fastmaker.local.serving import asynchronous, instances
+from fastmaker.local.serving import delivery, instances
+from fastmaker.local.serving.delivery import FOLDER, LINES, PLACE
 from fastmaker.local.serving.instances import Server
 from fastmaker.local.store import DamagedRecord, Store
 
-FOLDER = "capture"  # below an endpoint's directory
-LINES, PLACE, NEW = ".jsonl", ".json", ".new"
+NEW = ".new"  # of a file whose lock is not yet held
 SECONDS = 5.0  # from the first line of a file until it is in its place; AWS takes minutes
 RETRY_SECONDS = 30.0  # after which a file that could not be put in its place is tried again
 FILE_BYTES = 32 * 2**20  # of lines, after which a file is full
@@ -51,7 +46,6 @@ QUEUE_BYTES = 64 * 2**20  # of requests and answers that wait to be written; mor
 BODY_BYTES = 8 * 2**20  # of a request or an answer that is captured; an asynchronous one may have more
 KEPT_BYTES = 2**30  # of an endpoint's files that cannot be put in their place, after which nothing is captured
 EXIT_SECONDS = 20.0  # for what a process has left to write when it ends
-MAX_PLACE = 2**16  # bytes
 MODES = {"Input": ("INPUT",), "Output": ("OUTPUT",), "InputAndOutput": ("INPUT", "OUTPUT")}
 NAMES = {"INPUT": "endpointInput", "OUTPUT": "endpointOutput"}
 ANY = "application/octet-stream"
@@ -84,24 +78,32 @@ class Event:
         parts = self.endpoint, self.server["variant"], self.time.strftime("%Y/%m/%d/%H")
         return storage.join(self.config["DestinationS3Uri"], *parts)
 
-    def line(self) -> bytes:
-        """Return the event as the line of a file."""
+    @functools.cached_property
+    def key(self) -> tuple[str, str]:
+        """The endpoint and the folder, which have a file of their own."""
+        return self.endpoint, self.folder
+
+    def parts(self, event_id: str) -> list[bytes]:
+        """Return the event as the line of a file, in parts: to join them would take as long as to encode them."""
         header = self.config.get("CaptureContentTypeHeader", {})
         modes = {mode for option in self.config["CaptureOptions"] for mode in MODES[option["CaptureMode"]]}
         bodies = {"INPUT": self.input, "OUTPUT": self.output}
-        metadata: dict[str, Any] = {"eventId": str(uuid.uuid4())}
+        metadata: dict[str, Any] = {"eventId": event_id}
         if self.attributes:
             metadata["customAttributes"] = [self.attributes]
         if self.inference_id:
             metadata["inferenceId"] = self.inference_id
         metadata["inferenceTime"] = self.time.strftime("%Y-%m-%dT%H:%M:%SZ")
-        sides = [_encoded(mode, *bodies[mode], header) for mode in NAMES if mode in modes]
+        line = [b'{"captureData": {']
+        for mode in NAMES:
+            if mode in modes:
+                line += [b", "] * (len(line) > 1) + _encoded(mode, *bodies[mode], header)
         rest = json.dumps({"eventMetadata": metadata, "eventVersion": "0"}).encode()
-        return b'{"captureData": {' + b", ".join(sides) + b"}, " + rest[1:] + b"\n"
+        return [*line, b"}, ", rest[1:], b"\n"]
 
 
-def _encoded(mode: str, body: bytes, content_type: str, header: dict[str, list[str]]) -> bytes:
-    """Return one side of an event in JSON: text if its content type is listed as CSV or JSON, else base64.
+def _encoded(mode: str, body: bytes, content_type: str, header: dict[str, list[str]]) -> list[bytes]:
+    """Return one side of an event in JSON, in parts: text if its content type is listed as CSV or JSON, else base64.
 
     Base64 needs no escapes, and a json.dumps of it would take longer than all else.
     """
@@ -110,13 +112,13 @@ def _encoded(mode: str, body: bytes, content_type: str, header: dict[str, list[s
         if kind in map(str.lower, header.get(f"{name}ContentTypes", ())):
             encoding = name.upper()
     try:
-        data = b"" if encoding == "BASE64" else json.dumps(body.decode()).encode()
+        data = [] if encoding == "BASE64" else [json.dumps(body.decode()).encode()]
     except UnicodeDecodeError:  # it is not what its content type says
         encoding = "BASE64"
     if encoding == "BASE64":
-        data = b'"' + base64.b64encode(body) + b'"'
+        data = [b'"', base64.b64encode(body), b'"']
     head = f'"{NAMES[mode]}": {{"observedContentType": {json.dumps(content_type)}, "mode": "{mode}", "data": '
-    return head.encode() + data + f', "encoding": "{encoding}"}}'.encode()
+    return [head.encode(), *data, f', "encoding": "{encoding}"}}'.encode()]
 
 
 class Captures:
@@ -139,7 +141,8 @@ class Captures:
         config = server.get("capture")
         if not config or not config.get("EnableCapture", True):
             return
-        if secrets.SystemRandom().random() * 100 >= config["InitialSamplingPercentage"]:
+        percentage = config["InitialSamplingPercentage"]
+        if percentage < 100 and secrets.SystemRandom().random() * 100 >= percentage:
             return
         event = Event(
             endpoint,
@@ -154,7 +157,8 @@ class Captures:
             if self._writer is None or self._writer.process != os.getpid():  # a fork has no threads
                 self._writer = _Writer(self._store, self._environment)
                 weakref.finalize(self, self._writer.close)
-            self._writer.add(event)
+            writer = self._writer
+        writer.add(event)
 
 
 def _start_of(file: Path) -> bytes:
@@ -169,6 +173,7 @@ class _Writer:
     def __init__(self, store: Store, environment: Callable[[], dict[str, str]]) -> None:
         self.process = os.getpid()
         self._store, self._environment = store, environment
+        self._random = random.Random()  # of this process alone; the system's takes a call for each number
         self._events: queue.SimpleQueue[Event | None] = queue.SimpleQueue()
         self._waiting = 0  # bytes
         self._lock = threading.Lock()
@@ -189,6 +194,9 @@ class _Writer:
         else:
             too_large = f"they or their answers have more than {BODY_BYTES:,} bytes"
             self._leave_out(event, "more came than could be written" if small else too_large)
+
+    def _new_id(self) -> str:
+        return str(uuid.UUID(int=self._random.getrandbits(128), version=4))
 
     def close(self) -> None:
         """Wait until what was added is written and in its place, but not for long."""
@@ -217,13 +225,12 @@ class _Writer:
         return max(0.0, min(due) - time.monotonic()) if due else None
 
     def _write(self, event: Event) -> None:
-        key = (event.endpoint, event.folder)
         self._servers[event.endpoint] = event.server
         try:
-            if key not in self._files:
+            if event.key not in self._files:
                 self._retry.setdefault(event.endpoint, 0.0)  # look what a killed process has left
-                self._files[key] = _File(self._store, event)
-            self._files[key].write(event.line())
+                self._files[event.key] = _File(self._store, event)
+            self._files[event.key].write(event.parts(self._new_id()))
         except (OSError, KeyError) as error:
             self._leave_out(event, f"{getattr(error, 'strerror', '') or 'the endpoint was deleted'}")
         finally:
@@ -240,7 +247,7 @@ class _Writer:
         for endpoint, due in list(self._retry.items()):
             if all_ or due <= now:
                 del self._retry[endpoint]
-                if not deliver(self._store, endpoint, self._environment):
+                if not delivery.deliver(self._store, endpoint, self._environment):
                     self._retry[endpoint] = now + RETRY_SECONDS
         if all_:
             self._retry.clear()
@@ -286,115 +293,21 @@ class _File:
         new.rename(self._stem.with_name(name + LINES))
         self.size, self.due = 0, time.monotonic() + SECONDS
 
-    def write(self, line: bytes) -> None:
+    def write(self, parts: list[bytes]) -> None:
         """Write a line, whole or not at all. Raises OSError."""
+        size = sum(map(len, parts))
         try:
-            done = 0
-            while done < len(line):
-                done += self._stream.write(line[done:])
+            done = os.writev(self._stream.fileno(), parts)
+            rest = memoryview(b"".join(parts))[done:] if done < size else b""
+            while rest:
+                rest = rest[self._stream.write(rest) :]
         except OSError:
             self._stream.truncate(self.size)
             self._stream.seek(self.size)
             raise
-        self.size += len(line)
+        self.size += size
 
     def finish(self, environment: Callable[[], dict[str, str]]) -> bool:
         """Put the lines in their place, also those of an endpoint that was deleted; return whether they are there."""
         with self._stream:
-            if self._moved() or _put(self._stream, self._place, environment):
-                _remove(self._stem.parent, self._stem.name)
-                return True
-        return False
-
-    def _moved(self) -> bool:
-        """Move the lines, which are whole, to a file of the same disk; return whether that could be done."""
-        lines, uri = self._stem.with_name(f"{self._stem.name}{LINES}"), str(self._place["uri"])
-        if uri.startswith("s3://") or not self.size:
-            return False
-        with contextlib.suppress(OSError):
-            target = uris.literal_path(uri)
-            files.sync(lines)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            lines.rename(target)
-            return True
-        return False
-
-
-def deliver(store: Store, name: str, environment: Callable[[], dict[str, str]], held: bool = False) -> bool:
-    """Put the lines of an endpoint in their place that nobody is writing, or with `held` all; return whether all are.
-
-    Those whose writer lives may be put there again by it, with more lines.
-    """
-    folder, all_there = store.directory(name) / FOLDER, True
-    for stem in _stems(folder):
-        with contextlib.suppress(FileNotFoundError), open(folder / f"{stem}{LINES}", "rb") as stream:
-            free = _take(stream)
-            if not (free or held):
-                continue
-            place = json.loads(files.read_regular(folder / f"{stem}{PLACE}", MAX_PLACE))
-            there = _put(stream, place, environment)
-            all_there &= there
-            if there and free:
-                _remove(folder, stem)
-    return all_there
-
-
-def resume(store: Store, environment: Callable[[], dict[str, str]]) -> None:
-    """Put the lines of all endpoints in their place whose writers have ended."""
-    for name in store.names():
-        with contextlib.suppress(OSError, ValueError):
-            deliver(store, name, environment)
-
-
-def _stems(folder: Path) -> Iterator[str]:
-    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-        yield from sorted(name.removesuffix(LINES) for name in os.listdir(folder) if name.endswith(LINES))
-
-
-def _take(stream: IO[bytes]) -> bool:
-    """Take the lock of a file of lines, and return whether nobody had it and the file is still there."""
-    try:
-        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return os.fstat(stream.fileno()).st_nlink > 0
-
-
-def _put(stream: IO[bytes], place: dict[str, Any], environment: Callable[[], dict[str, str]]) -> bool:
-    """Write the whole lines of a file to their place and return whether they are there."""
-    uri, key = place["uri"], place["kms_key"]
-    stream.seek(0)
-    content = stream.read()
-    lines = content[: content.rfind(b"\n") + 1]  # a process that was killed may have left a part of one
-    try:
-        if not lines:
-            return True
-        if not uri.startswith("s3://"):
-            storage.put_stream(io.BytesIO(lines), uri)
-            return True
-        bucket, name = storage.bucket_and_key(uri)
-        options = {"ServerSideEncryption": "aws:kms", "SSEKMSKeyId": key} if key else {}
-        with asynchronous.reaching(uri):  # no threads of boto3's transfers: the process may be ending
-            _client(environment()).put_object(Bucket=bucket, Key=name, Body=lines, **options)
-    except (storage.StorageError, asynchronous.Later) as error:
-        log.error("data capture: %s", error)
-        return False
-    return True
-
-
-def _client(environment: dict[str, str]) -> Any:
-    """Return a client of the S3 that an environment names, which may not be that of this process."""
-    session = boto3.Session(
-        aws_access_key_id=environment.get("AWS_ACCESS_KEY_ID"),
-        aws_secret_access_key=environment.get("AWS_SECRET_ACCESS_KEY"),
-        aws_session_token=environment.get("AWS_SESSION_TOKEN"),
-        region_name=environment.get("AWS_DEFAULT_REGION"),
-    )
-    url = environment.get("AWS_ENDPOINT_URL_S3") or environment.get("AWS_ENDPOINT_URL")
-    return session.client("s3", endpoint_url=url)
-
-
-def _remove(folder: Path, stem: str) -> None:
-    """Remove a file of lines, and then its place."""
-    for kind in (LINES, PLACE):
-        (folder / f"{stem}{kind}").unlink(missing_ok=True)
+            return delivery.finish(self._stem, self._stream, self._place, environment)

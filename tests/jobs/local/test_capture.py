@@ -15,7 +15,7 @@ from helpers.waiting import wait_until
 
 from fastmaker.local.containers import pack
 from fastmaker.local.runtime_client import SageMakerRuntime
-from fastmaker.local.serving import capture
+from fastmaker.local.serving import capture, delivery
 
 pytestmark = pytest.mark.server
 BOTH = [{"CaptureMode": "Input"}, {"CaptureMode": "Output"}]
@@ -174,7 +174,7 @@ time.sleep(600)
 def test_lines_of_a_process_that_is_killed_are_put_in_their_place_whole(captures):
     endpoint = captures(100)
     command = [sys.executable, "-c", KILLED, str(endpoint.home)]
-    spool = endpoint.client.endpoints.directory("e") / capture.FOLDER
+    spool = endpoint.client.endpoints.directory("e") / delivery.FOLDER
 
     def written():
         return [file for file in spool.glob("*.jsonl") if file.read_bytes().count(b"\n") == 5]
@@ -222,7 +222,7 @@ def test_a_tenth_of_10000_requests_is_captured(captures, monkeypatch):
     runtime = endpoint.runtime()
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(lambda _: runtime.invoke_endpoint(EndpointName="e", Body=b"x" * 50_000), range(10_000)))
-    wait_until(lambda: not list((endpoint.client.endpoints.directory("e") / capture.FOLDER).iterdir()))
+    wait_until(lambda: not list((endpoint.client.endpoints.directory("e") / delivery.FOLDER).iterdir()))
     captured = len(endpoint.lines())
     print(f"captured {captured} of 10,000")
     assert 850 <= captured <= 1150

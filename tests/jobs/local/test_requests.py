@@ -236,8 +236,9 @@ def test_what_cannot_be_had_is_boto3s_error_and_nothing_is_left(client, case):
 
 
 def test_a_transform_job_takes_no_model_data_source_as_on_aws(client, tmp_path):
-    client.create_model(**model(**at(SOURCE)))
-    assert client.describe_model(ModelName="m")["PrimaryContainer"]["ModelDataSource"] == at(SOURCE)["ModelDataSource"]
+    source = at({**SOURCE, "S3Uri": f"file://{tmp_path}/"})
+    client.create_model(**model(**source))
+    assert client.describe_model(ModelName="m")["PrimaryContainer"] == {"Image": "x", **source}
     with pytest.raises(ClientError, match="a transform job takes no model with a ModelDataSource, here as on AWS"):
         client.create_transform_job(**{**JOB, "TransformOutput": {"S3OutputPath": f"file://{tmp_path}"}})
     client.delete_model(ModelName="m")

@@ -63,6 +63,17 @@ def the_group_is_listed_and_patterns_find_their_lines(logs):
             logs.filter_log_events(logGroupName=GROUP, filterPattern=pattern)
 
 
+def a_tail_sees_each_line_once(logs, events):
+    """As `aws logs tail --follow` asks: again from the time of the last event on, for those whose ids it has not."""
+    seen, since = {}, 0
+    for _ in range(2):
+        asked = {"logGroupName": GROUP, "interleaved": True, "startTime": since}
+        for page in logs.get_paginator("filter_log_events").paginate(**asked, PaginationConfig={"PageSize": 2}):
+            seen |= {event["eventId"]: event["message"] for event in page["events"]}
+            since = max([since, *(event["timestamp"] for event in page["events"])])
+    assert list(seen.values()) == [event["message"] for event in events]
+
+
 def metrics_are_those_of_the_log(cloudwatch):
     dimensions = [{"Name": "TrainingJobName", "Value": "job"}]
     span = {"StartTime": time.time() - 600, "EndTime": time.time() + 60}
@@ -116,6 +127,7 @@ def test_a_job_goes_on_while_the_server_is_killed_and_nothing_of_it_is_lost(tmp_
         assert any("on ml.g4dn.xlarge text" in event["message"] for event in after)
         times_are_those_of_writing(logs, name, after)
         the_group_is_listed_and_patterns_find_their_lines(logs)
+        a_tail_sees_each_line_once(logs, after)
         metrics_are_those_of_the_log(client_of(environment, "cloudwatch"))
     assert nothing_runs_below(tmp_path)
     assert "has no member" not in (tmp_path / "aws" / "server.log").read_text()

@@ -9,7 +9,7 @@ import pytest
 from botocore import xform_name
 from botocore.exceptions import ClientError
 from helpers.front import runtime, sagemaker
-from helpers.front_jobs import IMAGE
+from helpers.front_jobs import HERE, IMAGE
 from helpers.request_values import lacking, spoiled, whole
 
 from fastmaker.local import arguments, boto
@@ -56,6 +56,13 @@ def as_on_aws(value, name=""):
     if isinstance(value, dict):
         return {key: as_on_aws(inner, key) for key, inner in value.items() if key not in LEFT_OUT}
     return [as_on_aws(inner, name) for inner in value] if isinstance(value, list) else value
+
+
+@pytest.fixture(scope="module", autouse=True)
+def an_object(clients):
+    """The one that fitting requests name."""
+    clients("s3").create_bucket(Bucket="bucket", CreateBucketConfiguration=HERE)
+    clients("s3").put_object(Bucket="bucket", Key="key", Body=b"no archive")
 
 
 def all_are_answered(front, operation, count, seed):

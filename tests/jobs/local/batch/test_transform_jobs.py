@@ -672,8 +672,8 @@ def test_an_output_that_cannot_be_written_is_refused_before_a_server_starts(s3, 
 
 def test_a_prefix_without_objects_is_refused(s3, bucket, home, model_archive):
     transformer = script_mode(ProcessSession(home=home), model_archive(ECHO)).transformer(1, "local")
-    said = failure(transformer, f"s3://{bucket}/nothing", content_type="text/plain")
-    assert said == f"ClientError: s3://{bucket}/nothing: there is no object"
+    with pytest.raises(ClientError, match=f'No S3 objects found under S3 URL "s3://{bucket}/nothing"'):
+        transformer.transform(f"s3://{bucket}/nothing", content_type="text/plain")
 
 
 def test_a_name_is_given_once(echo, tmp_path):
