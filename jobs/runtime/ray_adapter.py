@@ -6,7 +6,10 @@ answer comes back with its status, body, Content-Type and headers of that name
 """
 
 import asyncio
+import contextlib
+import os
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping
 
 import aiohttp
@@ -21,28 +24,84 @@ PAUSE_SECONDS = 0.25
 NO_ROUTES = b"Path '/' not found. Ping http://.../-/routes"  # says a proxy that was started anew, until it knows them
 CLIENT = web.AppKey("client", aiohttp.ClientSession)
 BACKEND = web.AppKey("backend", str)
+TIMEOUT = web.AppKey("timeout", float)
 LAST_DEATH = web.AppKey("last_death", Callable[[], float])
 
 
-def application(backend: str, timeout: float, last_death: Callable[[], float]) -> web.Application:
+def application(backend: str, timeout: float, last_death: Callable[[], float], folder: str) -> web.Application:
     """Return what answers for the Ray Serve at the URL `backend`, which has `timeout` seconds for an answer.
 
-    `last_death` returns when one of its replicas died last, by the monotonic clock.
+    `last_death` returns when one of its replicas died last, by the monotonic clock. In `folder` are the sockets of
+    replicas that have one.
     """
     app = web.Application(client_max_size=2**40)  # how large a body may be is the platform's business
-    app[BACKEND], app[LAST_DEATH] = backend, last_death
+    app[BACKEND], app[LAST_DEATH], app[TIMEOUT] = backend, last_death, timeout
     app.router.add_post("/invocations", invocations)
     app.router.add_get("/ping", ping)
 
     async def client(app: web.Application) -> AsyncIterator[None]:
-        limit = aiohttp.ClientTimeout(total=timeout)
-        connector = aiohttp.TCPConnector(limit=0)
-        async with aiohttp.ClientSession(timeout=limit, connector=connector, auto_decompress=False) as session:
+        app[SOCKETS] = Sockets(folder, timeout)
+        async with _client(aiohttp.TCPConnector(limit=0), timeout) as session:
             app[CLIENT] = session
             yield
+        await app[SOCKETS].close()
 
     app.cleanup_ctx.append(client)
     return app
+
+
+def _client(connector: aiohttp.BaseConnector, timeout: float) -> aiohttp.ClientSession:
+    limit = aiohttp.ClientTimeout(total=timeout)
+    return aiohttp.ClientSession(timeout=limit, connector=connector, auto_decompress=False)
+
+
+class Sockets:
+    """The replicas that have a socket in a folder, and the requests that each has."""
+
+    def __init__(self, folder: str, timeout: float):
+        self._folder, self._timeout = folder, timeout
+        self._clients: dict[str, aiohttp.ClientSession] = {}
+        self._busy: Counter[str | None] = Counter()
+        self._changed = asyncio.Condition()
+
+    @contextlib.asynccontextmanager
+    async def replica(self) -> AsyncIterator[aiohttp.ClientSession | None]:
+        """Yield a client of the replica that has the fewest requests, once one may have more; None without sockets."""
+        async with self._changed:
+            await self._changed.wait_for(lambda: not (names := self._names()) or any(map(self._has_room, names)))
+            name = min(self._names(), key=self._busy.__getitem__, default=None)
+            self._busy[name] += 1
+        try:
+            yield self._client_of(name) if name else None
+        except aiohttp.ClientConnectorError:
+            if name:  # the replica has died
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(os.path.join(self._folder, name))
+            raise
+        finally:
+            self._busy[name] -= 1
+            async with self._changed:
+                self._changed.notify_all()
+
+    def _names(self) -> list[str]:
+        return [name for name in os.listdir(self._folder) if name.startswith("replica-")]
+
+    def _has_room(self, name: str) -> bool:
+        return self._busy[name] < int(name.split("-")[1])
+
+    def _client_of(self, name: str) -> aiohttp.ClientSession:
+        if name not in self._clients:
+            path = os.path.join(self._folder, name)
+            self._clients[name] = _client(aiohttp.UnixConnector(path, limit=0), self._timeout)
+        return self._clients[name]
+
+    async def close(self) -> None:
+        """Close all connections."""
+        for client in self._clients.values():
+            await client.close()
+
+
+SOCKETS = web.AppKey("sockets", Sockets)
 
 
 async def invocations(request: web.Request) -> web.Response:
@@ -51,7 +110,7 @@ async def invocations(request: web.Request) -> web.Response:
     headers |= {name: request.headers.get(name, DEFAULT) for name in ("Content-Type", "Accept")}
     body = await request.read()
     try:
-        return await _ask(request.app, body, headers)
+        return await asyncio.wait_for(_ask(request.app, body, headers), request.app[TIMEOUT])
     except asyncio.TimeoutError:
         return web.json_response({"error": "Request timeout"}, status=504)
     except aiohttp.ClientConnectorError:
@@ -69,8 +128,10 @@ async def _ask(app: web.Application, body: bytes, headers: dict[str, str]) -> we
     while True:
         asked = time.monotonic()
         try:
-            async with app[CLIENT].post(f"{app[BACKEND]}/", data=body, headers=headers) as answer:
-                content = await answer.read()
+            async with app[SOCKETS].replica() as replica:
+                client = replica or app[CLIENT]
+                async with client.post(f"{app[BACKEND]}/", data=body, headers=headers) as answer:
+                    content = await answer.read()
             starting = answer.status == 404 and content.startswith(NO_ROUTES) and asked - begun < RESTART_SECONDS
             attempts += not starting
             died_of = answer.status == 500 and attempts < ATTEMPTS and app[LAST_DEATH]() >= asked

@@ -5,12 +5,14 @@ itself. Here each server has a Ray of its own, which listens on loopback, asks f
 and ends with this process. FASTMAKER_CONTAINER is shown as /opt/ml, where the machine allows it.
 """
 
+import functools
 import os
 import secrets
 import sys
 import tempfile
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +34,8 @@ if root := os.environ.get("FASTMAKER_CONTAINER"):
 FAILED = "Ray Serve could not start: "  # begins the last line of a server that has none
 OBJECT_STORE_BYTES = 256 * 2**20  # of shared memory, for the requests that are under way; what is more goes to disk
 LOOK_SECONDS = 0.5
+NODE_SECONDS = 120  # in which the processes of a node start; the 30 s of Ray are too few on a very busy machine
+SOCKETS = "FASTMAKER_REPLICA_SOCKETS"  # names the folder in which replicas of a bundle have sockets for the adapter
 # What Ray puts behind its folder in the path of a socket.
 SOCKET = "/session_2026-01-31_12-00-00_123456_1234567/sockets/plasma_store"
 # Read when ray is imported.
@@ -46,6 +50,7 @@ SETTINGS = {
     "RAY_worker_niceness": "0",  # of its 15 they would wait for whatever else the machine does
     "RAY_SERVE_LOG_TO_STDERR": "1",
     "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.5",  # of the 0.1 of Ray, which keep a fiftieth of a core busy for nothing
+    "RAY_gcs_server_port_wait_time_s": str(NODE_SECONDS),
     "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",  # s; a busy machine takes longer than the 5 s of Ray, thrice
 }
 
@@ -78,7 +83,7 @@ def start_ray() -> None:
     sys.argv = [str(MODEL / "serve")]  # ray adds the folder of the program to the path of each of its processes
     os.chdir(MODEL)
     import ray
-    from ray._private import node, utils
+    from ray._private import node, services, utils
 
     # The processes of Ray, to which a function of this module goes, may not find the module.
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
@@ -86,14 +91,29 @@ def start_ray() -> None:
     node.Node.start_api_server = lambda self, **options: setattr(self, "_webui_url", None)
     node.Node.start_monitor = lambda self: None
     utils.get_dashboard_dependency_error = lambda: ImportError("there is no dashboard")
+    services.get_node = functools.partial(_node_once_it_is_known, services.get_node)
+    folder = short_path(os.path.realpath(tempfile.gettempdir()))
+    os.environ[SOCKETS] = tempfile.mkdtemp(dir=folder)
     ray.init(
         address="local",
         namespace="serve",
         include_dashboard=False,
         object_store_memory=OBJECT_STORE_BYTES,
         runtime_env={"worker_process_setup_hook": prepare_process},
-        _temp_dir=short_path(os.path.realpath(tempfile.gettempdir())),
+        _temp_dir=folder,
     )
+
+
+def _node_once_it_is_known(get_node: Callable[..., Any], *arguments: Any) -> Any:
+    """Return what `get_node` returns for arguments, within NODE_SECONDS. Raises RuntimeError."""
+    deadline = time.monotonic() + NODE_SECONDS
+    while True:
+        try:
+            return get_node(*arguments)
+        except RuntimeError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(LOOK_SECONDS)
 
 
 def short_path(folder: str) -> str:
@@ -214,7 +234,7 @@ def main() -> int:
     from fastmaker.jobs.runtime import ray_adapter
 
     timeout = float(os.environ.get("RAYSERVE_BACKEND_TIMEOUT", 300))
-    app = ray_adapter.application(f"http://127.0.0.1:{backend}", timeout, replicas.last_death)
+    app = ray_adapter.application(f"http://127.0.0.1:{backend}", timeout, replicas.last_death, os.environ[SOCKETS])
     host = os.environ.get("FASTMAKER_HOST", "127.0.0.1")
     web.run_app(app, host=host, port=port, access_log=None, print=None)
     return 0

@@ -3,6 +3,7 @@
 Between the steps, the exception of a failed request takes the place of its images or its answer.
 """
 
+import itertools
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -23,11 +24,12 @@ def decode(requests: Sequence[Callable[[], wire.Images]], sizes: list[int]) -> l
 
 
 def predict(model: models.Model, requests: list[wire.Images | Exception]) -> list[wire.Answer | Exception]:
-    """Return the answer to each of several requests. Those of up to MAX_BATCH images are computed in one batch.
+    """Return the answer to each of several requests. The small ones are computed in one batch.
 
-    One that came alone is answered as by the entry point.
+    One that came alone, or that is large, is answered as by the entry point.
     """
-    prepared = [_catch(_tensors, request, model, len(requests)) for request in requests]
+    small = _small(requests)
+    prepared = [_catch(_tensors, request, model, i in small) for i, request in enumerate(requests)]
     tensors = [tensor for of_request in prepared if isinstance(of_request, list) for tensor in of_request]
     if len(requests) > 1:
         logger.info("%d requests: %d images in one batch", len(requests), len(tensors))
@@ -65,11 +67,21 @@ def answer_alone(request: wire.Images, model: models.Model) -> wire.Answer:
         raise errors.BadRequest(str(error)) from None
 
 
-def _tensors(request: wire.Images, model: models.Model, requests: int) -> list[torch.Tensor] | None:
-    """Return the tensors of one of so many requests, None for one that is computed alone."""
-    if requests == 1 or len(request.images) > models.MAX_BATCH:
-        return None
-    return [model.to_tensor(image) for image in request.images]
+def _small(requests: list[wire.Images | Exception]) -> set[int]:
+    """Return the numbers of the requests that go together: the smallest ones, of MAX_BATCH images in all or one each.
+
+    More images at once could take longer than the server waits.
+    """
+    room = max(models.MAX_BATCH, len(requests))
+    sizes = sorted((len(it.images), i) for i, it in enumerate(requests) if isinstance(it, wire.Images))
+    totals = itertools.accumulate(size for size, _ in sizes)
+    found = {i for (_, i), total in zip(sizes, totals, strict=True) if total <= room}
+    return found if len(found) > 1 else set()
+
+
+def _tensors(request: wire.Images, model: models.Model, together: bool) -> list[torch.Tensor] | None:
+    """Return the tensors of a request, None if it does not go together with others."""
+    return [model.to_tensor(image) for image in request.images] if together else None
 
 
 def _answer(

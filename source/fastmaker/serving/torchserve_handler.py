@@ -40,7 +40,7 @@ class Handler:
         return batches.decode(decoders, [wire.size_of(item) for item in data])
 
     def inference(self, requests: list[wire.Images | Exception]) -> list[wire.Answer | Exception]:
-        """Return the answer to each request. Those of up to MAX_BATCH images are computed in one batch."""
+        """Return the answer to each request. The small ones are computed in one batch."""
         return batches.predict(self.model, requests)
 
     def postprocess(self, answers: list[wire.Answer | Exception], context: Any) -> list[bytes | str]:

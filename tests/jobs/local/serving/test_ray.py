@@ -61,7 +61,8 @@ def first_server(session, name):
 
 def post(port, body, **headers):
     named = {name.replace("_", "-"): value for name, value in headers.items()}
-    return urllib3.request("POST", f"http://127.0.0.1:{port}/invocations", body=body, headers=named, retries=False)
+    url = f"http://127.0.0.1:{port}/invocations"
+    return urllib3.request("POST", url, body=body, headers=named, retries=False, timeout=60)
 
 
 def foreign_archive(folder, name="m", config=True):
@@ -195,6 +196,32 @@ def test_a_process_of_ray_that_is_killed_loses_no_request_and_leaves_nothing(ses
             assert not living(before), victim
         before = every_process(first_server(session, name)[0])
     assert not living(before)
+
+
+def test_replicas_of_a_bundle_that_are_killed_lose_no_request_and_answer_without_rays_proxy(server, good):
+    container, port = server
+    body, expected = good[0]
+
+    def ask(_):
+        answer = post(port, body, Content_Type="image/png", Accept="application/x-npy")
+        return answer.status == 200 and np.allclose(np.load(io.BytesIO(answer.data)), expected, atol=1e-6)
+
+    sockets = lambda: list(container.tmp.glob("*/replica-*"))  # noqa: E731
+    before = set(wait_until(lambda: len(sockets()) >= 2 and sockets()))
+    proxy = next(found for found in container.processes() if "ray::ProxyActor" in found.cmdline()[0])
+    with ThreadPoolExecutor(6) as pool:
+        proxy.suspend()
+        try:
+            assert all(pool.map(ask, range(50)))
+        finally:
+            proxy.resume()
+        for victims in (1, 2):
+            asked = [pool.submit(ask, number) for number in range(50)]
+            for victim in rayserve.workers(container)[:victims]:
+                psutil.Process(victim).kill()
+            assert all(answer.result() for answer in asked), victims
+    wait_until(lambda: len(set(sockets()) - before) >= 2)
+    assert all(map(ask, range(4)))
 
 
 def test_an_update_takes_over_without_a_lost_request_beside_the_old_server(session, tmp_path):
