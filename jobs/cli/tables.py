@@ -20,6 +20,11 @@ def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     return "\n".join([line(header), "  ".join("-" * width for width in widths), *map(line, cells)])
 
 
+def by_name(answer: dict) -> dict[str | int, float]:
+    """Return the numbers of an endpoint's JSON answer for one image, by their names or else counted from 1."""
+    return answer.get("named_values") or dict(enumerate(answer.get("values", []), 1))
+
+
 def summarize(answer: dict) -> tuple[str, float | None]:
     """Return the label and probability of an endpoint's JSON answer for one image.
 

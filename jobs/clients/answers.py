@@ -79,8 +79,7 @@ def _cells(row: dict) -> dict:
     if isinstance(row.get("probabilities"), dict):
         cells["labels"] = ";".join(row["labels"])
         cells |= {PROBABILITY + label: probability for label, probability in row["probabilities"].items()}
-    values = row.get("named_values") or dict(enumerate(row.get("values", []), 1))
-    cells |= {f"value_{name}": value for name, value in values.items()}
+    cells |= {f"value_{name}": value for name, value in tables.by_name(row).items()}
     for number, (x, y) in enumerate(row.get("points", []), 1):
         cells |= {f"x_{number}": x, f"y_{number}": y}
     return cells

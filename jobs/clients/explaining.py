@@ -1,13 +1,14 @@
 """Where a classifier's network looked: a map over the image, by captum, of a bundle that is at hand.
 
-Grad-CAM (https://arxiv.org/abs/1610.02391) at the deepest convolution that still has places, else integrated gradients
-(https://arxiv.org/abs/1703.01365): of a network that is kept as a graph, or has no such convolution.
+Grad-CAM (https://arxiv.org/abs/1610.02391) behind the deepest convolution that still has places, else integrated
+gradients (https://arxiv.org/abs/1703.01365): of a network that is kept as a graph, or has no such convolution.
 """
 
 import copy
 import functools
 import importlib.util
 import threading
+from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -104,17 +105,22 @@ def heat(model: Any, image: Image.Image, target: int) -> np.ndarray:
 
 
 def _deepest_with_places(network: Any, prepared: Any) -> Any:
-    """Return the last convolution whose output has LEAST_PLACES rows and columns, None if there is none."""
+    """Return what follows the last convolution whose output has LEAST_PLACES rows and columns, None without one.
+
+    That is the last module that runs once and whose output is as large: of a ResNet its last block, after the sum and
+    the ReLU. A convolution's own output lacks what goes past it, and of that the map may be empty.
+    """
     import torch
 
-    sizes: dict[Any, int] = {}
+    ran: list[tuple[Any, Any]] = []  # each module with its output's rows and columns, as it ended
     hooks = [
-        module.register_forward_hook(lambda module, _, output: sizes.update({module: min(output.shape[-2:])}))
+        module.register_forward_hook(lambda module, _, output: ran.append((module, getattr(output, "shape", ())[2:])))
         for module in network.modules()
-        if isinstance(module, torch.nn.Conv2d)
     ]
     with torch.no_grad():
         network(prepared)
     for hook in hooks:
         hook.remove()
-    return next((layer for layer, size in reversed(sizes.items()) if size >= LEAST_PLACES), None)
+    sizes = [size for module, size in ran if isinstance(module, torch.nn.Conv2d) and min(size) >= LEAST_PLACES]
+    runs = Counter(module for module, _ in ran)
+    return next((module for module, size in reversed(ran) if sizes and size == sizes[-1] and runs[module] == 1), None)

@@ -87,7 +87,7 @@ class Bundle:
         try:
             given = wire.decode(image, IMAGE, f"mask_size={mask_size}" if mask_size else None)
             answers = self.model.predict_in_time(given.images, given.mask_size)
-            return wire.encode(wire.Answer(answers, given.single), accept)[0]
+            return wire.check_response_size(*wire.encode(wire.Answer(answers, given.single), accept))[0]
         except errors.RequestError as error:
             raise InvalidRequest(error.message, error.status) from None
         except preprocess.ImageError as error:

@@ -80,6 +80,8 @@ def _of_values(value: str, cause: str, before: np.ndarray, now: np.ndarray, alte
     if min(len(before), len(now)) < LEAST_IMAGES:
         return []
     found = stats.ks_2samp(now, before, alternative=KOLMOGOROV.get(alternative, alternative), method="asymp")
+    if value == "shape" and found.pvalue < ALPHA <= stats.ks_2samp(-now, before, method="asymp").pvalue:
+        cause = "orientation"  # width and height are swapped: the images were turned
     medians = float(np.median(before)), float(np.median(now))
     return [Change(value, cause, *medians, float(found.statistic), float(found.pvalue))]
 

@@ -83,7 +83,7 @@ def _details(asked: Asked, threshold: float | None) -> str:
         own = f"<p>By the model's own threshold: {_text(', '.join(found['labels']) or 'no label')}.</p>"
         return _bars(pairs, set(over)) + own
     if task == "regression":
-        return _table(["number", "value"], [[i, f"{value:.6g}"] for i, value in enumerate(found["values"], 1)])
+        return _table(["number", "value"], [[name, f"{value:.6g}"] for name, value in tables.by_name(found).items()])
     if task == "points":
         rows = [[i, f"{x:.1f}", f"{y:.1f}"] for i, (x, y) in enumerate(found["points"], 1)]
         return _table(["point", "x in pixels", "y in pixels"], rows)

@@ -11,6 +11,7 @@ from helpers import task_bundles
 from helpers.commands import exit_status, one_line
 from helpers.local_mode import deployed
 from PIL import Image, ImageDraw
+from torchvision.models import VisionTransformer
 
 from fastmaker import bundle, networks
 from fastmaker.jobs import predict
@@ -36,6 +37,24 @@ def source(tmp_path_factory):
         network[-1].bias.zero_()
     bundle.save(folder, network, info)
     return SimpleNamespace(bundle=str(folder), session=None, title="a bundle")
+
+
+TRANSFORMER = {"num_layers": 1, "num_heads": 2, "hidden_dim": 16, "mlp_dim": 16}
+# A network, and which of its modules a map is of: all that a cell of it says, not what one branch adds to it
+LAYERS = {
+    "resnet": (lambda: networks.classifier("resnet18", 3), lambda network: network[0]),
+    "convnet": (lambda: networks.classifier("convnet", 3), lambda network: network[4]),
+    "transformer": (lambda: VisionTransformer(192, 32, **TRANSFORMER), lambda network: network.conv_proj),
+    "no convolution": (lambda: torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 192**2, 3)), lambda _: None),
+}
+
+
+@pytest.mark.parametrize("case", LAYERS)
+def test_a_map_is_of_what_a_network_goes_on_with(case):
+    make, expected = LAYERS[case]
+    network = make().eval()
+    found = explaining._deepest_with_places(network, torch.zeros(1, 3, 192, 192))
+    assert found is expected(network), found
 
 
 @pytest.mark.browser  # its environment has captum

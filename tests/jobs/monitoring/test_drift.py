@@ -57,6 +57,14 @@ def test_an_alarm_names_the_cause_first(case):
     assert {change.cause for change in found[:1] if change.alarm} == expected
 
 
+@pytest.mark.parametrize(("shape", "expected"), [(-1, ["orientation"]), (0, ["shape"]), (1, [])])
+def test_files_whose_width_and_height_are_swapped_were_turned(shape, expected):
+    before, given = known(), images(400, 3)
+    before.values["shape"] += 1
+    given[0]["shape"] += shape
+    assert [change.cause for change in changes(given, before) if change.alarm] == expected
+
+
 def test_a_large_sample_makes_a_small_change_sure_and_no_alarm():
     found = changes(images(9_000, 3, of=("size",), shift=0.15), known(n=9_000))
     (size,) = [change for change in found if change.value == "size"]

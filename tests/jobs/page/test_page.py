@@ -1,13 +1,17 @@
 """What the page asks, says, takes and saves, without a browser and without Gradio."""
 
 import csv
+import html
+import io
 import json
 import zipfile
 
+import numpy as np
 import pytest
 from helpers import task_bundles
 from helpers.browser import png
 from helpers.commands import exit_status, one_line
+from PIL import Image
 
 from fastmaker.jobs.clients import sources
 from fastmaker.jobs.clients.errors import InvalidRequest
@@ -75,6 +79,38 @@ def test_the_threshold_of_several_labels_is_moved_without_asking_again():
     raw = json.dumps({"labels": ["cat"], "probabilities": {"cat": 0.75, "dog": 0.25}}).encode()
     for threshold, headline in [(None, "cat 0.750"), (0.2, "cat, dog"), (0.9, "no label")]:
         assert f"<h2>{headline}</h2>" in markup.answer(Asked("a", b"", raw), threshold)
+
+
+@pytest.mark.parametrize(
+    ("named", "names"),
+    [({}, ["1", "2"]), ({"named_values": {"age": 1.5, "<b>": 2000000.0}}, ["age", "&lt;b&gt;"])],
+    ids=["without names", "with names"],
+)
+def test_numbers_stand_by_their_names(named, names):
+    said = markup.answer(Asked("a", b"", json.dumps({"values": [1.5, 2000000.0], **named}).encode()))
+    for name, value in zip(names, ("1.5", "2e+06"), strict=True):
+        assert f"<tr><td>{name}</td><td>{value}</td></tr>" in said
+
+
+# Bytes that an answer may have, and what is then said of an image of 1600x1200
+LIMITS = [
+    (6_000_000, ""),
+    (4_500, "The mask does not lie on the image: 406: as image/png the answer has"),
+    (200, "406: as application/json the answer has"),
+]
+
+
+@pytest.mark.parametrize(("limit", "words"), LIMITS)
+def test_a_mask_over_the_limit_of_responses_is_told(scene_source, monkeypatch, limit, words):
+    monkeypatch.setenv("TS_MAX_RESPONSE_SIZE", str(limit))
+    pixels = np.random.default_rng(0).integers(0, 256, (30, 40, 3), np.uint8)
+    stream = io.BytesIO()
+    Image.fromarray(pixels).resize((1600, 1200), Image.Resampling.NEAREST).save(stream, "PNG")
+    asked = asking.ask(scene_source, "large.png", stream.getvalue())
+    assert (asked.note or asked.error).startswith(words)
+    assert bool(asked.note or asked.error) == bool(words)
+    assert html.escape(words) in markup.answer(asked)
+    assert asking.draw(asked).width >= 2 * 1280 if asked.note else asking.draw(asked).width == 1280
 
 
 # Many images
