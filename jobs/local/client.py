@@ -97,10 +97,10 @@ class Operations:
         validation.check_gpu("CreateTrainingJob", request["ResourceConfig"]["InstanceType"])
         image = self._checked_image("CreateTrainingJob", request["AlgorithmSpecification"]["TrainingImage"])
         validation.check_entrypoint("CreateTrainingJob", request, self.training_jobs.folder, image is not None)
-        inputs.check_channels(request, self.region, self._s3_client)
+        inputs.check_channels(request, self.region, env := self._job_environment())
         arn = self._arn("training-job", name)
         try:
-            training_jobs.start(self.training_jobs, request, arn, self._job_environment(), image)
+            training_jobs.start(self.training_jobs, request, arn, env, image)
         except FileExistsError:
             raise in_use("CreateTrainingJob", "Training", name) from None
         return {"TrainingJobArn": arn}
@@ -266,7 +266,7 @@ class Operations:
         validation.check_output_bucket(operation, request["TransformOutput"]["S3OutputPath"], self.region, env)
         validation.check_gpu(operation, request["TransformResources"]["InstanceType"])
         model = self._container_of(operation, request["ModelName"])
-        inputs.check_transform(request, self.describe_model(request["ModelName"]), self.region, self._s3_client)
+        inputs.check_transform(request, self.describe_model(request["ModelName"]), self.region, env)
         arn = self._arn("transform-job", name)
         archive = repacked.archive_of(self.repacked_models, model)
         try:

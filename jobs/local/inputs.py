@@ -1,8 +1,10 @@
 """Whether S3 has what a request reads. AWS looks before it creates anything, and refuses in these words.
 
-Files of this machine are looked for where the rest of a request is checked.
+Files of this machine are looked for where the rest of a request is checked. A job's process reads its input with the
+environment that it gets, and so does the check.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 from fastmaker.jobs import storage
@@ -11,22 +13,25 @@ from fastmaker.local.errors import invalid
 S3 = "s3://"
 
 
-def check_channels(request: dict[str, Any], region: str, s3: Any) -> None:
-    """Check the channels of a CreateTrainingJob request by `s3`, or the environment's. Raises ClientError."""
+def check_channels(request: dict[str, Any], region: str, env: Mapping[str, str]) -> None:
+    """Check the channels of a CreateTrainingJob request, whose job has the environment `env`. Raises ClientError."""
     for channel in request.get("InputDataConfig", ()):
-        _check_source("CreateTrainingJob", channel["DataSource"]["S3DataSource"], request["RoleArn"], region, s3)
+        _check_source("CreateTrainingJob", channel["DataSource"]["S3DataSource"], request["RoleArn"], region, env)
 
 
-def check_transform(request: dict[str, Any], model: dict[str, Any], region: str, s3: Any) -> None:
+def check_transform(request: dict[str, Any], model: dict[str, Any], region: str, env: Mapping[str, str]) -> None:
     """Check what a CreateTransformJob request reads, and that its model's data are an archive. Raises ClientError."""
     operation, source = "CreateTransformJob", request["TransformInput"]["DataSource"]["S3DataSource"]
     if any("ModelDataSource" in container for container in _containers(model)):
         raise invalid(operation, "a transform job takes no model with a ModelDataSource, here as on AWS")
-    _check_source(operation, source, model.get("ExecutionRoleArn", ""), region, s3)
+    _check_source(operation, source, model.get("ExecutionRoleArn", ""), region, env)
 
 
 def check_model_data(operation: str, container: dict[str, Any], s3: Any) -> None:
-    """Check that the model data of a ContainerDefinition are there. Raises ClientError."""
+    """Check by `s3`, or the client of this process, that a ContainerDefinition's model data are there.
+
+    Raises ClientError.
+    """
     source = container.get("ModelDataSource", {}).get("S3DataSource", {})
     uri = container.get("ModelDataUrl") or source.get("S3Uri") or ""
     look = storage.s3.has_objects if source.get("S3DataType") == "S3Prefix" else storage.s3.has_object
@@ -38,11 +43,11 @@ def check_model_data(operation: str, container: dict[str, Any], s3: Any) -> None
         raise invalid(operation, f"Could not find model data at {uri}.")
 
 
-def _check_source(operation: str, source: dict[str, Any], role: str, region: str, s3: Any) -> None:
+def _check_source(operation: str, source: dict[str, Any], role: str, region: str, env: Mapping[str, str]) -> None:
     uri = source["S3Uri"]
     look = storage.s3.has_object if source.get("S3DataType") == "ManifestFile" else storage.s3.has_objects
     try:
-        there = not uri.startswith(S3) or look(uri, s3)
+        there = not uri.startswith(S3) or look(uri, storage.s3.client_of(env))
     except storage.StorageError as error:
         raise invalid(operation, str(error)) from None
     if not there:

@@ -3,7 +3,7 @@
 import functools
 import io
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,20 @@ def _client(endpoint: str | None) -> Any:
     from botocore.config import Config
 
     return boto3.client("s3", config=Config(max_pool_connections=CONNECTIONS))
+
+
+def client_of(environment: Mapping[str, str]) -> Any:
+    """Return a client of the S3 that the environment of a job names, which may not be that of this process."""
+    import boto3
+
+    session = boto3.Session(
+        aws_access_key_id=environment.get("AWS_ACCESS_KEY_ID"),
+        aws_secret_access_key=environment.get("AWS_SECRET_ACCESS_KEY"),
+        aws_session_token=environment.get("AWS_SESSION_TOKEN"),
+        region_name=environment.get("AWS_DEFAULT_REGION"),
+    )
+    url = environment.get("AWS_ENDPOINT_URL_S3") or environment.get("AWS_ENDPOINT_URL")
+    return session.client("s3", endpoint_url=url)
 
 
 def download_prefix(uri: str, target: Path, shard: int = 0, shards: int = 1, s3: Any = None) -> None:

@@ -15,8 +15,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
-import boto3
-
 from fastmaker import files
 from fastmaker.jobs import storage
 from fastmaker.jobs.storage import uris
@@ -108,23 +106,11 @@ def _put(stream: IO[bytes], place: dict[str, Any], environment: Callable[[], dic
         bucket, name = storage.bucket_and_key(uri)
         options = {"ServerSideEncryption": "aws:kms", "SSEKMSKeyId": key} if key else {}
         with asynchronous.reaching(uri):  # no threads of boto3's transfers: the process may be ending
-            _client(environment()).put_object(Bucket=bucket, Key=name, Body=lines, **options)
+            storage.s3.client_of(environment()).put_object(Bucket=bucket, Key=name, Body=lines, **options)
     except (storage.StorageError, asynchronous.Later) as error:
         log.error("data capture: %s", error)
         return False
     return True
-
-
-def _client(environment: dict[str, str]) -> Any:
-    """Return a client of the S3 that an environment names, which may not be that of this process."""
-    session = boto3.Session(
-        aws_access_key_id=environment.get("AWS_ACCESS_KEY_ID"),
-        aws_secret_access_key=environment.get("AWS_SECRET_ACCESS_KEY"),
-        aws_session_token=environment.get("AWS_SESSION_TOKEN"),
-        region_name=environment.get("AWS_DEFAULT_REGION"),
-    )
-    url = environment.get("AWS_ENDPOINT_URL_S3") or environment.get("AWS_ENDPOINT_URL")
-    return session.client("s3", endpoint_url=url)
 
 
 def _remove(folder: Path, stem: str) -> None:

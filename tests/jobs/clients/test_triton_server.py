@@ -1,6 +1,7 @@
 """Model repositories as a user makes and asks them: by the command lines, on a real Triton server."""
 
 import dataclasses
+import io
 import json
 import re
 import subprocess
@@ -19,7 +20,8 @@ from PIL import Image
 
 from fastmaker import bundle, preprocess
 from fastmaker.jobs import package, verify
-from fastmaker.jobs.clients import triton
+from fastmaker.jobs.clients import sources, triton
+from fastmaker.jobs.page import asking
 from fastmaker.local.containers import free_ports
 from fastmaker.serving import models
 
@@ -133,6 +135,18 @@ def test_masks_are_those_of_the_bundle(server, scenes_bundle, scene_files, proto
     model = triton.Model(getattr(server, protocol), name)
     for file, expected in zip(scene_files, own_answers(scenes_bundle, scene_files), strict=True):
         assert model.answer(file.read_bytes()).as_object() == expected.as_object()
+
+
+def test_the_page_shows_what_the_server_answers(server, digits_bundle, digit_files, scenes_bundle, scene_files):
+    digit, scene = digit_files[0], scene_files[0]
+    [label], [mask] = own_answers(digits_bundle, [digit]), own_answers(scenes_bundle, [scene])
+    asked = asking.ask(sources.Triton(server.grpc, "digits"), digit.name, digit.read_bytes())
+    assert asked.answer["label"] == label.label
+    assert "error" in asking.ask(sources.Triton(server.grpc, "digits"), "broken", b"no image").answer
+    asked = asking.ask(sources.Triton(server.grpc, "scenes"), scene.name, scene.read_bytes())
+    assert asked.answer == mask.as_object()
+    assert asking.draw(asked).size[0] >= Image.open(scene).size[0]
+    assert np.array_equal(Image.open(io.BytesIO(asked.mask)), mask.array)
 
 
 def test_the_probabilities_of_each_pixel_can_be_asked_for(server, scenes_bundle, scene_files):

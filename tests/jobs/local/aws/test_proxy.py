@@ -140,7 +140,7 @@ def test_the_engine_and_other_services_are_found_by_their_own_names(at_aws):
     with pytest.raises(ClientError, match="Endpoint none of account 000000000000 not found"):
         runtime.invoke_endpoint(EndpointName="none", Body=b"x")
     group = "/aws/sagemaker/TrainingJobs"
-    assert at_aws("logs").describe_log_streams(logGroupName=group, logStreamNamePrefix="none/")["logStreams"] == []
+    assert at_aws("logs").describe_log_streams(logGroupName=group, logStreamNamePrefix="no-job/")["logStreams"] == []
     assert "Roles" in at_aws("iam").list_roles()
 
 

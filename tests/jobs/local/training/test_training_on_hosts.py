@@ -43,30 +43,36 @@ def files_of(job) -> dict[str, bytes]:
         return {member.name: tar.extractfile(member).read() for member in tar if member.isfile()}
 
 
+NAMES = [f"{n}.txt" for n in range(5)]
+
+
 def directory_of(session, job):
     return session.sagemaker_client.training_jobs.directory(job.latest_training_job.name)
 
 
-@pytest.mark.containers
-@pytest.mark.parametrize("on_s3", [False, True])
-def test_hosts_meet_have_their_shards_and_leave_one_model(session, write_script, tmp_path, on_s3, request):
-    names = [f"{n}.txt" for n in range(5)]
-    if on_s3:
+@pytest.fixture(params=["disk", "s3"])
+def channel(request, tmp_path):
+    """Five objects, by their URI."""
+    if request.param == "s3":
         s3, bucket = request.getfixturevalue("s3"), request.getfixturevalue("bucket")
-        for name in names:
+        for name in NAMES:
             s3.put_object(Bucket=bucket, Key=f"data/{name}", Body=b"x")
-        data = f"s3://{bucket}/data"
-    else:
-        (tmp_path / "data").mkdir()
-        for name in names:
-            (tmp_path / "data" / name).write_text("x")
-        data = f"file://{tmp_path}/data"
+        return f"s3://{bucket}/data"
+    (tmp_path / "data").mkdir()
+    for name in NAMES:
+        (tmp_path / "data" / name).write_text("x")
+    return f"file://{tmp_path}/data"
+
+
+# The channel is before the session, whose client of S3 needs credentials.
+@pytest.mark.containers
+def test_hosts_meet_have_their_shards_and_leave_one_model(channel, session, write_script):
     definitions = [{"Name": "score", "Regex": "score=([0-9.]+)"}]
     job = estimator(session, write_script(MEET), instance_count=2, metric_definitions=definitions)
-    job.fit({"train": TrainingInput(data, distribution="ShardedByS3Key")}, logs=False)
+    job.fit({"train": TrainingInput(channel, distribution="ShardedByS3Key")}, logs=False)
     files = files_of(job)
-    assert json.loads(files["rank-0.json"]) == {"sum": 3, "seen": names[::2]}
-    assert json.loads(files["rank-1.json"]) == {"sum": 3, "seen": names[1::2]}
+    assert json.loads(files["rank-0.json"]) == {"sum": 3, "seen": NAMES[::2]}
+    assert json.loads(files["rank-1.json"]) == {"sum": 3, "seen": NAMES[1::2]}
     assert files["of-all.txt"] in (b"algo-1", b"127.0.0.1")  # where names cannot be had
     (metric,) = job.latest_training_job.describe()["FinalMetricDataList"]
     assert (metric["MetricName"], metric["Value"]) == ("score", 3)
