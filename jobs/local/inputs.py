@@ -15,8 +15,8 @@ S3 = "s3://"
 
 def check_channels(request: dict[str, Any], region: str, env: Mapping[str, str]) -> None:
     """Check the channels of a CreateTrainingJob request, whose job has the environment `env`. Raises ClientError."""
-    for channel in request.get("InputDataConfig", ()):
-        _check_source("CreateTrainingJob", channel["DataSource"]["S3DataSource"], request["RoleArn"], region, env)
+    sources = [channel["DataSource"]["S3DataSource"] for channel in request.get("InputDataConfig", ())]
+    _check_sources("CreateTrainingJob", sources, request["RoleArn"], region, env)
 
 
 def check_transform(request: dict[str, Any], model: dict[str, Any], region: str, env: Mapping[str, str]) -> None:
@@ -24,7 +24,7 @@ def check_transform(request: dict[str, Any], model: dict[str, Any], region: str,
     operation, source = "CreateTransformJob", request["TransformInput"]["DataSource"]["S3DataSource"]
     if any("ModelDataSource" in container for container in _containers(model)):
         raise invalid(operation, "a transform job takes no model with a ModelDataSource, here as on AWS")
-    _check_source(operation, source, model.get("ExecutionRoleArn", ""), region, env)
+    _check_sources(operation, [source], model.get("ExecutionRoleArn", ""), region, env)
 
 
 def check_model_data(operation: str, container: dict[str, Any], s3: Any) -> None:
@@ -43,11 +43,20 @@ def check_model_data(operation: str, container: dict[str, Any], s3: Any) -> None
         raise invalid(operation, f"Could not find model data at {uri}.")
 
 
-def _check_source(operation: str, source: dict[str, Any], role: str, region: str, env: Mapping[str, str]) -> None:
+def _check_sources(
+    operation: str, sources: list[dict[str, Any]], role: str, region: str, env: Mapping[str, str]
+) -> None:
+    in_s3 = [source for source in sources if source["S3Uri"].startswith(S3)]
+    s3 = storage.s3.client_of(env) if in_s3 else None
+    for source in in_s3:
+        _check_source(operation, source, role, region, s3)
+
+
+def _check_source(operation: str, source: dict[str, Any], role: str, region: str, s3: Any) -> None:
     uri = source["S3Uri"]
     look = storage.s3.has_object if source.get("S3DataType") == "ManifestFile" else storage.s3.has_objects
     try:
-        there = not uri.startswith(S3) or look(uri, storage.s3.client_of(env))
+        there = look(uri, s3)
     except storage.StorageError as error:
         raise invalid(operation, str(error)) from None
     if not there:

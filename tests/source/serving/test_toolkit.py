@@ -7,11 +7,12 @@ import logging
 import numpy as np
 import pytest
 import torch
-from helpers import REPOSITORY
+from helpers import REPOSITORY, lists
+from helpers.lists import npy
 from sagemaker_inference import content_types
 from sagemaker_inference.transformer import Transformer
 from sagemaker_pytorch_serving_container.default_pytorch_inference_handler import DefaultPytorchInferenceHandler
-from ts.context import Context, RequestProcessor
+from ts.context import Context
 
 from fastmaker.serving import wire
 
@@ -51,15 +52,7 @@ def serve(monkeypatch, digits_bundle):
         context = Context("model", str(digits_bundle), {}, 8, None, "1.0")
         transformer.validate_and_initialize(str(digits_bundle), context)
 
-        def ask(*batch):
-            headers = [{"body": {"content-type": kind}, "Content-Type": kind, **more} for _, kind, more in batch]
-            context.request_processor = [RequestProcessor(of_request) for of_request in headers]
-            context.request_ids = {i: str(i) for i in range(len(batch))}
-            answers = transformer.transform([{"body": bytearray(body)} for body, _, _ in batch], context)
-            statuses = [context.get_response_status(i)[0] for i in range(len(batch))]
-            return list(zip(statuses, map(context.get_response_content_type, range(len(batch))), answers, strict=True))
-
-        return ask
+        return lambda *batch: lists.ask(transformer.transform, context, batch)
 
     return served
 
@@ -67,12 +60,6 @@ def serve(monkeypatch, digits_bundle):
 @pytest.fixture(scope="module")
 def pngs(digits):
     return [file.read_bytes() for file in sorted(digits.rglob("*.png"))[::200]]
-
-
-def npy(array) -> bytes:
-    stream = io.BytesIO()
-    np.save(stream, array)
-    return stream.getvalue()
 
 
 def test_requests_that_come_at_once_go_through_the_network_together_and_each_is_answered_as_if_alone(

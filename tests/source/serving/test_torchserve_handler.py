@@ -12,6 +12,8 @@ import time
 import numpy as np
 import pytest
 import torch
+from helpers import lists
+from helpers.lists import npy
 from helpers.task_bundles import INFO
 from PIL import Image
 from ts.context import Context, RequestProcessor
@@ -41,15 +43,7 @@ def asking(folder):
     context = Context("model", str(folder), {}, 8, None, "1.0", model_yaml_config={"batchSize": 8, "maxWorkers": 999})
     handler = Handler()
     handler.initialize(context)
-
-    def ask(*batch):
-        headers = [{"body": {"content-type": kind}, "Content-Type": kind, **more} for _, kind, more in batch]
-        context.request_processor = [RequestProcessor(of_request) for of_request in headers]
-        answers = handler.handle([{"body": bytearray(body)} for body, _, _ in batch], context)
-        statuses = [context.get_response_status(i)[0] for i in range(len(batch))]
-        return list(zip(statuses, map(context.get_response_content_type, range(len(batch))), answers, strict=True))
-
-    return ask
+    return lambda *batch: lists.ask(handler.handle, context, batch)
 
 
 @pytest.fixture
@@ -69,12 +63,6 @@ def by_the_entry_point(entry_point):
 @pytest.fixture(scope="module")
 def pngs(digits):
     return [file.read_bytes() for file in sorted(digits.rglob("*.png"))[::200]]
-
-
-def npy(array) -> bytes:
-    stream = io.BytesIO()
-    np.save(stream, array)
-    return stream.getvalue()
 
 
 def instances(images) -> bytes:
