@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image, ImageFilter
 
 KINDS = ("apple", "banana", "lemon", "orange", "plum")
-TABLE = "table"  # what a mask's 0 stands for
+TABLE = "background"  # what a mask's 0 stands for
 COLOURS = {
     "apple": (176, 24, 32),
     "banana": (236, 196, 52),

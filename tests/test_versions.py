@@ -117,16 +117,17 @@ sys.path.insert(0, model_dir + "/code")
 import entry_point
 
 model = entry_point.model_fn(model_dir, SimpleNamespace(system_properties={}))
-answers, probabilities = [], []
+bodies, answers, probabilities = [], [], []
 for file in files:
     request = entry_point.input_fn(open(file, "rb").read(), "application/x-image")
     body, _ = entry_point.output_fn(entry_point.predict_fn(request, model), "application/json")
+    bodies.append(body)
     answer = json.loads(body)
     is_mask = "base64_prediction" in answer
     answers.append(list(base64.b64decode(answer["base64_prediction"])) if is_mask else [answer["index"]])
     [found] = model.numbers(model.to_tensor(request.images[0])[None]).numpy()
     probabilities.append(found.reshape(len(found), -1))
-np.savez(output, classes=answers, probabilities=probabilities)
+np.savez(output, bodies=bodies, classes=answers, probabilities=probabilities)
 """
 
 
@@ -140,11 +141,11 @@ def train(python, images, arguments, folder):
 
 
 def answer(python, model_dir, files, output):
-    """What a container with that Python answers: the class of each image or pixel, uint8 or int64 (N, pixels), and the
-    probabilities, float32 (N, n_labels, pixels); a classifier's images are one pixel."""
+    """What a container with that Python answers: JSON, bytes (N,); the class of each image or pixel, uint8 or int64
+    (N, pixels), and the probabilities, float32 (N, n_labels, pixels); a classifier's images are one pixel."""
     subprocess.run([python, "-I", "-c", ANSWER, model_dir, output, *files], env=environments.variables(), check=True)
     with np.load(output) as found:
-        return found["classes"], found["probabilities"]
+        return found["bodies"], found["classes"], found["probabilities"]
 
 
 @pytest.mark.parametrize("run", RUNS)
@@ -157,9 +158,10 @@ def test_a_bundle_is_served_alike_by_the_version_that_trained_it_and_by_another(
     pythons = {"this": sys.executable, "other": other.python}
     model_dir = train(pythons[trained_by], images, arguments, tmp_path)
     files = sorted(file for file in images.rglob("*") if file.suffix in (".png", ".jpg"))[::3]
-    (expected_classes, expected), (classes, probabilities) = (
+    (expected_bodies, expected_classes, expected), (bodies, classes, probabilities) = (
         answer(python, model_dir, files, tmp_path / f"{name}.npz") for name, python in pythons.items()
     )
+    print(f"{run}: {(bodies == expected_bodies).sum()} of {len(files)} answers are equal byte for byte", flush=True)
     assert np.ptp(expected, axis=0).max() > 100 * TOLERANCE  # the images do make a difference
     assert np.abs(probabilities - expected).max() <= TOLERANCE
     best, second = np.sort(expected, axis=1)[:, :-3:-1].swapaxes(0, 1)

@@ -105,7 +105,7 @@ def search(
         take = functools.partial(_take, archive=archive, photos=photos, clients=clients, seconds=seconds)
         _explore(chosen, take, say)
         if not exhaustive:
-            others = _other_batches(_best(chosen, tolerance)[:1], waiting)
+            others = _other_batches(_best(chosen, tolerance)[:FINALISTS], waiting)
             _explore(others, take, say)
             chosen = [*chosen, *others]
         finalists = _best(chosen, tolerance)[:FINALISTS]

@@ -41,10 +41,12 @@ def with_points(image: Image.Image, points: Sequence[Sequence[float]]) -> Image.
 def with_mask(image: Image.Image, mask: Image.Image, opacity: float) -> Image.Image:
     """Return an RGB copy of the image under its mask, whose colours cover it by `opacity`, 0 to 1.
 
-    The mask is stretched to the image, by the nearest pixel.
+    The mask is stretched to the image, by the nearest pixel. Black covers nothing: it is void, or a background.
     """
     colours = mask.convert("RGB").resize(image.size, Image.Resampling.NEAREST)
-    return Image.blend(image.convert("RGB"), colours, opacity)
+    covered = Image.fromarray(np.asarray(colours).any(axis=2))
+    own = image.convert("RGB")
+    return Image.composite(Image.blend(own, colours, opacity), own, covered)
 
 
 def with_heat(image: Image.Image, heat: np.ndarray) -> Image.Image:

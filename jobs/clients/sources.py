@@ -20,6 +20,15 @@ from fastmaker.jobs.packaging.models import model_directory
 from fastmaker.local.store import DamagedRecord
 
 JSON, PNG, IMAGE = "application/json", "image/png", "application/x-image"
+CURL = f"-H 'Content-Type: {IMAGE}' -H 'Accept: {JSON}' --data-binary @image.jpg"
+SIGNED = (
+    ' \\\n    --aws-sigv4 "aws:amz:{region}:sagemaker" --user "$AWS_ACCESS_KEY_ID:$AWS_SECRET_ACCESS_KEY"'
+    ' \\\n    -H "X-Amz-Security-Token: $AWS_SESSION_TOKEN"'
+)
+BOTO3 = """{client}
+with open("image.jpg", "rb") as image:
+    answer = runtime.invoke_endpoint(EndpointName="{name}", ContentType="{image}", Accept="{json}", Body=image)
+print(answer["Body"].read().decode())"""
 
 
 class Source(Protocol):
@@ -101,7 +110,8 @@ class Endpoint:
 
     def __init__(self, backend: Any, name: str | None):
         name = name or endpoint.only_in_service(backend.session.sagemaker_client)
-        self.ask = endpoint.Endpoint(backend.runtime(name), name).ask
+        self._runtime = backend.runtime(name)
+        self.ask = endpoint.Endpoint(self._runtime, name).ask
         self.title = f"the endpoint {name}"
         self.session, self._region, self._name = backend.session, backend.region, name
 
@@ -124,38 +134,33 @@ class Endpoint:
 
     @functools.cached_property
     def requests(self) -> dict[str, str]:
-        """What asks the same, by program; with the port of a server, if that is a process of this machine."""
+        """What asks the same, by program. curl needs an address, and with boto3 an asynchronous one is asked in S3."""
+        from fastmaker.jobs.backends.asynchronous import AsyncRuntime  # imports botocore
+
+        found = {"fastmaker": f"fastmaker predict --endpoint {self._name} image.jpg --json"}
+        if self._region:
+            found["fastmaker"] += " --backend aws"
+        if isinstance(self._runtime, AsyncRuntime):
+            return found
+        found = {"boto3": BOTO3.format(client=self._client(), name=self._name, image=IMAGE, json=JSON), **found}
+        return {"curl": f"curl {address} {CURL}", **found} if (address := self._address()) else found
+
+    def _client(self) -> str:
+        if not self._region:
+            return "from fastmaker.local import ProcessSession\n\nruntime = ProcessSession().sagemaker_runtime_client"
+        return f'import boto3\n\nruntime = boto3.client("sagemaker-runtime", region_name="{self._region}")'
+
+    def _address(self) -> str | None:
+        """Return what curl asks: on AWS the service where the client finds it, here a server of this machine."""
+        if self._region:
+            url = f"{self._runtime.meta.endpoint_url}/endpoints/{self._name}/invocations"
+            return url + SIGNED.format(region=self._region)
         endpoints = getattr(self.session.sagemaker_client, "endpoints", None)
         try:
             servers = endpoints.read(self._name).get("servers", []) if endpoints else []
         except (KeyError, DamagedRecord):  # deleted meanwhile, or damaged: whoever asks it is told so
             servers = []
-        return requests_of_endpoint(self._name, self._region, servers[0]["port"] if servers else None)
-
-
-def requests_of_endpoint(name: str, region: str | None, port: int | None) -> dict[str, str]:
-    """Return what asks an endpoint about image.jpg, by program: on AWS in `region`, else at a port of this machine."""
-    url = f"https://runtime.sagemaker.{region}.amazonaws.com/endpoints/{name}/invocations"
-    signed = (
-        f' --aws-sigv4 "aws:amz:{region}:sagemaker" \\\n    --user "$AWS_ACCESS_KEY_ID:$AWS_SECRET_ACCESS_KEY"'
-        ' -H "X-Amz-Security-Token: $AWS_SESSION_TOKEN"'
-    )
-    curl = f"-H 'Content-Type: {IMAGE}' -H 'Accept: {JSON}' --data-binary @image.jpg"
-    client = (
-        f'import boto3\n\nruntime = boto3.client("sagemaker-runtime", region_name="{region}")'
-        if region
-        else "from fastmaker.local import ProcessSession\n\nruntime = ProcessSession().sagemaker_runtime_client"
-    )
-    boto3 = (
-        f'{client}\nwith open("image.jpg", "rb") as image:\n    answer = runtime.invoke_endpoint(\n'
-        f'        EndpointName="{name}", ContentType="{IMAGE}", Accept="{JSON}", Body=image\n    )\n'
-        'print(answer["Body"].read().decode())'
-    )
-    found = {"boto3": boto3, "fastmaker": f"fastmaker predict --endpoint {name} image.jpg --json"}
-    if region:
-        found["fastmaker"] += " --backend aws"
-        return {"curl": f"curl {url}{signed} \\\n    {curl}", **found}
-    return {"curl": f"curl http://127.0.0.1:{port}/invocations {curl}", **found} if port else found
+        return f"http://127.0.0.1:{servers[0]['port']}/invocations" if servers else None
 
 
 class Triton:

@@ -103,7 +103,8 @@ def legend(asked: Asked) -> list[tuple[str, tuple[int, int, int], float]]:
         return []
     found = sorted(asked.answer["classes"], key=lambda one: -one["pixels"])
     total = sum(one["pixels"] for one in found)
-    colours: Any = masks.palette(max(one["index"] for one in found) + 1)
+    names = {one["index"]: one["label"] for one in found}
+    colours: Any = masks.palette([names.get(index, "") for index in range(max(names) + 1)])
     if asked.mask and (palette := Image.open(io.BytesIO(asked.mask)).getpalette()):
         colours = [tuple(palette[i : i + 3]) for i in range(0, len(palette), 3)]
     return [(one["label"], tuple(map(int, colours[one["index"]])), one["pixels"] / total) for one in found]

@@ -193,7 +193,7 @@ class Mask:
     def as_png(self) -> bytes:
         """Return a PNG with a palette; its text chunk LEGEND holds the labels as a JSON list."""
         image = Image.fromarray(self.array)
-        image.putpalette(masks.palette(len(self.labels), self.void_code).tobytes())
+        image.putpalette(masks.palette(self.labels, self.void_code).tobytes())
         legend = PngInfo()
         legend.add_text(LEGEND, json.dumps(self.labels))
         stream = io.BytesIO()

@@ -15,6 +15,7 @@ from fastmaker import mask_geometry, preprocess
 
 MAX_CLASSES = 256
 SIZES = ("model", "original")  # of a served mask: the network's input size, or that of the request's image
+BACKGROUND = "background"  # a class of this name, in any case, is drawn as no class
 INDEX_MODES = ("L", "P", "1", "I", "I;16")  # Pillow's modes of mask files
 
 
@@ -36,13 +37,12 @@ def indexes(image: Image.Image) -> np.ndarray:
     return np.asarray(image).astype(np.int32)
 
 
-def palette(n: int, void_code: int | None = None) -> np.ndarray:
-    """Return a colour for each of `n` classes, uint8 (n, 3). Neighbours differ clearly; void is black."""
-    hues = (index * 0.618034 % 1 for index in range(n))
+def palette(labels: Sequence[str], void_code: int | None = None) -> np.ndarray:
+    """Return a colour for each class, uint8 (n, 3). Neighbours differ clearly; void and a background are black."""
+    hues = (index * 0.618034 % 1 for index in range(len(labels)))
     colours = [colorsys.hsv_to_rgb(hue, (0.85, 0.5)[i // 2 % 2], (0.95, 0.6)[i % 2]) for i, hue in enumerate(hues)]
     colours = np.rint(np.asarray(colours) * 255).astype(np.uint8)
-    if void_code is not None:
-        colours[void_code] = 0
+    colours[[index == void_code or label.lower() == BACKGROUND for index, label in enumerate(labels)]] = 0
     return colours
 
 

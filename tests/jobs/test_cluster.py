@@ -7,12 +7,17 @@ import json
 import os
 import re
 import signal
+import socket
+import socketserver
 import subprocess
 import sys
+import threading
 from dataclasses import replace
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import numpy as np
+import psutil
 import pytest
 from helpers import REPOSITORY
 from helpers.commands import exit_status
@@ -295,3 +300,69 @@ def test_objects_in_s3_and_one_that_fails(raylets, many, digits_bundle, s3, buck
     with command(tmp_path, *retried) as process:
         assert "failures                 0" in ended(process, tmp_path), said(tmp_path)
     assert len((tmp_path / "answers.jsonl").read_text().splitlines()) == 21
+
+
+class Deadly(socketserver.ThreadingTCPServer):
+    """S3 by another address, where each process that asks for one of the objects is killed."""
+
+    daemon_threads, allow_reuse_address = True, True
+
+    def __init__(self, url: str, name: bytes):
+        super().__init__(("127.0.0.1", 0), _Forward)
+        self.s3, self.name, self.killed = urlsplit(url), name, []
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}"
+
+    def kill(self, port: int) -> None:
+        """Kill the process that has a connection from `port`."""
+        for connection in psutil.net_connections("tcp"):
+            if connection.laddr.port == port and connection.pid not in (None, os.getpid()):
+                os.kill(connection.pid, signal.SIGKILL)
+                self.killed.append(connection.pid)
+
+
+class _Forward(socketserver.BaseRequestHandler):
+    def handle(self) -> None:
+        with socket.create_connection((self.server.s3.hostname, self.server.s3.port)) as there:
+            back = threading.Thread(target=self._copy, args=(there, self.request), daemon=True)
+            back.start()
+            self._copy(self.request, there)
+            back.join()
+
+    def _copy(self, source: socket.socket, target: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while data := source.recv(2**16):
+                if (
+                    source is self.request
+                    and data.startswith(b"GET ")
+                    and self.server.name in data.partition(b"\r\n")[0]
+                ):
+                    self.server.kill(self.client_address[1])
+                    return
+                target.sendall(data)
+            target.shutdown(socket.SHUT_WR)
+
+
+@pytest.fixture
+def deadly(s3, monkeypatch):
+    """S3 where whoever reads `in/0007.png` dies; every client uses it."""
+    with Deadly(os.environ["AWS_ENDPOINT_URL_S3"], b"/in/0007.png") as server:
+        monkeypatch.setenv("AWS_ENDPOINT_URL_S3", server.url)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield server
+        server.shutdown()
+
+
+@pytest.mark.ray
+def test_an_object_that_ends_each_worker_fails_alone(raylets, many, digits_bundle, s3, bucket, deadly, tmp_path):
+    for file in sorted(many.iterdir())[:40]:
+        s3.upload_file(str(file), bucket, f"in/{file.name}")
+    words = ["--address", raylets.address, "--model", digits_bundle, "--data", f"s3://{bucket}/in/"]
+    with command(tmp_path, *words, "--output", f"s3://{bucket}/out") as process:
+        printed = ended(process, tmp_path)
+    assert f"1 of 40 objects failed, the first is s3://{bucket}/in/0007.png: {driver.LOST}" in printed
+    assert process.returncode == 1
+    assert len(list(storage.names_below(f"s3://{bucket}/out"))) == 39
+    assert len(set(deadly.killed)) > driver.RETRIES

@@ -116,7 +116,7 @@ def test_png_holds_the_mask_in_a_palette_with_its_legend():
     assert (image.format, image.mode, image.size) == ("PNG", "P", (9, 6))
     assert np.array_equal(image, ONE.predictions[0].array)
     assert json.loads(image.text[LEGEND]) == list(LABELS)
-    assert image.getpalette()[:12] == masks.palette(4, void_code=3).ravel().tolist()
+    assert image.getpalette()[:12] == masks.palette(LABELS, void_code=3).ravel().tolist()
 
 
 @pytest.mark.parametrize("accept", ["image/*", "image/png;q=0.9, text/csv;q=0.1", "text/html, image/*, */*;q=0.1"])
@@ -166,9 +166,10 @@ def test_an_unknown_mask_size_is_refused_with_400():
 # Colours
 
 
-def test_the_colours_of_256_classes_differ_and_void_is_black():
-    colours = masks.palette(256, void_code=7)
+def test_the_colours_of_256_classes_differ_and_void_and_a_background_are_black():
+    labels = [str(number) for number in range(255)] + ["Background"]
+    colours = masks.palette(labels, void_code=7)
     assert len({tuple(colour) for colour in colours.tolist()}) > 250
-    assert colours[7].tolist() == [0, 0, 0]
-    first = masks.palette(32).astype(int)
+    assert [index for index, colour in enumerate(colours) if not colour.any()] == [7, 255]
+    first = masks.palette(labels[:32]).astype(int)
     assert min(abs(a - b).sum() for i, a in enumerate(first) for b in first[:i]) > 20

@@ -1,12 +1,15 @@
 """What the commands show of an endpoint's answers: in a table, in a collected CSV, on pictures."""
 
 import csv
+import io
 import json
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from fastmaker import masks
+from fastmaker.answers import Mask
 from fastmaker.jobs import predict
 from fastmaker.jobs.cli import pictures, tables
 from fastmaker.jobs.clients import answers
@@ -64,6 +67,15 @@ def test_collected_answers_have_a_column_for_each_number(tmp_path, found, row):
         rows = list(csv.DictReader(file))
     assert rows[0] == {"key": "0.jpg", "error": "", **row}
     assert rows[-1] == {"key": f"{len(found)}.jpg", "error": "no image", **dict.fromkeys(row, "")}
+
+
+def test_a_mask_covers_the_image_but_for_void_and_the_background():
+    array = np.arange(6, dtype=np.uint8).reshape(2, 3) % 4
+    labels = ("Background", "cat", "dog", "void")
+    mask = Image.open(io.BytesIO(Mask(array, labels, void_code=3).as_png()))
+    drawn = np.asarray(pictures.with_mask(Image.new("RGB", (3, 2), (10, 20, 30)), mask, 1))
+    assert np.array_equal((drawn == (10, 20, 30)).all(axis=2), (array == 0) | (array == 3))
+    assert np.array_equal(drawn[array == 1], masks.palette(labels)[[1]].repeat((array == 1).sum(), 0))
 
 
 def test_points_are_drawn_where_they_are():

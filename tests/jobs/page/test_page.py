@@ -266,12 +266,3 @@ def test_what_cannot_be_served_is_refused_in_a_line(capsys, monkeypatch, tmp_pat
 )
 def test_requests_are_for_the_pages_own_host(address, hosts):
     assert server._hosts(address) == hosts
-
-
-def test_the_lines_that_ask_the_same_are_those_of_the_place():
-    here = sources.requests_of_endpoint("pets", None, 8080)
-    assert "http://127.0.0.1:8080/invocations" in here["curl"]
-    there = sources.requests_of_endpoint("pets", "eu-west-1", None)
-    assert "runtime.sagemaker.eu-west-1.amazonaws.com/endpoints/pets/invocations" in there["curl"]
-    for found in (here, there):
-        compile(found["boto3"], "boto3", "exec")

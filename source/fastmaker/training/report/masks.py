@@ -25,7 +25,7 @@ class Masks:
     def __init__(self, labels: list[str], void_code: int | None):
         self.labels = labels
         self.counted = segmentation.MeanIou(labels, void_code)
-        self.colours = masks.palette(len(labels), void_code) / 255
+        self.colours = masks.palette(labels, void_code) / 255
         self.indexes = np.empty(0, np.int64)
 
     def add(self, indexes: np.ndarray, numbers: "torch.Tensor", decoded: "torch.Tensor", true: "torch.Tensor") -> None:
