@@ -16,12 +16,14 @@ from dataclasses import replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import boto3
 import numpy as np
 import psutil
 import pytest
 from helpers import REPOSITORY
 from helpers.commands import exit_status
 from helpers.local_mode import wait_until
+from moto.server import ThreadedMotoServer
 
 from fastmaker.jobs import storage, transform
 from fastmaker.jobs.backends import TransformRequest, cluster
@@ -346,23 +348,29 @@ class _Forward(socketserver.BaseRequestHandler):
 
 
 @pytest.fixture
-def deadly(s3, monkeypatch):
+def deadly(credentials, monkeypatch):
     """S3 where whoever reads `in/0007.png` dies; every client uses it."""
-    with Deadly(os.environ["AWS_ENDPOINT_URL_S3"], b"/in/0007.png") as server:
-        monkeypatch.setenv("AWS_ENDPOINT_URL_S3", server.url)
+    moto = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+    moto.start()
+    with Deadly("http://{}:{}".format(*moto.get_host_and_port()), b"/in/0007.png") as server:
+        for name, value in {**credentials, "AWS_ENDPOINT_URL_S3": server.url}.items():
+            monkeypatch.setenv(name, value)
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield server
         server.shutdown()
+    moto.stop()
 
 
 @pytest.mark.ray
-def test_an_object_that_ends_each_worker_fails_alone(raylets, many, digits_bundle, s3, bucket, deadly, tmp_path):
+def test_an_object_that_ends_each_worker_fails_alone(raylets, many, digits_bundle, deadly, tmp_path):
+    s3 = boto3.Session().client("s3")
+    s3.create_bucket(Bucket="deadly")
     for file in sorted(many.iterdir())[:40]:
-        s3.upload_file(str(file), bucket, f"in/{file.name}")
-    words = ["--address", raylets.address, "--model", digits_bundle, "--data", f"s3://{bucket}/in/"]
-    with command(tmp_path, *words, "--output", f"s3://{bucket}/out") as process:
+        s3.upload_file(str(file), "deadly", f"in/{file.name}")
+    words = ["--address", raylets.address, "--model", digits_bundle, "--data", "s3://deadly/in/"]
+    with command(tmp_path, *words, "--output", "s3://deadly/out") as process:
         printed = ended(process, tmp_path)
-    assert f"1 of 40 objects failed, the first is s3://{bucket}/in/0007.png: {driver.LOST}" in printed
+    assert f"1 of 40 objects failed, the first is s3://deadly/in/0007.png: {driver.LOST}" in printed
     assert process.returncode == 1
-    assert len(list(storage.names_below(f"s3://{bucket}/out"))) == 39
+    assert len(list(storage.names_below("s3://deadly/out"))) == 39
     assert len(set(deadly.killed)) > driver.RETRIES
