@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
-from fastmaker.baseline import Baseline
+from fastmaker.baseline import SMALL, UPRIGHT, Baseline
 from fastmaker.jobs.monitoring.window import Window
 
 ALPHA = 0.01  # of all tests together: the probability of an alarm where nothing has changed
@@ -22,7 +22,6 @@ TESTS = {
     "brightness": ("brightness", "two-sided"),
     "contrast": ("contrast", "two-sided"),
     "sharpness": ("sharpness", "two-sided"),
-    "light": ("orientation", "two-sided"),
     "edges": ("orientation", "two-sided"),
     "axes": ("orientation", "two-sided"),
     "size": ("size", "two-sided"),
@@ -48,6 +47,7 @@ class Change:
     effect: float  # from 0 to 1
     p: float
     corrected: float = 1.0
+    turned: bool = False  # turning the images back undoes more than half of the change
 
     @property
     def alarm(self) -> bool:
@@ -56,8 +56,8 @@ class Change:
 
     @property
     def weight(self) -> float:
-        """How likely the change is the cause of the others."""
-        return self.effect * (0.5 if self.cause in CONSEQUENCES else 1)
+        """How likely the change is the cause of the others; above 1 if a turn explains it."""
+        return self.effect * (0.5 if self.cause in CONSEQUENCES else 1) + self.turned
 
 
 def compare(known: Baseline, window: Window) -> list[Change]:
@@ -68,7 +68,7 @@ def compare(known: Baseline, window: Window) -> list[Change]:
         if value in known.values and value in window.values
         for found in _of_values(value, cause, known.values[value], window.values[value], alternative)
     ]
-    changes += _of_embeddings(known, window) + _of_labels(known.labels, window.labels)
+    changes += [*_upright(known, window), *_of_embeddings(known, window), *_of_labels(known.labels, window.labels)]
     if changes:
         corrected = stats.false_discovery_control([change.p for change in changes], method="by")
         for change, p in zip(changes, corrected, strict=True):
@@ -80,29 +80,56 @@ def _of_values(value: str, cause: str, before: np.ndarray, now: np.ndarray, alte
     if min(len(before), len(now)) < LEAST_IMAGES:
         return []
     found = stats.ks_2samp(now, before, alternative=KOLMOGOROV.get(alternative, alternative), method="asymp")
-    if value == "shape" and found.pvalue < ALPHA <= stats.ks_2samp(-now, before, method="asymp").pvalue:
-        cause = "orientation"  # width and height are swapped: the images were turned
-    medians = float(np.median(before)), float(np.median(now))
-    return [Change(value, cause, *medians, float(found.statistic), float(found.pvalue))]
+    change = Change(value, cause, float(np.median(before)), float(np.median(now)), *map(float, found[:2]))
+    if value == "shape" and found.pvalue < ALPHA:
+        change.turned = bool(2 * stats.ks_2samp(-now, before, method="asymp").statistic < found.statistic)
+        change.cause = "orientation" if change.turned else cause  # width and height are swapped
+    return [change]
+
+
+def _upright(known: Baseline, window: Window) -> list[Change]:
+    """Return Hotelling's test of what a turn by 180 degrees changes the sign of."""
+    names = [name for name in UPRIGHT if name in known.values and name in window.values]
+    if not names:  # a baseline of an earlier version may have one of them
+        return []
+    before, now = (np.stack([values[name] for name in names], 1) for values in (known.values, window.values))
+    if len(before) < LEAST_IMAGES:
+        return []
+    covariance = np.atleast_2d(np.cov(before, rowvar=False)) + SMALL * np.eye(len(names))
+    of_before = len(before), before.mean(0), covariance
+    found, turned_back = (_hotelling("upright", "orientation", of_before, values) for values in (now, -now))
+    for change, back in zip(found, turned_back, strict=True):
+        change.turned = change.p < ALPHA and 2 * back.effect < change.effect
+    return found
 
 
 def _of_embeddings(known: Baseline, window: Window) -> list[Change]:
-    """Return Hotelling's test of the embeddings' mean; the "medians" are 0, and how far the mean has moved."""
-    if known.embedding is None or window.projected is None:
+    """Return Hotelling's test of the embeddings."""
+    own = known.embedding
+    if own is None or window.projected is None:
         return []
-    before, (now, directions) = known.images, window.projected.shape
+    return _hotelling("embedding", "content", (known.images, own.mean, own.covariance), window.projected)
+
+
+def _hotelling(value: str, cause: str, known: tuple[int, np.ndarray, np.ndarray], found: np.ndarray) -> list[Change]:
+    """Return Hotelling's test of a mean; the "medians" are 0, and how far the mean has moved.
+
+    `known` are the number of images, their mean (k,) and covariance (k, k); `found` is (n, k).
+    """
+    before, mean, own = known
+    now, directions = found.shape
     if now < LEAST_IMAGES or before + now < directions + 2:
         return []
-    covariance = known.embedding.covariance * (before - 1)
-    covariance = (covariance + np.atleast_2d(np.cov(window.projected, rowvar=False)) * (now - 1)) / (before + now - 2)
-    shift = window.projected.mean(0) - known.embedding.mean
+    covariance = own * (before - 1) + np.atleast_2d(np.cov(found, rowvar=False)) * (now - 1)
+    covariance = covariance / (before + now - 2)
+    shift = found.mean(0) - mean
     squared = float(shift @ np.linalg.solve(covariance, shift))
     of_chance = 1 / before + 1 / now
     freedom = before + now - directions - 1
     p = stats.f.sf(squared / of_chance * freedom / (directions * (before + now - 2)), directions, freedom)
     moved = float(np.sqrt(max(0.0, squared - directions * of_chance)))
     # The largest difference of the fractions below a value, of two normal distributions that are so far apart.
-    return [Change("embedding", "content", 0.0, moved, float(2 * stats.norm.cdf(moved / 2) - 1), float(p))]
+    return [Change(value, cause, 0.0, moved, float(2 * stats.norm.cdf(moved / 2) - 1), float(p))]
 
 
 def _of_labels(before: dict[str, int], now: dict[str, int]) -> list[Change]:

@@ -21,7 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastmaker import bundle, files
 
-FORMAT = 1  # the newest that is read
+FORMAT = 2  # the newest that is read
 MOST_IMAGES = 2000  # whose values are kept
 DIRECTIONS = 32  # of embeddings, at most
 IMAGES_PER_DIRECTION = 8  # fewer would say little of how far images usually are
@@ -31,7 +31,8 @@ SMALL = 1e-6
 CONVOLUTIONS = ("convolution", "conv2d")  # the second in inference mode
 LINEAR = {"addmm": 1, "mm": 0, "linear": 0}  # operators of linear layers, and which argument is the input
 # What is measured of an image's pixels.
-OF_PIXELS = ("brightness", "contrast", "sharpness", "light", "edges", "axes")
+OF_PIXELS = ("brightness", "contrast", "sharpness", "edges", "axes", "light", "clarity", "detail", "shade")
+UPRIGHT = ("light", "clarity", "detail", "shade")  # those of OF_PIXELS whose sign a turn by 180 degrees changes
 OF_FILES = ("size", "shape")  # of the file: the square root of width times height in pixels, and log(width / height)
 OF_ANSWERS = ("confidence", "distance")
 
@@ -139,11 +140,13 @@ def _flat(numbers: torch.Tensor) -> torch.Tensor:
 
 
 def measure(pixels: torch.Tensor) -> torch.Tensor:
-    """Return the values of OF_PIXELS for images, float32 (N, C, H, W) from 0 to 1: (N, 6).
+    """Return the values of OF_PIXELS for images, float32 (N, C, H, W) from 0 to 1: (N, 9).
 
     A darker image has another brightness and no other value; a blurred one mostly another sharpness: contrast is
-    relative to brightness, and sharpness to contrast. `light` is how much brighter the upper half is than the lower
-    one, `edges` how many more lines stand than lie, and `axes` how many do either rather than slant.
+    relative to brightness, and sharpness to contrast. `edges` is how many more lines stand than lie, and `axes` how
+    many do either rather than slant. Of the upper half beside the lower one, `light` is how much brighter it is,
+    `clarity` how much more contrast it has, and `detail` how much steeper its edges are. `shade` is the skewness of the
+    slopes downwards, from -1 to 1: light that comes from above leaves steeper edges below things than above them.
     """
     grey = pixels[:, :3].mean(1)
     brightness = grey.mean((1, 2))
@@ -152,18 +155,35 @@ def measure(pixels: torch.Tensor) -> torch.Tensor:
     laplacian = across.diff(dim=2)[:, 1:-1] + down.diff(dim=1)[:, :, 1:-1]
     dx, dy = across[:, 1:], down[:, :, 1:]
     slopes = dx**2 + dy**2 + SMALL**2
-    half = grey.shape[1] // 2
-    light = (grey[:, :half].mean((1, 2)) - grey[:, half:].mean((1, 2))) / (deviation + 0.01)
     values = [
         brightness,
         deviation / (brightness + 0.01),
         (laplacian.std((1, 2), correction=0) / (deviation + 0.01) + SMALL).log(),
-        light,
         ((across**2).mean((1, 2)) + SMALL).log() - ((down**2).mean((1, 2)) + SMALL).log(),
         # Of each slope the cosine of four times its angle, weighted by how steep it is.
         (slopes.sqrt() - 8 * (dx * dy) ** 2 / slopes**1.5).mean((1, 2)) / slopes.sqrt().mean((1, 2)),
+        *_upright(grey, deviation, down, slopes.sqrt()),
     ]
     return torch.stack(values, 1).nan_to_num()
+
+
+def _upright(
+    grey: torch.Tensor, deviation: torch.Tensor, down: torch.Tensor, steepness: torch.Tensor
+) -> list[torch.Tensor]:
+    """Return the values of UPRIGHT, (N,) each."""
+
+    def halves(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        size = max(1, values.shape[1] // 2)
+        return values[:, :size], values[:, values.shape[1] - size :]
+
+    (above, below), (steep_above, steep_below) = halves(grey), halves(steepness)
+    spread_above, spread_below = (half.std((1, 2), correction=0) + 0.01 for half in (above, below))
+    return [
+        (above.mean((1, 2)) - below.mean((1, 2))) / (deviation + 0.01),
+        (spread_above / spread_below).log(),
+        (steep_above.mean((1, 2)) / steep_below.mean((1, 2))).log(),
+        (2 * (down**3).mean((1, 2)) / ((down**2).mean((1, 2)) + SMALL) ** 1.5).tanh(),  # a few images have large ones
+    ]
 
 
 def of_file(width: int, height: int) -> dict[str, float]:

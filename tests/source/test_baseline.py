@@ -133,7 +133,7 @@ def changed(folder, **arrays):
 BAD = {
     "missing": (lambda folder: None, "missing; train the model again"),
     "no archive": (lambda folder: b"PK no archive", "no baseline that can be read"),
-    "newer": (lambda folder: changed(folder, format=9), "newer than 1; use a newer fastmaker"),
+    "newer": (lambda folder: changed(folder, format=9), f"newer than {baseline.FORMAT}; use a newer fastmaker"),
     "other weights": (lambda folder: changed(folder, state_sha256="0" * 64), "it is of other weights"),
     "pickled": (lambda folder: changed(folder, labels=np.array([{}], object)), "no baseline that can be read"),
     "unknown values": (lambda folder: changed(folder, **{"values.other": np.zeros(3)}), "its values are not those"),

@@ -10,7 +10,7 @@ from fastmaker.jobs.monitoring.window import Window
 
 pytestmark = pytest.mark.fast
 LABELS = [f"label {number}" for number in range(12)]
-NAMES = tuple(drift.TESTS)
+NAMES = (*drift.TESTS, *baseline.UPRIGHT)
 
 
 def images(n, seed, shift=0.0, of=(), shares=None, moved=0.0):
@@ -41,6 +41,7 @@ def test_images_like_those_of_the_training_are_no_alarm():
 CASES = {
     "one value": ({"of": ("sharpness",), "shift": 1}, {"sharpness"}),
     "and what follows from it": ({"of": ("brightness", "distance"), "shift": 1, "moved": 0.1}, {"brightness"}),
+    "upside down": ({"of": baseline.UPRIGHT, "shift": 0.4}, {"orientation"}),
     "other labels": ({"shares": [0.45] + [0.05] * 11}, {"labels"}),
     "other embeddings": ({"moved": 0.5}, {"content"}),
     "farther": ({"of": ("distance",), "shift": 1}, {"content"}),

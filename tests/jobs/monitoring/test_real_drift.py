@@ -93,6 +93,7 @@ def test_draws_of_pets_are_no_alarm(pets, part):
 CHANGES = {
     "darkened": (lambda image: ImageEnhance.Brightness(image).enhance(0.6), "brightness"),
     "rotated": (lambda image: image.rotate(90, expand=True), "orientation"),
+    "upside down": (lambda image: image.rotate(180), "orientation"),
     "slanted": (lambda image: image.rotate(30), "orientation"),
     "blurred": (lambda image: image.filter(ImageFilter.GaussianBlur(3)), "sharpness"),
     "paler": (lambda image: ImageEnhance.Contrast(image).enhance(0.4), "contrast"),
