@@ -10,6 +10,7 @@ from pathlib import Path
 from fastmaker.jobs import backends
 from fastmaker.jobs.cli import errors, tables
 from fastmaker.jobs.cli.arguments import BACKENDS, at_least
+from fastmaker.jobs.clients import images
 from fastmaker.jobs.packaging import models
 
 CAUSES = ("brightness", "contrast", "sharpness", "orientation", "size", "shape", "content", "confidence", "labels")
@@ -27,6 +28,12 @@ def get_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("captures", metavar="CAPTURES", help="a folder or URI of captured data, here or in S3")
     parser.add_argument("--model", required=True, help="a training job, a model directory, a model.tar.gz or its URI")
+    parser.add_argument(
+        "--baseline",
+        nargs="+",
+        metavar="IMAGES",
+        help="image files, or folders of them, to compare with in place of the training's validation images",
+    )
     parser.add_argument(
         "--output", type=Path, default=Path("monitor.html"), metavar="HTML", help="the page (default: %(default)s)"
     )
@@ -64,9 +71,11 @@ def main(args) -> int:
     from fastmaker.jobs.monitoring import captures, drift, page, window
     from fastmaker.serving import models as serving
 
+    files = [file for name in args.baseline or () for file in images.image_files(name)]
     with models.model_directory(args.model, lambda: backends.connect(backend=args.backend).session) as folder:
-        known = baseline.load(folder)
+        known = None if files else baseline.load(folder)
         model = serving.load(folder, precision="float32", engine="torch")
+    known = known or window.baseline_of(files, model)
     reading = captures.Reading()
     found = window.measure(captures.read(args.captures, reading, args.since, args.until), model, known, args.images)
     if not found.times:

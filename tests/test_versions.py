@@ -34,6 +34,7 @@ PACKAGES = (
     "sagemaker-inference",
     "sagemaker-pytorch-inference",
     "setuptools",
+    "timm",
     "torchserve",
 )
 # The export to ONNX needs these, and a torch that is not older.

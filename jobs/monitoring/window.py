@@ -7,8 +7,9 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timezone
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -72,6 +73,20 @@ def measure(records: Iterable[Record], model: Any, known: baseline.Baseline, mos
     return window
 
 
+def baseline_of(images: Iterable[Path], model: Any) -> baseline.Baseline:
+    """Return the baseline of image files, which `model` answers. Raises ValueError for one that it refuses."""
+    window, seen = Window(), baseline.Seen(model.info.mean, model.info.std)
+
+    def records() -> Iterator[Record]:
+        for file in images:
+            yield Record(datetime.now(timezone.utc), file.name, Side(file.read_bytes(), "application/x-image"), None)
+            for reason in window.bad_inputs:
+                raise ValueError(f"{file}: {reason}")
+
+    _compute(_tensors(records(), model, window, []), model, seen)
+    return baseline.of(seen, model.info, [sample.size for sample in window.samples])
+
+
 def _chosen(records: Iterable[Record], window: Window, most: int) -> list[Record]:
     """Return at most `most` distinct requests in the order of their times: a draw that is the same each time."""
     kept: list[tuple[int, int, Record]] = []  # the largest digest first: the smallest ones stay
@@ -89,7 +104,7 @@ def _chosen(records: Iterable[Record], window: Window, most: int) -> list[Record
     return sorted((record for *_, record in kept), key=lambda record: record.time)
 
 
-def _tensors(records: list[Record], model: Any, window: Window, answers: list[str | None]) -> Iterator[Any]:
+def _tensors(records: Iterable[Record], model: Any, window: Window, answers: list[str | None]) -> Iterator[Any]:
     """Yield the images of requests as the model takes them, after their samples and answered labels were added."""
     from fastmaker import preprocess
     from fastmaker.serving import errors, wire

@@ -285,7 +285,7 @@ def load(model_dir: str | os.PathLike) -> Baseline:
     path = Path(model_dir) / bundle.BASELINE_FILE
     if not path.is_file():
         raise bundle.BundleError(
-            f"{path}: missing; train the model again: bundles of earlier versions have no baseline"
+            f"{path}: missing: it is `fastmaker train` that writes one; for other bundles give images, by --baseline"
         )
     if path.stat().st_size > MAX_BYTES:
         raise bundle.BundleError(f"{path}: it has more than {MAX_BYTES} bytes")

@@ -28,14 +28,23 @@ def photo(dark=1.0):
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    """A bundle of random weights with the baseline of 60 photos."""
+def known(tmp_path_factory):
+    """A folder of 60 photos."""
+    folder = tmp_path_factory.mktemp("known")
+    for number in range(60):
+        (folder / f"{number:02}.png").write_bytes(photo())
+    return folder
+
+
+@pytest.fixture(scope="module")
+def model(known, tmp_path_factory):
+    """A bundle of random weights with the baseline of these photos."""
     folder = tmp_path_factory.mktemp("model") / "model"
     torch.manual_seed(3)
     info = dataclasses.replace(task_bundles.INFO, task="classification", activation="softmax", threshold=None)
     bundle.save(folder, networks.classifier("convnet", len(info.labels)), info)
     loaded = models.load(folder)
-    tensors = [loaded.to_tensor(preprocess.decode(photo())) for _ in range(60)]
+    tensors = [loaded.to_tensor(preprocess.decode(file.read_bytes())) for file in sorted(known.iterdir())]
     seen = baseline.Seen(loaded.info.mean, loaded.info.std)
     inputs = loaded.engine.prepare(torch.stack(tensors))
     with torch.inference_mode():
@@ -104,6 +113,18 @@ def test_images_like_those_of_the_training_are_no_alarm_and_what_is_wrong_is_tol
     assert "captured labels are not those of this bundle" in text
 
 
+def test_images_take_the_place_of_a_baseline(model, known, tmp_path, capsys):
+    place = captures(tmp_path / "captures", *(line(photo(0.5), number) for number in range(60)))
+    words = ["--output", str(tmp_path / "page.html")]
+    _, expected = monitored(model, place, *words, capsys=capsys)
+    without = bare(model, tmp_path / "bare")
+    _, found = monitored(without, place, *words, "--baseline", str(known), capsys=capsys)
+    assert found["title"].startswith("Alarm: ")
+    for one, other in zip(found["changes"], expected["changes"], strict=True):
+        assert (one["value"], one["alarm"]) == (other["value"], other["alarm"])
+        assert (one["effect"], one["now"]) == pytest.approx((other["effect"], other["now"]), rel=1e-3)
+
+
 def test_a_time_chooses_captures(model, tmp_path, capsys):
     place = captures(tmp_path / "captures", *(line(photo(), number) for number in range(24)))
     words = ["--since", "2026-01-31T06:00", "--until", "2026-01-31T09:00Z", "--output", str(tmp_path / "page.html")]
@@ -115,8 +136,18 @@ WRONG = {
     "nothing there": (lambda folder, model: (folder, model), "no file of captures (.jsonl) is there"),
     "no folder": (lambda folder, model: (folder / "none", model), "no such file or directory"),
     "nothing at that time": (lambda folder, model: (captures(folder, "no JSON"), model), "no request that can be read"),
-    "no baseline": (lambda folder, model: (folder, bare(model, folder / "bare")), "missing; train the model again"),
+    "no baseline": (lambda folder, model: (folder, bare(model, folder / "bare")), "missing: it is `fastmaker train`"),
+    "no image in the baseline": (
+        lambda folder, model: (folder, model, "--baseline", damaged(folder)),
+        "b.png: the 8 bytes are not an image",
+    ),
 }
+
+
+def damaged(folder):
+    (folder / "a.png").write_bytes(photo())
+    (folder / "b.png").write_bytes(b"no image")
+    return str(folder)
 
 
 def bare(model, folder):
@@ -127,6 +158,6 @@ def bare(model, folder):
 
 @pytest.mark.parametrize("case", WRONG)
 def test_what_cannot_be_compared_is_refused_in_a_line(model, tmp_path, case):
-    place, used = WRONG[case][0](tmp_path, model)
+    place, used, *words = WRONG[case][0](tmp_path, model)
     with pytest.raises((ValueError, OSError), match=WRONG[case][1].replace("(", r"\(").replace(")", r"\)")):
-        monitor.main(monitor.parse_args([str(place), "--model", str(used)]))
+        monitor.main(monitor.parse_args([str(place), "--model", str(used), *words]))

@@ -131,7 +131,7 @@ def changed(folder, **arrays):
 
 # The bytes of the file, None for no file; and what the error says
 BAD = {
-    "missing": (lambda folder: None, "missing; train the model again"),
+    "missing": (lambda folder: None, "missing: it is `fastmaker train` that writes one"),
     "no archive": (lambda folder: b"PK no archive", "no baseline that can be read"),
     "newer": (lambda folder: changed(folder, format=9), f"newer than {baseline.FORMAT}; use a newer fastmaker"),
     "other weights": (lambda folder: changed(folder, state_sha256="0" * 64), "it is of other weights"),
