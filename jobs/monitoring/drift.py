@@ -81,25 +81,33 @@ def _of_values(value: str, cause: str, before: np.ndarray, now: np.ndarray, alte
         return []
     found = stats.ks_2samp(now, before, alternative=KOLMOGOROV.get(alternative, alternative), method="asymp")
     change = Change(value, cause, float(np.median(before)), float(np.median(now)), *map(float, found[:2]))
-    if value == "shape" and found.pvalue < ALPHA:
-        change.turned = bool(2 * stats.ks_2samp(-now, before, method="asymp").statistic < found.statistic)
-        change.cause = "orientation" if change.turned else cause  # width and height are swapped
+    if value == "shape" and change.p < ALPHA:
+        back = stats.ks_2samp(-now, before, method="asymp").statistic
+        if 2 * back < change.effect:
+            change.cause, change.turned = "orientation", True  # width and height are swapped
     return [change]
 
 
 def _upright(known: Baseline, window: Window) -> list[Change]:
-    """Return Hotelling's test of what a turn by 180 degrees changes the sign of."""
+    """Return Hotelling's test of what a turn by 180 degrees changes the sign of.
+
+    Its cause is the orientation if the mean has moved as it does where images were turned, and else the content.
+    """
     names = [name for name in UPRIGHT if name in known.values and name in window.values]
     if not names:  # a baseline of an earlier version may have one of them
         return []
     before, now = (np.stack([values[name] for name in names], 1) for values in (known.values, window.values))
-    if len(before) < LEAST_IMAGES:
+    if min(len(before), len(now)) < LEAST_IMAGES:
         return []
-    covariance = np.atleast_2d(np.cov(before, rowvar=False)) + SMALL * np.eye(len(names))
-    of_before = len(before), before.mean(0), covariance
-    found, turned_back = (_hotelling("upright", "orientation", of_before, values) for values in (now, -now))
-    for change, back in zip(found, turned_back, strict=True):
-        change.turned = change.p < ALPHA and 2 * back.effect < change.effect
+    mean, covariance = before.mean(0), np.atleast_2d(np.cov(before, rowvar=False)) + SMALL * np.eye(len(names))
+    upwards = np.linalg.solve(covariance, mean)
+    share = np.clip((mean - now.mean(0)) @ upwards / max(2 * mean @ upwards, SMALL), 0, 1)  # of the images, turned
+    of_before = len(before), mean, covariance
+    found, rest = (_hotelling("upright", "content", of_before, now + 2 * turned * mean) for turned in (0, share))
+    for change, other in zip(found, rest, strict=True):
+        if 2 * other.effect < change.effect:
+            change.cause = "orientation"
+            change.turned = bool(share > 0.5)  # else the values may have become less, as where images are blurred
     return found
 
 

@@ -41,7 +41,6 @@ def test_images_like_those_of_the_training_are_no_alarm():
 CASES = {
     "one value": ({"of": ("sharpness",), "shift": 1}, {"sharpness"}),
     "and what follows from it": ({"of": ("brightness", "distance"), "shift": 1, "moved": 0.1}, {"brightness"}),
-    "upside down": ({"of": baseline.UPRIGHT, "shift": 0.4}, {"orientation"}),
     "other labels": ({"shares": [0.45] + [0.05] * 11}, {"labels"}),
     "other embeddings": ({"moved": 0.5}, {"content"}),
     "farther": ({"of": ("distance",), "shift": 1}, {"content"}),
@@ -64,6 +63,31 @@ def test_files_whose_width_and_height_are_swapped_were_turned(shape, expected):
     before.values["shape"] += 1
     given[0]["shape"] += shape
     assert [change.cause for change in changes(given, before) if change.alarm] == expected
+
+
+UP = dict(zip(baseline.UPRIGHT, (0.1, 0.4, 0.3, -0.3), strict=True))
+OTHERS = dict(zip(baseline.UPRIGHT, (0.3, -0.3, 0.4, 0.4), strict=True))  # at right angles to that
+
+
+@pytest.mark.parametrize(
+    ("move", "cause", "first"),
+    [
+        (lambda values, other: -values, "orientation", "orientation"),
+        (lambda values, other: np.where(np.arange(len(values)) % 2, values, -values), "orientation", "confidence"),
+        (lambda values, other: values, None, "confidence"),
+        (lambda values, other: values + other, "content", "confidence"),
+    ],
+    ids=["upside down", "half of them", "as they were", "others"],
+)
+def test_a_turn_by_180_degrees_is_told_from_other_images(move, cause, first):
+    before, given = known(), images(800, 3)
+    for name, shift in UP.items():
+        before.values[name] += shift
+        given[0][name] = move(given[0][name] + shift, OTHERS[name])
+    given[0]["confidence"] -= 2  # as a network is that knows its images well
+    found = [change for change in changes(given, before) if change.alarm]
+    assert {change.cause for change in found} == {"confidence", cause} - {None}
+    assert found[0].cause == first
 
 
 def test_a_large_sample_makes_a_small_change_sure_and_no_alarm():

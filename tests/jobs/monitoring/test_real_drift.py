@@ -27,7 +27,7 @@ def split(files):
     """Files of which some are new to a network that is trained on others."""
     parts = {part: [] for part in ("train", "valid", "new")}
     for number, file in enumerate(files):
-        parts[("train", "valid", "new", "train", "valid")[number % 5]].append(file)
+        parts[("train", "valid", "new", "valid", "new")[number % 5]].append(file)
     return parts
 
 
