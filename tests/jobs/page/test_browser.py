@@ -121,6 +121,7 @@ def test_a_camera_takes_a_picture(browser, url):
     tab = Tab(browser, url, permissions=["camera"])
     tab.page.get_by_role("button", name="Capture from camera").click()
     tab.page.get_by_text("Click to Access Webcam").click()
+    tab.page.wait_for_function("[...document.querySelectorAll('video')].some(v => v.readyState >= 2 && v.videoWidth)")
     tab.page.get_by_role("button", name="capture photo").click()
     tab.said("bytes sent")
     assert tab.errors == []
