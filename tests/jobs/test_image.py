@@ -246,7 +246,7 @@ def bare(tmp_path, image):
     (tmp_path / "forbid" / "sitecustomize.py").write_text(FORBID)
     tmp_path.chmod(0o755)
     pip = docker("run", "--rm", "--entrypoint", "python", image, "-c", "import pip; print(*pip.__path__)")
-    options = ["--user", "4321:4321", "--network", "none", "--tmpfs", pip]
+    options = ["--user", "4321:4321", "--network", "none", "--tmpfs", pip, "--no-healthcheck"]
     return [*options, "--volume", f"{tmp_path}/forbid:/opt/forbid:ro", "--env", "PYTHONPATH=/opt/forbid"]
 
 
