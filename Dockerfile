@@ -62,8 +62,10 @@ RUN /opt/venv/bin/pip wheel --use-pep517 --no-cache-dir --no-deps --wheel-dir /o
 
 FROM serving AS training
 COPY --from=toolkit /opt/wheels /opt/wheels
-RUN pip install --constraint /opt/fastmaker/constraints.txt --find-links /opt/wheels fastai \
-        sagemaker-pytorch-training sagemaker-training
+# What the project's own jobs ask for, so that they install nothing.
+COPY source/requirements.txt /opt/fastmaker/
+RUN pip install --constraint /opt/fastmaker/constraints.txt --find-links /opt/wheels \
+        --requirement /opt/fastmaker/requirements.txt sagemaker-pytorch-training sagemaker-training
 ENV SAGEMAKER_TRAINING_MODULE=sagemaker_pytorch_container.training:main
 
 FROM serving

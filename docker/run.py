@@ -29,6 +29,7 @@ PROPERTIES = "enable_envvars_config=true\ndisable_token_authorization=true\n"
 def serve() -> None:
     """Serve until SIGTERM."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit())  # which process 1 would not heed until there is a server
+    name_user()
     (serve_by_ray if RAY_SERVE else serve_by_torchserve)()
 
 
@@ -110,6 +111,14 @@ def start_all_workers() -> None:
     if workers.isdigit() and int(workers) and any(name.startswith("SAGEMAKER_TS_") for name in os.environ):
         for name in ("SAGEMAKER_TS_MIN_WORKERS", "SAGEMAKER_TS_MAX_WORKERS"):
             os.environ.setdefault(name, workers)
+
+
+def name_user() -> None:
+    """Name a user whom the image does not know, such as that of `--user 4321`: some versions of torch need a name."""
+    try:
+        pwd.getpwuid(os.getuid())
+    except KeyError:
+        os.environ.setdefault("USER", USER)
 
 
 def give_up_root() -> None:

@@ -172,7 +172,9 @@ def _environment(threads: int, replicas: int) -> dict[str, str]:
         "PYTHONPATH": f"{MODEL_DIR}/{bundle.CODE_DIR}",
         settings.THREADS: str(threads),
         settings.WORKERS: str(replicas),
-        "HOME": "/tmp",  # the user has no entry in the image
+        # The user has no entry in the image; torch 2.10 asks for the name when torchvision is imported.
+        "HOME": "/tmp",
+        "USER": "ray",
         "RAY_USAGE_STATS_ENABLED": "0",
     }
 

@@ -22,9 +22,11 @@ ONE_WORKER = ["--env", "SAGEMAKER_MODEL_SERVER_WORKERS=1"]
 
 
 def docker(*words, check=True, **arguments) -> str:
-    done = subprocess.run(["docker", *map(str, words)], capture_output=True, text=True, **arguments)
-    assert done.returncode == 0 or not check, done.stderr[-3000:]
-    return (done.stdout + done.stderr).strip()
+    """What the command prints, on either stream, in the order in which it does."""
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    done = subprocess.run(["docker", *map(str, words)], **streams, text=True, **arguments)
+    assert done.returncode == 0 or not check, done.stdout[-3000:]
+    return done.stdout.strip()
 
 
 @contextmanager
@@ -54,7 +56,9 @@ def serving_container(image, model, *options, port_inside=8080):
 def await_health(name) -> None:
     def healthy() -> bool:
         assert docker("inspect", "--format", "{{.State.Running}}", name) == "true", docker("logs", name)
-        return subprocess.run(["docker", "exec", name, "python", "/opt/fastmaker/run.py", "healthy"]).returncode == 0
+        # Without what a test has on PYTHONPATH: that may import torch, each time.
+        asked = ["docker", "exec", "--env", "PYTHONPATH=", name, "python", "/opt/fastmaker/run.py", "healthy"]
+        return subprocess.run(asked).returncode == 0
 
     wait_until(healthy)
 

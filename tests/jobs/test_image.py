@@ -16,10 +16,12 @@ from helpers.abuse import Server, survives
 from helpers.engine import ONE_WORKER, await_health, docker, serving_container, started
 from helpers.invocations import ask, asked_for
 from helpers.local_mode import wait_until
+from helpers.servers import endpoint
 
 from fastmaker import load_bundle, preprocess
 from fastmaker.jobs import package
 from fastmaker.jobs.packaging.torchserve import make_archive
+from fastmaker.local.containers import pack
 
 pytestmark = pytest.mark.docker
 
@@ -113,6 +115,22 @@ def test_a_container_answers_with_the_masks_of_the_entry_point(
         for request in asked_for(images, ["text/csv", "application/x-npy", "image/png"]):
             expected = by_the_entry_point(scenes_bundle, *request)
             assert ask(f"{url}/invocations", *request) == (200, *with_charset(server, *expected))
+
+
+@pytest.mark.parametrize("name", ["digits", "scenes"])
+def test_one_archive_is_answered_with_the_same_json_by_both_images_and_local_mode(
+    name, request, session, torchserve_image, ray_image, tmp_path
+):
+    pack(request.getfixturevalue(f"{name}_bundle"), tmp_path / "model.tar.gz")
+    shutil.unpack_archive(tmp_path / "model.tar.gz", tmp_path / "model")
+    images = [file.read_bytes() for file in sorted(request.getfixturevalue(name).rglob("*.png"))[:12]]
+    with endpoint(session, tmp_path / "model.tar.gz") as server:
+        expected = [ask(server.url, body, "image/png", "application/json") for body in images]
+    assert {status for status, _, _ in expected} == {200}
+    for image in (torchserve_image, ray_image):
+        with serving_container(image, tmp_path / "model") as (_, url):
+            answers = [ask(f"{url}/invocations", body, "image/png", "application/json") for body in images]
+            assert answers == expected
 
 
 @of_each_server("digits")
@@ -216,20 +234,36 @@ def test_ray_serve_ends_with_one_line_about_a_bundle_without_model_json(ray_imag
     assert "model.json: missing" in done.splitlines()[-1]
 
 
-# What a container is not to need: packages from an index, and pickles.
+# What a container is not to need: packages from an index, and pickles. Who imports no torch is not made to: Ray allows
+# its first processes 15 s.
 FORBID = """
-import torch
-
-load = torch.load
-
-
-def weights(*arguments, **options):
-    if not options.get("weights_only"):
-        raise RuntimeError("torch.load may unpickle anything here")
-    return load(*arguments, **options)
+import sys
+from importlib.machinery import PathFinder
 
 
-torch.load = weights
+class Forbidding:
+    def find_spec(self, name, path, target=None):
+        if name != "torch.serialization":
+            return None
+        spec = PathFinder.find_spec(name, path)
+        run = spec.loader.exec_module
+
+        def exec_module(module):
+            run(module)
+            load = module.load
+
+            def weights(*arguments, **options):
+                if not options.get("weights_only"):
+                    raise RuntimeError("torch.load may unpickle anything here")
+                return load(*arguments, **options)
+
+            module.load = weights
+
+        spec.loader.exec_module = exec_module
+        return spec
+
+
+sys.meta_path.insert(0, Forbidding())
 """
 ASK = """
 import sys, urllib.request
@@ -246,7 +280,7 @@ def bare(tmp_path, image):
     (tmp_path / "forbid" / "sitecustomize.py").write_text(FORBID)
     tmp_path.chmod(0o755)
     pip = docker("run", "--rm", "--entrypoint", "python", image, "-c", "import pip; print(*pip.__path__)")
-    options = ["--user", "4321:4321", "--network", "none", "--tmpfs", pip]
+    options = ["--user", "4321:4321", "--network", "none", "--tmpfs", pip, "--no-healthcheck"]
     return [*options, "--volume", f"{tmp_path}/forbid:/opt/forbid:ro", "--env", "PYTHONPATH=/opt/forbid"]
 
 

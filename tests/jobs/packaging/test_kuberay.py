@@ -10,6 +10,7 @@ import jsonschema
 import pytest
 import urllib3
 import yaml
+from helpers.engine import docker
 from helpers.local_mode import wait_until
 from helpers.task_bundles import save
 
@@ -159,6 +160,20 @@ def test_the_application_of_a_manifest_answers_as_the_entry_point(digits_bundle,
     finally:
         server.terminate()
         server.wait(60)
+
+
+@pytest.mark.docker
+@pytest.mark.parametrize("number", [0, 1])
+def test_a_pod_imports_what_serves_as_a_user_whom_its_image_does_not_know(bundle, ray_image, tmp_path, number):
+    pod = pods(made(bundle, "--claim", "models"))[number]
+    (tmp_path / "passwd").touch()
+    volumes = {"/etc/passwd": tmp_path / "passwd", kuberay.MODEL_DIR: bundle}
+    options = [word for inside, file in volumes.items() for word in ("--volume", f"{file}:{inside}:ro")]
+    options += [word for it in pod["containers"][0]["env"] for word in ("--env", f"{it['name']}={it['value']}")]
+    user = "{runAsUser}:{runAsGroup}".format(**pod["securityContext"])
+    program = "import getpass, os, fastmaker.serving.ray_serve; print(os.getuid(), getpass.getuser())"
+    command = ["--user", user, "--entrypoint", "python", ray_image, "-c", program]
+    assert docker("run", "--rm", *options, *command) == "1000 ray"
 
 
 @pytest.mark.slow

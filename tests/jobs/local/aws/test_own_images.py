@@ -10,7 +10,7 @@ FINAL = ("Completed", "Failed", "Stopped")
 
 
 @pytest.mark.docker
-def test_a_job_and_an_endpoint_run_in_an_image_of_ones_own(clients, training_image, image):
+def test_a_job_and_an_endpoint_run_in_an_image_of_ones_own(clients, training_image, torchserve_image):
     s3, sagemaker, logs = clients("s3"), clients("sagemaker"), clients("logs")
     s3.create_bucket(Bucket="own", CreateBucketConfiguration=HERE)
     s3.put_object(Bucket="own", Key="data/a.txt", Body=b"text")
@@ -28,7 +28,7 @@ def test_a_job_and_an_endpoint_run_in_an_image_of_ones_own(clients, training_ima
 
     s3.put_object(Bucket="own", Key="model.tar.gz", Body=packed(weights__txt="weights", code___inference__py=SERVE))
     container = {
-        "Image": image,
+        "Image": torchserve_image,
         "ModelDataUrl": "s3://own/model.tar.gz",
         "Environment": {"SAGEMAKER_PROGRAM": "inference.py"},
     }
