@@ -24,7 +24,7 @@ from fastmaker.jobs.page.corrections import Corrections
 FOLDER = Path(__file__).parent
 WIDE, NARROW = (1280, 900), (390, 844)  # pixels of a desk's window and a phone's
 CARD = 180  # pixels of a photo in the first picture
-COLOURS = 192  # of a picture
+COLOURS = 256  # of a picture
 OF_PHOTOS = "--train photos/train --arch resnet18 --image-size 96 --epochs 12"
 OF_SCENES = "--train scenes --task segmentation --arch resnet18 --image-size 96x128 --epochs 16 --batch-size 4"
 
@@ -87,7 +87,7 @@ def first_picture(classifier: sources.Bundle, unet: sources.Bundle, photos: list
 def save(picture: Image.Image, name: str) -> None:
     """Write a picture into this folder as a PNG."""
     file = FOLDER / name
-    picture.quantize(COLOURS).save(file, "PNG", optimize=True)
+    picture.quantize(COLOURS, kmeans=2).save(file, "PNG", optimize=True)
     print(f"wrote {file}, {file.stat().st_size // 1024} KB")
 
 
