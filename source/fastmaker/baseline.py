@@ -154,15 +154,15 @@ def measure(pixels: torch.Tensor) -> torch.Tensor:
     across, down = grey.diff(dim=2), grey.diff(dim=1)
     laplacian = across.diff(dim=2)[:, 1:-1] + down.diff(dim=1)[:, :, 1:-1]
     dx, dy = across[:, 1:], down[:, :, 1:]
-    slopes = dx**2 + dy**2 + SMALL**2
+    steepness = (dx**2 + dy**2 + SMALL**2).sqrt()
     values = [
         brightness,
         deviation / (brightness + 0.01),
         (laplacian.std((1, 2), correction=0) / (deviation + 0.01) + SMALL).log(),
         ((across**2).mean((1, 2)) + SMALL).log() - ((down**2).mean((1, 2)) + SMALL).log(),
         # Of each slope the cosine of four times its angle, weighted by how steep it is.
-        (slopes.sqrt() - 8 * (dx * dy) ** 2 / slopes**1.5).mean((1, 2)) / slopes.sqrt().mean((1, 2)),
-        *_upright(grey, deviation, down, slopes.sqrt()),
+        (steepness - 8 * (dx * dy) ** 2 / steepness**3).mean((1, 2)) / steepness.mean((1, 2)),
+        *_upright(grey, deviation, down, steepness),
     ]
     return torch.stack(values, 1).nan_to_num()
 

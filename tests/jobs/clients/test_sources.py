@@ -28,18 +28,9 @@ def here(request):
 @contextlib.contextmanager
 def through_the_front(request):
     variables, archive = request.getfixturevalue("front"), request.getfixturevalue("digits_archive")
-    words = [
-        "deploy",
-        "--model",
-        archive,
-        "--endpoint-name",
-        "asked",
-        "--instance-type",
-        "ml.m5.xlarge",
-        "--role",
-        ROLE,
-    ]
-    run([sys.executable, "-m", "fastmaker.jobs", *words, "--server", "torchserve"], variables, archive.parent)
+    words = f"--endpoint-name asked --instance-type ml.m5.xlarge --role {ROLE} --server torchserve".split()
+    deploy = [sys.executable, "-m", "fastmaker.jobs", "deploy", "--model", archive, *words]
+    run(deploy, variables, archive.parent)
     try:
         yield "asked", variables, ("--backend", "aws")
     finally:
